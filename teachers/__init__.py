@@ -1,0 +1,1 @@
+"""3D teacher networks and their sliding-window inference."""
