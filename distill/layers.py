@@ -1,0 +1,84 @@
+"""Network parts that the teachers, the students' adapter and the shared decoder have in common.
+
+Legend: B batch, C channels, D H W = z y x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Conv(nn.Module):
+    """3D convolution with replicate padding that keeps the size (before stride).
+
+    Kernels that span one section only run as 2D convolutions over all sections, which is the same arithmetic and
+    several times faster on a CPU. Parameters have the names and shapes of `torch.nn.Conv3d`.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: tuple[int, int, int],
+        stride: tuple[int, int, int] = (1, 1, 1),
+        *,
+        bias: bool,
+    ) -> None:
+        super().__init__()
+        reference = nn.Conv3d(inputs, outputs, kernel, stride, bias=bias)
+        self.weight, self.bias = reference.weight, reference.bias
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, D, H, W) -> (B, outputs, ceil(D / stride), ...)."""
+        front, top, left = (k // 2 for k in self.kernel)
+        if self.kernel[0] != 1 or self.stride[0] != 1:
+            padded = F.pad(x, (left, left, top, top, front, front), mode="replicate")
+            return F.conv3d(padded, self.weight, self.bias, self.stride)
+        batch, _, depth, _, _ = x.shape
+        sections = x.transpose(1, 2).flatten(0, 1)
+        if top or left:
+            sections = F.pad(sections, (left, left, top, top), mode="replicate")
+        found = F.conv2d(sections, self.weight[:, :, 0], self.bias, self.stride[1:])
+        return found.unflatten(0, (batch, depth)).transpose(1, 2)
+
+
+class ConvStack(nn.Module):
+    """`depth` layers of convolution (no bias) and ELU, then a 1x1x1 projection with bias: the AGQ branches."""
+
+    def __init__(self, inputs: int, width: int, depth: int, outputs: int, *, kernel: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(Conv(inputs if i == 0 else width, width, kernel, bias=False) for i in range(depth))
+        self.projection = Conv(width if depth else inputs, outputs, (1, 1, 1), bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, D, H, W) -> (B, outputs, D, H, W)."""
+        for conv in self.convs:
+            x = F.elu(conv(x))
+        found: Tensor = self.projection(x)
+        return found
+
+
+def coordinates(like: Tensor) -> Tensor:
+    """Three channels z, x, y (the published order), each from -1 to 1 along its axis: (B, 3, D, H, W)."""
+    batch, _, *shape = like.shape
+    z, y, x = (torch.linspace(-1, 1, n, dtype=like.dtype, device=like.device) for n in shape)
+    grid = torch.stack(torch.meshgrid(z, y, x, indexing="ij"))
+    return grid[[0, 2, 1]].expand(batch, 3, *shape)
+
+
+def resize(x: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
+    """Trilinear resize to (D, H, W); bilinear, section by section, where the depth stays."""
+    wanted = tuple(size)
+    if tuple(x.shape[-3:]) == wanted:
+        return x
+    if x.shape[-3] != wanted[0]:
+        return F.interpolate(x, wanted, mode="trilinear", align_corners=align_corners)
+    batch, _, depth, _, _ = x.shape
+    sections = x.transpose(1, 2).flatten(0, 1)
+    found = F.interpolate(sections, wanted[1:], mode="bilinear", align_corners=align_corners)
+    return found.unflatten(0, (batch, depth)).transpose(1, 2)

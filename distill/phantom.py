@@ -1,0 +1,496 @@
+"""A seeded cartoon of serial-section transmission EM of cortex, with the neurons that it shows.
+
+Everything is defined in nm, so any voxel size shows the same tissue. Typical sizes are those of published
+reconstructions of mouse cortex and of textbook ultrastructure:
+
+- dendrites 0.5-1.5 um across with about one spine per 0.6 um (neck 80-120 nm, head 250-450 nm);
+- unmyelinated axons 100-300 nm across, swelling every 1-2 um to hold a mitochondrion or 40 nm vesicles;
+- a few myelinated axons (0.5-0.8 um, sheath about 100 nm) and a few trunks of 1-1.5 um;
+- two dark membranes with a narrow gap between all neighbours, hardly any other extracellular space;
+- mitochondria 150-300 nm thick and 0.5-1.5 um long, postsynaptic densities 30 nm thick and 200-400 nm wide.
+
+Neurites grow one after the other as random walks with inertia into the space that is left. A tube's field is the
+distance to its centre line less its radius; a voxel belongs to the cell with the smallest field, and half of the lead
+over the second cell is the distance to the membrane between them. The fields live on a coarse isotropic grid and are
+interpolated at the top and the bottom of each section; what lies between is integrated, so that a membrane cut
+obliquely turns wide and grey as it does in a microscope.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import cc3d
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, maximum_filter
+from scipy.special import erf
+
+from distill.errors import DistillError
+from distill.geometry import Nanometres, Triple
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+Window = tuple[slice, slice]
+
+SMALLEST = (1, 32, 32)
+GRID_NM = 30.0  # of the fields: half the radius of the thinnest axon
+MARGIN_NM = (
+    240.0  # tissue around the volume: neurites must not end at its faces, and sections slide by up to half of it
+)
+REACH_NM = 160.0  # a field is cut off this far outside its tube
+MITO_REACH_NM = 60.0
+GAP_NM = 7.5  # from the middle of the gap between two cells to the middle of either membrane
+WALL_NM = 15.0  # labels leave out what lies this close to the middle of the gap
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A synthetic volume.
+
+    Attributes:
+        raw: (Z, Y, X) uint8, dark membranes on a bright cytoplasm.
+        labels: (Z, Y, X) uint64, 0 = membrane, myelin, extracellular space; neurons 1..n without a gap. Branches of one
+            neuron carry one label, also where they leave the volume and come back.
+        resolution: nm per voxel, z, y, x.
+    """
+
+    raw: NDArray[np.uint8]
+    labels: NDArray[np.uint64]
+    resolution: Nanometres
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """One kind of neurite: radius and sheath in nm, share of the space that it takes, events per um of its length."""
+
+    radius: tuple[float, float]
+    share: float
+    wander: float
+    branches: float = 0.0
+    spines: float = 0.0
+    swellings: float = 0.0
+    mitochondria: float = 0.3
+    sheath: float = 0.0
+
+
+# Thick ones first: thin neurites find their way between thick ones, not the other way round.
+_KINDS = (
+    _Kind((500, 720), 0.06, 0.10, spines=0.8, mitochondria=1.5),
+    _Kind((270, 400), 0.03, 0.10, sheath=100.0),
+    _Kind((200, 400), 0.28, 0.15, branches=0.3, spines=1.6, mitochondria=0.6),
+    _Kind((85, 170), 0.45, 0.25, branches=0.25, swellings=0.7),
+    _Kind((65, 100), 1.00, 0.30, branches=0.25, swellings=0.5),
+)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Field of a stretch of tube on the coarse grid, less its cut-off: below zero near the tube, zero elsewhere."""
+
+    cell: int
+    start: Triple
+    field: Floats
+
+
+@dataclass(frozen=True)
+class _Synapse:
+    """A swelling with vesicles, and the cell that it touches (0: none); points are (z, y, x) in nm."""
+
+    pre: int
+    post: int
+    contact: Floats
+    reach: float
+    vesicles: Floats
+
+
+@dataclass
+class _Tissue:
+    """What has grown so far, on a grid whose node (0, 0, 0) lies MARGIN_NM outside the volume's corner."""
+
+    grid: float
+    warped: Floats  # (3, Z, Y, X) nm: where each node looks; bends all straight walls
+    clear: Floats  # (Z, Y, X) nm to the nearest surface, below zero inside
+    owner: Ints
+    thickest: float
+    pieces: list[_Piece] = field(default_factory=list)
+    mitochondria: list[_Piece] = field(default_factory=list)
+    synapses: list[_Synapse] = field(default_factory=list)
+    sheath: list[float] = field(default_factory=lambda: [0.0])
+    shade: list[float] = field(default_factory=lambda: [-0.12])
+
+    def node(self, points: Floats) -> tuple[NDArray[np.intp], ...]:
+        """Index of the nodes nearest to points (..., 3) in nm; beyond the grid, of its border."""
+        nearest = np.rint(points / self.grid).astype(np.intp)
+        nearest = np.minimum(np.maximum(nearest, 0), np.array(self.clear.shape) - 1)
+        return tuple(np.moveaxis(nearest, -1, 0))
+
+    def tube(self, cell: int, points: Floats, reach: float) -> _Piece:
+        """Field of spheres (N, 4: z, y, x, radius) cut off `reach` outside their surface."""
+        wide = points[:, 3:] + np.float32(reach + self.grid)
+        firsts = np.floor((points[:, :3] - wide) / self.grid).astype(int).clip(0, self.clear.shape)
+        lasts = (np.ceil((points[:, :3] + wide) / self.grid).astype(int) + 1).clip(0, self.clear.shape)
+        low = firsts.min(0)
+        values = np.zeros(lasts.max(0) - low, np.float32)
+        for point, first, last in zip(points, firsts, lasts, strict=True):
+            away = self.warped[(slice(None), *map(slice, first, last))] - point[:3, None, None, None]
+            distance = np.sqrt(np.einsum("czyx,czyx->zyx", away, away)) - np.float32(point[3] + reach)
+            here = tuple(map(slice, first - low, last - low))
+            np.minimum(values[here], distance, out=values[here])
+        return _Piece(cell, (int(low[0]), int(low[1]), int(low[2])), values)
+
+    def place(self, piece: _Piece) -> int:
+        """Add a stretch of a cell; returns how many free nodes it took."""
+        there = tuple(slice(a, a + n) for a, n in zip(piece.start, piece.field.shape, strict=True))
+        distance, clear = piece.field + np.float32(REACH_NM), self.clear[there]
+        taken = int(np.count_nonzero((distance < 0) & (clear >= 0)))
+        self.owner[there][distance < clear] = piece.cell
+        np.minimum(clear, distance, out=clear)
+        self.pieces.append(piece)
+        return taken
+
+
+def make_phantom(
+    shape: Triple = (64, 512, 512),
+    resolution: Nanometres = (30.0, 6.0, 6.0),
+    seed: int = 0,
+    *,
+    on_section: Callable[[int, int], None] | None = None,
+) -> Phantom:
+    """Draw a synthetic serial-section EM volume and its neurons.
+
+    The same arguments give the same bytes. Calibres are capped at about a fifth of the volume's width, so that a small
+    volume still holds several neurites.
+
+    Args:
+        shape: voxels z, y, x, at least 1, 32, 32.
+        resolution: nm per voxel z, y, x, above zero; z is also the section's thickness.
+        seed: 0 or above.
+        on_section: called with (sections drawn, sections in all) after each section.
+
+    Returns:
+        The volume; its labels are compact and free of specks.
+
+    Raises:
+        DistillError: an argument is outside the range given above.
+    """
+    if len(shape) != 3 or any(n != int(n) or n < least for n, least in zip(shape, SMALLEST, strict=True)):
+        raise DistillError(f"shape: found {shape}, expected three whole numbers z, y, x of at least {SMALLEST}")
+    if len(resolution) != 3 or not all(0 < nm < math.inf for nm in resolution):
+        raise DistillError(f"resolution: found {resolution}, expected three numbers of nm z, y, x above 0")
+    if seed != int(seed) or seed < 0:
+        raise DistillError(f"seed: found {seed}, expected a whole number of 0 or above")
+    rng = np.random.default_rng(seed)
+    tissue = _grow(shape, resolution, rng)
+    camera = _Camera(tissue, shape, resolution, rng)
+    raw, cells = np.empty(shape, np.uint8), np.empty(shape, np.uint32)
+    for z in range(shape[0]):
+        raw[z], cells[z] = camera.section(z)
+        if on_section is not None:
+            on_section(z + 1, shape[0])
+    speck = min(1e6 / math.prod(resolution), math.prod(shape) / 1000)
+    cells = cc3d.dust(cells, threshold=max(2, round(speck)), connectivity=6, in_place=True)
+    present = np.bincount(cells.ravel()) > 0
+    present[0] = False
+    compact = np.where(present, np.cumsum(present), 0).astype(np.uint64)
+    return Phantom(raw, compact[cells], resolution)
+
+
+def _grow(shape: Triple, resolution: Nanometres, rng: Generator) -> _Tissue:
+    """Fill the volume and its margin with neurites."""
+    grid = max(GRID_NM, min(resolution))
+    extent = [n * nm for n, nm in zip(shape, resolution, strict=True)]
+    nodes = [math.ceil((length + 2 * MARGIN_NM) / grid) + 1 for length in extent]
+    axes = np.meshgrid(*(np.arange(n, dtype=np.float32) * np.float32(grid) for n in nodes), indexing="ij")
+    warped = np.stack([a + 24 * _noise(nodes, 90 / grid, rng) + 7 * _noise(nodes, 36 / grid, rng) for a in axes])
+    clear = np.full(nodes, 1e4, np.float32)
+    tissue = _Tissue(grid, warped, clear, np.zeros(nodes, np.int32), max(45.0, 0.2 * min(extent[1:])))
+    for kind in _KINDS:
+        thinnest, taken = min(kind.radius[0], tissue.thickest), 0
+        for start in rng.permutation(np.flatnonzero(clear >= thinnest)):
+            if taken > kind.share * clear.size:
+                break
+            if clear.flat[start] >= thinnest:
+                radius = min(rng.uniform(*kind.radius), tissue.thickest, float(clear.flat[start]))
+                point = np.array(np.unravel_index(start, nodes), np.float32) * np.float32(grid)
+                taken += _neuron(tissue, kind, point, radius, rng)
+    tissue.synapses = [_touch(tissue, synapse, rng) for synapse in tissue.synapses]
+    return tissue
+
+
+def _neuron(tissue: _Tissue, kind: _Kind, start: Floats, radius: float, rng: Generator) -> int:
+    """Grow one neuron both ways from a point, with branches and spines; returns the free nodes that it took."""
+    heading = rng.standard_normal(3, np.float32) * np.float32([1.3, 1, 1])
+    ends = [_walk(tissue, kind, start, sign * heading, radius, rng) for sign in (1, -1)]
+    trunk = np.concatenate([ends[0][::-1], ends[1][1:]])
+    if _length(trunk) < min(900.0, 6 * tissue.thickest):
+        return 0
+    paths = [trunk]
+    for at in trunk[rng.integers(0, len(trunk), rng.poisson(kind.branches * _length(trunk) / 1000))]:
+        heading = rng.standard_normal(3, np.float32)
+        paths.append(_walk(tissue, kind, at[:3], heading, max(45.0, 0.75 * float(at[3])), rng))
+    for path in paths[:]:
+        for at in path[rng.integers(0, len(path), rng.poisson(kind.spines * _length(path) / 1000))]:
+            paths.append(_spine(tissue, at, rng))
+    cell, taken = len(tissue.sheath), 0
+    tissue.sheath.append(min(kind.sheath, 0.4 * radius))
+    tissue.shade.append(0.05 * float(rng.standard_normal()))
+    for path in paths:
+        for first in range(0, len(path), 12):
+            taken += tissue.place(tissue.tube(cell, path[first : first + 13], REACH_NM))
+        _organelles(tissue, kind, cell, path, rng)
+    return taken
+
+
+def _walk(tissue: _Tissue, kind: _Kind, point: Floats, heading: Floats, radius: float, rng: Generator) -> Floats:
+    """Random walk with inertia that prefers free space; (N, 4) points and radii, until blocked or off the grid."""
+    heading = heading / np.float32(np.linalg.norm(heading))
+    here, gone, phase = radius, 0.0, rng.uniform(0, 2 * math.pi)
+    path = [np.append(point, np.float32(radius))]
+    while all(0 <= p <= tissue.grid * (n - 1) for p, n in zip(point, tissue.clear.shape, strict=True)):
+        step = np.float32(max(0.45 * here, 0.8 * tissue.grid))
+        turns = heading + np.float32(kind.wander) * rng.standard_normal((10, 3), np.float32)
+        turns /= np.linalg.norm(turns, axis=1, keepdims=True)
+        near, far = (
+            tissue.clear[tissue.node(point + ahead * step * turns)] for ahead in (np.float32(1), np.float32(3))
+        )
+        best = int(np.argmax(np.minimum(np.minimum(near, far) / here, 1.2) + 0.4 * turns @ heading))
+        if near[best] < 0.6 * min(here, kind.radius[0]):
+            break
+        heading, point, gone = turns[best], point + step * turns[best], gone + float(step)
+        swelling = (
+            max(0.0, math.sin(phase + 2 * math.pi * gone * kind.swellings / 1000)) ** 4 if kind.swellings else 0.0
+        )
+        wish = min(radius * (1 + 1.3 * swelling), float(near[best]))
+        here = max(40.0, min(max(wish, 0.85 * here), 1.18 * here))
+        path.append(np.append(point, np.float32(here)))
+    return np.asarray(path, np.float32)
+
+
+def _spine(tissue: _Tissue, at: Floats, rng: Generator) -> Floats:
+    """A thin neck and a round head beside a dendrite; stops where another cell is in the way."""
+    out = rng.standard_normal(3, np.float32)
+    out /= np.linalg.norm(out)
+    neck, head = rng.uniform(40, 60), rng.uniform(120, 220)
+    along = np.arange(0, float(at[3]) + rng.uniform(200, 600), 30, dtype=np.float32)[:, None]
+    points = at[:3] + along * out + 60 * np.sin(along / 250) * rng.standard_normal(3, np.float32)
+    blocked = np.flatnonzero(tissue.clear[tissue.node(points)] < neck)
+    points = points[: max(1, blocked[0]) if len(blocked) else None]
+    radii = np.full((len(points), 1), neck, np.float32)
+    radii[-1] = min(head, max(neck, float(tissue.clear[tissue.node(points[-1])])))
+    return np.concatenate([points, radii], 1)
+
+
+def _organelles(tissue: _Tissue, kind: _Kind, cell: int, path: Floats, rng: Generator) -> None:
+    """Mitochondria along a neurite, vesicles and perhaps a synapse in each of its swellings."""
+    wide = path[:, 3]
+    for at in rng.integers(0, len(path), rng.poisson(kind.mitochondria * _length(path) / 1000)):
+        if wide[at] >= 85:
+            steps = max(3, round(rng.uniform(400, 1500) / max(0.45 * float(wide[at]), 0.8 * tissue.grid)))
+            part, thick = path[at : at + steps].copy(), rng.uniform(70, 150)
+            aside = rng.standard_normal(3, np.float32)
+            part[:, :3] += 0.7 * aside / np.linalg.norm(aside) * np.maximum(0, part[:, 3:] - np.float32(thick + 60))
+            part[:, 3] = np.minimum(thick, 0.62 * part[:, 3])
+            tissue.mitochondria.append(tissue.tube(cell, part, MITO_REACH_NM))
+    for at in range(1, len(path) - 1) if kind.swellings else ():
+        if wide[at] >= 120 and wide[at - 1] < wide[at] >= wide[at + 1]:
+            crowd = int(rng.integers(30, 200) * min(2.0, float(wide[at]) / 150))
+            ball = rng.standard_normal((crowd, 3), np.float32) * (0.5 * wide[at])
+            tissue.synapses.append(_Synapse(cell, 0, path[at, :3], rng.uniform(90, 190), path[at, :3] + ball))
+
+
+def _touch(tissue: _Tissue, synapse: _Synapse, rng: Generator) -> _Synapse:
+    """Give two of three swellings a partner: the nearest other cell along random rays."""
+    rays = rng.standard_normal((24, 3), np.float32)
+    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+    for distance in np.arange(60, 500, 15, dtype=np.float32) if rng.random() < 2 / 3 else ():
+        points = synapse.contact + distance * rays
+        cells = tissue.owner[tissue.node(points)]
+        for i in np.flatnonzero((cells != synapse.pre) & (cells > 0))[:1]:
+            return replace(synapse, post=int(cells[i]), contact=points[i])
+    return synapse
+
+
+def _length(path: Floats) -> float:
+    return float(np.linalg.norm(np.diff(path[:, :3], axis=0), axis=1).sum())
+
+
+def _noise(shape: list[int], width: float, rng: Generator) -> Floats:
+    """Smooth Gaussian noise of unit variance."""
+    smooth: Floats = gaussian_filter(rng.standard_normal(shape, np.float32), width)
+    return smooth / np.float32(max(float(smooth.std()), 1e-6))
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """Where one section's pixels lie in the tissue: depth, rows and columns in nm, interpolation weights per axis."""
+
+    grid: float
+    depth: float
+    at: tuple[Floats, Floats]
+    weights: tuple[Floats, Floats]
+
+    def sample(self, piece: _Piece, aside: float = 0.0) -> tuple[Window, Floats] | None:
+        """Field of a piece `aside` nm from the depth and the window of pixels that it reaches, if it does."""
+        first, count = piece.start, piece.field.shape
+        level = (self.depth + aside) / self.grid - first[0]
+        low, high = max(0, math.floor(level) - 1), min(count[0], math.floor(level) + 3)
+        if low >= high or min(count) == 0:
+            return None
+        layer = np.tensordot(_spline(np.array([level - low]), high - low)[0], piece.field[low:high], 1)
+        if layer.min() > -1:
+            return None
+        (y0, y1), (x0, x1) = (
+            at.searchsorted([(a - 2) * self.grid, (a + n + 1) * self.grid])
+            for at, a, n in zip(self.at, first[1:], count[1:], strict=True)
+        )
+        rows, columns = self.weights[0][y0:y1, first[1] :], self.weights[1][x0:x1, first[2] :]
+        return np.s_[y0:y1, x0:x1], rows[:, : count[1]] @ layer @ columns[:, : count[2]].T
+
+    def around(self, point: Floats, reach: float) -> tuple[Window, Floats]:
+        """Window of pixels within `reach` of a point, and their distance from it in the plane."""
+        (y0, y1), (x0, x1) = (at.searchsorted([p - reach, p + reach]) for at, p in zip(self.at, point[1:], strict=True))
+        return np.s_[y0:y1, x0:x1], np.hypot(self.at[0][y0:y1, None] - point[1], self.at[1][x0:x1] - point[2])
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """Per pixel of a section: its cell, the nearest other cell, nm to the wall between them, grey value."""
+
+    cell: Ints
+    other: Ints
+    inside: Floats
+    grey: Floats
+
+
+class _Camera:
+    """Draws section after section: walls, organelles, then what knife and microscope add."""
+
+    def __init__(self, tissue: _Tissue, shape: Triple, resolution: Nanometres, rng: Generator) -> None:
+        self.tissue, self.shape, self.resolution, self.rng = tissue, shape, resolution, rng
+        self.sheath, self.shade = (np.array(v, np.float32) for v in (tissue.sheath, tissue.shade))
+        count = shape[0]
+        drift = np.cumsum(rng.normal(0, 2.5, (count, 2)), 0)
+        self.shift = np.clip(drift - drift.mean(0), -MARGIN_NM / 2, MARGIN_NM / 2) + rng.uniform(-8, 8, (count, 2))
+        self.gain, self.lift = rng.normal(1.15, 0.07, count).clip(0.9, 1.4), rng.normal(0, 0.035, count).clip(-0.1, 0.1)
+        self.blur = rng.uniform(2.5, 6, count)
+        self.reticulum = _noise(list(tissue.clear.shape), 42 / tissue.grid, rng)
+        self.shading = 0.04 * (_noise([1, 8, 8], 1.2, rng) + _noise([count, 8, 8], 1.2, rng))
+
+    def section(self, z: int) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
+        """One section: grey values, and cell numbers with 0 between cells."""
+        thick, pixel, grid = self.resolution[0], self.resolution[1:], self.tissue.grid
+        y, x = (
+            MARGIN_NM + (np.arange(n) + 0.5) * nm + s
+            for n, nm, s in zip(self.shape[1:], pixel, self.shift[z], strict=True)
+        )
+        nodes = self.tissue.clear.shape
+        weights = (_spline(y / grid, nodes[1]), _spline(x / grid, nodes[2]))
+        plane = _Plane(grid, MARGIN_NM + (z + 0.5) * thick, (y.astype(np.float32), x.astype(np.float32)), weights)
+        (cell, other, above), (below_cell, below_other, below) = (self._nearest(plane, s * thick / 2) for s in (-1, 1))
+        below = np.where(cell == below_cell, below, -below)
+        slope = np.sqrt(sum(g**2 for g in np.gradient(above, *pixel)) + ((below - above) / thick) ** 2)
+        # Two fields do not always fall in opposite directions; their slope turns the lead into a distance in nm.
+        slope = np.clip(maximum_filter(slope, 3), 0.45, 1)
+        above, below = above / slope, below / slope
+        middle = (above + below) / 2
+        cell, other = np.where(middle >= 0, cell, below_cell), np.where(middle >= 0, other, below_other)
+        scene = _Scene(cell, other, np.abs(middle), self._cytoplasm(cell, np.abs(middle), plane))
+        self._mitochondria(scene, plane)
+        self._synapses(scene, plane)
+        sheath, grey = self.sheath[cell], scene.grey
+        myelin = np.clip((sheath - scene.inside) / 8 + 0.5, 0, 1) * (sheath > 0)
+        grey += myelin * (0.10 + 0.05 * np.sin(scene.inside * (2 * math.pi / 22)) - grey)
+        grey += _wall(above, below, math.hypot(4.5, 0.35 * max(pixel))) * (0.08 - grey)
+        between = scene.inside < np.maximum(sheath, max(WALL_NM, 0.7 * max(pixel)))
+        return self._expose(grey, z), np.where(between, 0, cell).astype(np.uint32)
+
+    def _nearest(self, plane: _Plane, aside: float) -> tuple[Ints, Ints, Floats]:
+        """Nearest and second nearest cell of each pixel, and half of the first one's lead in nm."""
+        size = self.shape[1:]
+        first, second = np.zeros(size, np.int32), np.zeros(size, np.int32)
+        near, far = np.zeros(size, np.float32), np.zeros(size, np.float32)
+        for piece in self.tissue.pieces:
+            if (found := plane.sample(piece, aside)) is None:
+                continue
+            there, value = found
+            a, b, d, e = first[there], second[there], near[there], far[there]
+            fresh, closer = a != piece.cell, value < d
+            behind = fresh & ~closer & (value < e)
+            push = fresh & closer
+            np.copyto(e, d, where=push)
+            np.copyto(b, a, where=push)
+            np.copyto(d, value, where=closer)
+            np.copyto(a, piece.cell, where=push)
+            np.copyto(e, value, where=behind)
+            np.copyto(b, piece.cell, where=behind)
+        return first, second, (far - near) / 2
+
+    def _cytoplasm(self, cell: Ints, inside: Floats, plane: _Plane) -> Floats:
+        """Ground colour of each cell with grain, microtubules and reticulum."""
+        nm = self.resolution[1]
+        grain, mottle = (_noise(list(cell.shape), width / nm, self.rng) for width in (9, 26))
+        grey = 0.72 + self.shade[cell] + 0.04 * grain + 0.03 * mottle - 0.10 * np.clip(grain - 1.3, 0, 2)
+        depths = _spline(np.array([plane.depth / plane.grid]), len(self.reticulum))[0]
+        level = plane.weights[0] @ np.tensordot(depths, self.reticulum, 1) @ plane.weights[1].T
+        tubule = np.exp(-(((level - 1.35) / 0.14) ** 2)) + np.clip((level - 1.9) * 5, 0, 1)
+        return (grey * (1 - 0.65 * tubule * np.clip((inside - 30) / 15, 0, 1))).astype(np.float32)
+
+    def _mitochondria(self, scene: _Scene, plane: _Plane) -> None:
+        """Dark matrix with cristae inside two membranes, kept clear of the cell's own membrane."""
+        for number, piece in enumerate(self.tissue.mitochondria):
+            if (found := plane.sample(piece)) is None:
+                continue
+            there, value = found
+            inside = np.minimum(-MITO_REACH_NM - value, scene.inside[there] - self.sheath[piece.cell] - 28)
+            body = np.clip(inside / 7 + 0.5, 0, 1) * (scene.cell[there] == piece.cell)
+            y, x = (at[window] for at, window in zip(plane.at, there, strict=True))
+            across = math.cos(2.4 * number) * y[:, None] + math.sin(2.4 * number) * x + 0.5 * inside
+            cristae = np.sin(across * (2 * math.pi / 46) + 0.02 * plane.depth)
+            rim = np.exp(-((inside / 8) ** 2)) + 0.7 * np.exp(-(((inside - 20) / 6) ** 2))
+            scene.grey[there] += body * (0.38 + 0.09 * cristae - 0.28 * rim - scene.grey[there])
+
+    def _synapses(self, scene: _Scene, plane: _Plane) -> None:
+        """Rings of vesicles in the swelling and a dark density behind the wall of the cell that it touches."""
+        for synapse in self.tissue.synapses:
+            for point in synapse.vesicles[np.abs(synapse.vesicles[:, 0] - plane.depth) < 20]:
+                there, away = plane.around(point, 32)
+                radius = math.sqrt(20.0**2 - 0.6 * float(point[0] - plane.depth) ** 2)
+                allowed = (scene.cell[there] == synapse.pre) & (scene.inside[there] > 26)
+                scene.grey[there] *= 1 - 0.6 * np.exp(-(((away - radius + 3) / 6.5) ** 2)) * allowed
+            lag = float(synapse.contact[0]) - plane.depth
+            if synapse.post and abs(lag) < synapse.reach:
+                there, away = plane.around(synapse.contact, synapse.reach)
+                cell, other, inside = scene.cell[there], scene.other[there], scene.inside[there]
+                behind = np.clip((40 - inside) / 14, 0, 1) * ((cell == synapse.post) & (other == synapse.pre))
+                before = np.clip((20 - inside) / 8, 0, 1) * ((cell == synapse.pre) & (other == synapse.post))
+                spread = np.clip((synapse.reach - np.hypot(away, lag)) / 30, 0, 1)
+                scene.grey[there] *= 1 - 0.7 * spread * (behind + before)
+
+    def _expose(self, grey: Floats, z: int) -> NDArray[np.uint8]:
+        """Blur, uneven background, contrast and noise of the section's exposure."""
+        image = gaussian_filter(grey, [self.blur[z] / nm for nm in self.resolution[1:]])
+        rows, columns = (_spline(np.linspace(1.5, 5.5, n), 8) for n in grey.shape)
+        image = (image + rows @ self.shading[z] @ columns.T - 0.5) * self.gain[z] + 0.47 + self.lift[z]
+        electrons, film = (self.rng.standard_normal(grey.shape, np.float32) for _ in range(2))
+        shot = gaussian_filter(electrons, 0.5) * np.sqrt(np.clip(image, 0.05, 1))
+        image = image + 0.08 * shot + 0.16 * gaussian_filter(film, 0.9)
+        return np.clip(np.rint(255 * image), 0, 255).astype(np.uint8)
+
+
+def _wall(above: Floats, below: Floats, sharp: float) -> Floats:
+    """Share of a section's thickness that two membranes darken; the distance runs linearly from top to bottom."""
+    middle, run = (above + below) / 2, below - above
+    run = np.where(np.abs(run) < 1, np.float32(1), run)
+    ends = [sum(erf((middle + half * run + side * GAP_NM) / sharp) for side in (-1, 1)) for half in (-0.5, 0.5)]
+    share: Floats = (ends[1] - ends[0]) * np.float32(0.5 * math.sqrt(math.pi) * sharp) / run
+    return np.clip(share, 0, 1)
+
+
+def _spline(at: NDArray[np.floating], nodes: int) -> Floats:
+    """Weights (N, nodes) of the cubic B-spline, which smooths what it interpolates."""
+    t = np.abs(at[:, None] - np.arange(nodes))
+    return np.where(t < 1, 2 / 3 - t * t * (1 - t / 2), np.clip(2 - t, 0, None) ** 3 / 6).astype(np.float32)

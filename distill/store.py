@@ -1,0 +1,525 @@
+"""Writing volumes so that nothing that exists is ever harmed, and looking into what a file holds.
+
+CREMI files are written beside their target and then moved over it; Zarr arrays (version 3) are filled chunk by chunk.
+Axes are z, y, x (c, z, y, x with channels); resolution and offset are in nm.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.errors import DistillError, ShapeError, SourceError
+from distill.geometry import Box, Nanometres
+from distill.volume import (
+    LABELS_DATASET,
+    RAW_DATASET,
+    Cut,
+    StoredArray,
+    Volume,
+    checked_offset,
+    checked_resolution,
+    find_arrays,
+    missing_dataset,
+    open_tensorstore,
+    open_volume,
+    plain,
+    reason,
+    volume_from_array,
+    zarr_node,
+    zarr_ranks,
+)
+
+AXES = ("c", "z", "y", "x")
+_PLACE_KEYS = ("resolution", "offset", "units", "axis_names")
+_SAMPLE_VALUES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class VolumeSummary:
+    """What one array of a file looks like.
+
+    Attributes:
+        source: `path[:dataset]`.
+        dataset: path inside the file; None for files that hold one array.
+        kind: format, as in `Volume.kind`.
+        shape: extent per axis in voxels.
+        dtype: type in native byte order.
+        resolution: nm per axis; None where the file gives none.
+        offset: nm per axis; None where the file gives none.
+        chunks: extent of what is read in one go; None where not chunked.
+        compression: codec; None where not compressed.
+        minimum: smallest value of the middle section; None where nothing was sampled.
+        maximum: largest value of the middle section; None where nothing was sampled.
+        ids: number of non-zero ids in the middle section; None for arrays that are no labels.
+    """
+
+    source: str
+    dataset: str | None
+    kind: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    resolution: tuple[float, ...] | None
+    offset: tuple[float, ...] | None
+    chunks: tuple[int, ...] | None
+    compression: str | None
+    minimum: float | int | None
+    maximum: float | int | None
+    ids: int | None
+
+
+@dataclass(frozen=True)
+class ZarrArray:
+    """A Zarr array open for writing.
+
+    A chunk is replaced as a whole and at once on disk. Writers in different processes must not share chunks.
+
+    Attributes:
+        path: the store.
+        dataset: path of the array inside it.
+        shape: (z, y, x) or (c, z, y, x) in voxels.
+        dtype: the only type that is accepted.
+        chunks: extent of one chunk, same axes.
+    """
+
+    path: Path
+    dataset: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...]
+    _store: Any = field(repr=False, compare=False)
+
+    def write(self, box: Box, array: NDArray[Any]) -> None:
+        """Write one part and wait until it is on disk.
+
+        Args:
+            box: voxels to write.
+            array: (z, y, x) or (c, z, y, x) as large as the box, of type `dtype`.
+
+        Raises:
+            ShapeError: the box leaves the array, or shape or type differ.
+            SourceError: the disk refuses.
+        """
+        whole = Box.of_shape(self.shape[-3:])
+        if not whole.contains(box):
+            raise ShapeError(
+                f"{self}: found box {box.start} to {box.stop}, expected one within (0, 0, 0) to {whole.stop}"
+            )
+        expected = (*self.shape[:-3], *box.shape)
+        if array.shape != expected or array.dtype != self.dtype:
+            raise ShapeError(f"{self}: found {array.shape} {array.dtype}, expected {expected} {self.dtype}")
+        with _writing(f"{self}"):
+            self._store[(..., *box.slices)].write(array).result()
+
+    def write_section(self, z: int, array: NDArray[Any]) -> None:
+        """Write section `z`, an array (y, x) or (c, y, x); raises as `write`."""
+        _, height, width = self.shape[-3:]
+        self.write(Box((z, 0, 0), (z + 1, height, width)), np.expand_dims(array, -3))
+
+    def volume(self) -> Volume:
+        """What has been written so far, for reading."""
+        return open_volume(f"{self.path}:{self.dataset}")
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.dataset}"
+
+
+def describe(source: str | Path) -> list[VolumeSummary]:
+    """Summaries of every array that a source holds, or of the one dataset it names.
+
+    Raises:
+        SourceError: the source is missing or unreadable, or holds no array.
+    """
+    return [_summary(stored) for stored in find_arrays(source)]
+
+
+def format_summary(summaries: Sequence[VolumeSummary]) -> str:
+    """A table in plain text, a line per array; columns that say nothing are left out."""
+    titles = ("array", "shape", "type", "resolution nm", "offset nm", "chunks", "compression", "middle section", "ids")
+    rows = [_row(summary) for summary in summaries]
+    kept = [at for at in range(len(titles)) if any(row[at] != "-" for row in rows)]
+    table = [[line[at] for at in kept] for line in (titles, *rows)]
+    widths = [max(len(line[at]) for line in table) for at in range(len(kept))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in table)
+
+
+def write_cremi(
+    path: str | Path,
+    *,
+    raw: Volume | NDArray[Any] | None = None,
+    labels: Volume | NDArray[Any] | None = None,
+    resolution: Nanometres,
+    offset: Nanometres = (0.0, 0.0, 0.0),
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a CREMI file, section by section, all of it or nothing.
+
+    Args:
+        path: target; parent folders are made, an existing file is replaced once the new one is complete.
+        raw: image (z, y, x) uint8, written to `/volumes/raw`.
+        labels: ids (z, y, x) of any integer type without negatives, written as uint64 to `/volumes/labels/neuron_ids`.
+        resolution: voxel size z, y, x in nm.
+        offset: position of voxel (0, 0, 0) in nm; written where it is not zero.
+        attributes: further attributes of the file itself.
+
+    Raises:
+        ShapeError: nothing to write, or an array of the wrong shape or type.
+        SourceError: a section cannot be read, or the target cannot be written; what was there is untouched.
+    """
+    target = Path(path)
+    place = checked_resolution(str(path), resolution), checked_offset(str(path), offset)
+    parts = {
+        name: volume if isinstance(volume, Volume) else volume_from_array(volume, *place, source=name)
+        for name, volume in ((RAW_DATASET, raw), (LABELS_DATASET, labels))
+        if volume is not None
+    }
+    _check_cremi(target, parts)
+    with _writing(target), _replacing(target) as temporary:
+        import h5py
+
+        with h5py.File(temporary, "w-") as file:
+            file.attrs["file_format"] = "0.2"
+            for key, value in (attributes or {}).items():
+                file.attrs[key] = value
+            for name, volume in parts.items():
+                _write_cremi_part(file, name, volume, *place)
+
+
+def create_zarr(
+    path: str | Path,
+    dataset: str,
+    *,
+    shape: Sequence[int],
+    dtype: np.typing.DTypeLike,
+    resolution: Nanometres,
+    offset: Nanometres = (0.0, 0.0, 0.0),
+    chunks: Sequence[int] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> ZarrArray:
+    """Create an array, filled with zeros, in a new or an existing Zarr v3 store.
+
+    Args:
+        path: the store; it and its parent folders are made where absent.
+        dataset: path of the array inside; groups on the way are made where absent.
+        shape: (z, y, x) or (c, z, y, x) in voxels.
+        dtype: boolean, integer or floating-point type.
+        resolution: voxel size z, y, x in nm.
+        offset: position of voxel (0, 0, 0) in nm.
+        chunks: extent of one chunk, same axes; (1, 512, 512) with all channels by default. Clipped to `shape`.
+        attributes: further attributes of the array; must be plain JSON.
+        overwrite: replace an array of that name; without it an existing one is refused.
+
+    Raises:
+        ShapeError: shape, chunks or type cannot be stored.
+        SourceError: the target exists, is no Zarr v3 store, or cannot be written; what was there is untouched.
+    """
+    store = Path(path)
+    name = f"{store}:{dataset}"
+    metadata = _array_metadata(name, tuple(shape), np.dtype(dtype), chunks)
+    own = {key: plain(value) for key, value in (attributes or {}).items()}
+    if reserved := own.keys() & set(_PLACE_KEYS):
+        raise DistillError(f"{name}: found attribute {min(reserved)!r}, expected it as an argument of its own")
+    place = checked_resolution(name, resolution), checked_offset(name, offset)
+    axes = list(AXES[-len(shape) :])
+    metadata["attributes"] = dict(zip(_PLACE_KEYS, (*map(list, place), "nm", axes), strict=True)) | own
+    metadata["dimension_names"] = axes
+    _check_json(name, own)
+    folder = _array_folder(store, dataset)
+    _check_target(store, folder, name, overwrite)
+    with _writing(name):
+        _make_groups(store, folder)
+        with _aside(folder):
+            import tensorstore
+
+            kvstore = {"driver": "file", "path": f"{folder.absolute()}/"}
+            tensorstore.open({"driver": "zarr3", "kvstore": kvstore, "metadata": metadata}, create=True).result()
+    return open_zarr_for_writing(store, dataset)
+
+
+def open_zarr_for_writing(path: str | Path, dataset: str) -> ZarrArray:
+    """Open an existing Zarr v3 array, to go on writing where an earlier run stopped.
+
+    Raises:
+        SourceError: there is no such array, or it is not Zarr v3, or it cannot be opened.
+    """
+    store = Path(path)
+    folder = _array_folder(store, dataset)
+    if not store.exists():
+        raise SourceError(f"{store}: no such file")
+    node = zarr_node(folder)
+    if node is None or node[0].startswith("group"):
+        raise missing_dataset(store, dataset, list(zarr_ranks(store)))
+    if node[0] != "array3":
+        raise SourceError(f"{store}:{dataset}: found a Zarr v2 array, expected Zarr v3 for writing")
+    with _writing(f"{store}:{dataset}"):
+        array = open_tensorstore(folder, "zarr3", write=True)
+    chunks = tuple(array.chunk_layout.write_chunk.shape)
+    return ZarrArray(store, dataset, tuple(array.shape), np.dtype(array.dtype.numpy_dtype), chunks, array)
+
+
+def write_group_attributes(path: str | Path, attributes: Mapping[str, Any]) -> None:
+    """Update the attributes of a Zarr v3 group at once; keys that are not named stay as they are.
+
+    Args:
+        path: folder of the group.
+        attributes: plain JSON values by key.
+
+    Raises:
+        SourceError: there is no such group, a value is not plain JSON, or the disk refuses.
+    """
+    folder = Path(path)
+    node = zarr_node(folder)
+    if node is None or node[0] != "group3":
+        raise SourceError(f"{folder}: found {node[0] if node else 'no Zarr node'}, expected a Zarr v3 group")
+    new = {key: plain(value) for key, value in attributes.items()}
+    _check_json(str(folder), new)
+    file = folder / "zarr.json"
+    with _writing(folder):
+        document = json.loads(file.read_text(encoding="utf-8"))
+        _write_json(file, document | {"attributes": {**node[1], **new}})
+
+
+def _summary(stored: StoredArray) -> VolumeSummary:
+    sample = _sample(stored)
+    whole = sample is not None and sample.dtype.kind in "biu"
+    labels = whole and stored.dtype.kind in "iu" and _looks_like_labels(stored)
+    return VolumeSummary(
+        source=stored.source,
+        dataset=stored.dataset,
+        kind=stored.kind,
+        shape=stored.shape,
+        dtype=stored.dtype,
+        resolution=stored.resolution,
+        offset=stored.offset,
+        chunks=stored.chunks,
+        compression=stored.compression,
+        minimum=None if sample is None else _number(np.min(sample), whole),
+        maximum=None if sample is None else _number(np.max(sample), whole),
+        ids=int(np.count_nonzero(np.unique(sample))) if sample is not None and labels else None,
+    )
+
+
+def _number(value: Any, whole: bool) -> float | int:
+    return int(value) if whole else float(value)
+
+
+def _looks_like_labels(stored: StoredArray) -> bool:
+    name = (stored.dataset or stored.source).lower()
+    return stored.dtype.itemsize >= 4 or any(word in name for word in ("label", "ids", "seg", "fragments"))
+
+
+def _sample(stored: StoredArray) -> NDArray[Any] | None:
+    """The middle section of all channels; None where that is too much, empty or not numeric."""
+    index = [slice(0, extent) for extent in stored.shape]
+    if len(index) >= 3:
+        middle = stored.shape[-3] // 2
+        index[-3] = slice(middle, middle + 1)
+    values = math.prod(part.stop - part.start for part in index)
+    if not 0 < values <= _SAMPLE_VALUES or stored.dtype.kind not in "biuf":
+        return None
+    with stored.opener() as cut:
+        return _native(cut, tuple(index), stored.dtype)
+
+
+def _native(cut: Cut, index: tuple[slice, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    return np.asarray(cut(index), dtype)
+
+
+def _row(summary: VolumeSummary) -> tuple[str, ...]:
+    bounds = "-" if summary.minimum is None else f"{summary.minimum:.6g} to {summary.maximum:.6g}"
+    if isinstance(summary.minimum, int):
+        bounds = f"{summary.minimum} to {summary.maximum}"
+    return (
+        summary.source,
+        _joined(summary.shape, " x "),
+        str(summary.dtype),
+        _joined(summary.resolution, ", "),
+        _joined(summary.offset, ", "),
+        _joined(summary.chunks, " x "),
+        summary.compression or "-",
+        bounds,
+        "-" if summary.ids is None else str(summary.ids),
+    )
+
+
+def _joined(values: Sequence[float] | None, by: str) -> str:
+    return by.join(f"{value:.10g}" for value in values) if values else "-"
+
+
+def _check_cremi(target: Path, parts: Mapping[str, Volume]) -> None:
+    if not parts:
+        raise ShapeError(f"{target}: found neither raw nor labels, expected at least one to write")
+    sizes = {volume.size for volume in parts.values()}
+    for name, volume in parts.items():
+        found = f"{target}:{name}: found {volume.shape} {volume.dtype} from {volume.source}"
+        if volume.channels is not None:
+            raise ShapeError(f"{found}, expected 3 axes (z, y, x)")
+        if name == RAW_DATASET and volume.dtype != np.uint8:
+            raise ShapeError(f"{found}, expected uint8")
+        if name == LABELS_DATASET and volume.dtype.kind not in "iu":
+            raise ShapeError(f"{found}, expected integers")
+    if len(sizes) > 1:
+        raise ShapeError(
+            f"{target}: found raw {parts[RAW_DATASET].size} and labels {parts[LABELS_DATASET].size}, expected one size"
+        )
+
+
+def _write_cremi_part(file: Any, name: str, volume: Volume, resolution: Nanometres, offset: Nanometres) -> None:
+    depth, height, width = volume.size
+    labels = name == LABELS_DATASET
+    stored = file.create_dataset(
+        name,
+        (depth, height, width),
+        np.uint64 if labels else np.uint8,
+        chunks=(1, min(512, height), min(512, width)),
+        compression="gzip",
+        compression_opts=4,
+        shuffle=labels,
+    )
+    stored.attrs["resolution"] = resolution
+    if any(offset):
+        stored.attrs["offset"] = offset
+    for z, section in enumerate(volume.sections()):
+        if labels and section.dtype.kind == "i" and section.min() < 0:
+            raise ShapeError(f"{name}: found id {section.min()} in section {z} of {volume.source}, expected ids from 0")
+        stored[z] = section
+
+
+def _array_metadata(
+    name: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: Sequence[int] | None
+) -> dict[str, Any]:
+    """Zarr v3 metadata of an array, without its attributes."""
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise ShapeError(f"{name}: found shape {shape}, expected (z, y, x) or (c, z, y, x), each at least 1")
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise ShapeError(
+            f"{name}: found type {dtype}, expected a boolean, integer or floating-point type up to 64 bits"
+        )
+    wanted = tuple(chunks) if chunks is not None else (*shape[:-3], 1, 512, 512)
+    if len(wanted) != len(shape) or min(wanted) < 1:
+        raise ShapeError(f"{name}: found chunks {wanted}, expected {len(shape)} extents, each at least 1")
+    clipped = [min(int(a), int(b)) for a, b in zip(wanted, shape, strict=True)]
+    if math.prod(clipped) * dtype.itemsize >= 2**31:
+        raise ShapeError(f"{name}: found chunks {tuple(clipped)} of {dtype}, expected less than 2 GiB each")
+    blosc = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle", "typesize": dtype.itemsize, "blocksize": 0}
+    return {
+        "shape": [int(extent) for extent in shape],
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": clipped}},
+        "codecs": [
+            {"name": "bytes", "configuration": {"endian": "little"}},
+            {"name": "blosc", "configuration": blosc},
+        ],
+        "fill_value": False if dtype.kind == "b" else 0,
+    }
+
+
+def _check_json(name: str, attributes: Mapping[str, Any]) -> None:
+    for key, value in attributes.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise SourceError(f"{name}: attribute {key!r} cannot be written as JSON: {reason(error)}") from error
+
+
+def _array_folder(store: Path, dataset: str) -> Path:
+    parts = dataset.split("/")
+    if any(part in ("", ".", "..") or part.startswith((".", "__")) for part in parts):
+        raise SourceError(f"{store}: found dataset {dataset!r}, expected a path of plain names such as volumes/labels")
+    return store.joinpath(*parts)
+
+
+def _check_target(store: Path, folder: Path, name: str, overwrite: bool) -> None:
+    """Refuse to write into anything but a Zarr v3 store, over an array unasked, or over a group."""
+    groups = [store, *reversed([group for group in folder.parents if store in group.parents])]
+    for group in groups:
+        if not group.exists():
+            return
+        node = zarr_node(group) if group.is_dir() else None
+        if node is None and not (group.is_dir() and not any(group.iterdir())):
+            raise SourceError(f"{group}: found something that is no Zarr store, expected a Zarr v3 group or nothing")
+        if node is not None and node[0] != "group3":
+            raise SourceError(f"{group}: found a Zarr {node[0][:-1]} (version {node[0][-1]}), expected a Zarr v3 group")
+    if folder.exists():
+        node = zarr_node(folder)
+        if node is None or not node[0].startswith("array"):
+            raise SourceError(f"{name}: found a group or something that is no array, expected an array or nothing")
+        if not overwrite:
+            raise SourceError(
+                f"{name}: found an existing array, expected nothing there unless overwriting is asked for"
+            )
+
+
+def _make_groups(store: Path, folder: Path) -> None:
+    for group in [store, *reversed([group for group in folder.parents if store in group.parents])]:
+        group.mkdir(parents=True, exist_ok=True)
+        if not (group / "zarr.json").exists():
+            _write_json(group / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
+
+
+def _write_json(file: Path, document: Mapping[str, Any]) -> None:
+    with _replacing(file) as temporary:
+        temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[None]:
+    """Keep an existing array under a hidden name until its successor stands; put it back if that fails."""
+    kept = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    existed = folder.exists()
+    if existed:
+        os.replace(folder, kept)
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        if existed:
+            os.replace(kept, folder)
+        raise
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary name beside `target`, flushed to disk and moved over it at the end, removed on failure."""
+    if target.is_dir():
+        raise SourceError(f"{target}: found a folder, expected a file name to write to")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, target)
+        _flush(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _writing(name: str | Path) -> Iterator[None]:
+    """Turn whatever a library raises on a failed write into one `SourceError` that names the target and the reason."""
+    try:
+        yield
+    except DistillError:
+        raise
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise SourceError(f"{name}: cannot be written: {reason(error)}") from error

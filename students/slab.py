@@ -1,0 +1,69 @@
+"""From consecutive sections of the student to the shared decoder's input.
+
+The student sees pairs of sections; the query decoder wants blocks. The adapter brings the current branch's features and
+the three affinity channels of every section to half resolution, mixes them within the section, then lets each section
+look at its two neighbours.
+
+Legend: B batch, D sections, H W full and h w half resolution (rounded up).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.affinity import half_resolution
+from distill.decoder import DecoderInput
+from distill.layers import Conv
+
+_CERTAIN = 1e-3
+
+
+class SlabAdapter(nn.Module):
+    """Per-section mixing (3x3), then a convolution over three neighbouring sections."""
+
+    def __init__(self, *, half: int, full: int, features: int = 64) -> None:
+        """Build the adapter.
+
+        Args:
+            half: channels of the student's half-resolution features.
+            full: channels of its full-resolution features.
+            features: channels of the shared decoder's input (the contract's 64).
+        """
+        super().__init__()
+        self.within = nn.Sequential(
+            Conv(half + full + 3, features, (1, 3, 3), bias=False), nn.GroupNorm(8, features), nn.ELU()
+        )
+        self.across = nn.Sequential(Conv(features, features, (3, 1, 1), bias=False), nn.GroupNorm(8, features))
+
+    def section(self, half: Tensor, full: Tensor, affinity: Tensor) -> tuple[Tensor, Tensor]:
+        """Everything about sections that needs no neighbour, so that a stream can do it once per section.
+
+        Args:
+            half: (N, C, h, w) features of N sections at half resolution.
+            full: (N, C, H, W) features at full resolution.
+            affinity: (N, 3, H, W) in [0, 1].
+
+        Returns:
+            Mixed features (N, 64, h, w) and affinity logits (N, 3, h, w).
+        """
+        small = half_resolution(affinity)
+        logits = torch.logit(small.float().clamp(_CERTAIN, 1 - _CERTAIN))
+        pooled = F.avg_pool2d(full, 2, ceil_mode=True, count_include_pad=False)
+        joined = torch.cat([half, pooled, small.to(half.dtype)], 1)
+        return self.within(joined.unsqueeze(2)).squeeze(2), logits
+
+    def slab(self, mixed: Tensor, logits: Tensor) -> DecoderInput:
+        """The slab's decoder input from what `section` gave for its sections.
+
+        Args:
+            mixed: (B, 64, D, h, w).
+            logits: (B, 3, D, h, w).
+        """
+        return DecoderInput(F.elu(mixed + self.across(mixed)), logits)
+
+    def forward(self, half: Tensor, full: Tensor, affinity: Tensor, sections: int) -> DecoderInput:
+        """Both steps for B slabs of `sections` sections that lie behind one another in the first axis."""
+        mixed, logits = self.section(half, full, affinity)
+        return self.slab(*(part.unflatten(0, (-1, sections)).transpose(1, 2) for part in (mixed, logits)))

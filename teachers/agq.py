@@ -1,0 +1,76 @@
+"""The AGQ teacher: residual 3D U-Net, fusion at half resolution, affinity branch.
+
+Chen et al., "Efficient Neuron Segmentation in Electron Microscopy by Affinity-Guided Queries", ICLR 2025. Its mask
+branch and query decoder live in `distill.decoder`, which teacher and student share.
+
+Added here: an embedding head on the finest map (off in the published network), so that the affinities of a 3D network
+and its voxel embeddings exist at full resolution for distillation (Liu et al., CVPR 2024) and for figures.
+
+Legend: B batch, E embedding channels, D H W = z y x, h w = half resolution, rounded up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distill.decoder import DecoderInput
+from distill.layers import Conv, ConvStack, coordinates, resize
+from teachers.unet3d import ResidualUNet3d, conv_block
+
+
+@dataclass(frozen=True)
+class TeacherOutput:
+    """What the teacher gives for a block."""
+
+    decoder_input: DecoderInput
+    embedding: Tensor | None  # (B, E, D, H, W), not normalised; None without the head
+    levels: list[Tensor]  # decoder maps P0 (finest) to P4
+
+
+class AGQTeacher(nn.Module):
+    """Backbone, fusion block and affinity branch; the adapter to the shared decoder is the identity."""
+
+    def __init__(
+        self,
+        *,
+        filters: Sequence[int] = (32, 64, 96, 128, 160),
+        fused: int = 64,
+        branch_width: int = 64,
+        branch_depth: int = 4,
+        embedding: int = 0,
+    ) -> None:
+        """Build the network; the defaults are the published one.
+
+        Args:
+            filters: backbone channels, fine to coarse, multiples of 8.
+            fused: channels that go to the shared decoder (the contract's 64).
+            branch_width: channels of the affinity branch.
+            branch_depth: its 3x3x3 layers before the projection.
+            embedding: channels of the embedding head on the finest map; 0 = no head.
+        """
+        super().__init__()
+        self.backbone = ResidualUNet3d(filters)
+        self.pre_convs = nn.ModuleList(conv_block(channels, fused, (1, 3, 3)) for channels in filters)
+        self.post_conv = conv_block(fused, fused, (1, 3, 3))
+        self.affinity_branch = ConvStack(3 + fused, branch_width, branch_depth, 3, kernel=(3, 3, 3))
+        self.embedding_head = Conv(filters[0], embedding, (1, 1, 1), bias=True) if embedding else None
+        self.embedding_channels = embedding
+
+    def forward(self, volume: Tensor) -> TeacherOutput:
+        """Run a block.
+
+        Args:
+            volume: (B, 1, D, H, W), grey values in [0, 1]; mapped to [-1, 1] here as published.
+        """
+        levels = self.backbone((volume - 0.5) / 0.5)
+        fused = torch.zeros((), device=volume.device)
+        for pre, level in zip(self.pre_convs, levels, strict=True):
+            fused = fused + resize(pre(level), levels[1].shape[-3:], align_corners=True)
+        features = self.post_conv(fused)
+        logits = self.affinity_branch(torch.cat([coordinates(features), features], 1))
+        embedding = self.embedding_head(levels[0]) if self.embedding_head is not None else None
+        return TeacherOutput(DecoderInput(features, logits), embedding, levels)
