@@ -175,6 +175,14 @@ def _window(values: Tensor, pick: Any, fill: int) -> Tensor:
     return values
 
 
+def unit(embedding: Tensor) -> Tensor:
+    """Embedding of length one along axis 1; zero vectors stay zero.
+
+    Written out because the library's vector norm is slow along a strided axis on CPUs.
+    """
+    return embedding * torch.rsqrt(embedding.square().sum(1, keepdim=True).clamp(min=1e-24))
+
+
 def embedding_affinity(embedding: Tensor, offsets: Sequence[Triple] = NEAREST, *, clamp: bool = True) -> Tensor:
     """Cosine similarity of an embedding volume with itself at each offset.
 
@@ -186,15 +194,15 @@ def embedding_affinity(embedding: Tensor, offsets: Sequence[Triple] = NEAREST, *
     Returns:
         (B, K, D, H, W), 0 where the edge leaves the volume.
     """
-    unit = F.normalize(embedding, dim=1)
-    batch, _, *shape = unit.shape
+    normed = unit(embedding)
+    batch, _, *shape = normed.shape
     rows = []
     for offset in offsets:
         at, partner = edge_slices(offset, shape)
-        cosine = (unit[(..., *at)] * unit[(..., *partner)]).sum(1)
+        cosine = (normed[(..., *at)] * normed[(..., *partner)]).sum(1)
         pad = [n for s, size in zip(reversed(at), reversed(shape), strict=True) for n in (s.start, size - s.stop)]
         rows.append(F.pad(cosine, pad))
-    found = torch.stack(rows, 1) if rows else unit.new_zeros(batch, 0, *shape)
+    found = torch.stack(rows, 1) if rows else normed.new_zeros(batch, 0, *shape)
     return found.clamp(0, 1) if clamp else found
 
 
@@ -210,24 +218,19 @@ def pair_affinity(previous: Tensor, current: Tensor) -> Tensor:
         are filled by reflection (row 0 = row 2, as the published code does), so that a boundary map made of them has
         no dark frame.
     """
-    before, now = F.normalize(previous, dim=1), F.normalize(current, dim=1)
+    before, now = unit(previous), unit(current)
     along_z = (before * now).sum(1)
     return torch.stack([along_z, _in_plane(now, 1), _in_plane(now, 2)], 1).clamp(0, 1)
 
 
-def _in_plane(unit: Tensor, axis: int) -> Tensor:
-    size = unit.shape[axis + 1]
+def _in_plane(normed: Tensor, axis: int) -> Tensor:
+    size = normed.shape[axis + 1]
     if size == 1:
-        return torch.ones_like(unit[:, 0])
-    upper, lower = unit.narrow(axis + 1, 1, size - 1), unit.narrow(axis + 1, 0, size - 1)
+        return torch.ones_like(normed[:, 0])
+    upper, lower = normed.narrow(axis + 1, 1, size - 1), normed.narrow(axis + 1, 0, size - 1)
     cosine = (upper * lower).sum(1)
     mirror = cosine.narrow(axis, min(1, size - 2), 1)
     return torch.cat([mirror, cosine], dim=axis)
-
-
-def cross_affinity(one: Tensor, other: Tensor) -> Tensor:
-    """Clamped cosine of two embeddings voxel by voxel: (B, E, ...) twice -> (B, ...) in [0, 1]."""
-    return (F.normalize(one, dim=1) * F.normalize(other, dim=1)).sum(1).clamp(0, 1)
 
 
 def slice_pairs(volume: Tensor) -> tuple[Tensor, Tensor]:

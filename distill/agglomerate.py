@@ -238,8 +238,9 @@ def merge_by_mean_affinity(
 ) -> NDArray[np.uint64]:
     """Agglomerate touching regions by the mean affinity of their contact (AGQ paper's rule, on one block).
 
-    The result is that of `waterz(..., scoring="mean")` at 1 - threshold, but for ties and means that differ by less
-    than waterz's float32 resolves; invalid edges can be left out.
+    The result is that of `waterz(..., scoring="mean")` at 1 - threshold, but for ties: waterz keeps running means in
+    float32 and takes equal ones in its own order. Affinities clipped to 1 make many ties, and then the two differ as
+    much as either does under noise of 1e-9, with like scores. Here invalid edges can be left out.
 
     Args:
         labels: (Z, Y, X) ids, 0 = background.
@@ -274,7 +275,8 @@ def distinct_ids(labels: Integers) -> NDArray[np.uint64]:
 
 def _ranks(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """1-based rank of each entry among the distinct entries."""
-    return np.unique(ids, return_inverse=True)[1].astype(np.uint64) + np.uint64(1)
+    ranks: NDArray[np.uint64] = np.unique(ids, return_inverse=True)[1].astype(np.uint64)
+    return ranks + np.uint64(1)
 
 
 def _runs(labels: Integers) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:

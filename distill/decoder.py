@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distill.affinity import unit
 from distill.errors import ShapeError
 from distill.layers import Conv, ConvStack, coordinates
 from distill.queries import Order, SeedRule, Seeds, find_seeds, mask_prior, pool_seeds, surroundings
@@ -120,7 +121,7 @@ class QueryDecoder(nn.Module):
             background: False sets the background logit of the last round to 0 (the published inference).
         """
         x = torch.cat([coordinates(given.features), given.features], 1)
-        mask_features = F.normalize(self.mask_branch(x), dim=1)
+        mask_features = unit(self.mask_branch(x).float())
         instance = x
         for layer in self.inst_convs:
             instance = F.relu(layer(instance))

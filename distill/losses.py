@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.affinity import MULTI, affinity_targets, class_balance, cross_affinity, embedding_affinity, section_labels
+from distill.affinity import MULTI, affinity_targets, class_balance, embedding_affinity, section_labels, unit
 from distill.geometry import Triple
 from distill.matching import Match
 
@@ -86,7 +86,7 @@ def cross_dimension_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Ten
 def grafting_loss(
     previous: Tensor, current: Tensor, teacher: Tensor, labels: Tensor, distances: Sequence[int] = (1, 2, 3, 4)
 ) -> Tensor:
-    """FGI: the student's embeddings take a place in the teacher's embedding volume (Liu et al., CVPR 2024, section 3.4).
+    """FGI: the student's embeddings take a place in the teacher's volume (Liu et al., CVPR 2024, section 3.4).
 
     For the pair (z - 1, z) and every distance k the previous branch's embedding is compared with the teacher's of
     section z - 1 + k, the current branch's with that of z + k; the clamped cosine is held against the z-affinity of the
@@ -104,14 +104,15 @@ def grafting_loss(
     """
     depth = labels.shape[1]
     losses = []
+    before, now, taught = unit(previous), unit(current), unit(teacher)
     for k in distances:
         truth = section_labels(labels, k)  # section z against z - k
-        for student, first in ((previous, 0), (current, 1)):
+        for student, first in ((before, 0), (now, 1)):
             count = min(student.shape[2], depth - k - first)
             if count < 1:
                 continue
             there = slice(first + k, first + k + count)
-            predicted = cross_affinity(student[:, :, :count], teacher[:, :, there])
+            predicted = (student[:, :, :count] * taught[:, :, there]).sum(1).clamp(0, 1)
             target, valid = truth.target[:, there], truth.valid[:, there]
             losses.append(weighted_mse(predicted, target, class_balance(target, valid), valid))
     return torch.stack(losses).mean() if losses else teacher.new_zeros((), dtype=torch.float32)

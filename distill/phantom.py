@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import cc3d
 import numpy as np
@@ -32,10 +32,12 @@ from scipy.special import erf
 from distill.errors import DistillError
 from distill.geometry import Nanometres, Triple
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
 Ints = NDArray[np.int32]
 Window = tuple[slice, slice]
 
+SLIVER_NM2 = 3500.0  # smaller profiles stay unlabelled, as they do under an annotator's brush
+COARSEST_NM = 100.0
 SMALLEST = (1, 32, 32)
 GRID_NM = 30.0  # of the fields: half the radius of the thinnest axon
 MARGIN_NM = (
@@ -80,10 +82,10 @@ class _Kind:
 # Thick ones first: thin neurites find their way between thick ones, not the other way round.
 _KINDS = (
     _Kind((500, 720), 0.06, 0.10, spines=0.8, mitochondria=1.5),
-    _Kind((270, 400), 0.03, 0.10, sheath=100.0),
+    _Kind((270, 400), 0.03, 0.10, sheath=90.0),
     _Kind((200, 400), 0.28, 0.15, branches=0.3, spines=1.6, mitochondria=0.6),
-    _Kind((85, 170), 0.45, 0.25, branches=0.25, swellings=0.7),
-    _Kind((65, 100), 1.00, 0.30, branches=0.25, swellings=0.5),
+    _Kind((105, 190), 0.45, 0.22, branches=0.2, swellings=0.7),
+    _Kind((75, 110), 1.00, 0.28, branches=0.2, swellings=0.5),
 )
 
 
@@ -98,13 +100,12 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Synapse:
-    """A swelling with vesicles, and the cell that it touches (0: none); points are (z, y, x) in nm."""
+    """Vesicles of a swelling and where on its surface the density lies, with its radius (0: none); nm, z, y, x."""
 
-    pre: int
-    post: int
+    cell: int
+    vesicles: Floats
     contact: Floats
     reach: float
-    vesicles: Floats
 
 
 @dataclass
@@ -114,7 +115,6 @@ class _Tissue:
     grid: float
     warped: Floats  # (3, Z, Y, X) nm: where each node looks; bends all straight walls
     clear: Floats  # (Z, Y, X) nm to the nearest surface, below zero inside
-    owner: Ints
     thickest: float
     pieces: list[_Piece] = field(default_factory=list)
     mitochondria: list[_Piece] = field(default_factory=list)
@@ -126,7 +126,7 @@ class _Tissue:
         """Index of the nodes nearest to points (..., 3) in nm; beyond the grid, of its border."""
         nearest = np.rint(points / self.grid).astype(np.intp)
         nearest = np.minimum(np.maximum(nearest, 0), np.array(self.clear.shape) - 1)
-        return tuple(np.moveaxis(nearest, -1, 0))
+        return tuple(nearest.T)
 
     def tube(self, cell: int, points: Floats, reach: float) -> _Piece:
         """Field of spheres (N, 4: z, y, x, radius) cut off `reach` outside their surface."""
@@ -147,7 +147,6 @@ class _Tissue:
         there = tuple(slice(a, a + n) for a, n in zip(piece.start, piece.field.shape, strict=True))
         distance, clear = piece.field + np.float32(REACH_NM), self.clear[there]
         taken = int(np.count_nonzero((distance < 0) & (clear >= 0)))
-        self.owner[there][distance < clear] = piece.cell
         np.minimum(clear, distance, out=clear)
         self.pieces.append(piece)
         return taken
@@ -167,7 +166,7 @@ def make_phantom(
 
     Args:
         shape: voxels z, y, x, at least 1, 32, 32.
-        resolution: nm per voxel z, y, x, above zero; z is also the section's thickness.
+        resolution: nm per voxel z, y, x, above 0, at most 100 (thin axons vanish); z is the section's thickness.
         seed: 0 or above.
         on_section: called with (sections drawn, sections in all) after each section.
 
@@ -179,11 +178,13 @@ def make_phantom(
     """
     if len(shape) != 3 or any(n != int(n) or n < least for n, least in zip(shape, SMALLEST, strict=True)):
         raise DistillError(f"shape: found {shape}, expected three whole numbers z, y, x of at least {SMALLEST}")
-    if len(resolution) != 3 or not all(0 < nm < math.inf for nm in resolution):
-        raise DistillError(f"resolution: found {resolution}, expected three numbers of nm z, y, x above 0")
+    if len(resolution) != 3 or not all(0 < nm <= COARSEST_NM for nm in resolution):
+        raise DistillError(
+            f"resolution: found {resolution}, expected three numbers of nm z, y, x above 0, at most {COARSEST_NM}"
+        )
     if seed != int(seed) or seed < 0:
         raise DistillError(f"seed: found {seed}, expected a whole number of 0 or above")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(int(seed))
     tissue = _grow(shape, resolution, rng)
     camera = _Camera(tissue, shape, resolution, rng)
     raw, cells = np.empty(shape, np.uint8), np.empty(shape, np.uint32)
@@ -205,9 +206,9 @@ def _grow(shape: Triple, resolution: Nanometres, rng: Generator) -> _Tissue:
     extent = [n * nm for n, nm in zip(shape, resolution, strict=True)]
     nodes = [math.ceil((length + 2 * MARGIN_NM) / grid) + 1 for length in extent]
     axes = np.meshgrid(*(np.arange(n, dtype=np.float32) * np.float32(grid) for n in nodes), indexing="ij")
-    warped = np.stack([a + 24 * _noise(nodes, 90 / grid, rng) + 7 * _noise(nodes, 36 / grid, rng) for a in axes])
+    warped = np.stack([a + 32 * _noise(nodes, 90 / grid, rng) + 9 * _noise(nodes, 36 / grid, rng) for a in axes])
     clear = np.full(nodes, 1e4, np.float32)
-    tissue = _Tissue(grid, warped, clear, np.zeros(nodes, np.int32), max(45.0, 0.2 * min(extent[1:])))
+    tissue = _Tissue(grid, warped, clear, max(45.0, 0.2 * min(extent[1:])))
     for kind in _KINDS:
         thinnest, taken = min(kind.radius[0], tissue.thickest), 0
         for start in rng.permutation(np.flatnonzero(clear >= thinnest)):
@@ -217,13 +218,12 @@ def _grow(shape: Triple, resolution: Nanometres, rng: Generator) -> _Tissue:
                 radius = min(rng.uniform(*kind.radius), tissue.thickest, float(clear.flat[start]))
                 point = np.array(np.unravel_index(start, nodes), np.float32) * np.float32(grid)
                 taken += _neuron(tissue, kind, point, radius, rng)
-    tissue.synapses = [_touch(tissue, synapse, rng) for synapse in tissue.synapses]
     return tissue
 
 
 def _neuron(tissue: _Tissue, kind: _Kind, start: Floats, radius: float, rng: Generator) -> int:
     """Grow one neuron both ways from a point, with branches and spines; returns the free nodes that it took."""
-    heading = rng.standard_normal(3, np.float32) * np.float32([1.3, 1, 1])
+    heading = rng.standard_normal(3, np.float32) * np.array([2.0, 1, 1], np.float32)
     ends = [_walk(tissue, kind, start, sign * heading, radius, rng) for sign in (1, -1)]
     trunk = np.concatenate([ends[0][::-1], ends[1][1:]])
     if _length(trunk) < min(900.0, 6 * tissue.thickest):
@@ -258,14 +258,14 @@ def _walk(tissue: _Tissue, kind: _Kind, point: Floats, heading: Floats, radius: 
             tissue.clear[tissue.node(point + ahead * step * turns)] for ahead in (np.float32(1), np.float32(3))
         )
         best = int(np.argmax(np.minimum(np.minimum(near, far) / here, 1.2) + 0.4 * turns @ heading))
-        if near[best] < 0.6 * min(here, kind.radius[0]):
+        if near[best] < 0.75 * min(here, kind.radius[0]):
             break
         heading, point, gone = turns[best], point + step * turns[best], gone + float(step)
         swelling = (
             max(0.0, math.sin(phase + 2 * math.pi * gone * kind.swellings / 1000)) ** 4 if kind.swellings else 0.0
         )
         wish = min(radius * (1 + 1.3 * swelling), float(near[best]))
-        here = max(40.0, min(max(wish, 0.85 * here), 1.18 * here))
+        here = max(50.0, min(max(wish, 0.85 * here), 1.18 * here))
         path.append(np.append(point, np.float32(here)))
     return np.asarray(path, np.float32)
 
@@ -298,28 +298,25 @@ def _organelles(tissue: _Tissue, kind: _Kind, cell: int, path: Floats, rng: Gene
     for at in range(1, len(path) - 1) if kind.swellings else ():
         if wide[at] >= 120 and wide[at - 1] < wide[at] >= wide[at + 1]:
             crowd = int(rng.integers(30, 200) * min(2.0, float(wide[at]) / 150))
-            ball = rng.standard_normal((crowd, 3), np.float32) * (0.5 * wide[at])
-            tissue.synapses.append(_Synapse(cell, 0, path[at, :3], rng.uniform(90, 190), path[at, :3] + ball))
-
-
-def _touch(tissue: _Tissue, synapse: _Synapse, rng: Generator) -> _Synapse:
-    """Give two of three swellings a partner: the nearest other cell along random rays."""
-    rays = rng.standard_normal((24, 3), np.float32)
-    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
-    for distance in np.arange(60, 500, 15, dtype=np.float32) if rng.random() < 2 / 3 else ():
-        points = synapse.contact + distance * rays
-        cells = tissue.owner[tissue.node(points)]
-        for i in np.flatnonzero((cells != synapse.pre) & (cells > 0))[:1]:
-            return replace(synapse, post=int(cells[i]), contact=points[i])
-    return synapse
+            ball = rng.standard_normal((crowd, 3), np.float32)
+            ball *= (
+                0.9
+                * wide[at]
+                * np.cbrt(rng.random((crowd, 1), np.float32))
+                / np.linalg.norm(ball, axis=1, keepdims=True)
+            )
+            side = rng.standard_normal(3, np.float32)
+            contact = path[at, :3] + side / np.linalg.norm(side) * (wide[at] + np.float32(20))
+            reach = rng.uniform(100, 200) if rng.random() < 0.7 else 0.0
+            tissue.synapses.append(_Synapse(cell, path[at, :3] + ball, contact, reach))
 
 
 def _length(path: Floats) -> float:
     return float(np.linalg.norm(np.diff(path[:, :3], axis=0), axis=1).sum())
 
 
-def _noise(shape: list[int], width: float, rng: Generator) -> Floats:
-    """Smooth Gaussian noise of unit variance."""
+def _noise(shape: list[int], width: float | list[float], rng: Generator) -> Floats:
+    """Gaussian noise of unit variance, smooth over `width` nodes or pixels."""
     smooth: Floats = gaussian_filter(rng.standard_normal(shape, np.float32), width)
     return smooth / np.float32(max(float(smooth.std()), 1e-6))
 
@@ -375,7 +372,10 @@ class _Camera:
         count = shape[0]
         drift = np.cumsum(rng.normal(0, 2.5, (count, 2)), 0)
         self.shift = np.clip(drift - drift.mean(0), -MARGIN_NM / 2, MARGIN_NM / 2) + rng.uniform(-8, 8, (count, 2))
-        self.gain, self.lift = rng.normal(1.15, 0.07, count).clip(0.9, 1.4), rng.normal(0, 0.035, count).clip(-0.1, 0.1)
+        self.gain, self.lift = (
+            rng.normal(1.12, 0.07, count).clip(0.9, 1.35),
+            rng.normal(0, 0.035, count).clip(-0.1, 0.1),
+        )
         self.blur = rng.uniform(2.5, 6, count)
         self.reticulum = _noise(list(tissue.clear.shape), 42 / tissue.grid, rng)
         self.shading = 0.04 * (_noise([1, 8, 8], 1.2, rng) + _noise([count, 8, 8], 1.2, rng))
@@ -383,33 +383,40 @@ class _Camera:
     def section(self, z: int) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
         """One section: grey values, and cell numbers with 0 between cells."""
         thick, pixel, grid = self.resolution[0], self.resolution[1:], self.tissue.grid
-        y, x = (
-            MARGIN_NM + (np.arange(n) + 0.5) * nm + s
-            for n, nm, s in zip(self.shape[1:], pixel, self.shift[z], strict=True)
-        )
+        y, x = (MARGIN_NM + self.shift[z, a] + (np.arange(self.shape[a + 1]) + 0.5) * pixel[a] for a in (0, 1))
         nodes = self.tissue.clear.shape
         weights = (_spline(y / grid, nodes[1]), _spline(x / grid, nodes[2]))
         plane = _Plane(grid, MARGIN_NM + (z + 0.5) * thick, (y.astype(np.float32), x.astype(np.float32)), weights)
-        (cell, other, above), (below_cell, below_other, below) = (self._nearest(plane, s * thick / 2) for s in (-1, 1))
-        below = np.where(cell == below_cell, below, -below)
+        (cell, other, above, core), (low_cell, low_other, below, _) = (
+            self._nearest(plane, s * thick / 2) for s in (-1, 1)
+        )
+        below = np.where(cell == low_cell, below, -below)
         slope = np.sqrt(sum(g**2 for g in np.gradient(above, *pixel)) + ((below - above) / thick) ** 2)
         # Two fields do not always fall in opposite directions; their slope turns the lead into a distance in nm.
         slope = np.clip(maximum_filter(slope, 3), 0.45, 1)
         above, below = above / slope, below / slope
         middle = (above + below) / 2
-        cell, other = np.where(middle >= 0, cell, below_cell), np.where(middle >= 0, other, below_other)
+        cell, other = np.where(middle >= 0, cell, low_cell), np.where(middle >= 0, other, low_other)
         scene = _Scene(cell, other, np.abs(middle), self._cytoplasm(cell, np.abs(middle), plane))
         self._mitochondria(scene, plane)
         self._synapses(scene, plane)
         sheath, grey = self.sheath[cell], scene.grey
-        myelin = np.clip((sheath - scene.inside) / 8 + 0.5, 0, 1) * (sheath > 0)
-        grey += myelin * (0.10 + 0.05 * np.sin(scene.inside * (2 * math.pi / 22)) - grey)
-        grey += _wall(above, below, math.hypot(4.5, 0.35 * max(pixel))) * (0.08 - grey)
-        between = scene.inside < np.maximum(sheath, max(WALL_NM, 0.7 * max(pixel)))
-        return self._expose(grey, z), np.where(between, 0, cell).astype(np.uint32)
+        # Myelin ends where the axon's tube does, so it fills the corners between its neighbours.
+        myelin = np.clip((sheath - core) / 12 + 0.5, 0, 1) * (sheath > 0)
+        grey += myelin * (0.14 + 0.06 * np.sin(core * (2 * math.pi / 22)) - grey)
+        grey += _wall(above, below, math.hypot(4.5, 0.35 * max(pixel))) * (0.13 - grey)
+        between = (scene.inside < max(WALL_NM, 0.7 * max(pixel))) | (myelin > 0.5)
+        cells = np.where(between, 0, cell).astype(np.uint32)
+        cc3d.dust(
+            cells,
+            threshold=max(2, round(min(SLIVER_NM2 / math.prod(pixel), cells.size / 50))),
+            connectivity=4,
+            in_place=True,
+        )
+        return self._expose(grey, z), cells
 
-    def _nearest(self, plane: _Plane, aside: float) -> tuple[Ints, Ints, Floats]:
-        """Nearest and second nearest cell of each pixel, and half of the first one's lead in nm."""
+    def _nearest(self, plane: _Plane, aside: float) -> tuple[Ints, Ints, Floats, Floats]:
+        """Nearest and second nearest cell of each pixel, nm by half of the first one's lead and into its own tube."""
         size = self.shape[1:]
         first, second = np.zeros(size, np.int32), np.zeros(size, np.int32)
         near, far = np.zeros(size, np.float32), np.zeros(size, np.float32)
@@ -427,17 +434,17 @@ class _Camera:
             np.copyto(a, piece.cell, where=push)
             np.copyto(e, value, where=behind)
             np.copyto(b, piece.cell, where=behind)
-        return first, second, (far - near) / 2
+        return first, second, (far - near) / 2, -near - np.float32(REACH_NM)
 
     def _cytoplasm(self, cell: Ints, inside: Floats, plane: _Plane) -> Floats:
         """Ground colour of each cell with grain, microtubules and reticulum."""
-        nm = self.resolution[1]
-        grain, mottle = (_noise(list(cell.shape), width / nm, self.rng) for width in (9, 26))
-        grey = 0.72 + self.shade[cell] + 0.04 * grain + 0.03 * mottle - 0.10 * np.clip(grain - 1.3, 0, 2)
+        grain, mottle = (_noise(list(cell.shape), [nm / px for px in self.resolution[1:]], self.rng) for nm in (10, 26))
+        grey = 0.69 + self.shade[cell] + 0.05 * grain + 0.04 * mottle - 0.10 * np.clip(grain - 1.3, 0, 2)
         depths = _spline(np.array([plane.depth / plane.grid]), len(self.reticulum))[0]
         level = plane.weights[0] @ np.tensordot(depths, self.reticulum, 1) @ plane.weights[1].T
         tubule = np.exp(-(((level - 1.35) / 0.14) ** 2)) + np.clip((level - 1.9) * 5, 0, 1)
-        return (grey * (1 - 0.65 * tubule * np.clip((inside - 30) / 15, 0, 1))).astype(np.float32)
+        drawn: Floats = grey * (1 - 0.65 * tubule * np.clip((inside - 30) / 15, 0, 1))
+        return drawn
 
     def _mitochondria(self, scene: _Scene, plane: _Plane) -> None:
         """Dark matrix with cristae inside two membranes, kept clear of the cell's own membrane."""
@@ -445,28 +452,28 @@ class _Camera:
             if (found := plane.sample(piece)) is None:
                 continue
             there, value = found
-            inside = np.minimum(-MITO_REACH_NM - value, scene.inside[there] - self.sheath[piece.cell] - 28)
+            inside = np.minimum(-MITO_REACH_NM - value, scene.inside[there] - 1.3 * self.sheath[piece.cell] - 28)
             body = np.clip(inside / 7 + 0.5, 0, 1) * (scene.cell[there] == piece.cell)
             y, x = (at[window] for at, window in zip(plane.at, there, strict=True))
             across = math.cos(2.4 * number) * y[:, None] + math.sin(2.4 * number) * x + 0.5 * inside
             cristae = np.sin(across * (2 * math.pi / 46) + 0.02 * plane.depth)
             rim = np.exp(-((inside / 8) ** 2)) + 0.7 * np.exp(-(((inside - 20) / 6) ** 2))
-            scene.grey[there] += body * (0.38 + 0.09 * cristae - 0.28 * rim - scene.grey[there])
+            scene.grey[there] += body * (0.43 + 0.09 * cristae - 0.28 * rim - scene.grey[there])
 
     def _synapses(self, scene: _Scene, plane: _Plane) -> None:
-        """Rings of vesicles in the swelling and a dark density behind the wall of the cell that it touches."""
+        """Rings of vesicles in the swelling, and a dark density behind the wall of the cells at its contact."""
         for synapse in self.tissue.synapses:
             for point in synapse.vesicles[np.abs(synapse.vesicles[:, 0] - plane.depth) < 20]:
                 there, away = plane.around(point, 32)
                 radius = math.sqrt(20.0**2 - 0.6 * float(point[0] - plane.depth) ** 2)
-                allowed = (scene.cell[there] == synapse.pre) & (scene.inside[there] > 26)
+                allowed = (scene.cell[there] == synapse.cell) & (scene.inside[there] > 26)
                 scene.grey[there] *= 1 - 0.6 * np.exp(-(((away - radius + 3) / 6.5) ** 2)) * allowed
             lag = float(synapse.contact[0]) - plane.depth
-            if synapse.post and abs(lag) < synapse.reach:
+            if abs(lag) < synapse.reach:
                 there, away = plane.around(synapse.contact, synapse.reach)
-                cell, other, inside = scene.cell[there], scene.other[there], scene.inside[there]
-                behind = np.clip((40 - inside) / 14, 0, 1) * ((cell == synapse.post) & (other == synapse.pre))
-                before = np.clip((20 - inside) / 8, 0, 1) * ((cell == synapse.pre) & (other == synapse.post))
+                inside = scene.inside[there]
+                behind = np.clip((40 - inside) / 14, 0, 1) * (scene.other[there] == synapse.cell)
+                before = np.clip((20 - inside) / 8, 0, 1) * (scene.cell[there] == synapse.cell)
                 spread = np.clip((synapse.reach - np.hypot(away, lag)) / 30, 0, 1)
                 scene.grey[there] *= 1 - 0.7 * spread * (behind + before)
 
@@ -474,11 +481,12 @@ class _Camera:
         """Blur, uneven background, contrast and noise of the section's exposure."""
         image = gaussian_filter(grey, [self.blur[z] / nm for nm in self.resolution[1:]])
         rows, columns = (_spline(np.linspace(1.5, 5.5, n), 8) for n in grey.shape)
-        image = (image + rows @ self.shading[z] @ columns.T - 0.5) * self.gain[z] + 0.47 + self.lift[z]
+        image = (image + rows @ self.shading[z] @ columns.T - 0.5) * self.gain[z] + 0.45 + self.lift[z]
         electrons, film = (self.rng.standard_normal(grey.shape, np.float32) for _ in range(2))
         shot = gaussian_filter(electrons, 0.5) * np.sqrt(np.clip(image, 0.05, 1))
-        image = image + 0.08 * shot + 0.16 * gaussian_filter(film, 0.9)
-        return np.clip(np.rint(255 * image), 0, 255).astype(np.uint8)
+        image = image + 0.08 * shot + 0.19 * gaussian_filter(film, 1.05)
+        exposed: NDArray[np.uint8] = np.clip(np.rint(255 * image), 0, 255).astype(np.uint8)
+        return exposed
 
 
 def _wall(above: Floats, below: Floats, sharp: float) -> Floats:
@@ -493,4 +501,5 @@ def _wall(above: Floats, below: Floats, sharp: float) -> Floats:
 def _spline(at: NDArray[np.floating], nodes: int) -> Floats:
     """Weights (N, nodes) of the cubic B-spline, which smooths what it interpolates."""
     t = np.abs(at[:, None] - np.arange(nodes))
-    return np.where(t < 1, 2 / 3 - t * t * (1 - t / 2), np.clip(2 - t, 0, None) ** 3 / 6).astype(np.float32)
+    weights: Floats = np.where(t < 1, 2 / 3 - t * t * (1 - t / 2), np.clip(2 - t, 0, None) ** 3 / 6).astype(np.float32)
+    return weights

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ from distill.geometry import Box, Nanometres
 from distill.volume import (
     LABELS_DATASET,
     RAW_DATASET,
-    Cut,
     StoredArray,
     Volume,
     checked_offset,
     checked_resolution,
+    create_tensorstore,
     find_arrays,
     missing_dataset,
     open_tensorstore,
@@ -144,13 +145,14 @@ def describe(source: str | Path) -> list[VolumeSummary]:
 
 
 def format_summary(summaries: Sequence[VolumeSummary]) -> str:
-    """A table in plain text, a line per array; columns that say nothing are left out."""
+    """The file's name and a table in plain text, a line per array; columns that say nothing are left out."""
     titles = ("array", "shape", "type", "resolution nm", "offset nm", "chunks", "compression", "middle section", "ids")
     rows = [_row(summary) for summary in summaries]
     kept = [at for at in range(len(titles)) if any(row[at] != "-" for row in rows)]
     table = [[line[at] for at in kept] for line in (titles, *rows)]
     widths = [max(len(line[at]) for line in table) for at in range(len(kept))]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in table)
+    files = dict.fromkeys(summary.source.removesuffix(f":{summary.dataset}") for summary in summaries)
+    return "\n".join([*files, *(("  " + "  ".join(map(str.ljust, line, widths))).rstrip() for line in table)])
 
 
 def write_cremi(
@@ -239,11 +241,12 @@ def create_zarr(
     _check_target(store, folder, name, overwrite)
     with _writing(name):
         _make_groups(store, folder)
-        with _aside(folder):
-            import tensorstore
-
-            kvstore = {"driver": "file", "path": f"{folder.absolute()}/"}
-            tensorstore.open({"driver": "zarr3", "kvstore": kvstore, "metadata": metadata}, create=True).result()
+        created = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
+        try:
+            create_tensorstore(created, metadata)
+            _put_in_place(created, folder)
+        finally:
+            shutil.rmtree(created, ignore_errors=True)
     return open_zarr_for_writing(store, dataset)
 
 
@@ -315,7 +318,7 @@ def _number(value: Any, whole: bool) -> float | int:
 
 
 def _looks_like_labels(stored: StoredArray) -> bool:
-    name = (stored.dataset or stored.source).lower()
+    name = (stored.dataset or Path(stored.source).name).lower()
     return stored.dtype.itemsize >= 4 or any(word in name for word in ("label", "ids", "seg", "fragments"))
 
 
@@ -329,11 +332,7 @@ def _sample(stored: StoredArray) -> NDArray[Any] | None:
     if not 0 < values <= _SAMPLE_VALUES or stored.dtype.kind not in "biuf":
         return None
     with stored.opener() as cut:
-        return _native(cut, tuple(index), stored.dtype)
-
-
-def _native(cut: Cut, index: tuple[slice, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    return np.asarray(cut(index), dtype)
+        return np.asarray(cut(tuple(index)), stored.dtype)
 
 
 def _row(summary: VolumeSummary) -> tuple[str, ...]:
@@ -341,10 +340,10 @@ def _row(summary: VolumeSummary) -> tuple[str, ...]:
     if isinstance(summary.minimum, int):
         bounds = f"{summary.minimum} to {summary.maximum}"
     return (
-        summary.source,
+        summary.dataset or "-",
         _joined(summary.shape, " x "),
         str(summary.dtype),
-        _joined(summary.resolution, ", "),
+        _joined(summary.resolution, ", ") if summary.resolution else "not given",
         _joined(summary.offset, ", "),
         _joined(summary.chunks, " x "),
         summary.compression or "-",
@@ -473,17 +472,15 @@ def _write_json(file: Path, document: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-@contextmanager
-def _aside(folder: Path) -> Iterator[None]:
-    """Keep an existing array under a hidden name until its successor stands; put it back if that fails."""
-    kept = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+def _put_in_place(created: Path, folder: Path) -> None:
+    """Move a newly created array to its name; an array that was there before leaves only once its successor stands."""
+    kept = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
     existed = folder.exists()
     if existed:
         os.replace(folder, kept)
     try:
-        yield
+        os.replace(created, folder)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
         if existed:
             os.replace(kept, folder)
         raise
@@ -496,12 +493,14 @@ def _replacing(target: Path) -> Iterator[Path]:
     if target.is_dir():
         raise SourceError(f"{target}: found a folder, expected a file name to write to")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         yield temporary
         _flush(temporary)
         os.replace(temporary, target)
-        _flush(target.parent)
+        # The file already stands under its name; some network disks cannot flush a folder.
+        with suppress(OSError):
+            _flush(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -14,6 +14,7 @@ import math
 import os
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,8 +48,11 @@ NO_LABEL = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 _BLOCK_BYTES = 256 * 2**20
 _NM_PER_UNIT = {"nm": 1.0, "nanometer": 1.0, "nanometre": 1.0, "mm": 1e6, "millimeter": 1e6, "angstrom": 0.1}
 _NM_PER_UNIT |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "micrometer", "micrometre"), 1e3)
-_UNREADABLE = (OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError, EOFError, SyntaxError)
-_UNREADABLE_DATA = (struct.error, zlib.error, zipfile.BadZipFile)
+# What the libraries below were seen to raise on truncated and altered files.
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, SyntaxError, AttributeError),
+    *(ArithmeticError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError),
+)
 
 
 @dataclass(frozen=True)
@@ -315,7 +319,7 @@ def readable(name: str | Path) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise SourceError(f"{name}: no such file") from error
-    except (*_UNREADABLE, *_UNREADABLE_DATA) as error:
+    except _UNREADABLE as error:
         raise SourceError(f"{name}: cannot be read: {reason(error)}") from error
 
 
@@ -511,9 +515,9 @@ def _hdf5_ranks(path: Path) -> dict[str, int]:
 
     ranks: dict[str, int] = {}
 
-    def visit(name: str, item: object) -> None:
+    def visit(name: str | bytes, item: object) -> None:
         if isinstance(item, h5py.Dataset):
-            ranks[name] = len(item.shape or ())
+            ranks[plain(name)] = len(item.shape or ())
 
     with readable(path), h5py.File(path, "r") as file:
         file.visititems(visit)
@@ -609,7 +613,7 @@ def _load_tiff(path: Path, dataset: str | None) -> StoredArray:
         shape = (1, *shape) if len(shape) == 2 else shape
         if series.axes == "ZCYX":
             shape = (shape[1], shape[0], *shape[2:])
-        codec = tif.pages[0].compression.name.lower()
+        codec = getattr(tif.pages[0].compression, "name", "unknown").lower()
         return StoredArray(
             str(path),
             None,
@@ -784,8 +788,18 @@ def open_tensorstore(folder: Path, driver: str, write: bool = False) -> Any:
     """
     import tensorstore
 
-    spec = {"driver": driver, "kvstore": {"driver": "file", "path": f"{folder.absolute()}/"}}
-    return tensorstore.open(spec, open=True, read=True, write=write).result()
+    return tensorstore.open(_zarr_spec(folder, driver), open=True, read=True, write=write).result()
+
+
+def create_tensorstore(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Create one Zarr v3 array, in a folder of its own that holds none yet, from its metadata document."""
+    import tensorstore
+
+    tensorstore.open(_zarr_spec(folder, "zarr3") | {"metadata": metadata}, create=True).result()
+
+
+def _zarr_spec(folder: Path, driver: str) -> dict[str, Any]:
+    return {"driver": driver, "kvstore": {"driver": "file", "path": f"{folder.absolute()}/"}}
 
 
 def zarr_ranks(path: Path) -> dict[str, int]:
@@ -803,31 +817,43 @@ def zarr_ranks(path: Path) -> dict[str, int]:
 
 
 def _load_zarr(path: Path, dataset: str | None) -> StoredArray:
-    folder = path / dataset if dataset and dataset != "." else path
+    dataset = None if dataset == "." else dataset
+    folder = path / dataset if dataset else path
     node = zarr_node(folder)
     if node is None or node[0].startswith("group"):
         raise missing_dataset(path, dataset or "", list(zarr_ranks(path)))
     attributes = node[1]
-    driver = "zarr3" if node[0] == "array3" else "zarr"
+    version = node[0][-1]
+    # The header is read without tensorstore: its threads would make a later fork unsafe.
     with readable(folder):
-        store = open_tensorstore(folder, driver)
-        shape = tuple(int(extent) for extent in store.shape)
-        resolution, offset = _placement(attributes)
-        ome = _ome_placement(folder) if resolution is None else (None, None)
-        codec = store.spec().to_json().get("metadata", {})
-        return StoredArray(
-            f"{path}:{dataset}" if folder != path else str(path),
-            dataset,
-            "zarr3" if driver == "zarr3" else "zarr2",
-            shape,
-            np.dtype(store.dtype.numpy_dtype),
-            resolution or ome[0],
-            offset or ome[1],
-            attributes,
-            partial(_open_zarr, folder, driver),
-            tuple(store.chunk_layout.read_chunk.shape),
-            _zarr_codec(codec),
-        )
+        header = json.loads((folder / ("zarr.json" if version == "3" else ".zarray")).read_text(encoding="utf-8"))
+        dtype = np.dtype(header["data_type" if version == "3" else "dtype"]).newbyteorder("=")
+        shape, chunks, codec = tuple(header["shape"]), _zarr_chunks(header), _zarr_codec(header)
+    resolution, offset = _placement(attributes)
+    ome = _ome_placement(folder) if resolution is None else (None, None)
+    return StoredArray(
+        f"{path}:{dataset}" if dataset else str(path),
+        dataset,
+        f"zarr{version}",
+        shape,
+        dtype,
+        resolution or ome[0],
+        offset or ome[1],
+        attributes,
+        partial(_open_zarr, folder, "zarr3" if version == "3" else "zarr"),
+        chunks,
+        codec,
+    )
+
+
+def _zarr_chunks(header: Mapping[str, Any]) -> tuple[int, ...]:
+    """Extent of what is read in one go: a chunk, or an inner chunk of a shard."""
+    if "chunks" in header:
+        return tuple(header["chunks"])
+    for codec in header["codecs"]:
+        if codec["name"] == "sharding_indexed":
+            return tuple(codec["configuration"]["chunk_shape"])
+    return tuple(header["chunk_grid"]["configuration"]["chunk_shape"])
 
 
 def _zarr_codec(metadata: Mapping[str, Any]) -> str | None:

@@ -1,0 +1,309 @@
+"""Configuration of a run: one YAML file for the teacher, one for the student, KEY=VALUE overrides.
+
+Unknown keys are refused with the nearest known one. Defaults are the published settings wherever a paper gives one; the
+pairs in `configs/` say where each of their values comes from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from distill.errors import ConfigError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SeedConfig(_Strict):
+    """Affinity-guided queries (see `distill.queries.SeedRule`)."""
+
+    kind: Literal["mean", "edges"] = "mean"
+    thresholds: tuple[float, float, float] = (0.5, 0.9, 0.9)
+    min_voxels: int = Field(100, ge=0)
+    max_count: int = Field(100, ge=0)
+
+
+class DecoderConfig(_Strict):
+    """The shared query decoder."""
+
+    width: int = Field(64, ge=8, multiple_of=8)
+    depth: int = Field(4, ge=1)
+    rounds: int = Field(2, ge=0)
+    learned: int = Field(100, ge=0)
+    prior: bool = False
+    seeds: SeedConfig = SeedConfig()
+    block: tuple[int, int, int] = (17, 257, 257)  # voxels of a block at inference
+    overlap: tuple[int, int, int] = (1, 1, 1)  # voxels that neighbouring blocks share
+    min_instance: int = Field(40, ge=0)  # voxels at full resolution
+
+
+class TeacherLoss(_Strict):
+    """Weights of the teacher's own terms; 0 switches a term off."""
+
+    multi_offset: float = Field(1.0, ge=0)
+    affinity: float = Field(1.0, ge=0)
+
+
+class QueryLoss(_Strict):
+    """Weights of the query losses, on the teacher's and on the student's features."""
+
+    cross_entropy: float = Field(0.3, ge=0)
+    dice: float = Field(3.0, ge=0)
+    discrimination: float = Field(0.1, ge=0)
+    samples: int = Field(4096, ge=2)
+    teacher: float = Field(1.0, ge=0)  # factor of the teacher's sum
+    student: float = Field(1.0, ge=0)  # factor of the student's sum
+    detach_student: bool = False  # stop query gradients at the student's features
+    start: int = Field(0, ge=0)  # first step with query losses
+    every: int = Field(1, ge=1)  # steps from one to the next
+
+
+class TeacherConfig(_Strict):
+    """teacher.yaml: the 3D network, the shared decoder, their losses."""
+
+    kind: Literal["agq"] = "agq"
+    filters: tuple[int, int, int, int, int] = (32, 64, 96, 128, 160)
+    fused: int = Field(64, ge=8, multiple_of=8)
+    branch_width: int = Field(64, ge=1)
+    branch_depth: int = Field(4, ge=0)
+    embedding: int = Field(0, ge=0)
+    decoder: DecoderConfig = DecoderConfig()
+    loss: TeacherLoss = TeacherLoss()
+    queries: QueryLoss = QueryLoss()
+
+    @model_validator(mode="after")
+    def _whole(self) -> TeacherConfig:
+        if any(f % 8 for f in self.filters):
+            raise ValueError(f"filters: found {list(self.filters)}, expected multiples of 8 (GroupNorm of 8 groups)")
+        if self.loss.multi_offset and not self.embedding:
+            raise ValueError("loss.multi_offset: needs an embedding head, expected embedding > 0 or loss.multi_offset 0")
+        return self
+
+
+class DistillLoss(_Strict):
+    """Weights of the student's terms (specified by the student paper); 0 switches a term off."""
+
+    slice: float = Field(1.0, ge=0)
+    cross: float = Field(1.0, ge=0)
+    cross_from: Literal["embedding", "logits"] = "embedding"
+    graft: float = Field(1.0, ge=0)
+    graft_distances: tuple[int, ...] = (1, 2, 3, 4)
+    detach_teacher: bool = False  # stop cross and graft gradients at the teacher
+
+
+class DataConfig(_Strict):
+    """Volumes and the sections that each part of the work may see."""
+
+    raw: str
+    labels: str
+    resolution: tuple[float, float, float] | None = None  # nm z, y, x, where the file has none
+    train: tuple[int, int]  # sections from, to (exclusive)
+    validation: tuple[int, int]
+    validation_tile: tuple[int, int] | None = None  # lower right y, x corner to validate on, None = whole sections
+
+    @model_validator(mode="after")
+    def _apart(self) -> DataConfig:
+        for name, (first, last) in (("train", self.train), ("validation", self.validation)):
+            if not 0 <= first < last:
+                raise ValueError(f"{name}: found [{first}, {last}], expected 0 <= first < last section")
+        if self.train[0] < self.validation[1] and self.validation[0] < self.train[1]:
+            raise ValueError(f"validation: {list(self.validation)} overlaps train {list(self.train)}")
+        return self
+
+
+class AugmentConfig(_Strict):
+    """Augmentation of training volumes; probabilities per volume unless stated."""
+
+    flips: bool = True
+    transposes: bool = True
+    grey: float = Field(0.5, ge=0, le=1)  # brightness, contrast, gamma of the volume
+    grey_section: float = Field(0.3, ge=0, le=1)  # the same, lighter, anew for every section
+    noise: float = Field(0.3, ge=0, le=1)
+    blur: float = Field(0.1, ge=0, le=1)
+    missing: float = Field(0.05, ge=0, le=1)  # one section blank
+    misalign: float = Field(0.2, ge=0, le=1)  # sections from one on shifted
+    misalign_pixels: int = Field(4, ge=0)
+
+
+class TrainingConfig(_Strict):
+    """The optimiser's loop."""
+
+    steps: int = Field(200_000, ge=1)
+    warmup: int = Field(10_000, ge=0)  # steps with the teacher's own and the slice loss alone
+    crop: tuple[int, int, int] = (18, 160, 160)
+    batch: int = Field(2, ge=1)
+    widen_borders: bool = True
+    lr: float = Field(1e-4, gt=0)
+    lr_warmup: int = Field(0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    optimizer: Literal["adam", "adamw"] = "adam"
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(0.0, ge=0)  # norm of the gradient, 0 = off
+    ema: float = Field(0.0, ge=0, lt=1)  # decay of averaged weights, 0 = off
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    workers: int = Field(2, ge=0)
+    seed: int = Field(0, ge=0)
+    log_every: int = Field(20, ge=1)
+    validate_every: int = Field(1000, ge=1)
+    save_every: int = Field(1000, ge=1)
+
+
+class StudentConfig(_Strict):
+    """student.yaml: the 2D network, the distillation, data and training."""
+
+    kind: Literal["cad"] = "cad"
+    width: int = Field(16, ge=1)
+    embedding: int = Field(16, ge=1)
+    loss: DistillLoss = DistillLoss()
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+class Pair(_Strict):
+    """A teacher and the student that it teaches."""
+
+    teacher: TeacherConfig
+    student: StudentConfig
+
+    @model_validator(mode="after")
+    def _fit(self) -> Pair:
+        if self.student.loss.graft and self.teacher.embedding != self.student.embedding:
+            raise ValueError(
+                f"student.loss.graft: compares embeddings, but teacher.embedding is {self.teacher.embedding} and "
+                f"student.embedding {self.student.embedding}; expected the same number, or student.loss.graft 0"
+            )
+        if self.student.loss.cross and self.student.loss.cross_from == "embedding" and not self.teacher.embedding:
+            raise ValueError("student.loss.cross_from: 'embedding' needs teacher.embedding > 0; expected 'logits'")
+        return self
+
+
+def load_pair(teacher: Path, student: Path, overrides: Sequence[str] = ()) -> Pair:
+    """Read, override and check both files.
+
+    Args:
+        teacher: teacher.yaml.
+        student: student.yaml.
+        overrides: `teacher.KEY=VALUE` or `student.KEY=VALUE`, nested keys with dots, values as YAML.
+
+    Raises:
+        ConfigError: a file that is missing or no mapping, an unknown key (the nearest known one is named), a bad value.
+    """
+    found: dict[str, Any] = {"teacher": _read(teacher), "student": _read(student)}
+    for text in overrides:
+        _override(found, text)
+    names = {"teacher": str(teacher), "student": str(student)}
+    _known_keys(found["teacher"], TeacherConfig, names["teacher"], "")
+    _known_keys(found["student"], StudentConfig, names["student"], "")
+    try:
+        return Pair.model_validate(_expand(found))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, names)) from None
+
+
+def dump(config: BaseModel) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: found {type(found).__name__}, expected a mapping of keys")
+    return found
+
+
+def _override(found: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    part, dot, rest = key.partition(".")
+    if not equals or not dot or part not in found:
+        raise ConfigError(f"{text}: expected teacher.KEY=VALUE or student.KEY=VALUE")
+    node = found[part]
+    *path, last = rest.split(".")
+    for step in path:
+        node = node.setdefault(step, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"{text}: {step!r} holds a value, not a group of keys")
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"{text}: the value is not YAML") from None
+
+
+def _known_keys(values: Any, model: type[BaseModel], where: str, prefix: str) -> None:
+    if not isinstance(values, dict):
+        return
+    for key, value in values.items():
+        field = model.model_fields.get(str(key))
+        if field is None:
+            near = difflib.get_close_matches(str(key), list(_all_keys(model)), n=1, cutoff=0.4)
+            hint = f"did you mean {prefix + near[0]!r}?" if near else f"expected one of {sorted(model.model_fields)}"
+            raise ConfigError(f"{where}: unknown key {prefix + str(key)!r}; {hint}")
+        inner = _model_of(field.annotation)
+        if inner is not None:
+            _known_keys(value, inner, where, f"{prefix}{key}.")
+
+
+def _all_keys(model: type[BaseModel]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield name
+        inner = _model_of(field.annotation)
+        if inner is not None:
+            yield from (f"{name}.{key}" for key in _all_keys(inner))
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def _expand(value: Any) -> Any:
+    """Environment variables in strings: `${NAME}` or `${NAME:-default}`."""
+    if isinstance(value, dict):
+        return {key: _expand(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expand(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+
+    def fill(match: re.Match[str]) -> str:
+        filled = os.environ.get(match[1], match[2])
+        if filled is None:
+            raise ConfigError(f"{value}: the environment variable {match[1]} is not set")
+        return filled
+
+    return _VARIABLE.sub(fill, value)
+
+
+def _explain(error: ValidationError, names: dict[str, str]) -> str:
+    first = error.errors()[0]
+    part, *rest = [str(step) for step in first["loc"]] or ["pair"]
+    key = ".".join(rest)
+    message = first["msg"].removeprefix("Value error, ")
+    if part not in names:
+        return message
+    found = f", found {first['input']!r}" if key and first["type"] not in ("missing", "value_error") else ""
+    return f"{names[part]}: {key + ': ' if key else ''}{message}{found}"

@@ -1,0 +1,211 @@
+"""Teacher, student and shared decoder as one module that turns a training volume into weighted loss terms.
+
+The two phases of Liu et al., CVPR 2024: teacher loss and slice loss alone, then all four distillation terms; with the
+query losses of Chen et al., ICLR 2025, on teacher and student features through the same decoder.
+
+Legend: B volumes, D sections, H W = y x, h w half resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cc3d
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distill.affinity import (
+    Targets,
+    affinity_targets,
+    embedding_affinity,
+    half_resolution,
+    pair_affinity,
+)
+from distill.config import Pair
+from distill.decoder import DecoderInput, DecoderOutput
+from distill.geometry import Nanometres
+from distill.losses import (
+    affinity_cross_entropy,
+    affinity_loss,
+    cross_dimension_loss,
+    grafting_loss,
+    instance_discrimination,
+    instance_targets,
+    mask_cross_entropy,
+    mask_dice,
+    multi_offset_loss,
+)
+from distill.matching import match
+from distill.recipes.models import build_decoder, build_slab, build_student, build_teacher
+from students.yshape import SectionFeatures
+from teachers.agq import TeacherOutput
+
+
+@dataclass(frozen=True)
+class StudentVolume:
+    """The student's view of a volume: sections 1 .. D-1, each with its previous one."""
+
+    previous: Tensor  # (B, E, D - 1, H, W): sections 0 .. D - 2
+    current: Tensor  # (B, E, D - 1, H, W): sections 1 .. D - 1
+    affinity: Tensor  # (B, 3, D - 1, H, W)
+    decoder_input: DecoderInput | None
+
+
+class Joint(nn.Module):
+    """All that is trained together."""
+
+    def __init__(self, config: Pair, resolution: Nanometres) -> None:
+        super().__init__()
+        self.config = config
+        self.teacher = build_teacher(config.teacher)
+        self.student = build_student(config.student.width, config.student.embedding)
+        self.slab = build_slab(self.student, config.teacher.fused)
+        self.decoder = build_decoder(config.teacher.decoder, config.teacher.fused, resolution)
+
+    def forward(self, batch: tuple[Tensor, Tensor], step: int) -> Mapping[str, Tensor]:
+        """Weighted terms of one step.
+
+        Args:
+            batch: raw (B, 1, D, H, W) in [0, 1] and labels (B, D, H, W) int64.
+            step: steps done so far; decides the phase and seeds what is random.
+        """
+        raw, labels = batch
+        with_queries = self._queries_now(step)
+        targets = affinity_targets(labels)
+        taught = self.teacher(raw)
+        seen = self.view(raw, with_queries)
+        terms = self._own_terms(taught, seen, labels, targets)
+        if step >= self.config.student.training.warmup:
+            terms.update(self._distillation(taught, seen, labels, targets))
+        if with_queries:
+            assert seen.decoder_input is not None
+            terms.update(self._query_terms(taught.decoder_input, seen.decoder_input, labels, step))
+        return terms
+
+    def view(self, raw: Tensor, with_slab: bool) -> StudentVolume:
+        """Run the student over all slice pairs; every section is encoded once."""
+        batch, _, depth, _, _ = raw.shape
+        encoded = self.student.encode(raw.transpose(1, 2).flatten(0, 1))
+        first = [b * depth + z for b in range(batch) for z in range(depth - 1)]
+        index = torch.tensor(first, device=raw.device)
+        pair = self.student.decode(_rows(encoded, index), _rows(encoded, index + 1))
+        affinity = pair_affinity(pair.previous.float(), pair.current.float())
+        slab = self.slab(pair.half, pair.full, affinity, depth - 1) if with_slab else None
+        return StudentVolume(
+            previous=pair.previous.unflatten(0, (batch, -1)).transpose(1, 2),
+            current=pair.current.unflatten(0, (batch, -1)).transpose(1, 2),
+            affinity=affinity.unflatten(0, (batch, -1)).transpose(1, 2),
+            decoder_input=slab,
+        )
+
+    def _queries_now(self, step: int) -> bool:
+        queries = self.config.teacher.queries
+        wanted = queries.teacher > 0 or queries.student > 0
+        return wanted and step >= queries.start and (step - queries.start) % queries.every == 0
+
+    def _own_terms(self, taught: TeacherOutput, seen: StudentVolume, labels: Tensor, targets: Targets) -> dict[str, Tensor]:
+        teacher, student = self.config.teacher.loss, self.config.student.loss
+        terms: dict[str, Tensor] = {}
+        if teacher.multi_offset:
+            assert taught.embedding is not None
+            terms["teacher_offsets"] = teacher.multi_offset * multi_offset_loss(taught.embedding.float(), labels)
+        if teacher.affinity:
+            half, valid = half_resolution(targets.target), half_resolution(targets.valid.float()) > 0
+            terms["teacher_affinity"] = teacher.affinity * affinity_cross_entropy(
+                taught.decoder_input.affinity_logits, half, valid
+            )
+        if student.slice:
+            target, valid = targets.target[:, :, 1:], targets.valid[:, :, 1:]
+            terms["slice"] = student.slice * affinity_loss(seen.affinity, target, valid)
+        return terms
+
+    def _distillation(
+        self, taught: TeacherOutput, seen: StudentVolume, labels: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
+        loss = self.config.student.loss
+        terms: dict[str, Tensor] = {}
+        embedding = taught.embedding
+        if embedding is not None:
+            embedding = (embedding.detach() if loss.detach_teacher else embedding).float()
+        if loss.cross:
+            valid = targets.valid[:, :, 1:]
+            if loss.cross_from == "embedding":
+                assert embedding is not None
+                given, mine = embedding_affinity(embedding)[:, :, 1:], seen.affinity
+            else:
+                given = taught.decoder_input.affinity_logits[:, :, 1:].float().sigmoid()
+                given = given.detach() if loss.detach_teacher else given
+                mine, valid = half_resolution(seen.affinity), half_resolution(valid.float()) > 0
+            terms["cross"] = loss.cross * cross_dimension_loss(mine, given, valid)
+        if loss.graft:
+            assert embedding is not None
+            terms["graft"] = loss.graft * grafting_loss(
+                seen.previous.float(), seen.current.float(), embedding, labels, loss.graft_distances
+            )
+        return terms
+
+    def _query_terms(self, taught: DecoderInput, seen: DecoderInput, labels: Tensor, step: int) -> dict[str, Tensor]:
+        """Both networks' blocks go through the decoder as one batch, so that its batch norms see what they serve."""
+        weights, seed = self.config.teacher.queries, self.config.student.training.seed
+        features = seen.features.detach() if weights.detach_student else seen.features
+        both = DecoderInput(
+            torch.cat([taught.features[:, :, 1:], features.to(taught.features.dtype)]),
+            torch.cat([taught.affinity_logits[:, :, 1:].float(), seen.affinity_logits.float()]).detach(),
+        )
+        instances = split_instances(instance_targets(labels[:, 1:]))
+        decoded = self.decoder(both, order="random", rng=np.random.default_rng((seed, 2, step)))
+        batch = len(labels)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        terms: dict[str, Tensor] = {}
+        for name, factor, part in (
+            ("teacher", weights.teacher, slice(0, batch)),
+            ("student", weights.student, slice(batch, None)),
+        ):
+            if factor:
+                found = self._mask_terms(decoded, part, instances, generator)
+                terms.update({f"{name}_{key}": factor * value for key, value in found.items()})
+        return terms
+
+    def _mask_terms(
+        self, decoded: DecoderOutput, part: slice, instances: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        weights = self.config.teacher.queries
+        rounds = [masks[part] for masks in decoded.masks]
+        pairs = match(rounds[0], instances)
+        terms: dict[str, Tensor] = {}
+        if weights.cross_entropy:
+            terms["cross_entropy"] = weights.cross_entropy * _total(
+                [mask_cross_entropy(masks, instances, pairs) for masks in rounds]
+            )
+        if weights.dice:
+            terms["dice"] = weights.dice * _total([mask_dice(masks, instances, pairs) for masks in rounds])
+        if weights.discrimination:
+            terms["discrimination"] = weights.discrimination * instance_discrimination(
+                decoded.mask_features[part], instances, samples=weights.samples, generator=generator
+            )
+        return terms
+
+
+def split_instances(labels: Tensor) -> Tensor:
+    """Every connected component (26 neighbours) its own instance, compact in every block.
+
+    Args:
+        labels: (B, D, h, w) int64, 0 = background.
+    """
+    blocks = []
+    for block in labels.cpu().numpy():
+        _, compact = np.unique(block, return_inverse=True)
+        compact = compact.reshape(block.shape).astype(np.uint32) + np.uint32(1)
+        compact[block == 0] = 0
+        blocks.append(cc3d.connected_components(compact, connectivity=26).astype(np.int64))
+    return torch.from_numpy(np.stack(blocks)).to(labels.device)
+
+
+def _rows(encoded: SectionFeatures, index: Tensor) -> SectionFeatures:
+    return SectionFeatures(encoded.full[index], encoded.half[index], encoded.size)
+
+
+def _total(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).sum()

@@ -1,0 +1,183 @@
+"""Networks from configurations, and trained ones from run folders and weights files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from distill.checkpoint import Kind, load_module, read_weights
+from distill.config import DecoderConfig, StudentConfig, TeacherConfig
+from distill.decoder import QueryDecoder
+from distill.errors import CheckpointError, DistillError
+from distill.geometry import Nanometres
+from distill.queries import SeedRule
+from students.slab import SlabAdapter
+from students.yshape import YShape
+from teachers.agq import AGQTeacher
+
+
+def build_teacher(config: TeacherConfig) -> AGQTeacher:
+    """The 3D network."""
+    return AGQTeacher(
+        filters=config.filters,
+        fused=config.fused,
+        branch_width=config.branch_width,
+        branch_depth=config.branch_depth,
+        embedding=config.embedding,
+    )
+
+
+def build_student(width: int, embedding: int) -> YShape:
+    """The 2D network."""
+    return YShape(width=width, embedding=embedding)
+
+
+def build_slab(student: YShape, fused: int) -> SlabAdapter:
+    """The student's adapter to the shared decoder."""
+    return SlabAdapter(half=student.half_channels, full=student.full_channels, features=fused)
+
+
+def build_decoder(config: DecoderConfig, fused: int, resolution: Nanometres) -> QueryDecoder:
+    """The shared decoder; the resolution (nm, full) sets the distances of its mask prior."""
+    z, y, x = resolution
+    seeds = config.seeds
+    return QueryDecoder(
+        features=fused,
+        width=config.width,
+        depth=config.depth,
+        rounds=config.rounds,
+        learned=config.learned,
+        seeds=SeedRule(seeds.kind, seeds.thresholds, seeds.min_voxels, seeds.max_count),
+        prior=config.prior,
+        sampling=(z / (2 * x), y / x, 1.0),
+    )
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A student ready to run, with its adapter and decoder where the file has them."""
+
+    student: YShape
+    slab: SlabAdapter | None
+    decoder: QueryDecoder | None
+    decoding: DecoderConfig
+    notes: dict[str, Any]
+    path: Path
+
+
+@dataclass(frozen=True)
+class TrainedTeacher:
+    """A teacher ready to run, with its decoder."""
+
+    teacher: AGQTeacher
+    decoder: QueryDecoder
+    config: TeacherConfig
+    notes: dict[str, Any]
+    path: Path
+
+
+def student_metadata(config: StudentConfig, teacher: TeacherConfig, resolution: Nanometres) -> dict[str, Any]:
+    """What a student's weights file must say so that it can be rebuilt."""
+    return {
+        "kind": config.kind,
+        "width": config.width,
+        "embedding": config.embedding,
+        "fused": teacher.fused,
+        "resolution": list(resolution),
+        "decoder": teacher.decoder.model_dump(mode="json"),
+    }
+
+
+def teacher_metadata(config: TeacherConfig, resolution: Nanometres) -> dict[str, Any]:
+    """What a teacher's weights file must say so that it can be rebuilt."""
+    return {**config.model_dump(mode="json"), "resolution": list(resolution)}
+
+
+def find_weights(model: str, kind: Kind) -> Path:
+    """The weights file behind MODEL: a file, or a run folder's best (else last) one of this kind.
+
+    Raises:
+        CheckpointError: neither exists.
+    """
+    path = Path(model)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        folder = path / "best" if (path / "best").is_dir() else path / "checkpoints"
+        files = sorted(folder.glob(f"{kind}*.safetensors"))
+        if files:
+            return files[-1]
+        raise CheckpointError(f"{model}: no {kind}*.safetensors in {folder}; expected a run folder of `distill train`")
+    raise CheckpointError(f"{model}: no such file or run folder; expected a run folder or a weights file")
+
+
+def load_student(model: str, device: torch.device) -> TrainedStudent:
+    """A trained student, in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is missing, of a teacher, or of another architecture.
+    """
+    weights = read_weights(find_weights(model, "student"))
+    if weights.kind != "student":
+        raise CheckpointError(f"{weights.path}: holds a {weights.kind}, expected a student")
+    config, source = weights.config, str(weights.path)
+    try:
+        student = build_student(config["width"], config["embedding"])
+        decoding = DecoderConfig.model_validate(config.get("decoder") or {})
+        slab = decoder = None
+        if weights.part("decoder"):
+            slab = build_slab(student, config["fused"])
+            decoder = build_decoder(decoding, config["fused"], tuple(config["resolution"]))
+    except (KeyError, TypeError, ValidationError, DistillError) as error:
+        raise CheckpointError(f"{source}: its configuration is not a student's: {error}") from None
+    for name, module in (("student", student), ("slab", slab), ("decoder", decoder)):
+        if module is not None:
+            _fill(module, weights.part(name), f"{source} ({name})", device)
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TrainedStudent(student, slab, decoder, decoding, weights.notes, weights.path)
+
+
+def load_teacher(model: str, device: torch.device) -> TrainedTeacher:
+    """A trained teacher, in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is missing, of a student, or of another architecture.
+    """
+    weights = read_weights(find_weights(model, "teacher"))
+    if weights.kind != "teacher":
+        raise CheckpointError(f"{weights.path}: holds a {weights.kind}, expected a teacher")
+    values = dict(weights.config)
+    resolution = tuple(values.pop("resolution", (30.0, 6.0, 6.0)))
+    try:
+        config = TeacherConfig.model_validate(values)
+    except ValidationError as error:
+        raise CheckpointError(f"{weights.path}: its configuration is not a teacher's: {error}") from None
+    teacher, decoder = build_teacher(config), build_decoder(config.decoder, config.fused, resolution)
+    for name, module in (("teacher", teacher), ("decoder", decoder)):
+        _fill(module, weights.part(name), f"{weights.path} ({name})", device)
+    return TrainedTeacher(teacher, decoder, config, weights.notes, weights.path)
+
+
+def _fill(module: nn.Module, tensors: dict[str, torch.Tensor], source: str, device: torch.device) -> None:
+    load_module(module, tensors, source)
+    module.eval().requires_grad_(False).to(device)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda[:N]`.
+
+    Raises:
+        DistillError: another name, or a GPU where there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name != "cpu" and not name.startswith("cuda"):
+        raise DistillError(f"--device: found {name!r}, expected auto, cpu or cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise DistillError("--device: found 'cuda', but torch sees no GPU here; expected auto or cpu")
+    return torch.device(name)

@@ -1,0 +1,106 @@
+"""Training crops: drawn at random from a labelled volume, the same ones for the same seed and step.
+
+Item i of the dataset depends on (seed, i) alone, so a run that is resumed at a step sees what an unbroken run would
+have seen, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from distill.affinity import as_label_tensor, widen_borders
+from distill.augment import augment, misaligned_crop
+from distill.config import AugmentConfig, TrainingConfig
+from distill.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training volumes: raw (B, 1, D, H, W) float32 in [0, 1], labels (B, D, H, W) int64, and the step they are for."""
+
+    raw: Tensor
+    labels: Tensor
+    step: int
+
+
+class Crops(Dataset[tuple[Tensor, Tensor]]):
+    """Augmented random crops of one labelled volume; index = position in the run."""
+
+    def __init__(
+        self, raw: NDArray[Any], labels: NDArray[Any], training: TrainingConfig, augmentation: AugmentConfig
+    ) -> None:
+        """Hold the training part in memory.
+
+        Args:
+            raw: (D, H, W) uint8, or float in [0, 1].
+            labels: (D, H, W) integers.
+            training: crop size, seed, border widening, steps, batch.
+            augmentation: see `distill.augment`.
+
+        Raises:
+            ShapeError: the crop and the misalignment margin do not fit into the volume.
+        """
+        margin = augmentation.misalign_pixels if augmentation.misalign else 0
+        need = (training.crop[0], training.crop[1] + 2 * margin, training.crop[2] + 2 * margin)
+        if any(n > size for n, size in zip(need, raw.shape, strict=True)):
+            raise ShapeError(
+                f"student.training.crop: {list(training.crop)} with a misalignment margin of {margin} needs "
+                f"{list(need)}, found a training volume of {list(raw.shape)} (z, y, x)"
+            )
+        self.raw, self.labels, self.need, self.margin = raw, as_label_tensor(labels).numpy(), need, margin
+        self.training, self.augmentation = training, augmentation
+
+    def __len__(self) -> int:
+        return self.training.steps * self.training.batch
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Raw (1, D, H, W) float32 in [0, 1] and labels (D, H, W) int64."""
+        rng = np.random.default_rng((self.training.seed, 1, index))
+        start = [int(rng.integers(0, size - n + 1)) for n, size in zip(self.need, self.raw.shape, strict=True)]
+        at = tuple(slice(s, s + n) for s, n in zip(start, self.need, strict=True))
+        raw, labels = as_unit_range(self.raw[at]), self.labels[at]
+        raw, labels = misaligned_crop(raw, labels, self.margin, rng, self.augmentation.misalign)
+        raw, labels = augment(raw, labels, self.augmentation, rng)
+        target = torch.from_numpy(np.ascontiguousarray(labels))
+        if self.training.widen_borders:
+            target = widen_borders(target)
+        return torch.from_numpy(np.ascontiguousarray(raw)).unsqueeze(0), target
+
+
+def as_unit_range(raw: NDArray[Any]) -> NDArray[np.float32]:
+    """Grey values in [0, 1]: integers divided by their type's maximum, floats as they are.
+
+    Raises:
+        ShapeError: a signed or other type.
+    """
+    if raw.dtype.kind == "u":
+        return np.asarray(raw, dtype=np.float32) / np.float32(np.iinfo(raw.dtype).max)
+    if raw.dtype.kind == "f":
+        return np.asarray(raw, dtype=np.float32)
+    raise ShapeError(f"raw: found {raw.dtype}, expected uint8, uint16 or float in [0, 1]")
+
+
+def loader(crops: Crops, first_step: int, *, rank: int = 0, ranks: int = 1) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Batches from `first_step` on; with several ranks each gets its share of every step's batch."""
+    training = crops.training
+    order = [
+        (step * ranks + rank) * training.batch + item
+        for step in range(first_step, training.steps)
+        for item in range(training.batch)
+    ]
+    return DataLoader(
+        crops,
+        batch_size=training.batch,
+        sampler=order,
+        num_workers=training.workers,
+        persistent_workers=training.workers > 0,
+        prefetch_factor=4 if training.workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,264 @@
+"""Scores against scikit-image, against oracles that count voxel by voxel, and at the corners of their definitions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from skimage.metrics import adapted_rand_error, variation_of_information
+
+from distill.errors import DistillError, ShapeError
+from distill.metrics import Contingency, affinity_scores, border_mask, score, sum_pairs, worst_objects
+
+Labels = NDArray[np.integer[Any]]
+
+
+def random_pair(seed: int, shape: tuple[int, ...] = (4, 9, 11)) -> tuple[Labels, Labels]:
+    """A ground truth with background and a segmentation that agrees in part."""
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(rng.integers(0, 5, (*shape[:-1], 1)), shape[-1], axis=-1)
+    segmentation = np.where(rng.random(shape) < 0.6, labels + 3, rng.integers(0, 8, shape))
+    return segmentation, labels
+
+
+def entropy(counts: Counter[Any]) -> float:
+    total = sum(counts.values())
+    return -sum(n / total * math.log2(n / total) for n in counts.values())
+
+
+def pairs(counts: Counter[Any]) -> int:
+    return sum(n * (n - 1) for n in counts.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_equals_scikit_image(seed: int) -> None:
+    segmentation, labels = random_pair(seed)
+    found = score(segmentation, labels)
+    split, merge = variation_of_information(labels, segmentation, ignore_labels=(0,))
+    error, joined_by_truth, joined_by_segmentation = adapted_rand_error(labels, segmentation, ignore_labels=(0,))
+    expected = [split, merge, error, joined_by_segmentation, joined_by_truth]
+    numbers = [found.voi_split, found.voi_merge, found.arand, found.arand_precision, found.arand_recall]
+    np.testing.assert_allclose(numbers, expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_counting_voxels(seed: int) -> None:
+    segmentation, labels = random_pair(seed)
+    kept = [(s, t) for s, t in zip(segmentation.ravel().tolist(), labels.ravel().tolist(), strict=True) if t]
+    joint, pred, true = Counter(kept), Counter(s for s, _ in kept), Counter(t for _, t in kept)
+    found = score(segmentation, labels)
+    assert found.voi_split == pytest.approx(entropy(joint) - entropy(true), abs=1e-9)
+    assert found.voi_merge == pytest.approx(entropy(joint) - entropy(pred), abs=1e-9)
+    assert found.voi_sum == pytest.approx(found.voi_split + found.voi_merge)
+    assert found.arand_precision == pytest.approx(pairs(joint) / pairs(pred), abs=1e-9)
+    assert found.arand_recall == pytest.approx(pairs(joint) / pairs(true), abs=1e-9)
+    assert found.arand == pytest.approx(1 - 2 * pairs(joint) / (pairs(pred) + pairs(true)), abs=1e-9)
+    assert (found.n_true, found.n_pred, found.voxels) == (len(true), len(set(pred) - {0}), len(kept))
+
+
+def test_halving_an_object_is_one_bit_of_split() -> None:
+    labels, halves = np.ones((2, 4, 4), np.uint64), np.repeat([5, 6], 16).reshape(2, 4, 4)
+    found = score(halves, labels)
+    assert (found.voi_split, found.voi_merge) == (1.0, 0.0)
+    assert found.arand_precision == 1.0
+    assert found.arand_recall == pytest.approx(15 / 31)
+    other_way = score(labels, halves)
+    assert (other_way.voi_split, other_way.voi_merge) == (0.0, 1.0)
+    assert other_way.arand_recall == 1.0
+
+
+def test_a_perfect_segmentation_has_no_error_under_any_preset_and_numbering() -> None:
+    labels = np.zeros((2, 40, 40), np.uint8)
+    labels[:, :18], labels[:, 22:] = 1, 200
+    renamed = np.choose(labels // 100 + (labels > 0), [2**63 + 5, 2**64 - 1, 7]).astype(np.uint64)
+    for preset in ("skimage", "cremi", "agq", "cad"):
+        found = score(renamed, labels, preset, resolution=(40, 4, 4))
+        assert (found.preset, found.voi_sum, found.n_true, found.n_pred) == (preset, 0.0, 2, 2)
+        assert found.arand == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint32, np.int64, np.uint64])
+def test_ids_and_memory_order_do_not_matter(dtype: type[np.integer[Any]]) -> None:
+    segmentation, labels = random_pair(3)
+    renamed = (segmentation.astype(np.uint64) + np.uint64(2**63)) * np.uint64(7)
+    turned = np.asfortranarray(labels.astype(dtype))
+    assert score(renamed.transpose(2, 1, 0), turned.transpose(2, 1, 0)) == score(segmentation + 1, labels)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 5), max_size=4, unique=True), st.sampled_from(["cad", "cremi"]))
+def test_chunks_add_up_to_the_whole(seed: int, cuts: list[int], preset: str) -> None:
+    segmentation, labels = random_pair(seed, (6, 13, 12))
+    labels[:, :6, :] = 1
+    table = Contingency(preset, resolution=(40, 9, 9))
+    for a, b in itertools.pairwise([0, *sorted(cuts), 6]):
+        table.add(segmentation[a:b], labels[a:b])
+    assert table.scores() == score(segmentation, labels, preset, resolution=(40, 9, 9))
+
+
+def test_a_large_volume_is_taken_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmentation, labels = random_pair(8, (7, 10, 10))
+    whole = score(segmentation, labels)
+    monkeypatch.setattr("distill.metrics._CHUNK_VOXELS", 250)
+    assert score(segmentation, labels) == whole
+
+
+def test_worst_objects_add_up_to_the_scores() -> None:
+    segmentation, labels = random_pair(11)
+    table = Contingency()
+    table.add(segmentation, labels)
+    worst, found = worst_objects(table, 100), table.scores()
+    assert sum(o.bits for o in worst.split) == pytest.approx(found.voi_split)
+    assert sum(o.bits for o in worst.merged) == pytest.approx(found.voi_merge)
+    bits = [o.bits for o in worst_objects(table, 2).split]
+    assert bits == sorted(bits, reverse=True)
+    assert len(bits) == 2
+
+
+def test_worst_objects_names_the_split_one() -> None:
+    labels = np.repeat([1, 2, 3], 8).reshape(3, 2, 4)
+    segmentation = labels.copy()
+    segmentation[1, 0] = 9
+    table = Contingency()
+    table.add(segmentation, labels)
+    worst = worst_objects(table, 5)
+    assert [(o.id, o.voxels, o.pieces) for o in worst.split] == [(2, 8, 2)]
+    assert worst.split[0].bits == pytest.approx(8 / 24)
+    assert worst.merged == ()
+
+
+def mask_oracle(labels: Labels, resolution: tuple[float, float, float], distance_nm: float) -> NDArray[np.bool_]:
+    masked = np.zeros(labels.shape, bool)
+    _, height, width = labels.shape
+    for z, section in enumerate(labels):
+        border = set()
+        for y, x in itertools.product(range(height), range(width)):
+            around = [(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)]
+            if any(0 <= v < height and 0 <= u < width and section[v, u] != section[y, x] for v, u in around):
+                border.add((y, x))
+        for y, x in itertools.product(range(height), range(width)):
+            near = [math.hypot((y - v) * resolution[1], (x - u) * resolution[2]) for v, u in border]
+            masked[z, y, x] = min(near, default=math.inf) <= distance_nm
+    return masked
+
+
+@pytest.mark.parametrize("resolution", [(40.0, 4.0, 4.0), (30.0, 6.0, 10.0)])
+def test_border_mask_equals_measuring_every_distance(resolution: tuple[float, float, float]) -> None:
+    labels = np.zeros((3, 20, 16), np.uint16)
+    labels[0, :9], labels[0, 9:] = 4, 700
+    labels[1, 4:7, 3:6] = 1
+    expected = mask_oracle(labels, resolution, 25.0)
+    np.testing.assert_array_equal(border_mask(labels, resolution), expected)
+    assert expected[0].any()
+    assert not expected[0].all()
+    assert not expected[2].any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cremi_equals_counting_voxels(seed: int) -> None:
+    segmentation, labels = random_pair(seed, (3, 24, 30))
+    labels = np.where(np.arange(30) < 14, 1, 2) * (labels >= 0)
+    mask = mask_oracle(labels, (40.0, 4.0, 4.0), 25.0)
+    kept = [(s, t) for s, t in zip(segmentation[~mask].tolist(), labels[~mask].tolist(), strict=True)]
+    joint, pred, true = Counter(kept), Counter(s for s, _ in kept), Counter(t for _, t in kept)
+    lone = pred[0] / labels.size
+    both = sum(n * n for (s, _), n in joint.items() if s) + lone
+    precision = both / (sum(n * n for s, n in pred.items() if s) + lone)
+    recall = both / sum(n * n for n in true.values())
+    found = score(segmentation, labels, "cremi", resolution=(40, 4, 4))
+    error = 1 - 2 * precision * recall / (precision + recall)
+    assert found.arand == pytest.approx(error, abs=1e-9)
+    assert found.voi_split == pytest.approx(entropy(joint) - entropy(true), abs=1e-9)
+    assert found.voi_merge == pytest.approx(entropy(joint) - entropy(pred), abs=1e-9)
+    assert found.cremi_score == pytest.approx(math.sqrt(found.voi_sum * error))
+    assert found.to_dict()["cremi_score"] == found.cremi_score
+
+
+def test_results_carry_their_preset_and_numbers() -> None:
+    segmentation, labels = random_pair(1)
+    found = score(segmentation, labels, "agq")
+    numbers = found.to_dict()
+    assert numbers["preset"] == "agq"
+    assert numbers["voi_sum"] == found.voi_split + found.voi_merge
+    assert found.cremi_score is None
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "labels", "error", "message"),
+    [
+        (np.ones((2, 3), int), np.ones((3, 2), int), ShapeError, r"found shape \(2, 3\), expected .* \(3, 2\)"),
+        (np.ones((2, 3)), np.ones((2, 3), int), ShapeError, "segmentation: found float64"),
+        (np.ones((2, 3), int), np.ones((2, 3), bool), ShapeError, "labels: found bool"),
+        (np.array(1), np.array(1), ShapeError, "single number"),
+        (np.ones((2, 3), int), np.zeros((2, 3), int), DistillError, "no voxel to count among 6"),
+        (np.ones((0, 3), int), np.ones((0, 3), int), DistillError, "no voxel to count among 0"),
+    ],
+)
+def test_refuses(segmentation: Labels, labels: Labels, error: type[DistillError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        score(segmentation, labels)
+
+
+def test_refuses_what_a_preset_cannot_do() -> None:
+    ones = np.ones((2, 4, 4), int)
+    with pytest.raises(DistillError, match="found 'snemi', expected one of skimage, cremi"):
+        score(ones, ones, "snemi")
+    with pytest.raises(DistillError, match="resolution: found none"):
+        score(ones, ones, "cremi")
+    with pytest.raises(ShapeError, match="expected z, y, x"):
+        score(ones[0], ones[0], "cremi", resolution=(40, 4, 4))
+    checkered = np.indices((2, 4, 4)).sum(0) % 2 + 1
+    with pytest.raises(DistillError, match="away from borders"):
+        score(checkered, checkered, "cremi", resolution=(40, 4, 4))
+
+
+def test_affinity_scores_by_hand() -> None:
+    target = np.array([1, 1, 1, 1, 0, 0, 0, 1], np.float32).reshape(1, 1, 2, 4)
+    predicted = np.array([0.9, 0.8, 0.5, 0.1, 0.2, 0.3, 0.7, 0.0], np.float32).reshape(1, 1, 2, 4)
+    valid = np.ones((1, 1, 2, 4), bool)
+    valid[..., -1] = False
+    (found,) = affinity_scores(predicted, target, valid)
+    counted = target[valid], predicted[valid]
+    cut = [(t == 0, p < 0.5) for t, p in zip(*counted, strict=True)]
+    hits, guessed, true = (sum(map(f, cut)) for f in (all, lambda c: c[1], lambda c: c[0]))
+    assert (hits, guessed, true) == (2, 2, 2)
+    assert (found.boundary.precision, found.boundary.recall, found.boundary.f1) == (1.0, 1.0, 1.0)
+    assert (found.edges, found.boundary_edges) == (6, 2)
+    (strict,) = affinity_scores(predicted, target, np.ones_like(valid), threshold=0.6)
+    assert (strict.boundary.precision, strict.boundary.recall) == (2 / 5, 2 / 3)
+    assert strict.boundary.f1 == pytest.approx(0.5)
+    assert (strict.connected.precision, strict.connected.recall) == (2 / 3, 2 / 5)
+
+
+def test_affinity_scores_without_a_class_and_with_wrong_shapes() -> None:
+    ones, valid = np.ones((3, 2, 2, 2), np.float32), np.ones((3, 2, 2, 2), bool)
+    found = affinity_scores(ones, ones, valid)
+    assert len(found) == 3
+    assert (found[0].boundary.f1, found[0].connected.f1, found[0].boundary_edges) == (1.0, 1.0, 0)
+    assert affinity_scores(0 * ones, ones, valid)[1].boundary.f1 == 0.0
+    with pytest.raises(ShapeError, match="expected one shape"):
+        affinity_scores(ones, ones, valid[:2])
+
+
+@pytest.mark.parametrize("offset", [0, 2**40])
+def test_sum_pairs_equals_a_dictionary(offset: int) -> None:
+    rng = np.random.default_rng(5)
+    u, v = rng.integers(0, 4, 300) + offset, rng.integers(0, 4, 300)
+    count, values = rng.integers(1, 9, 300), rng.integers(0, 256, 300) / 256
+    expected: dict[tuple[int, int], tuple[int, float]] = {}
+    for a, b, n, x in zip(u.tolist(), v.tolist(), count.tolist(), values.tolist(), strict=True):
+        many, total = expected.get((a, b), (0, 0.0))
+        expected[a, b] = many + n, total + x
+    found = sum_pairs(u, v, count=count, values=values)
+    keys = list(zip(found.u.tolist(), found.v.tolist(), strict=True))
+    assert keys == sorted(expected)
+    assert found.count.tolist() == [expected[key][0] for key in keys]
+    assert found.total.tolist() == [expected[key][1] for key in keys]
