@@ -269,14 +269,14 @@ def compact(labels: Integers) -> NDArray[np.uint64]:
 
 def distinct_ids(labels: Integers) -> NDArray[np.uint64]:
     """Distinct ids of a volume but 0, ascending."""
-    ids = np.unique(_runs(labels)[1])
-    return ids[ids != 0]
+    ids: NDArray[np.uint64] = np.unique(_runs(labels)[1])
+    return ids[np.flatnonzero(ids)]
 
 
 def _ranks(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """1-based rank of each entry among the distinct entries."""
-    ranks: NDArray[np.uint64] = np.unique(ids, return_inverse=True)[1].astype(np.uint64)
-    return ranks + np.uint64(1)
+    position: NDArray[np.intp] = np.unique(ids, return_inverse=True)[1]
+    return (position + 1).astype(np.uint64)
 
 
 def _runs(labels: Integers) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:

@@ -102,7 +102,9 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     wanted = module.state_dict()
     for key, value in wanted.items():
         if key not in tensors:
-            raise CheckpointError(f"{source}: of another architecture: no tensor {key!r}, expected shape {tuple(value.shape)}")
+            raise CheckpointError(
+                f"{source}: of another architecture: no tensor {key!r}, expected shape {tuple(value.shape)}"
+            )
         if tensors[key].shape != value.shape:
             raise CheckpointError(
                 f"{source}: of another architecture: {key!r} has shape {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"

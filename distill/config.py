@@ -44,6 +44,7 @@ class DecoderConfig(_Strict):
     block: tuple[int, int, int] = (17, 257, 257)  # voxels of a block at inference
     overlap: tuple[int, int, int] = (1, 1, 1)  # voxels that neighbouring blocks share
     min_instance: int = Field(40, ge=0)  # voxels at full resolution
+    fill: bool = False  # give every voxel to a query instead of keeping the background channel
 
 
 class TeacherLoss(_Strict):
@@ -85,7 +86,9 @@ class TeacherConfig(_Strict):
         if any(f % 8 for f in self.filters):
             raise ValueError(f"filters: found {list(self.filters)}, expected multiples of 8 (GroupNorm of 8 groups)")
         if self.loss.multi_offset and not self.embedding:
-            raise ValueError("loss.multi_offset: needs an embedding head, expected embedding > 0 or loss.multi_offset 0")
+            raise ValueError(
+                "loss.multi_offset: needs an embedding head, expected embedding > 0 or loss.multi_offset 0"
+            )
         return self
 
 

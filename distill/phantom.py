@@ -35,18 +35,18 @@ from distill.geometry import Nanometres, Triple
 Floats = NDArray[np.floating]
 Ints = NDArray[np.int32]
 Window = tuple[slice, slice]
+Taps = tuple[NDArray[np.intp], Floats]
 
-SLIVER_NM2 = 3500.0  # smaller profiles stay unlabelled, as they do under an annotator's brush
-COARSEST_NM = 100.0
 SMALLEST = (1, 32, 32)
-GRID_NM = 30.0  # of the fields: half the radius of the thinnest axon
-MARGIN_NM = (
-    240.0  # tissue around the volume: neurites must not end at its faces, and sections slide by up to half of it
-)
+COARSEST_NM = 100.0  # the thinnest axons are hardly wider
+GRID_NM = 30.0  # of the fields: finer than the thinnest neck, whose radius is 40 nm
+MARGIN_NM = 240.0  # tissue around the volume: neurites must not end at its faces, and sections slide
+SLIDE_NM = 120.0  # how far they may drift
 REACH_NM = 160.0  # a field is cut off this far outside its tube
 MITO_REACH_NM = 60.0
 GAP_NM = 7.5  # from the middle of the gap between two cells to the middle of either membrane
 WALL_NM = 15.0  # labels leave out what lies this close to the middle of the gap
+SLIVER_NM2 = 3500.0  # smaller profiles stay unlabelled, as they do under an annotator's brush
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ class _Kind:
 
 # Thick ones first: thin neurites find their way between thick ones, not the other way round.
 _KINDS = (
-    _Kind((500, 720), 0.06, 0.10, spines=0.8, mitochondria=1.5),
-    _Kind((270, 400), 0.03, 0.10, sheath=90.0),
-    _Kind((200, 400), 0.28, 0.15, branches=0.3, spines=1.6, mitochondria=0.6),
-    _Kind((105, 190), 0.45, 0.22, branches=0.2, swellings=0.7),
-    _Kind((75, 110), 1.00, 0.28, branches=0.2, swellings=0.5),
+    _Kind((500, 720), 0.06, 0.10, spines=0.8, mitochondria=1.5),  # trunks
+    _Kind((270, 400), 0.03, 0.10, sheath=90.0),  # myelinated axons
+    _Kind((200, 400), 0.28, 0.15, branches=0.3, spines=1.6, mitochondria=0.6),  # dendrites
+    _Kind((105, 190), 0.45, 0.22, branches=0.2, swellings=0.7),  # axons
+    _Kind((75, 110), 1.00, 0.28, branches=0.2, swellings=0.5),  # the thinnest axons take what is left
 )
 
 
@@ -133,8 +133,9 @@ class _Tissue:
         wide = points[:, 3:] + np.float32(reach + self.grid)
         firsts = np.floor((points[:, :3] - wide) / self.grid).astype(int).clip(0, self.clear.shape)
         lasts = (np.ceil((points[:, :3] + wide) / self.grid).astype(int) + 1).clip(0, self.clear.shape)
-        low = firsts.min(0)
-        values = np.zeros(lasts.max(0) - low, np.float32)
+        # Two nodes more all round, so that interpolation never looks beyond the array where it is not zero.
+        low = (firsts.min(0) - 2).clip(0)
+        values = np.zeros(np.minimum(lasts.max(0) + 2, self.clear.shape) - low, np.float32)
         for point, first, last in zip(points, firsts, lasts, strict=True):
             away = self.warped[(slice(None), *map(slice, first, last))] - point[:3, None, None, None]
             distance = np.sqrt(np.einsum("czyx,czyx->zyx", away, away)) - np.float32(point[3] + reach)
@@ -247,24 +248,18 @@ def _neuron(tissue: _Tissue, kind: _Kind, start: Floats, radius: float, rng: Gen
 
 def _walk(tissue: _Tissue, kind: _Kind, point: Floats, heading: Floats, radius: float, rng: Generator) -> Floats:
     """Random walk with inertia that prefers free space; (N, 4) points and radii, until blocked or off the grid."""
-    heading = heading / np.float32(np.linalg.norm(heading))
-    here, gone, phase = radius, 0.0, rng.uniform(0, 2 * math.pi)
+    heading, here, gone, phase = _unit(heading), radius, 0.0, rng.uniform(0, 2 * math.pi)
     path = [np.append(point, np.float32(radius))]
     while all(0 <= p <= tissue.grid * (n - 1) for p, n in zip(point, tissue.clear.shape, strict=True)):
         step = np.float32(max(0.45 * here, 0.8 * tissue.grid))
-        turns = heading + np.float32(kind.wander) * rng.standard_normal((10, 3), np.float32)
-        turns /= np.linalg.norm(turns, axis=1, keepdims=True)
-        near, far = (
-            tissue.clear[tissue.node(point + ahead * step * turns)] for ahead in (np.float32(1), np.float32(3))
-        )
-        best = int(np.argmax(np.minimum(np.minimum(near, far) / here, 1.2) + 0.4 * turns @ heading))
+        turns = _unit(heading + np.float32(kind.wander) * rng.standard_normal((10, 3), np.float32))
+        near, far = (tissue.clear[tissue.node(point + ahead * turns)] for ahead in (step, 3 * step))
+        best = int(np.argmax(np.minimum(np.minimum(near, far) / here, 1.2) + 0.4 * (turns * heading).sum(1)))
         if near[best] < 0.75 * min(here, kind.radius[0]):
             break
         heading, point, gone = turns[best], point + step * turns[best], gone + float(step)
-        swelling = (
-            max(0.0, math.sin(phase + 2 * math.pi * gone * kind.swellings / 1000)) ** 4 if kind.swellings else 0.0
-        )
-        wish = min(radius * (1 + 1.3 * swelling), float(near[best]))
+        swelling = max(0.0, math.sin(phase + 2 * math.pi * gone * kind.swellings / 1000)) ** 4
+        wish = min(radius * (1 + 1.3 * swelling * bool(kind.swellings)), float(near[best]))
         here = max(50.0, min(max(wish, 0.85 * here), 1.18 * here))
         path.append(np.append(point, np.float32(here)))
     return np.asarray(path, np.float32)
@@ -272,8 +267,7 @@ def _walk(tissue: _Tissue, kind: _Kind, point: Floats, heading: Floats, radius: 
 
 def _spine(tissue: _Tissue, at: Floats, rng: Generator) -> Floats:
     """A thin neck and a round head beside a dendrite; stops where another cell is in the way."""
-    out = rng.standard_normal(3, np.float32)
-    out /= np.linalg.norm(out)
+    out = _unit(rng.standard_normal(3, np.float32))
     neck, head = rng.uniform(40, 60), rng.uniform(120, 220)
     along = np.arange(0, float(at[3]) + rng.uniform(200, 600), 30, dtype=np.float32)[:, None]
     points = at[:3] + along * out + 60 * np.sin(along / 250) * rng.standard_normal(3, np.float32)
@@ -291,28 +285,23 @@ def _organelles(tissue: _Tissue, kind: _Kind, cell: int, path: Floats, rng: Gene
         if wide[at] >= 85:
             steps = max(3, round(rng.uniform(400, 1500) / max(0.45 * float(wide[at]), 0.8 * tissue.grid)))
             part, thick = path[at : at + steps].copy(), rng.uniform(70, 150)
-            aside = rng.standard_normal(3, np.float32)
-            part[:, :3] += 0.7 * aside / np.linalg.norm(aside) * np.maximum(0, part[:, 3:] - np.float32(thick + 60))
+            aside = _unit(rng.standard_normal(3, np.float32))
+            part[:, :3] += 0.7 * aside * np.maximum(0, part[:, 3:] - np.float32(thick + 60))
             part[:, 3] = np.minimum(thick, 0.62 * part[:, 3])
             tissue.mitochondria.append(tissue.tube(cell, part, MITO_REACH_NM))
     for at in range(1, len(path) - 1) if kind.swellings else ():
         if wide[at] >= 120 and wide[at - 1] < wide[at] >= wide[at + 1]:
             crowd = int(rng.integers(30, 200) * min(2.0, float(wide[at]) / 150))
-            ball = rng.standard_normal((crowd, 3), np.float32)
-            ball *= (
-                0.9
-                * wide[at]
-                * np.cbrt(rng.random((crowd, 1), np.float32))
-                / np.linalg.norm(ball, axis=1, keepdims=True)
-            )
-            side = rng.standard_normal(3, np.float32)
-            contact = path[at, :3] + side / np.linalg.norm(side) * (wide[at] + np.float32(20))
+            ball = _unit(rng.standard_normal((crowd, 3), np.float32))
+            ball *= 0.9 * wide[at] * np.cbrt(rng.random((crowd, 1), np.float32))
+            side = _unit(rng.standard_normal(3, np.float32))
+            contact = path[at, :3] + side * (wide[at] + np.float32(20))
             reach = rng.uniform(100, 200) if rng.random() < 0.7 else 0.0
             tissue.synapses.append(_Synapse(cell, path[at, :3] + ball, contact, reach))
 
 
 def _length(path: Floats) -> float:
-    return float(np.linalg.norm(np.diff(path[:, :3], axis=0), axis=1).sum())
+    return float(np.sqrt((np.diff(path[:, :3], axis=0) ** 2).sum(1)).sum())
 
 
 def _noise(shape: list[int], width: float | list[float], rng: Generator) -> Floats:
@@ -323,29 +312,28 @@ def _noise(shape: list[int], width: float | list[float], rng: Generator) -> Floa
 
 @dataclass(frozen=True)
 class _Plane:
-    """Where one section's pixels lie in the tissue: depth, rows and columns in nm, interpolation weights per axis."""
+    """Where one section's pixels lie in the tissue: depth, rows and columns in nm, nodes that they interpolate."""
 
     grid: float
     depth: float
     at: tuple[Floats, Floats]
-    weights: tuple[Floats, Floats]
+    taps: tuple[Taps, Taps]
 
     def sample(self, piece: _Piece, aside: float = 0.0) -> tuple[Window, Floats] | None:
         """Field of a piece `aside` nm from the depth and the window of pixels that it reaches, if it does."""
-        first, count = piece.start, piece.field.shape
-        level = (self.depth + aside) / self.grid - first[0]
-        low, high = max(0, math.floor(level) - 1), min(count[0], math.floor(level) + 3)
-        if low >= high or min(count) == 0:
+        (z, *start), (depth, *count) = piece.start, piece.field.shape
+        level = (self.depth + aside) / self.grid - z
+        if not 1 <= level < depth - 2:
             return None
-        layer = np.tensordot(_spline(np.array([level - low]), high - low)[0], piece.field[low:high], 1)
+        layer = _layer(piece.field, level)
         if layer.min() > -1:
             return None
         (y0, y1), (x0, x1) = (
-            at.searchsorted([(a - 2) * self.grid, (a + n + 1) * self.grid])
-            for at, a, n in zip(self.at, first[1:], count[1:], strict=True)
+            node.searchsorted([a, a + n - 3]) for (node, _), a, n in zip(self.taps, start, count, strict=True)
         )
-        rows, columns = self.weights[0][y0:y1, first[1] :], self.weights[1][x0:x1, first[2] :]
-        return np.s_[y0:y1, x0:x1], rows[:, : count[1]] @ layer @ columns[:, : count[2]].T
+        (row, u), (column, v) = self.taps
+        rows, columns = (row[y0:y1] - start[0], u[:, y0:y1]), (column[x0:x1] - start[1], v[:, x0:x1])
+        return np.s_[y0:y1, x0:x1], _stretch(layer, rows, columns)
 
     def around(self, point: Floats, reach: float) -> tuple[Window, Floats]:
         """Window of pixels within `reach` of a point, and their distance from it in the plane."""
@@ -371,25 +359,21 @@ class _Camera:
         self.sheath, self.shade = (np.array(v, np.float32) for v in (tissue.sheath, tissue.shade))
         count = shape[0]
         drift = np.cumsum(rng.normal(0, 2.5, (count, 2)), 0)
-        self.shift = np.clip(drift - drift.mean(0), -MARGIN_NM / 2, MARGIN_NM / 2) + rng.uniform(-8, 8, (count, 2))
-        self.gain, self.lift = (
-            rng.normal(1.12, 0.07, count).clip(0.9, 1.35),
-            rng.normal(0, 0.035, count).clip(-0.1, 0.1),
-        )
+        self.shift = np.clip(drift - drift.mean(0), -SLIDE_NM, SLIDE_NM) + rng.uniform(-8, 8, (count, 2))
+        self.gain = rng.normal(1.12, 0.07, count).clip(0.9, 1.35)
+        self.lift = rng.normal(0, 0.035, count).clip(-0.1, 0.1)
         self.blur = rng.uniform(2.5, 6, count)
         self.reticulum = _noise(list(tissue.clear.shape), 42 / tissue.grid, rng)
-        self.shading = 0.04 * (_noise([1, 8, 8], 1.2, rng) + _noise([count, 8, 8], 1.2, rng))
+        shading = _noise([1, 8, 8], 1.2, rng) + _noise([count, 8, 8], 1.2, rng)
+        self.shading = 0.045 * (shading - shading.mean((1, 2), keepdims=True))
 
     def section(self, z: int) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
         """One section: grey values, and cell numbers with 0 between cells."""
         thick, pixel, grid = self.resolution[0], self.resolution[1:], self.tissue.grid
         y, x = (MARGIN_NM + self.shift[z, a] + (np.arange(self.shape[a + 1]) + 0.5) * pixel[a] for a in (0, 1))
-        nodes = self.tissue.clear.shape
-        weights = (_spline(y / grid, nodes[1]), _spline(x / grid, nodes[2]))
-        plane = _Plane(grid, MARGIN_NM + (z + 0.5) * thick, (y.astype(np.float32), x.astype(np.float32)), weights)
-        (cell, other, above, core), (low_cell, low_other, below, _) = (
-            self._nearest(plane, s * thick / 2) for s in (-1, 1)
-        )
+        plane = _Plane(grid, MARGIN_NM + (z + 0.5) * thick, (y, x), (_spline(y / grid), _spline(x / grid)))
+        cell, other, above, core = self._nearest(plane, -thick / 2)
+        low_cell, low_other, below, _ = self._nearest(plane, thick / 2)
         below = np.where(cell == low_cell, below, -below)
         slope = np.sqrt(sum(g**2 for g in np.gradient(above, *pixel)) + ((below - above) / thick) ** 2)
         # Two fields do not always fall in opposite directions; their slope turns the lead into a distance in nm.
@@ -407,13 +391,8 @@ class _Camera:
         grey += _wall(above, below, math.hypot(4.5, 0.35 * max(pixel))) * (0.13 - grey)
         between = (scene.inside < max(WALL_NM, 0.7 * max(pixel))) | (myelin > 0.5)
         cells = np.where(between, 0, cell).astype(np.uint32)
-        cc3d.dust(
-            cells,
-            threshold=max(2, round(min(SLIVER_NM2 / math.prod(pixel), cells.size / 50))),
-            connectivity=4,
-            in_place=True,
-        )
-        return self._expose(grey, z), cells
+        sliver = max(2, round(min(SLIVER_NM2 / math.prod(pixel), cells.size / 50)))
+        return self._expose(grey, z), cc3d.dust(cells, threshold=sliver, connectivity=4, in_place=True)
 
     def _nearest(self, plane: _Plane, aside: float) -> tuple[Ints, Ints, Floats, Floats]:
         """Nearest and second nearest cell of each pixel, nm by half of the first one's lead and into its own tube."""
@@ -440,8 +419,7 @@ class _Camera:
         """Ground colour of each cell with grain, microtubules and reticulum."""
         grain, mottle = (_noise(list(cell.shape), [nm / px for px in self.resolution[1:]], self.rng) for nm in (10, 26))
         grey = 0.69 + self.shade[cell] + 0.05 * grain + 0.04 * mottle - 0.10 * np.clip(grain - 1.3, 0, 2)
-        depths = _spline(np.array([plane.depth / plane.grid]), len(self.reticulum))[0]
-        level = plane.weights[0] @ np.tensordot(depths, self.reticulum, 1) @ plane.weights[1].T
+        level = _stretch(_layer(self.reticulum, plane.depth / plane.grid), *plane.taps)
         tubule = np.exp(-(((level - 1.35) / 0.14) ** 2)) + np.clip((level - 1.9) * 5, 0, 1)
         drawn: Floats = grey * (1 - 0.65 * tubule * np.clip((inside - 30) / 15, 0, 1))
         return drawn
@@ -480,8 +458,8 @@ class _Camera:
     def _expose(self, grey: Floats, z: int) -> NDArray[np.uint8]:
         """Blur, uneven background, contrast and noise of the section's exposure."""
         image = gaussian_filter(grey, [self.blur[z] / nm for nm in self.resolution[1:]])
-        rows, columns = (_spline(np.linspace(1.5, 5.5, n), 8) for n in grey.shape)
-        image = (image + rows @ self.shading[z] @ columns.T - 0.5) * self.gain[z] + 0.45 + self.lift[z]
+        rows, columns = (_spline(np.linspace(1.5, 5.5, n)) for n in grey.shape)
+        image = (image + _stretch(self.shading[z], rows, columns) - 0.5) * self.gain[z] + 0.45 + self.lift[z]
         electrons, film = (self.rng.standard_normal(grey.shape, np.float32) for _ in range(2))
         shot = gaussian_filter(electrons, 0.5) * np.sqrt(np.clip(image, 0.05, 1))
         image = image + 0.08 * shot + 0.19 * gaussian_filter(film, 1.05)
@@ -498,8 +476,28 @@ def _wall(above: Floats, below: Floats, sharp: float) -> Floats:
     return np.clip(share, 0, 1)
 
 
-def _spline(at: NDArray[np.floating], nodes: int) -> Floats:
-    """Weights (N, nodes) of the cubic B-spline, which smooths what it interpolates."""
-    t = np.abs(at[:, None] - np.arange(nodes))
-    weights: Floats = np.where(t < 1, 2 / 3 - t * t * (1 - t / 2), np.clip(2 - t, 0, None) ** 3 / 6).astype(np.float32)
-    return weights
+def _spline(at: Floats) -> Taps:
+    """First of the four nodes about each position (N), and their weights (4, N) in a smoothing cubic B-spline."""
+    node = np.floor(at).astype(np.intp) - 1
+    t = np.abs(at - node - np.arange(4)[:, None])
+    weights = np.where(t < 1, 2 / 3 - t * t * (1 - t / 2), np.clip(2 - t, 0, None) ** 3 / 6)
+    return node, weights.astype(np.float32)
+
+
+def _layer(volume: Floats, level: float) -> Floats:
+    """Interpolate a volume of nodes at one level of its first axis."""
+    low, weights = _spline(np.array([level]))
+    layer: Floats = np.einsum("tn,tyx->yx", weights, volume[low[0] : low[0] + 4])
+    return layer
+
+
+def _stretch(layer: Floats, rows: Taps, columns: Taps) -> Floats:
+    """Interpolate a layer of nodes at rows and columns; no matrix product, whose bytes depend on its threads."""
+    wide: Floats = sum(v * layer[:, columns[0] + t] for t, v in enumerate(columns[1]))
+    full: Floats = sum(u[:, None] * wide[rows[0] + t] for t, u in enumerate(rows[1]))
+    return full
+
+
+def _unit(vectors: Floats) -> Floats:
+    length: Floats = np.sqrt((vectors**2).sum(-1, keepdims=True))
+    return vectors / length

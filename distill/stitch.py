@@ -101,7 +101,7 @@ class Stitcher:
     their contact is above `affinity_threshold`. A contact consists of the edges between the shared voxels under one
     segment and the voxels next to them, outside what is shared, under the other: `overlap_threshold=0` with affinities
     is the AGQ paper's rule alone. Contacts of merged segments add up as in `agglomerate_graph`; a pair without contact
-    is decided by (1).
+    is decided by (1), and stays apart under the AGQ rule.
 
     Blocks form a grid (as from `tiles`) and tell of each other across faces only: few voxels along an edge or at a
     corner prove little, and two blocks that share those share faces with a third.
@@ -110,7 +110,7 @@ class Stitcher:
 
     Args:
         overlap: most voxels per axis (z, y, x) that two blocks share across a face, see `largest_overlap`.
-        overlap_threshold: share in [0, 1]; pairs that share no voxel merge at 0 only.
+        overlap_threshold: share in [0, 1]; at 0 the affinities decide alone, or any shared voxel if there are none.
         affinity_threshold: mean affinity that a contact must exceed.
 
     Raises:
@@ -198,13 +198,14 @@ class Stitcher:
         return Relabelling(ids, np.unique(roots, return_inverse=True)[1].astype(np.uint64) + np.uint64(1))
 
     def _agreed(self) -> RegionGraph:
-        """Pairs whose overlap suffices, in order of ids, with their contacts; one edge of 1 stands for no contact."""
+        """Pairs whose overlap suffices, with their contacts; one edge of 1 stands for no contact."""
         names = ("a", "b", "overlap", "total", "count")
         a, b, overlap, total, count = (np.concatenate([getattr(e, name) for e in self._evidence]) for name in names)
-        order = np.lexsort((b, a))
-        order = order[overlap[order] >= self._overlap_threshold]
-        total, count = np.where(count > 0, total, 1.0)[order], np.maximum(count, 1)[order]
-        return RegionGraph(a[order], b[order], total, count)
+        agreed = overlap >= self._overlap_threshold
+        if self._with_affinity and self._overlap_threshold == 0:
+            agreed &= count > 0
+        total, count = np.where(count > 0, total, 1.0), np.maximum(count, 1)
+        return RegionGraph(a[agreed], b[agreed], total[agreed], count[agreed])
 
     def _check(self, index: int, box: Box, labels: Integers, affinity: Affinity | None) -> None:
         if index in self._ids or not 0 <= index < 2 ** (64 - _LOCAL_BITS):

@@ -552,43 +552,87 @@ def _open_tiff(path: Path) -> Iterator[Cut]:
     import tifffile
 
     with readable(path), tifffile.TiffFile(path) as tif:
-        series = _tiff_series(path, tif)
-        interleaved = series.axes == "ZCYX"
-        if series.dataoffset is not None:
-            dtype = series.dtype.newbyteorder(tif.byteorder)
-            mapped = np.memmap(path, dtype, "r", int(series.dataoffset), tuple(series.shape))
-            whole = mapped[None] if mapped.ndim == 2 else mapped.swapaxes(0, 1) if interleaved else mapped
+        stack = _tiff_stack(path, tif)
+        if stack.mapped_at is not None:
+            shape = (stack.shape[1], stack.shape[0], *stack.shape[2:]) if stack.interleaved else stack.shape
+            mapped = np.memmap(path, stack.dtype.newbyteorder(tif.byteorder), "r", stack.mapped_at, shape)
+            whole: NDArray[Any] = mapped.swapaxes(0, 1) if stack.interleaved else mapped
             yield lambda index: np.array(whole[index])
+        elif stack.pages:
+            yield partial(_cut_pages, stack)
         else:
-            pages = np.arange(len(series.pages)).reshape(*series.shape[:-2])
-            order = pages[None] if pages.ndim == 0 else pages.T if interleaved else pages
-
-            def cut(index: Index) -> NDArray[Any]:
-                chosen = order[index[:-2]]
-                parts = [series.pages[int(page)].asarray()[index[-2:]] for page in chosen.flat]
-                empty = np.empty((0, *(part.stop - part.start for part in index[-2:])), series.dtype)
-                stacked = np.stack(parts) if parts else empty
-                return stacked.reshape(*chosen.shape, *stacked.shape[-2:])
-
-            yield cut
+            array = np.stack([_page_values(page) for page in tif.series[0].pages])
+            loaded = array.reshape(tif.series[0].shape)
+            whole = (loaded.swapaxes(0, 1) if stack.interleaved else loaded).reshape(stack.shape)
+            yield lambda index: np.array(whole[index])
 
 
-def _tiff_series(path: Path, tif: tifffile.TiffFile) -> Any:
-    """The one greyscale stack of a TIFF file."""
-    if len(tif.series) != 1:
-        shapes = ", ".join(f"{tuple(series.shape)} {series.dtype}" for series in tif.series)
-        raise SourceError(f"{path}: found pages of different size or type ({shapes}), expected one stack")
-    series = tif.series[0]
-    if "S" in series.axes:
-        found = series.shape[series.axes.index("S")]
-        raise SourceError(f"{path}: found {found} channels per pixel, expected greyscale")
-    rank = len(series.shape)
-    paged = series.dataoffset is not None or len(series.pages) == math.prod(series.shape[:-2])
-    if not 2 <= rank <= 4 or series.axes[-2:] != "YX" or not paged:
-        raise SourceError(
-            f"{path}: found axes {series.axes} {tuple(series.shape)}, expected pages of z, y, x or c, z, y, x"
-        )
-    return series
+def _cut_pages(stack: _TiffStack, index: Index) -> NDArray[Any]:
+    pages = np.arange(len(stack.pages))
+    ordered = pages.reshape(stack.shape[-3::-1]).T if stack.interleaved else pages.reshape(stack.shape[:-2])
+    chosen = ordered[index[:-2]]
+    block = np.empty((chosen.size, *(part.stop - part.start for part in index[-2:])), stack.dtype)
+    for at, page in enumerate(chosen.flat):
+        block[at] = _page_values(stack.pages[int(page)])[index[-2:]]
+    return block.reshape(*chosen.shape, *block.shape[-2:])
+
+
+def _page_values(page: Any) -> NDArray[Any]:
+    """What a TIFF page holds; a strip beyond the end of the file would read as zeros and is refused."""
+    size = page.parent.filehandle.size
+    if any(at + length > size for at, length in zip(page.dataoffsets, page.databytecounts, strict=True)):
+        raise EOFError("the file is cut off")
+    return np.asarray(page.asarray())
+
+
+@dataclass(frozen=True)
+class _TiffStack:
+    """Where the sections of a TIFF file lie: memory-mapped from a byte, in a page each, or (neither) all in one."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    interleaved: bool
+    mapped_at: int | None
+    pages: Sequence[Any]
+
+
+def _tiff_stack(path: Path, tif: tifffile.TiffFile) -> _TiffStack:
+    """The one greyscale stack of a TIFF file; pages written one by one count as a stack where they are alike."""
+    _check_page_chain(path, tif)
+    first = tif.series[0]
+    kinds = list(dict.fromkeys((tuple(series.shape), str(series.dtype)) for series in tif.series))
+    axes = first.axes if len(tif.series) == 1 else "Z" + first.axes
+    shape = tuple(int(extent) for extent in first.shape)
+    if "S" in axes:
+        raise SourceError(f"{path}: found {shape[first.axes.index('S')]} channels per pixel, expected greyscale")
+    if len(kinds) > 1:
+        found = ", ".join(f"{shape} {dtype}" for shape, dtype in kinds[:3])
+        raise SourceError(f"{path}: found pages of different size or type ({found}), expected one stack")
+    if axes[-2:] != "YX" or len(axes) > 4:
+        raise SourceError(f"{path}: found axes {axes} of shape {shape}, expected z, y, x or c, z, y, x")
+    if len(tif.series) > 1:
+        shape = (len(tif.series), *shape)
+    pages = first.pages if len(tif.series) == 1 else [series.pages[0] for series in tif.series]
+    mapped_at = first.dataoffset if len(tif.series) == 1 else None
+    page = tuple(first.keyframe.shape)
+    if mapped_at is None and (len(pages) * math.prod(page) != math.prod(shape) or None in pages):
+        raise SourceError(f"{path}: cannot be read: found {len(pages)} pages of {page}, expected {shape} in all")
+    paged = len(pages) == math.prod(shape[:-2]) and page == shape[-2:]
+    shape = (1, *shape) if len(shape) == 2 else shape
+    interleaved = axes == "ZCYX"
+    if interleaved:
+        shape = (shape[1], shape[0], *shape[2:])
+    return _TiffStack(shape, first.dtype.newbyteorder("="), interleaved, mapped_at, pages if paged else ())
+
+
+def _check_page_chain(path: Path, tif: tifffile.TiffFile) -> None:
+    """Refuse a cut-off file: tifffile would take the pages before the cut for a whole, shorter stack."""
+    count, pointer_at = len(tif.pages), tif.pages.next_page_offset
+    if pointer_at is not None:
+        tif.filehandle.seek(pointer_at)
+        pointer = tif.filehandle.read(tif.tiff.offsetsize)
+        if len(pointer) < tif.tiff.offsetsize or any(pointer):
+            raise SourceError(f"{path}: cannot be read: found {count} pages, expected more: the file is cut off")
 
 
 def _tiff_resolution(tif: tifffile.TiffFile) -> Nanometres | None:
@@ -608,23 +652,20 @@ def _load_tiff(path: Path, dataset: str | None) -> StoredArray:
 
     _no_dataset(path, dataset)
     with readable(path), tifffile.TiffFile(path) as tif:
-        series = _tiff_series(path, tif)
-        shape = tuple(int(extent) for extent in series.shape)
-        shape = (1, *shape) if len(shape) == 2 else shape
-        if series.axes == "ZCYX":
-            shape = (shape[1], shape[0], *shape[2:])
+        stack = _tiff_stack(path, tif)
+        chunks = (*(1 for _ in stack.shape[:-2]), *stack.shape[-2:]) if stack.pages else stack.shape
         codec = getattr(tif.pages[0].compression, "name", "unknown").lower()
         return StoredArray(
             str(path),
             None,
             "tiff",
-            shape,
-            series.dtype.newbyteorder("="),
+            stack.shape,
+            stack.dtype,
             _tiff_resolution(tif),
             None,
             {key: plain(value) for key, value in (tif.imagej_metadata or {}).items()},
             partial(_open_tiff, path),
-            None if series.dataoffset is not None else (*(1 for _ in shape[:-2]), *shape[-2:]),
+            chunks if stack.mapped_at is None else None,
             None if codec == "none" else codec,
         )
 
@@ -635,10 +676,10 @@ def _section(path: Path) -> NDArray[Any]:
         import tifffile
 
         with readable(path), tifffile.TiffFile(path) as tif:
-            series = _tiff_series(path, tif)
-            if math.prod(series.shape[:-2]) != 1:
+            shape = _tiff_stack(path, tif).shape
+            if math.prod(shape[:-2]) != 1:
                 raise SourceError(f"{path}: found {len(tif.pages)} pages, expected one section per file")
-            return np.asarray(series.asarray().reshape(series.shape[-2:]))
+            return _page_values(tif.pages[0]).reshape(shape[-2:])
     # Image.open would refuse sections above 179 megapixels as decompression bombs; the plugin itself does not.
     from PIL.PngImagePlugin import PngImageFile
 

@@ -105,7 +105,9 @@ class Joint(nn.Module):
         wanted = queries.teacher > 0 or queries.student > 0
         return wanted and step >= queries.start and (step - queries.start) % queries.every == 0
 
-    def _own_terms(self, taught: TeacherOutput, seen: StudentVolume, labels: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def _own_terms(
+        self, taught: TeacherOutput, seen: StudentVolume, labels: Tensor, targets: Targets
+    ) -> dict[str, Tensor]:
         teacher, student = self.config.teacher.loss, self.config.student.loss
         terms: dict[str, Tensor] = {}
         if teacher.multi_offset:

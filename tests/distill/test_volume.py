@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 import distill.volume
 from distill.errors import DistillError, ShapeError, SourceError
 from distill.geometry import Box
-from distill.volume import Volume, check_pair, find_arrays, open_labels, open_volume, volume_from_array
+from distill.volume import Index, Volume, check_pair, find_arrays, open_labels, open_volume, volume_from_array
 
 RESOLUTION = (40.0, 4.0, 5.0)
+ON_DISK = settings(deadline=None, max_examples=30)
 TYPES = ["|b1", "|u1", "|i1", "<u2", ">u2", ">i4", "<u8", ">i8", "<f4", ">f8"]
 TIFF_TYPES = [name for name in TYPES if name not in ("|b1", "<u8", ">i8")]
 
@@ -92,6 +93,7 @@ def arrays(types: list[str], ranks: tuple[int, int] = (3, 4)) -> st.SearchStrate
     )
 
 
+@ON_DISK
 @given(array=arrays(TYPES), chunked=st.booleans())
 def test_hdf5_round_trip(tmp_path_factory: pytest.TempPathFactory, array: NDArray[Any], chunked: bool) -> None:
     path = tmp_path_factory.mktemp("v") / "a.hdf"
@@ -101,6 +103,7 @@ def test_hdf5_round_trip(tmp_path_factory: pytest.TempPathFactory, array: NDArra
     assert_reads(open_volume(path, resolution=RESOLUTION), array)
 
 
+@ON_DISK
 @given(array=arrays(TIFF_TYPES, (3, 3)), zipped=st.booleans(), order=st.sampled_from("<>"))
 def test_tiff_round_trip(
     tmp_path_factory: pytest.TempPathFactory, array: NDArray[Any], zipped: bool, order: str
@@ -110,6 +113,7 @@ def test_tiff_round_trip(
     assert_reads(open_volume(path, resolution=RESOLUTION), array)
 
 
+@ON_DISK
 @given(array=arrays(TYPES), packed=st.booleans(), fortran=st.booleans())
 def test_numpy_round_trip(
     tmp_path_factory: pytest.TempPathFactory, array: NDArray[Any], packed: bool, fortran: bool
@@ -124,6 +128,7 @@ def test_numpy_round_trip(
     assert_reads(volume, array)
 
 
+@ON_DISK
 @given(array=arrays(TYPES), side=st.integers(1, 4), version=st.sampled_from([2, 3]))
 def test_zarr_round_trip(
     tmp_path_factory: pytest.TempPathFactory, array: NDArray[Any], side: int, version: int
@@ -136,6 +141,7 @@ def test_zarr_round_trip(
     assert_reads(open_volume(path / "a" / "b"), array)
 
 
+@ON_DISK
 @given(array=arrays(TYPES))
 def test_array_round_trip(array: NDArray[Any]) -> None:
     volume = volume_from_array(array[..., ::-1], RESOLUTION, (1.0, 2.0, 3.0))
@@ -160,15 +166,19 @@ def test_sections_of_a_folder_are_read_one_by_one(tmp_path: Path, monkeypatch: p
     (folder / "s4.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     read: list[str] = []
     original = distill.volume._section
-    monkeypatch.setattr(distill.volume, "_section", lambda path: (read.append(path.name), original(path))[1])
+
+    def noted(path: Path) -> NDArray[Any]:
+        read.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(distill.volume, "_section", noted)
     volume = open_volume(folder, resolution=RESOLUTION)
     assert read == ["s0.png"]
     volume.read(Box((2, 0, 0), (3, 5, 4)))
     assert read == ["s0.png", "s2.png"]
-    given_sections = []
+    given_sections: list[NDArray[Any]] = []
     with pytest.raises(SourceError, match=r"s4\.png: cannot be read: "):
-        for section in volume.sections():
-            given_sections.append(section)  # noqa: PERF402
+        given_sections.extend(volume.sections())
     np.testing.assert_array_equal(given_sections, ramp(6, 5, 4)[:4])
 
 
@@ -194,9 +204,12 @@ def test_deep_chunks_are_read_once_each(monkeypatch: pytest.MonkeyPatch, tmp_pat
     path = save_zarr(tmp_path / "a.zarr", array, (4, 6, 6), 3, resolution=RESOLUTION)
     depths: list[tuple[int, int]] = []
     original = Volume._index
-    monkeypatch.setattr(
-        Volume, "_index", lambda self, box: (depths.append((box.start[0], box.stop[0])), original(self, box))[1]
-    )
+
+    def noted(volume: Volume, box: Box) -> Index:
+        depths.append((box.start[0], box.stop[0]))
+        return original(volume, box)
+
+    monkeypatch.setattr(Volume, "_index", noted)
     sections = list(open_volume(f"{path}:a/b").sections(2))
     assert depths == [(2, 4), (4, 8), (8, 11)]
     np.testing.assert_array_equal(sections, array[2:])
@@ -286,7 +299,7 @@ def test_resolution_from_ome_zarr(tmp_path: Path, version: int, unit: str, nm: f
     path = save_zarr(tmp_path / "a.zarr", ramp(2, 3, 4, 5), (1, 1, 4, 5), version)
     axes = [{"name": "c", "type": "channel"}, *({"name": name, "type": "space", "unit": unit} for name in "zyx")]
     steps = [{"type": "scale", "scale": [1, 0.5, 4, 5]}, {"type": "translation", "translation": [0, 1, 2, 3]}]
-    images = [{"axes": axes, "datasets": [{"path": "a/b", "coordinateTransformations": steps}]}]
+    images: Any = [{"axes": axes, "datasets": [{"path": "a/b", "coordinateTransformations": steps}]}]
     attributes = zarr.open_group(path, mode="a").attrs
     attributes.update({"ome": {"version": "0.5", "multiscales": images}} if version == 3 else {"multiscales": images})
     for volume in (open_volume(f"{path}:a/b"), open_volume(path / "a/b")):
@@ -368,13 +381,56 @@ def test_corrupt_files(tmp_path: Path, name: str, content: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("compression", [None, "zlib"])
-def test_truncated_tiff(tmp_path: Path, compression: str | None) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (4, 64, 64), np.uint8)
-    path = save_tiff(tmp_path / "a.tif", noise, compression=compression)
-    path.write_bytes(path.read_bytes()[:-3000])
-    with pytest.raises(SourceError, match=r"a\.tif: cannot be read"):
-        open_volume(path, resolution=RESOLUTION).read()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "zlib"},
+        {"metadata": None},
+        {"imagej": True, "metadata": {"axes": "ZYX"}},
+        {"tile": (16, 16)},
+    ],
+)
+def test_a_cut_off_tiff_is_never_taken_for_a_shorter_stack(tmp_path: Path, options: dict[str, Any]) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (4, 30, 40), np.uint8)
+    path = save_tiff(tmp_path / "a.tif", noise, **options)
+    assert_reads(open_volume(path, resolution=RESOLUTION), noise)
+    content = path.read_bytes()
+    refusals = []
+    for size in range(0, len(content), 101):
+        path.write_bytes(content[:size])
+        try:
+            found = open_volume(path, resolution=RESOLUTION).read()
+        except SourceError as error:
+            refusals.append(str(error))
+        else:
+            np.testing.assert_array_equal(found, noise)
+    assert len(refusals) > 40
+    assert all("a.tif: cannot be read: " in refusal for refusal in refusals)
+
+
+def test_a_cut_off_section_image_is_refused(tmp_path: Path) -> None:
+    path = save_tiff(tmp_path / "s0.tif", ramp(30, 40), compression="zlib", rowsperstrip=5)
+    save_tiff(tmp_path / "s1.tif", ramp(30, 40), compression="zlib", rowsperstrip=5)
+    volume = open_volume(tmp_path, resolution=RESOLUTION)
+    with tifffile.TiffFile(path) as tif:
+        starts = tif.pages[0].dataoffsets
+    for size in (starts[3], starts[3] + 5):
+        (tmp_path / "s1.tif").write_bytes(path.read_bytes()[:size])
+        with pytest.raises(SourceError, match=r"s1\.tif: cannot be read: the file is cut off"):
+            volume.read()
+
+
+def test_pages_written_one_by_one_are_a_stack(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for section in ramp(5, 20, 21):
+            writer.write(section, compression="zlib")
+    assert_reads(open_volume(tmp_path / "a.tif", resolution=RESOLUTION), ramp(5, 20, 21))
+
+
+def test_volumetric_tiles_are_read(tmp_path: Path) -> None:
+    path = save_tiff(tmp_path / "a.tif", ramp(5, 20, 21), tile=(4, 16, 16), volumetric=True)
+    assert_reads(open_volume(path, resolution=RESOLUTION), ramp(5, 20, 21))
 
 
 def test_a_missing_codec_is_named(tmp_path: Path) -> None:
@@ -534,7 +590,7 @@ def test_real_cremi_files(
     path = real_data(name)
     raw, labels = open_volume(path), open_labels(path)
     check_pair(raw, labels)
-    assert (raw.shape, raw.dtype, raw.resolution) == (shape, np.uint8, resolution)
+    assert (raw.shape, raw.dtype, raw.resolution) == (shape, np.dtype(np.uint8), resolution)
     with h5py.File(path) as file:
         expected = file["volumes/labels/neuron_ids"][3:5]
         np.testing.assert_array_equal(raw.read(Box((3, 10, 20), (4, 90, 80))), file["volumes/raw"][3:4, 10:90, 20:80])

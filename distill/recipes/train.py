@@ -1,0 +1,247 @@
+"""`distill train`: teacher, student and shared decoder together, into a run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+
+import distill
+from distill.checkpoint import save_weights
+from distill.config import Pair, dump
+from distill.engine import Average, MetricsLog, State, StepReport, fit, make_optimizer
+from distill.errors import CheckpointError, ConfigError, SourceError
+from distill.geometry import Box, Nanometres
+from distill.recipes.joint import Joint
+from distill.recipes.models import student_metadata, teacher_metadata
+from distill.recipes.validation import Judged, validate
+from distill.recipes.volumes import Runtime
+from distill.sampling import Crops, loader
+from distill.volume import Volume, check_pair, open_labels, open_volume
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Training and validation sections in memory."""
+
+    train_raw: NDArray[Any]
+    train_labels: NDArray[np.uint64]
+    validation_raw: NDArray[Any]
+    validation_labels: NDArray[np.uint64]
+    resolution: Nanometres
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the command line shows while training."""
+
+    on_step: Callable[[StepReport, int], None]  # report, steps in all
+    on_validation: Callable[[int, dict[str, Judged], float], None]  # step, scores, seconds
+
+
+def open_parts(config: Pair) -> Parts:
+    """Open the volumes, check that they go together and that the sections exist, read the parts.
+
+    Raises:
+        DistillError: anything that does not fit, naming the file.
+    """
+    data = config.student.data
+    raw = open_volume(data.raw, resolution=data.resolution)
+    labels = open_labels(data.labels, resolution=data.resolution)
+    check_pair(raw, labels)
+    for name, (_, last) in (("train", data.train), ("validation", data.validation)):
+        if last > raw.size[0]:
+            raise ConfigError(f"student.data.{name}: ends at section {last}, but {data.raw} has {raw.size[0]} sections")
+    crop = config.student.training.crop
+    room = (data.train[1] - data.train[0], *raw.size[1:])
+    if any(c > r for c, r in zip(crop, room, strict=True)):
+        raise ConfigError(f"student.training.crop: {list(crop)} is larger than the training part {list(room)} (z, y, x)")
+    if crop[0] < 2:
+        raise ConfigError(f"student.training.crop: found {crop[0]} section, expected at least 2 for a slice pair")
+    return Parts(
+        _sections(raw, data.train),
+        _sections(labels, data.train).astype(np.uint64),
+        _sections(raw, data.validation),
+        _sections(labels, data.validation).astype(np.uint64),
+        raw.resolution,
+    )
+
+
+def _sections(volume: Volume, span: tuple[int, int]) -> NDArray[Any]:
+    return volume.read(Box((span[0], 0, 0), (span[1], *volume.size[1:])))
+
+
+def train(config: Pair, out: Path, *, resume: bool, device: str, progress: Progress, command: list[str]) -> None:
+    """Train and fill the run folder.
+
+    Args:
+        config: teacher and student.
+        out: run folder; must not hold a run unless `resume`.
+        resume: go on from the folder's saved state, if there is one.
+        device: `auto`, `cpu` or `cuda`.
+        progress: what to call on the way.
+        command: what was typed, for run.json.
+
+    Raises:
+        DistillError: bad input; nothing has been written then.
+    """
+    parts = open_parts(config)
+    training = config.student.training
+    crops = Crops(parts.train_raw, parts.train_labels, training, config.student.augment)
+    state_path = prepare_folder(out, config, resume)
+    torch.manual_seed(training.seed)
+    fabric = Fabric(accelerator="cpu" if device == "cpu" else device.split(":")[0], devices=1, precision=training.precision)
+    joint = Joint(config, parts.resolution)
+    joint.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    joint.to(fabric.device)
+    optimizer = make_optimizer(joint, training)
+    module, wrapped = fabric.setup(joint, optimizer)
+    state = State(joint, wrapped, Average(joint, training.ema) if training.ema else None)
+    if resume and state_path.exists():
+        state.load(state_path)
+    log = MetricsLog(out / "metrics.jsonl", state.step)
+    runtime = Runtime(fabric.device, training.precision)
+    book = _Bookkeeping(config, parts, out, log, runtime, progress)
+    record = RunRecord(out / "run.json", command, config, state.step)
+    with record:
+        fit(
+            state,
+            module,
+            _endless(loader(crops, state.step)),
+            training,
+            fabric,
+            state_path=state_path,
+            on_step=book.step,
+            on_validate=lambda s: book.validation(s, joint),
+        )
+
+
+def _endless(batches: Any) -> Iterator[Any]:
+    yield from batches
+
+
+def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:
+    """Make the run folder and write the resolved configuration; the path of the state file.
+
+    Raises:
+        SourceError: the folder holds a run already, or cannot be written.
+        CheckpointError: the run to resume has another configuration.
+    """
+    state_path = out / "checkpoints" / "state.pt"
+    resolved = {"teacher.yaml": dump(config.teacher), "student.yaml": dump(config.student)}
+    if state_path.exists() and not resume:
+        raise SourceError(f"{out}: holds a run already; expected a new folder, or --resume to go on with it")
+    try:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for name, text in resolved.items():
+            if state_path.exists() and (out / name).exists() and (out / name).read_text(encoding="utf-8") != text:
+                raise CheckpointError(f"{out / name}: differs from the configuration given; expected the same to resume")
+            (out / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SourceError(f"{out}: cannot be written: {error.strerror or error}") from None
+    return state_path
+
+
+class _Bookkeeping:
+    """Logs steps, validates, keeps the best weights."""
+
+    def __init__(
+        self, config: Pair, parts: Parts, out: Path, log: MetricsLog, runtime: Runtime, progress: Progress
+    ) -> None:
+        self.config, self.parts, self.out, self.log = config, parts, out, log
+        self.runtime, self.progress = runtime, progress
+        self.sums: dict[str, list[float]] = defaultdict(list)
+
+    def step(self, report: StepReport) -> None:
+        """Collect; write means every `log_every` steps."""
+        training = self.config.student.training
+        for name, value in {**report.terms, "seconds": report.seconds, "waited": report.waited}.items():
+            self.sums[name].append(value)
+        if report.step % training.log_every == 0 or report.step == training.steps:
+            means = {name: float(np.mean(values)) for name, values in self.sums.items()}
+            self.log.write({"step": report.step, "lr": report.lr, **means})
+            self.sums.clear()
+        self.progress.on_step(report, training.steps)
+
+    def validation(self, state: State, joint: Joint) -> None:
+        """Judge both networks, save their weights, keep the best of each."""
+        began = time.perf_counter()
+        judged = validate(joint, self.config, self.parts.validation_raw, self.parts.validation_labels, self.runtime)
+        seconds = time.perf_counter() - began
+        row: dict[str, Any] = {"step": state.step, "validation_seconds": seconds}
+        for name, found in judged.items():
+            row[f"validation_{name}"] = found.to_dict()
+        self.log.write(row)
+        for kind, found in judged.items():
+            self._keep(kind, found, state, joint)
+        self.progress.on_validation(state.step, judged, seconds)
+
+    def _keep(self, kind: str, found: Judged, state: State, joint: Joint) -> None:
+        config, resolution = self.config, self.parts.resolution
+        notes = {
+            "step": state.step,
+            "validation": found.to_dict(),
+            "merge_threshold": found.threshold,
+            "data": config.student.data.model_dump(mode="json"),
+            "version": distill.__version__,
+        }
+        path = self.out / "checkpoints" / f"{kind}-{state.step:07d}.safetensors"
+        if kind == "student":
+            modules: dict[str, torch.nn.Module] = {"student": joint.student, "slab": joint.slab, "decoder": joint.decoder}
+            save_weights(path, "student", modules, student_metadata(config.student, config.teacher, resolution), notes)
+        else:
+            modules = {"teacher": joint.teacher, "decoder": joint.decoder}
+            save_weights(path, "teacher", modules, teacher_metadata(config.teacher, resolution), notes)
+        voi = found.scores.voi_sum
+        if voi < state.best.get(f"{kind}_voi", float("inf")):
+            state.best.update({f"{kind}_voi": voi, f"{kind}_step": state.step})
+            best = self.out / "best" / f"{kind}.safetensors"
+            best.parent.mkdir(exist_ok=True)
+            temporary = best.with_name(best.name + ".writing")
+            shutil.copyfile(path, temporary)
+            os.replace(temporary, best)
+
+
+class RunRecord:
+    """run.json: what was run, with what, when, how it ended. Written at the start and at the end."""
+
+    def __init__(self, path: Path, command: list[str], config: Pair | None, first_step: int) -> None:
+        self.path = path
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() and first_step else {}
+        self.values: dict[str, Any] = {
+            "command": command,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "first_step": first_step,
+            "versions": {"affinity-distill": distill.__version__, "torch": torch.__version__, "numpy": np.__version__},
+            "python": sys.version.split()[0],
+            "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+            "seed": config.student.training.seed if config else None,
+            "earlier": [*before.pop("earlier", []), before] if before else [],
+        }
+        self.began = time.perf_counter()
+
+    def __enter__(self) -> RunRecord:
+        self._write("running")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._write("done" if error is None else f"{type(error).__name__}: {error}")
+
+    def _write(self, ended: str) -> None:
+        values = {**self.values, "seconds": round(time.perf_counter() - self.began, 2), "ended": ended}
+        temporary = self.path.with_name(self.path.name + ".writing")
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path)

@@ -1,0 +1,90 @@
+"""Scores of teacher and student on the validation part, and the merge thresholds chosen there.
+
+Every number of a validation comes from sections that training never saw; thresholds that later runs use by default are
+chosen here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.affinity import affinity_targets, as_label_tensor
+from distill.config import Pair
+from distill.metrics import Scores, affinity_scores, score
+from distill.recipes.joint import Joint
+from distill.recipes.models import TrainedStudent, TrainedTeacher
+from distill.recipes.volumes import Runtime, Segmented, student_volume, teacher_volume
+
+MERGE_THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One network's validation."""
+
+    scores: Scores  # of the query segmentation at the best threshold
+    unmerged: Scores  # of the queries alone
+    threshold: float | None  # merge above this mean affinity; None = merging did not help
+    boundary_f1: tuple[float, ...]  # per axis z, y, x: edges that must be cut, predicted below 0.5
+
+    def to_dict(self) -> dict[str, Any]:
+        """For metrics.jsonl and the weights file's notes."""
+        return {
+            "voi_split": self.scores.voi_split,
+            "voi_merge": self.scores.voi_merge,
+            "voi": self.scores.voi_sum,
+            "arand": self.scores.arand,
+            "voi_unmerged": self.unmerged.voi_sum,
+            "merge_threshold": self.threshold,
+            "boundary_f1_zyx": [round(f, 4) for f in self.boundary_f1],
+        }
+
+
+def judge(segmented: Segmented, labels: NDArray[np.uint64], thresholds: Sequence[float] = MERGE_THRESHOLDS) -> Judged:
+    """Score a segmentation at every merge threshold and keep the one with the lowest VOI.
+
+    Args:
+        segmented: supervoxels, contacts and affinities of the validation part.
+        labels: (D, H, W) ground truth of the same part.
+        thresholds: candidates, beside no merging.
+    """
+    unmerged = score(segmented.labels(None), labels)
+    best: tuple[Scores, float | None] = (unmerged, None)
+    for threshold in thresholds:
+        found = score(segmented.labels(threshold), labels)
+        if found.voi_sum < best[0].voi_sum:
+            best = (found, threshold)
+    targets = affinity_targets(as_label_tensor(labels))
+    edges = affinity_scores(segmented.affinity, targets.target.numpy(), targets.valid.numpy())
+    return Judged(best[0], unmerged, best[1], tuple(edge.boundary.f1 for edge in edges))
+
+
+def validate(joint: Joint, config: Pair, raw: NDArray[Any], labels: NDArray[np.uint64], runtime: Runtime) -> dict[str, Judged]:
+    """Both networks through the shared decoder on the validation part.
+
+    Args:
+        joint: in evaluation mode, with the weights to judge.
+        config: of the run.
+        raw: (D, H, W) grey values.
+        labels: (D, H, W) ground truth.
+        runtime: device and precision.
+    """
+    z, y, x = raw.shape
+    student, teacher = views(joint, config)
+    return {
+        "student": judge(student_volume(student, iter(raw), (z, y, x), runtime), labels),
+        "teacher": judge(teacher_volume(teacher, raw, runtime), labels),
+    }
+
+
+def views(joint: Joint, config: Pair) -> tuple[TrainedStudent, TrainedTeacher]:
+    """The joint module's parts as trained networks."""
+    decoding = config.teacher.decoder
+    student = TrainedStudent(joint.student, joint.slab, joint.decoder, decoding, {}, Path("training"))
+    return student, TrainedTeacher(joint.teacher, joint.decoder, config.teacher, {}, Path("training"))

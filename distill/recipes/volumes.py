@@ -1,0 +1,288 @@
+"""Trained networks over volumes: affinities and, through the shared query decoder, instances.
+
+Legend: D H W = z y x, h w half resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distill.agglomerate import RegionGraph, Relabelling, agglomerate_graph, region_graph
+from distill.config import DecoderConfig
+from distill.decoder import DecoderInput, QueryDecoder
+from distill.errors import DistillError
+from distill.geometry import Box, Triple, tiles
+from distill.recipes.models import TrainedStudent, TrainedTeacher
+from distill.metrics import sum_pairs
+from distill.sampling import as_unit_range
+from distill.segment import block_instances
+from distill.stitch import Stitcher, largest_overlap
+from students.stream import SectionResult, SectionStream
+from teachers.agq import TeacherOutput
+from teachers.tiled import run_teacher
+
+Affinity = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how networks run."""
+
+    device: torch.device
+    precision: str = "bf16-mixed"
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Consecutive sections that are decoded together."""
+
+    first: int  # section number of the first
+    sections: list[SectionResult]
+
+    @property
+    def stop(self) -> int:
+        """One past the last section."""
+        return self.first + len(self.sections)
+
+    def affinity(self) -> Affinity:
+        """(3, D, H, W) of the slab's sections."""
+        return torch.stack([s.affinity for s in self.sections], 1).float().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A segmented block with its own ids."""
+
+    box: Box
+    labels: NDArray[np.uint64]
+
+
+def student_sections(
+    model: TrainedStudent, sections: Iterable[NDArray[np.generic]], runtime: Runtime, *, with_slab: bool
+) -> Iterator[SectionResult]:
+    """Stream sections (H, W) through the student, one result a section."""
+    slab = model.slab if with_slab else None
+    stream = SectionStream(model.student, slab, device=runtime.device, precision=runtime.precision)
+    for section in sections:
+        yield stream.push(torch.from_numpy(as_unit_range(section)))
+
+
+def slabs(results: Iterable[SectionResult], depth: int) -> Iterator[Slab]:
+    """Group a stream into slabs of `depth` sections; neighbouring slabs share one section.
+
+    The last slab may be thinner, but never repeats only what is already there.
+    """
+    held: list[SectionResult] = []
+    first = 0
+    fresh = 0
+    for result in results:
+        held.append(result)
+        fresh += 1
+        if len(held) == depth:
+            yield Slab(first, held)
+            first += depth - 1
+            held, fresh = held[-1:], 0
+    if fresh:
+        yield Slab(first, held)
+
+
+class Assembly:
+    """Segmented blocks on their way to one volume: supervoxel ids at once, final ids at the end.
+
+    Blocks of one slab are decoded independently; what they share decides which of their instances are one (`Stitcher`).
+    Beside that, the mean affinity along every contact is collected, so that `finish` can also merge what the queries
+    left split. Memory: faces of the last slab, one entry per supervoxel and per contact; no voxels.
+    """
+
+    def __init__(self, overlap: Triple) -> None:
+        """Start empty.
+
+        Args:
+            overlap: most voxels per axis that two neighbouring blocks share.
+        """
+        self._stitcher = Stitcher(overlap)
+        self._contacts: list[RegionGraph] = []
+        self._next = 0
+
+    def add(self, pieces: Sequence[Piece], affinity: Affinity) -> NDArray[np.uint64]:
+        """Take the blocks of one slab in; slabs come in z order and share one section, which the earlier one owns.
+
+        Args:
+            pieces: blocks that cover the slab, in z, y, x order, all of the same depth.
+            affinity: (3, D, H, W) of the slab.
+
+        Returns:
+            (D, H, W) supervoxel ids of the slab, unique in the whole volume.
+        """
+        origin = pieces[0].box.start
+        ids = np.zeros(affinity.shape[1:], dtype=np.uint64)
+        for piece in pieces:
+            unique = self._stitcher.add(self._next, piece.box, piece.labels)
+            self._next += 1
+            here = ids[piece.box.relative_to(origin).slices]
+            np.copyto(here, unique, where=here == 0)
+        self._stitcher.retire(pieces[0].box.start[0])
+        self._contacts.append(region_graph(ids, affinity))
+        return ids
+
+    def finish(self, threshold: float | None) -> Relabelling:
+        """Final ids.
+
+        Args:
+            threshold: merge objects whose contact has a mean affinity above this; None = go by shared voxels alone.
+
+        Returns:
+            For every supervoxel id its final id, 1..n.
+        """
+        stitched = self._stitcher.finish()
+        if threshold is None or not self._contacts:
+            return stitched
+        u, v, total, count = (
+            np.concatenate([getattr(graph, name) for graph in self._contacts]) for name in ("u", "v", "total", "count")
+        )
+        u, v = stitched.apply(u), stitched.apply(v)
+        apart = u != v
+        low, high = np.minimum(u, v)[apart], np.maximum(u, v)[apart]
+        pairs = sum_pairs(low, high, count=count[apart], values=total[apart])
+        merged = agglomerate_graph(RegionGraph(pairs.u, pairs.v, pairs.total, pairs.count), threshold)
+        roots = stitched.new.copy()
+        touched = np.isin(roots, merged.old)
+        roots[touched] = merged.new[np.searchsorted(merged.old, roots[touched])]
+        return Relabelling(stitched.old, np.unique(roots, return_inverse=True)[1].astype(np.uint64) + np.uint64(1))
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A volume in memory whose final ids are still open."""
+
+    supervoxels: NDArray[np.uint64]  # (D, H, W)
+    assembly: Assembly
+    affinity: Affinity  # (3, D, H, W)
+
+    def labels(self, threshold: float | None) -> NDArray[np.uint64]:
+        """(D, H, W) ids 1..n after merging above `threshold` (see `Assembly.finish`)."""
+        return self.assembly.finish(threshold).apply(self.supervoxels)
+
+
+def decode_slab(model: TrainedStudent, slab: Slab, runtime: Runtime) -> list[Piece]:
+    """Instances of a slab, in tiles of the decoder's block size, boxes in volume coordinates.
+
+    Raises:
+        DistillError: the model has no decoder.
+    """
+    if model.slab is None or model.decoder is None:
+        raise DistillError(f"{model.path}: has no query decoder; expected --no-segment, or --method waterz")
+    height, width = slab.sections[0].affinity.shape[-2:]
+    mixed = torch.stack([s.mixed for s in slab.sections if s.mixed is not None], 1)
+    logits = torch.stack([s.logits for s in slab.sections if s.logits is not None], 1)
+    depth = len(slab.sections)
+    pieces = []
+    for tile in decoder_tiles((depth, height, width), model.decoding):
+        z, y, x = tile.slices
+        half = (slice(None), z, *(slice(s.start // 2, -(-s.stop // 2)) for s in (y, x)))
+        with _computing(runtime):
+            given = model.slab.slab(mixed[half][None], logits[half][None])
+        labels = _decode(model.decoder, given, tile, model.decoding, runtime)
+        pieces.append(Piece(tile.shift((slab.first, 0, 0)), labels))
+    return pieces
+
+
+def decoder_tiles(shape: Triple, config: DecoderConfig) -> list[Box]:
+    """Tiles of the decoder over a slab, whole depth; they begin at even y and x, for it works at half resolution."""
+    block, overlap = config.block[1:], config.overlap[1:]
+    stride = [max(2, (b - o) - (b - o) % 2) for b, o in zip(block, overlap, strict=True)]
+    found = []
+    for tile in tiles(Box.of_shape(shape), (shape[0], *block), (shape[0], stride[0], stride[1])):
+        z, y, x = tile.start
+        found.append(Box((z, y - y % 2, x - x % 2), tile.stop))
+    return found
+
+
+def decoder_overlap(shape: Triple, config: DecoderConfig) -> Triple:
+    """Most voxels that two blocks share when a volume is cut into slabs and tiles."""
+    _, y, x = largest_overlap(decoder_tiles((1, *shape[1:]), config))
+    return 1, y, x
+
+
+def _computing(runtime: Runtime) -> ExitStack:
+    stack = ExitStack()
+    stack.enter_context(torch.inference_mode())
+    stack.enter_context(torch.autocast(runtime.device.type, torch.bfloat16, runtime.precision == "bf16-mixed"))
+    return stack
+
+
+def _decode(
+    decoder: QueryDecoder, given: DecoderInput, tile: Box, config: DecoderConfig, runtime: Runtime
+) -> NDArray[np.uint64]:
+    with _computing(runtime):
+        output = decoder(given)
+        return block_instances(output, 0, tile.shape[1:], min_voxels=config.min_instance, fill=config.fill)
+
+
+def student_volume(
+    model: TrainedStudent, sections: Iterable[NDArray[np.generic]], shape: Triple, runtime: Runtime
+) -> Segmented:
+    """Segment a volume that fits in memory with the student and the query decoder."""
+    affinity = np.zeros((3, *shape), dtype=np.float32)
+    supervoxels = np.zeros(shape, dtype=np.uint64)
+    assembly = Assembly(decoder_overlap(shape, model.decoding))
+    for slab in slabs(student_sections(model, sections, runtime, with_slab=True), model.decoding.block[0]):
+        own = slab.affinity()
+        affinity[:, slab.first : slab.stop] = own
+        ids = assembly.add(decode_slab(model, slab, runtime), own)
+        skip = int(slab.first > 0)
+        supervoxels[slab.first + skip : slab.stop] = ids[skip:]
+    return Segmented(supervoxels, assembly, affinity)
+
+
+def student_affinity(
+    model: TrainedStudent, sections: Iterable[NDArray[np.generic]], shape: Triple, runtime: Runtime
+) -> Affinity:
+    """The student's affinities (3, D, H, W) of a volume that fits in memory."""
+    affinity = np.zeros((3, *shape), dtype=np.float32)
+    for z, result in enumerate(student_sections(model, sections, runtime, with_slab=False)):
+        affinity[:, z] = result.affinity.float().cpu().numpy()
+    return affinity
+
+
+def teacher_volume(model: TrainedTeacher, raw: NDArray[np.generic], runtime: Runtime) -> Segmented:
+    """Segment a volume that fits in memory with the teacher and the query decoder, block by block."""
+    config = model.config.decoder
+    unit = as_unit_range(raw)
+    z, y, x = raw.shape
+    shape = (z, y, x)
+    depth = min(config.block[0], z)
+    affinity = np.zeros((3, *shape), dtype=np.float32)
+    supervoxels = np.zeros(shape, dtype=np.uint64)
+    assembly = Assembly(decoder_overlap(shape, config))
+    starts = range(0, max(1, z - 1), max(1, depth - 1))
+    for first in starts:
+        stop = min(z, first + depth)
+        pieces: list[Piece] = []
+
+        def decode(
+            box: Box, output: TeacherOutput, own: Affinity, first: int = first, into: list[Piece] = pieces
+        ) -> None:
+            labels = _decode(model.decoder, output.decoder_input, box, config, runtime)
+            into.append(Piece(box.shift((first, 0, 0)), labels))
+
+        windows = decoder_tiles((stop - first, y, x), config)
+        slab = run_teacher(
+            model.teacher,
+            unit[first:stop],
+            windows,
+            device=runtime.device,
+            precision=runtime.precision,
+            on_block=decode,
+        )
+        ids = assembly.add(pieces, slab.affinity)
+        skip = int(first > 0)
+        supervoxels[first + skip : stop] = ids[skip:]
+        affinity[:, first + skip : stop] = slab.affinity[:, skip:]
+    return Segmented(supervoxels, assembly, affinity)

@@ -1,0 +1,113 @@
+"""Sliding-window inference of a 3D teacher: blocks with overlap, blended into one volume.
+
+The windows' seams that this leaves in the embeddings are what the seam score measures.
+
+Legend: E embedding channels, D H W = z y x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.affinity import NEAREST, embedding_affinity
+from distill.geometry import Box, Triple, tiles
+from teachers.agq import AGQTeacher, TeacherOutput
+
+
+@dataclass(frozen=True)
+class TeacherVolume:
+    """What the sliding window leaves."""
+
+    affinity: NDArray[np.float32]  # (3, D, H, W) in [0, 1]
+    embedding: NDArray[np.float32] | None  # (E, D, H, W) L2-normalised before blending; None unless asked for
+    windows: list[Box]
+
+
+def run_teacher(
+    teacher: AGQTeacher,
+    raw: NDArray[np.float32],
+    windows: Sequence[Box],
+    *,
+    device: torch.device,
+    precision: str,
+    blend: bool = True,
+    keep_embedding: bool = False,
+    on_block: Callable[[Box, TeacherOutput, NDArray[np.float32]], None] | None = None,
+) -> TeacherVolume:
+    """Run a teacher over a volume in memory.
+
+    Args:
+        teacher: in evaluation mode, on the device.
+        raw: (D, H, W) in [0, 1].
+        windows: blocks that cover the volume, run in this order (see `sliding_windows`).
+        device: where to compute.
+        precision: `32-true` or `bf16-mixed`.
+        blend: weigh windows by a pyramid that falls towards their borders; off, the last window wins (the
+            checkerboard as it is).
+        keep_embedding: also stitch the embedding (the head's; without a head, none).
+        on_block: called with every window, the teacher's output and its own affinities (3, D, H, W).
+    """
+    channels = teacher.embedding_channels if keep_embedding else 0
+    affinity = np.zeros((3, *raw.shape), dtype=np.float32)
+    embedding = np.zeros((channels, *raw.shape), dtype=np.float32) if channels else None
+    weight = np.zeros(raw.shape, dtype=np.float32)
+    for window in windows:
+        output = _run(teacher, raw[window.slices], device, precision)
+        own = block_affinity(output, (window.shape[1], window.shape[2]))
+        if on_block is not None:
+            on_block(window, output, own)
+        here = (slice(None), *window.slices)
+        share = _pyramid(window.shape) if blend else np.ones(window.shape, dtype=np.float32)
+        if not blend:
+            weight[window.slices] = 0
+            affinity[here] = 0
+        affinity[here] += own * share
+        if embedding is not None:
+            if not blend:
+                embedding[here] = 0
+            assert output.embedding is not None
+            unit = torch.nn.functional.normalize(output.embedding[0].float(), dim=0)
+            embedding[here] += unit.cpu().numpy() * share
+        weight[window.slices] += share
+    affinity /= weight
+    if embedding is not None:
+        embedding /= weight
+    return TeacherVolume(affinity, embedding, list(windows))
+
+
+def sliding_windows(shape: Triple, block: Triple, overlap: Triple) -> list[Box]:
+    """Windows of `block` voxels that share `overlap` voxels with the next, over a whole volume."""
+    z, y, x = (max(1, b - o) for b, o in zip(block, overlap, strict=True))
+    return list(tiles(Box.of_shape(shape), block, (z, y, x)))
+
+
+@torch.inference_mode()
+def _run(teacher: AGQTeacher, raw: NDArray[np.float32], device: torch.device, precision: str) -> TeacherOutput:
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
+        found: TeacherOutput = teacher(torch.from_numpy(np.ascontiguousarray(raw))[None, None].to(device))
+    return found
+
+
+def block_affinity(output: TeacherOutput, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Full-resolution affinities (3, D, H, W) of one block: of the embedding head, else the branch's, upsampled."""
+    if output.embedding is not None:
+        return embedding_affinity(output.embedding.float(), NEAREST)[0].cpu().numpy()
+    half: Tensor = output.decoder_input.affinity_logits[0].float().sigmoid()
+    full = half.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
+    return full[..., : size[0], : size[1]].cpu().numpy()
+
+
+def _pyramid(shape: Triple) -> NDArray[np.float32]:
+    """Weight 1 in the middle, falling linearly to 1 / (n / 2) at the border of each axis."""
+    axes = []
+    for n in shape:
+        ramp = np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32)
+        axes.append(ramp / ramp.max())
+    z, y, x = axes
+    return z[:, None, None] * y[None, :, None] * x[None, None, :]
