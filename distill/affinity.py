@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ MULTI: tuple[Triple, ...] = (
     *((-4, 0, 0), (0, -27, 0), (0, 0, -27)),
 )
 
+_Index = tuple[EllipsisType | int | slice, ...]
 _SHARE_LOW, _SHARE_HIGH = 0.05, 0.99
 
 
@@ -109,12 +111,15 @@ def affinity_targets(
     valid = torch.zeros(shape, dtype=torch.bool, device=labels_DHW.device)
     for k, offset in enumerate(offsets):
         at, partner = edge_slices(offset, (depth, height, width))
-        here, there = labels_DHW[(..., *at)], labels_DHW[(..., *partner)]
+        first: _Index = (..., *at)
+        second: _Index = (..., *partner)
+        edges: _Index = (..., k, *at)
+        here, there = labels_DHW[first], labels_DHW[second]
         same = here == there
         if not background_connects:
             same &= here != 0
-        target[(..., k, *at)] = same.float()
-        valid[(..., k, *at)] = True
+        target[edges] = same.float()
+        valid[edges] = True
     return Targets(target, valid)
 
 
@@ -175,12 +180,12 @@ def _window(values: Tensor, pick: Any, fill: int) -> Tensor:
     return values
 
 
-def unit(embedding: Tensor) -> Tensor:
-    """Embedding of length one along axis 1; zero vectors stay zero.
+def unit(embedding: Tensor, dim: int = 1) -> Tensor:
+    """Embedding of length one along an axis; zero vectors stay zero.
 
     Written out because the library's vector norm is slow along a strided axis on CPUs.
     """
-    return embedding * torch.rsqrt(embedding.square().sum(1, keepdim=True).clamp(min=1e-24))
+    return embedding * torch.rsqrt(embedding.square().sum(dim, keepdim=True).clamp(min=1e-24))
 
 
 def embedding_affinity(embedding: Tensor, offsets: Sequence[Triple] = NEAREST, *, clamp: bool = True) -> Tensor:
@@ -199,7 +204,9 @@ def embedding_affinity(embedding: Tensor, offsets: Sequence[Triple] = NEAREST, *
     rows = []
     for offset in offsets:
         at, partner = edge_slices(offset, shape)
-        cosine = (normed[(..., *at)] * normed[(..., *partner)]).sum(1)
+        first: _Index = (..., *at)
+        second: _Index = (..., *partner)
+        cosine = (normed[first] * normed[second]).sum(1)
         pad = [n for s, size in zip(reversed(at), reversed(shape), strict=True) for n in (s.start, size - s.stop)]
         rows.append(F.pad(cosine, pad))
     found = torch.stack(rows, 1) if rows else normed.new_zeros(batch, 0, *shape)
@@ -231,6 +238,19 @@ def _in_plane(normed: Tensor, axis: int) -> Tensor:
     cosine = (upper * lower).sum(1)
     mirror = cosine.narrow(axis, min(1, size - 2), 1)
     return torch.cat([mirror, cosine], dim=axis)
+
+
+def fill_frame(affinity: NDArray[np.float32]) -> None:
+    """Fill the first row of y and the first column of x by reflection, in place, as `pair_affinity` does.
+
+    Args:
+        affinity: (3, D, H, W), channels z, y, x.
+    """
+    _, _, height, width = affinity.shape
+    if height > 1:
+        affinity[1, :, 0] = affinity[1, :, min(2, height - 1)]
+    if width > 1:
+        affinity[2, :, :, 0] = affinity[2, :, :, min(2, width - 1)]
 
 
 def slice_pairs(volume: Tensor) -> tuple[Tensor, Tensor]:
@@ -349,5 +369,5 @@ def reversed_offsets(
     turned = np.zeros_like(affinity)
     for k, offset in enumerate(offsets):
         at, partner = edge_slices(offset, affinity.shape[1:])
-        turned[(k, *partner)] = affinity[(k, *at)]
+        turned[k][partner] = affinity[k][at]
     return turned, tuple((-z, -y, -x) for z, y, x in offsets)

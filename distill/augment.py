@@ -56,7 +56,8 @@ def grey_values(raw: Raw, rng: np.random.Generator, strength: float) -> Raw:
     brightness = strength * rng.uniform(-0.15, 0.15)
     gamma = 2.0 ** (strength * rng.uniform(-0.6, 0.6))
     changed = np.clip((raw - 0.5) * contrast + 0.5 + brightness, 0, 1)
-    return (changed**gamma).astype(np.float32)
+    adjusted: Raw = (changed**gamma).astype(np.float32)
+    return adjusted
 
 
 def misaligned_crop(

@@ -90,7 +90,7 @@ def read_weights(path: Path) -> Weights:
     kind = metadata.get("kind")
     if metadata.get("format") != _FORMAT or kind not in ("teacher", "student"):
         raise CheckpointError(f"{path}: format {metadata.get('format')!r}, expected {_FORMAT!r}")
-    return Weights(kind, json.loads(metadata["config"]), json.loads(metadata["notes"]), tensors, path)  # type: ignore[arg-type]
+    return Weights(kind, json.loads(metadata["config"]), json.loads(metadata["notes"]), tensors, path)
 
 
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -44,7 +44,8 @@ class Conv(nn.Module):
         if top or left:
             sections = F.pad(sections, (left, left, top, top), mode="replicate")
         found = F.conv2d(sections, self.weight[:, :, 0], self.bias, self.stride[1:])
-        return found.unflatten(0, (batch, depth)).transpose(1, 2)
+        blocks: Tensor = found.unflatten(0, (batch, depth))  # type: ignore[no-untyped-call]
+        return blocks.transpose(1, 2)
 
 
 class ConvStack(nn.Module):
@@ -81,4 +82,5 @@ def resize(x: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
     batch, _, depth, _, _ = x.shape
     sections = x.transpose(1, 2).flatten(0, 1)
     found = F.interpolate(sections, wanted[1:], mode="bilinear", align_corners=align_corners)
-    return found.unflatten(0, (batch, depth)).transpose(1, 2)
+    blocks: Tensor = found.unflatten(0, (batch, depth))  # type: ignore[no-untyped-call]
+    return blocks.transpose(1, 2)

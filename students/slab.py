@@ -66,4 +66,6 @@ class SlabAdapter(nn.Module):
     def forward(self, half: Tensor, full: Tensor, affinity: Tensor, sections: int) -> DecoderInput:
         """Both steps for B slabs of `sections` sections that lie behind one another in the first axis."""
         mixed, logits = self.section(half, full, affinity)
-        return self.slab(*(part.unflatten(0, (-1, sections)).transpose(1, 2) for part in (mixed, logits)))
+        mixed_slab: Tensor = mixed.unflatten(0, (-1, sections))  # type: ignore[no-untyped-call]
+        logits_slab: Tensor = logits.unflatten(0, (-1, sections))  # type: ignore[no-untyped-call]
+        return self.slab(mixed_slab.transpose(1, 2), logits_slab.transpose(1, 2))

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.affinity import NEAREST, embedding_affinity
+from distill.affinity import NEAREST, embedding_affinity, fill_frame, unit
 from distill.geometry import Box, Triple, tiles
 from teachers.agq import AGQTeacher, TeacherOutput
 
@@ -37,7 +37,7 @@ def run_teacher(
     device: torch.device,
     precision: str,
     blend: bool = True,
-    keep_embedding: bool = False,
+    embed: Callable[[TeacherOutput], Tensor] | None = None,
     on_block: Callable[[Box, TeacherOutput, NDArray[np.float32]], None] | None = None,
 ) -> TeacherVolume:
     """Run a teacher over a volume in memory.
@@ -50,13 +50,13 @@ def run_teacher(
         precision: `32-true` or `bf16-mixed`.
         blend: weigh windows by a pyramid that falls towards their borders; off, the last window wins (the
             checkerboard as it is).
-        keep_embedding: also stitch the embedding (the head's; without a head, none).
+        embed: also stitch what this gives for a window, (E, D, H, W) at full resolution, e.g. `head_embedding`.
         on_block: called with every window, the teacher's output and its own affinities (3, D, H, W).
     """
-    channels = teacher.embedding_channels if keep_embedding else 0
     affinity = np.zeros((3, *raw.shape), dtype=np.float32)
-    embedding = np.zeros((channels, *raw.shape), dtype=np.float32) if channels else None
+    embedding: NDArray[np.float32] | None = None
     weight = np.zeros(raw.shape, dtype=np.float32)
+    edge_weight = np.zeros_like(affinity)
     for window in windows:
         output = _run(teacher, raw[window.slices], device, precision)
         own = block_affinity(output, (window.shape[1], window.shape[2]))
@@ -64,20 +64,25 @@ def run_teacher(
             on_block(window, output, own)
         here = (slice(None), *window.slices)
         share = _pyramid(window.shape) if blend else np.ones(window.shape, dtype=np.float32)
+        inside = share * _edges_inside(window.shape)
         if not blend:
             weight[window.slices] = 0
-            affinity[here] = 0
-        affinity[here] += own * share
-        if embedding is not None:
+            affinity[here] = np.where(inside > 0, 0, affinity[here])
+            edge_weight[here] = np.where(inside > 0, 0, edge_weight[here])
+        affinity[here] += own * inside
+        edge_weight[here] += inside
+        if embed is not None:
+            features = unit(embed(output).float(), dim=0).cpu().numpy()
+            if embedding is None:
+                embedding = np.zeros((len(features), *raw.shape), dtype=np.float32)
             if not blend:
                 embedding[here] = 0
-            assert output.embedding is not None
-            unit = torch.nn.functional.normalize(output.embedding[0].float(), dim=0)
-            embedding[here] += unit.cpu().numpy() * share
+            embedding[here] += features * share
         weight[window.slices] += share
-    affinity /= weight
+    affinity /= np.maximum(edge_weight, np.finfo(np.float32).tiny)
     if embedding is not None:
         embedding /= weight
+    fill_frame(affinity)
     return TeacherVolume(affinity, embedding, list(windows))
 
 
@@ -94,6 +99,12 @@ def _run(teacher: AGQTeacher, raw: NDArray[np.float32], device: torch.device, pr
     return found
 
 
+def head_embedding(output: TeacherOutput) -> Tensor:
+    """The embedding head's voxel embedding of one block, (E, D, H, W)."""
+    assert output.embedding is not None, "a teacher without an embedding head"
+    return output.embedding[0]
+
+
 def block_affinity(output: TeacherOutput, size: tuple[int, int]) -> NDArray[np.float32]:
     """Full-resolution affinities (3, D, H, W) of one block: of the embedding head, else the branch's, upsampled."""
     if output.embedding is not None:
@@ -103,6 +114,13 @@ def block_affinity(output: TeacherOutput, size: tuple[int, int]) -> NDArray[np.f
     return full[..., : size[0], : size[1]].cpu().numpy()
 
 
+def _edges_inside(shape: Triple) -> NDArray[np.float32]:
+    """(3, D, H, W): 1 where the edge to the previous voxel lies inside a window, 0 on its first section, row, column."""
+    inside = np.ones((3, *shape), dtype=np.float32)
+    inside[0, 0], inside[1, :, 0], inside[2, :, :, 0] = 0, 0, 0
+    return inside
+
+
 def _pyramid(shape: Triple) -> NDArray[np.float32]:
     """Weight 1 in the middle, falling linearly to 1 / (n / 2) at the border of each axis."""
     axes = []
@@ -110,4 +128,5 @@ def _pyramid(shape: Triple) -> NDArray[np.float32]:
         ramp = np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32)
         axes.append(ramp / ramp.max())
     z, y, x = axes
-    return z[:, None, None] * y[None, :, None] * x[None, None, :]
+    weight: NDArray[np.float32] = z[:, None, None] * y[None, :, None] * x[None, None, :]
+    return weight

@@ -8,6 +8,7 @@ Legend: B batch, C channels, D H W = z y x.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class ResidualUNet3d(nn.Module):
             encoded.append(level)
         decoded = [encoded[-1]]
         for j in reversed(range(4)):
-            reduce, refine = self.up_layers[j]
+            reduce, refine = cast(nn.Sequential, self.up_layers[j])
             larger = resize(reduce(decoded[0]), encoded[j].shape[-3:], align_corners=True)
             decoded.insert(0, refine(encoded[j] + larger))
         return decoded

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import cc3d
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distill.affinity import (
@@ -94,9 +95,9 @@ class Joint(nn.Module):
         affinity = pair_affinity(pair.previous.float(), pair.current.float())
         slab = self.slab(pair.half, pair.full, affinity, depth - 1) if with_slab else None
         return StudentVolume(
-            previous=pair.previous.unflatten(0, (batch, -1)).transpose(1, 2),
-            current=pair.current.unflatten(0, (batch, -1)).transpose(1, 2),
-            affinity=affinity.unflatten(0, (batch, -1)).transpose(1, 2),
+            previous=_volumes(pair.previous, batch),
+            current=_volumes(pair.current, batch),
+            affinity=_volumes(affinity, batch),
             decoder_input=slab,
         )
 
@@ -198,8 +199,8 @@ def split_instances(labels: Tensor) -> Tensor:
     """
     blocks = []
     for block in labels.cpu().numpy():
-        _, compact = np.unique(block, return_inverse=True)
-        compact = compact.reshape(block.shape).astype(np.uint32) + np.uint32(1)
+        _, rank = np.unique(block, return_inverse=True)
+        compact: NDArray[np.uint32] = rank.reshape(block.shape).astype(np.uint32) + np.uint32(1)
         compact[block == 0] = 0
         blocks.append(cc3d.connected_components(compact, connectivity=26).astype(np.int64))
     return torch.from_numpy(np.stack(blocks)).to(labels.device)
@@ -207,6 +208,12 @@ def split_instances(labels: Tensor) -> Tensor:
 
 def _rows(encoded: SectionFeatures, index: Tensor) -> SectionFeatures:
     return SectionFeatures(encoded.full[index], encoded.half[index], encoded.size)
+
+
+def _volumes(pairs: Tensor, batch: int) -> Tensor:
+    """Rows of `slice_pairs` (B * (D - 1), C, H, W) as volumes (B, C, D - 1, H, W)."""
+    volumes: Tensor = pairs.unflatten(0, (batch, -1))  # type: ignore[no-untyped-call]
+    return volumes.transpose(1, 2)
 
 
 def _total(values: list[Tensor]) -> Tensor:

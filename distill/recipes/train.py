@@ -68,7 +68,9 @@ def open_parts(config: Pair) -> Parts:
     crop = config.student.training.crop
     room = (data.train[1] - data.train[0], *raw.size[1:])
     if any(c > r for c, r in zip(crop, room, strict=True)):
-        raise ConfigError(f"student.training.crop: {list(crop)} is larger than the training part {list(room)} (z, y, x)")
+        raise ConfigError(
+            f"student.training.crop: {list(crop)} is larger than the training part {list(room)} (z, y, x)"
+        )
     if crop[0] < 2:
         raise ConfigError(f"student.training.crop: found {crop[0]} section, expected at least 2 for a slice pair")
     return Parts(
@@ -103,7 +105,9 @@ def train(config: Pair, out: Path, *, resume: bool, device: str, progress: Progr
     crops = Crops(parts.train_raw, parts.train_labels, training, config.student.augment)
     state_path = prepare_folder(out, config, resume)
     torch.manual_seed(training.seed)
-    fabric = Fabric(accelerator="cpu" if device == "cpu" else device.split(":")[0], devices=1, precision=training.precision)
+    fabric = Fabric(
+        accelerator="cpu" if device == "cpu" else device.split(":")[0], devices=1, precision=training.precision
+    )
     joint = Joint(config, parts.resolution)
     joint.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     joint.to(fabric.device)
@@ -148,7 +152,9 @@ def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
         for name, text in resolved.items():
             if state_path.exists() and (out / name).exists() and (out / name).read_text(encoding="utf-8") != text:
-                raise CheckpointError(f"{out / name}: differs from the configuration given; expected the same to resume")
+                raise CheckpointError(
+                    f"{out / name}: differs from the configuration given; expected the same to resume"
+                )
             (out / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise SourceError(f"{out}: cannot be written: {error.strerror or error}") from None
@@ -195,12 +201,17 @@ class _Bookkeeping:
             "step": state.step,
             "validation": found.to_dict(),
             "merge_threshold": found.threshold,
+            "resolution": list(resolution),
             "data": config.student.data.model_dump(mode="json"),
             "version": distill.__version__,
         }
         path = self.out / "checkpoints" / f"{kind}-{state.step:07d}.safetensors"
         if kind == "student":
-            modules: dict[str, torch.nn.Module] = {"student": joint.student, "slab": joint.slab, "decoder": joint.decoder}
+            modules: dict[str, torch.nn.Module] = {
+                "student": joint.student,
+                "slab": joint.slab,
+                "decoder": joint.decoder,
+            }
             save_weights(path, "student", modules, student_metadata(config.student, config.teacher, resolution), notes)
         else:
             modules = {"teacher": joint.teacher, "decoder": joint.decoder}

@@ -65,7 +65,9 @@ def judge(segmented: Segmented, labels: NDArray[np.uint64], thresholds: Sequence
     return Judged(best[0], unmerged, best[1], tuple(edge.boundary.f1 for edge in edges))
 
 
-def validate(joint: Joint, config: Pair, raw: NDArray[Any], labels: NDArray[np.uint64], runtime: Runtime) -> dict[str, Judged]:
+def validate(
+    joint: Joint, config: Pair, raw: NDArray[Any], labels: NDArray[np.uint64], runtime: Runtime
+) -> dict[str, Judged]:
     """Both networks through the shared decoder on the validation part.
 
     Args:

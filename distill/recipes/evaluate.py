@@ -1,0 +1,63 @@
+"""`distill evaluate`: a segmentation against ground truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distill.errors import ShapeError
+from distill.geometry import Box, Triple
+from distill.metrics import Contingency, Scores, WorstObjects, worst_objects
+from distill.volume import Volume, open_labels
+
+_SAME = 1e-3  # of a voxel
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores and the objects that cost most."""
+
+    scores: Scores
+    worst: WorstObjects
+    box: Box  # evaluated part, in voxels of the labels
+
+
+def evaluate(
+    segmentation: str, labels: str, preset: str, resolution: tuple[float, float, float] | None = None, worst: int = 5
+) -> Evaluation:
+    """Score a segmentation where it lies inside the labelled volume, section by section.
+
+    Args:
+        segmentation: source; its offset says where it lies.
+        labels: source of the ground truth, the same size or larger.
+        preset: see `distill.metrics`.
+        resolution: for files without one.
+        worst: how many objects to list.
+
+    Raises:
+        ShapeError: other voxels, or a segmentation that reaches beyond the labels.
+    """
+    found, truth = open_labels(segmentation, resolution=resolution), open_labels(labels, resolution=resolution)
+    box = _placed(found, truth)
+    table = Contingency(preset, resolution=truth.resolution)
+    for z, section in enumerate(found.sections()):
+        here = Box((box.start[0] + z, *box.start[1:]), (box.start[0] + z + 1, *box.stop[1:]))
+        table.add(section[None], truth.read(here))
+    return Evaluation(table.scores(), worst_objects(table, worst), box)
+
+
+def _placed(found: Volume, truth: Volume) -> Box:
+    """Where the segmentation lies in the labels' voxels."""
+    if any(abs(a - b) > 1e-3 * b for a, b in zip(found.resolution, truth.resolution, strict=True)):
+        raise ShapeError(
+            f"{found.source}: voxels of {found.resolution} nm, expected those of {truth.source}, {truth.resolution} nm"
+        )
+    shift = [(a - b) / r for a, b, r in zip(found.offset, truth.offset, truth.resolution, strict=True)]
+    start: Triple = (round(shift[0]), round(shift[1]), round(shift[2]))
+    if any(abs(s - n) > _SAME for s, n in zip(shift, start, strict=True)):
+        raise ShapeError(f"{found.source}: lies {shift} voxels into {truth.source}, expected whole voxels")
+    box = Box.of_shape(found.size).shift(start)
+    if not truth.box.contains(box):
+        raise ShapeError(
+            f"{found.source}: covers voxels {box.start} to {box.stop} of {truth.source}, which has {truth.size} (z, y, x)"
+        )
+    return box

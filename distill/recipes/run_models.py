@@ -1,0 +1,223 @@
+"""`distill stream` and `distill segment`: trained networks over sources, into a store."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+import distill
+from distill.affinity import to_uint8
+from distill.agglomerate import waterz
+from distill.errors import CheckpointError, DistillError
+from distill.recipes.models import TrainedStudent, load_student, load_teacher, pick_device
+from distill.recipes.outputs import Output, check_free, frame_of
+from distill.recipes.volumes import (
+    Assembly,
+    Runtime,
+    decode_slab,
+    decoder_overlap,
+    slabs,
+    student_affinity,
+    student_sections,
+    student_volume,
+    teacher_volume,
+)
+from distill.volume import Volume, open_volume
+from students.stream import SectionResult
+
+WATERZ_THRESHOLD = 0.5  # Liu et al., CVPR 2024
+
+Note = Callable[[str], None]
+OnSection = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What stream and segment have in common."""
+
+    resolution: tuple[float, float, float] | None = None
+    sections: tuple[int, int | None] | None = None
+    device: str = "auto"
+    precision: str = "bf16-mixed"
+    merge: float | None = None  # None = the model's own, chosen on its validation part
+    overwrite: bool = False
+
+
+def stream(
+    source: str, model: str, out: Path, options: Options, *, segment: bool, on_section: OnSection, note: Note
+) -> dict[str, Any]:
+    """Run the student over sections; write affinities and, through slabs and the query decoder, instances.
+
+    Args:
+        source: where the sections come from.
+        model: run folder or weights file of a student.
+        out: Zarr store to make.
+        options: see `Options`.
+        segment: also write `segmentation`.
+        on_section: called with sections done and their number.
+        note: called with lines that the user should see.
+
+    Returns:
+        What was done, for the record.
+    """
+    check_free(out, options.overwrite)
+    volume = open_volume(source, resolution=options.resolution)
+    frame = frame_of(volume, options.sections)
+    runtime = Runtime(pick_device(options.device), options.precision)
+    trained = load_student(model, runtime.device)
+    segment = _can_segment(trained, segment, note)
+    check_resolution(trained.notes, volume, note)
+    output = Output(out, frame, segmentation=segment, overwrite=options.overwrite)
+    threshold = merge_threshold(options, trained.notes)
+    assembly = Assembly(decoder_overlap(frame.shape, trained.decoding)) if segment else None
+    about = _about(source, trained.path, options, "query" if segment else None, threshold)
+    try:
+        sections = volume.sections(frame.first, frame.first + frame.shape[0])
+        results = _written(student_sections(trained, sections, runtime, with_slab=segment), output, on_section)
+        if assembly is None:
+            for _ in results:
+                pass
+        else:
+            for slab in slabs(results, trained.decoding.block[0]):
+                ids = assembly.add(decode_slab(trained, slab, runtime), slab.affinity())
+                skip = int(slab.first > 0)
+                output.write_segmentation(slab.first + skip, ids[skip:])
+            mapping = assembly.finish(threshold)
+            output.relabel(mapping)
+            about["objects"] = len(np.unique(mapping.new))
+        output.complete(about)
+    except BaseException:
+        output.discard()
+        raise
+    return about
+
+
+def _can_segment(trained: TrainedStudent, segment: bool, note: Note) -> bool:
+    if segment and trained.decoder is None:
+        note(f"{trained.path} has no query decoder: affinities only. For instances: distill segment --method waterz")
+        return False
+    return segment
+
+
+def _written(results: Iterator[SectionResult], output: Output, on_section: OnSection) -> Iterator[SectionResult]:
+    for z, result in enumerate(results):
+        output.write_affinity(z, to_uint8(result.affinity).cpu().numpy())
+        on_section(z + 1, output.frame.shape[0])
+        yield result
+
+
+def segment(
+    source: str,
+    model: str,
+    out: Path,
+    options: Options,
+    *,
+    network: Literal["student", "teacher"],
+    method: Literal["query", "waterz"],
+    on_section: OnSection,
+    note: Note,
+) -> dict[str, Any]:
+    """Segment a volume that fits in memory.
+
+    Args:
+        source: the volume.
+        model: run folder or weights file.
+        out: Zarr store to make.
+        options: see `Options`; `merge` is waterz's own threshold (merge below this score) for that method.
+        network: which of a run's two networks.
+        method: `query` = shared query decoder, `waterz` = the papers' watershed and agglomeration.
+        on_section: called with sections done and their number.
+        note: called with lines that the user should see.
+
+    Returns:
+        What was done, for the record.
+    """
+    check_free(out, options.overwrite)
+    volume = open_volume(source, resolution=options.resolution)
+    frame = frame_of(volume, options.sections)
+    runtime = Runtime(pick_device(options.device), options.precision)
+    sections = volume.sections(frame.first, frame.first + frame.shape[0])
+    counted = _counted(sections, frame.shape[0], on_section)
+    if network == "student":
+        student = load_student(model, runtime.device)
+        check_resolution(student.notes, volume, note)
+        notes, path = student.notes, student.path
+        if method == "query":
+            if student.decoder is None:
+                raise CheckpointError(f"{student.path}: has no query decoder, expected --method waterz for this model")
+            found = student_volume(student, counted, frame.shape, runtime)
+            affinity, labels = found.affinity, found.labels(merge_threshold(options, notes))
+        else:
+            affinity = student_affinity(student, counted, frame.shape, runtime)
+    else:
+        teacher = load_teacher(model, runtime.device)
+        check_resolution(teacher.notes, volume, note)
+        notes, path = teacher.notes, teacher.path
+        found = teacher_volume(teacher, np.stack(list(counted)), runtime)
+        affinity = found.affinity
+        if method == "query":
+            labels = found.labels(merge_threshold(options, notes))
+    threshold = merge_threshold(options, notes)
+    if method == "waterz":
+        threshold = WATERZ_THRESHOLD if options.merge is None else options.merge
+        labels = waterz(affinity, [threshold])[threshold]
+    about = _about(source, path, options, method, threshold)
+    about |= {"network": network, "objects": int(labels.max())}
+    output = Output(out, frame, segmentation=True, overwrite=options.overwrite)
+    try:
+        for z in range(frame.shape[0]):
+            output.write_affinity(z, _quantised(affinity[:, z]))
+            output.write_segmentation(z, labels[z : z + 1])
+        output.complete(about)
+    except BaseException:
+        output.discard()
+        raise
+    return about
+
+
+def _quantised(affinity: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.asarray(np.rint(np.clip(affinity, 0, 1) * 255), dtype=np.uint8)
+
+
+def _counted(sections: Iterator[NDArray[Any]], total: int, on_section: OnSection) -> Iterator[NDArray[Any]]:
+    for z, section in zip(itertools.count(1), sections, strict=False):
+        yield section
+        on_section(z, total)
+
+
+def merge_threshold(options: Options, notes: dict[str, Any]) -> float | None:
+    """The one given, else the one that the model's validation chose."""
+    if options.merge is not None:
+        return options.merge
+    chosen = notes.get("merge_threshold")
+    return None if chosen is None else float(chosen)
+
+
+def check_resolution(notes: dict[str, Any], volume: Volume, note: Note) -> None:
+    """Tell the user where the volume's voxels are of another shape than those that the model was trained on."""
+    trained = notes.get("resolution")
+    if trained is None:
+        return
+    ratio = [found / wanted for found, wanted in zip(volume.resolution, trained, strict=True)]
+    if max(ratio) > 1.5 or min(ratio) < 1 / 1.5:
+        found, wanted = (" x ".join(f"{n:g}" for n in r) for r in (volume.resolution, trained))
+        note(f"warning: {volume.source} has voxels of {found} nm, the model was trained on {wanted} nm (z, y, x)")
+
+
+def _about(source: str, model: Path, options: Options, method: str | None, threshold: float | None) -> dict[str, Any]:
+    if not options.precision.startswith(("bf16", "32")):
+        raise DistillError(f"--precision: found {options.precision!r}, expected bf16-mixed or 32-true")
+    return {
+        "version": distill.__version__,
+        "source": source,
+        "model": str(model),
+        "precision": options.precision,
+        "method": method,
+        "merge_threshold": threshold,
+    }
