@@ -26,9 +26,8 @@ from skimage.morphology import local_maxima
 from skimage.segmentation import watershed
 
 from distill.errors import DistillError, ShapeError
-from distill.metrics import sum_pairs
+from distill.ids import Integers, Relabelling, compact, distinct_ids, ranks, sum_pairs
 
-Integers = NDArray[np.integer[Any]]
 Affinity = NDArray[np.floating[Any]]
 
 _SCORING: dict[str, tuple[str, int]] = {  # waterz's scoring function and the bins of its queue (0 = exact order)
@@ -57,38 +56,6 @@ class RegionGraph:
     def mean(self) -> NDArray[np.float64]:
         """(E,) mean affinity over the contact."""
         return self.total / self.count
-
-
-@dataclass(frozen=True)
-class Relabelling:
-    """New id of every old id; background 0 stays 0.
-
-    Attributes:
-        old: (N,) uint64, ascending, without 0.
-        new: (N,) uint64.
-    """
-
-    old: NDArray[np.uint64]
-    new: NDArray[np.uint64]
-
-    def apply(self, labels: Integers) -> NDArray[np.uint64]:
-        """A copy of the labels with every id replaced.
-
-        Args:
-            labels: ids of any shape; each is 0 or listed in `old`.
-
-        Raises:
-            DistillError: an id is not listed.
-        """
-        starts, ids = _runs(labels)
-        where = np.searchsorted(self.old, ids)
-        known = where < len(self.old)
-        known[known] = self.old[where[known]] == ids[known]
-        if (ids[~known] != 0).any():
-            raise DistillError(f"labels: found id {ids[~known].max()}, expected 0 or one of {len(self.old)} known ids")
-        new = np.zeros(len(ids), np.uint64)
-        new[known] = self.new[where[known]]
-        return np.repeat(new, np.diff(starts, append=labels.size)).reshape(labels.shape)
 
 
 def fragments(affinity: Affinity) -> NDArray[np.uint64]:
@@ -258,32 +225,7 @@ def merge_by_mean_affinity(
     ids = distinct_ids(labels)
     roots = ids.copy()
     roots[np.searchsorted(ids, merged.old)] = merged.new
-    return Relabelling(ids, _ranks(roots)).apply(labels)
-
-
-def compact(labels: Integers) -> NDArray[np.uint64]:
-    """A copy of the labels with ids 1..n in ascending order of the old ids; 0 stays 0."""
-    ids = distinct_ids(labels)
-    return Relabelling(ids, _ranks(ids)).apply(labels)
-
-
-def distinct_ids(labels: Integers) -> NDArray[np.uint64]:
-    """Distinct ids of a volume but 0, ascending."""
-    ids: NDArray[np.uint64] = np.unique(_runs(labels)[1])
-    return ids[np.flatnonzero(ids)]
-
-
-def _ranks(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """1-based rank of each entry among the distinct entries."""
-    position: NDArray[np.intp] = np.unique(ids, return_inverse=True)[1]
-    return (position + 1).astype(np.uint64)
-
-
-def _runs(labels: Integers) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
-    """Where runs of one id start in C order, and their ids: volumes are much shorter that way."""
-    flat = np.ravel(labels)
-    starts = np.flatnonzero(np.concatenate([np.ones(min(flat.size, 1), bool), flat[1:] != flat[:-1]]))
-    return starts, flat[starts].astype(np.uint64)
+    return Relabelling(ids, ranks(roots)).apply(labels)
 
 
 def _all_sections(affinity: Affinity) -> NDArray[np.uint64]:

@@ -21,8 +21,7 @@ from scipy import ndimage
 
 from distill.errors import DistillError, ShapeError
 from distill.geometry import Nanometres
-
-Integers = NDArray[np.integer[Any]]
+from distill.ids import Integers, PairSums, sum_pairs
 
 _CHUNK_VOXELS = 2**24  # bounds the temporary arrays of one step over a large volume
 
@@ -89,23 +88,6 @@ class Scores:
     def to_dict(self) -> dict[str, str | int | float | None]:
         """All numbers by name, ready for JSON."""
         return {**asdict(self), "voi_sum": self.voi_sum, "cremi_score": self.cremi_score}
-
-
-@dataclass(frozen=True)
-class PairSums:
-    """Sums over the distinct pairs of ids, in ascending order of (u, v).
-
-    Attributes:
-        u: (P,) uint64.
-        v: (P,) uint64.
-        count: (P,) int64, how often the pair occurs.
-        total: (P,) float64, sum of the values at the pair.
-    """
-
-    u: NDArray[np.uint64]
-    v: NDArray[np.uint64]
-    count: NDArray[np.int64]
-    total: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -376,49 +358,6 @@ def affinity_scores(
         boundary, inside = _class_scores(neither, extra, missed), _class_scores(both, missed, extra)
         result.append(EdgeScores(boundary, inside, connected.size, neither + missed))
     return result
-
-
-def sum_pairs(
-    u: Integers, v: Integers, *, count: Integers | None = None, values: NDArray[np.floating[Any]] | None = None
-) -> PairSums:
-    """Group pairs of ids and add up what belongs to each.
-
-    Neighbouring voxels mostly carry the same pair, so runs are summed before anything is sorted.
-
-    Args:
-        u: ids of any integer type and shape; negative ids are taken modulo 2**64.
-        v: ids of the same shape.
-        count: how often each entry counts; once by default.
-        values: what to add up into `total`; 0 by default.
-
-    Returns:
-        Each pair that occurs, once, in ascending order; the order of addition, hence every bit, depends on the
-        entries' order only.
-    """
-    flat_u, flat_v = np.ravel(u), np.ravel(v)
-    if not flat_u.size:
-        none = np.zeros(0, np.uint64)
-        return PairSums(none, none, np.zeros(0, np.int64), np.zeros(0))
-    starts = _run_starts(flat_u, flat_v)
-    runs = np.diff(starts, append=flat_u.size) if count is None else np.add.reduceat(count, starts, dtype=np.int64)
-    sums = np.zeros(len(starts)) if values is None else np.add.reduceat(np.ravel(values), starts, dtype=np.float64)
-    run_u, run_v = flat_u[starts].astype(np.uint64), flat_v[starts].astype(np.uint64)
-    fits = max(run_u.max(), run_v.max()) < 2**32
-    key = (run_u << np.uint64(32)) | run_v
-    order = np.argsort(key, kind="stable") if fits else np.lexsort((run_v, run_u))
-    run_u, run_v = run_u[order], run_v[order]
-    first = _run_starts(run_u, run_v)
-    counts, totals = np.add.reduceat(runs[order], first, dtype=np.int64), np.add.reduceat(sums[order], first)
-    return PairSums(run_u[first], run_v[first], counts, totals)
-
-
-def _run_starts(u: Integers, v: Integers) -> NDArray[np.intp]:
-    """Positions at which the pair (u, v) differs from the one before."""
-    new = np.empty(u.size, bool)
-    new[0] = True
-    np.not_equal(u[1:], u[:-1], out=new[1:])
-    new[1:] |= v[1:] != v[:-1]
-    return np.flatnonzero(new)
 
 
 def _marginal(

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.agglomerate import compact
 from distill.decoder import DecoderOutput
+from distill.ids import compact
 
 
 def block_instances(

@@ -18,46 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.agglomerate import RegionGraph, Relabelling, agglomerate_graph, distinct_ids
+from distill.agglomerate import RegionGraph, agglomerate_graph
 from distill.errors import DistillError, ShapeError
 from distill.geometry import Box, Triple
-from distill.metrics import sum_pairs
+from distill.ids import Integers, Relabelling, UnionFind, distinct_ids, sum_pairs
 
-Integers = NDArray[np.integer[Any]]
 Affinity = NDArray[np.floating[Any]]
 
 _LOCAL_BITS = 32
-
-
-class UnionFind:
-    """Disjoint sets over 0 .. n-1; the root of a set is its smallest member, whatever the order of unions.
-
-    Args:
-        n: number of elements.
-    """
-
-    def __init__(self, n: int) -> None:
-        self._parent = np.arange(n)
-
-    def find(self, element: int) -> int:
-        """Root of an element's set; halves the path on its way."""
-        parent = self._parent
-        while parent[element] != element:
-            parent[element] = parent[parent[element]]
-            element = int(parent[element])
-        return element
-
-    def union(self, a: int, b: int) -> int:
-        """Join two sets and return the root of the joint set."""
-        low, high = sorted((self.find(a), self.find(b)))
-        self._parent[high] = low
-        return low
-
-    def roots(self) -> NDArray[np.int64]:
-        """(n,) root of every element."""
-        while (self._parent[self._parent] != self._parent).any():
-            self._parent = self._parent[self._parent]
-        return self._parent.copy()
 
 
 @dataclass(frozen=True)

@@ -21,24 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import DistillError, ShapeError, SourceError
+from distill.formats import find_arrays
+from distill.formats_zarr import create_tensorstore, open_tensorstore, zarr_node, zarr_ranks
 from distill.geometry import Box, Nanometres
+from distill.stored import StoredArray, missing_dataset, plain, reason
 from distill.volume import (
     LABELS_DATASET,
     RAW_DATASET,
-    StoredArray,
     Volume,
     checked_offset,
     checked_resolution,
-    create_tensorstore,
-    find_arrays,
-    missing_dataset,
-    open_tensorstore,
     open_volume,
-    plain,
-    reason,
     volume_from_array,
-    zarr_node,
-    zarr_ranks,
 )
 
 AXES = ("c", "z", "y", "x")

@@ -24,3 +24,34 @@ def real_data() -> Callable[[str], Path]:
         return folder / name
 
     return find
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], Path]:
+    """Path of a file of golden values; skips where it is absent.
+
+    They are looked for in the folder that DISTILL_GOLDEN names, else in `../shared/golden` beside the repository.
+    """
+    return _finder("DISTILL_GOLDEN", "golden")
+
+
+@pytest.fixture(scope="session")
+def checkpoints() -> Callable[[str], Path]:
+    """Path of a published checkpoint; skips where it is absent.
+
+    They are looked for in the folder that DISTILL_CHECKPOINTS names, else in `../shared/checkpoints` beside the
+    repository.
+    """
+    return _finder("DISTILL_CHECKPOINTS", "checkpoints")
+
+
+def _finder(variable: str, default: str) -> Callable[[str], Path]:
+    beside = Path(__file__).resolve().parents[2] / "shared" / default
+    folder = Path(os.environ.get(variable, beside))
+
+    def find(name: str) -> Path:
+        if not (folder / name).exists():
+            pytest.skip(f"{name} not found in {folder}; set {variable} to the folder that holds it")
+        return folder / name
+
+    return find

@@ -75,14 +75,15 @@ class Joint(nn.Module):
         raw, labels = batch
         with_queries = self._queries_now(step)
         targets = affinity_targets(labels)
-        taught = self.teacher(raw)
+        taught = self.teacher(raw) if self._teacher_wanted() else None
         seen = self.view(raw, with_queries)
-        terms = self._own_terms(taught, seen, labels, targets)
-        if step >= self.config.student.training.warmup:
-            terms.update(self._distillation(taught, seen, labels, targets))
+        terms = self._slice_term(seen, targets)
+        if taught is not None:
+            terms.update(self._teacher_terms(taught, labels, targets))
+            if step >= self.config.student.training.warmup:
+                terms.update(self._distillation(taught, seen, labels, targets))
         if with_queries:
-            assert seen.decoder_input is not None
-            terms.update(self._query_terms(taught.decoder_input, seen.decoder_input, labels, step))
+            terms.update(self._query_terms(taught, seen, labels, step))
         return terms
 
     def view(self, raw: Tensor, with_slab: bool) -> StudentVolume:
@@ -93,7 +94,12 @@ class Joint(nn.Module):
         index = torch.tensor(first, device=raw.device)
         pair = self.student.decode(_rows(encoded, index), _rows(encoded, index + 1))
         affinity = pair_affinity(pair.previous.float(), pair.current.float())
-        slab = self.slab(pair.half, pair.full, affinity, depth - 1) if with_slab else None
+        slab = None
+        if with_slab:
+            parts = (pair.half, pair.full, affinity)
+            if self.config.teacher.queries.detach_student:
+                parts = tuple(part.detach() for part in parts)
+            slab = self.slab(*parts, depth - 1)
         return StudentVolume(
             previous=_volumes(pair.previous, batch),
             current=_volumes(pair.current, batch),
@@ -106,22 +112,29 @@ class Joint(nn.Module):
         wanted = queries.teacher > 0 or queries.student > 0
         return wanted and step >= queries.start and (step - queries.start) % queries.every == 0
 
-    def _own_terms(
-        self, taught: TeacherOutput, seen: StudentVolume, labels: Tensor, targets: Targets
-    ) -> dict[str, Tensor]:
-        teacher, student = self.config.teacher.loss, self.config.student.loss
+    def _teacher_wanted(self) -> bool:
+        """False for a student alone: then the 3D network need not run."""
+        teacher, loss = self.config.teacher, self.config.student.loss
+        weights = (teacher.loss.multi_offset, teacher.loss.affinity, teacher.queries.teacher, loss.cross, loss.graft)
+        return any(weights)
+
+    def _slice_term(self, seen: StudentVolume, targets: Targets) -> dict[str, Tensor]:
+        weight = self.config.student.loss.slice
+        if not weight:
+            return {}
+        return {"slice": weight * affinity_loss(seen.affinity, targets.target[:, :, 1:], targets.valid[:, :, 1:])}
+
+    def _teacher_terms(self, taught: TeacherOutput, labels: Tensor, targets: Targets) -> dict[str, Tensor]:
+        weights = self.config.teacher.loss
         terms: dict[str, Tensor] = {}
-        if teacher.multi_offset:
+        if weights.multi_offset:
             assert taught.embedding is not None
-            terms["teacher_offsets"] = teacher.multi_offset * multi_offset_loss(taught.embedding.float(), labels)
-        if teacher.affinity:
+            terms["teacher_offsets"] = weights.multi_offset * multi_offset_loss(taught.embedding.float(), labels)
+        if weights.affinity:
             half, valid = half_resolution(targets.target), half_resolution(targets.valid.float()) > 0
-            terms["teacher_affinity"] = teacher.affinity * affinity_cross_entropy(
+            terms["teacher_affinity"] = weights.affinity * affinity_cross_entropy(
                 taught.decoder_input.affinity_logits, half, valid
             )
-        if student.slice:
-            target, valid = targets.target[:, :, 1:], targets.valid[:, :, 1:]
-            terms["slice"] = student.slice * affinity_loss(seen.affinity, target, valid)
         return terms
 
     def _distillation(
@@ -149,26 +162,33 @@ class Joint(nn.Module):
             )
         return terms
 
-    def _query_terms(self, taught: DecoderInput, seen: DecoderInput, labels: Tensor, step: int) -> dict[str, Tensor]:
+    def _query_terms(
+        self, taught: TeacherOutput | None, seen: StudentVolume, labels: Tensor, step: int
+    ) -> dict[str, Tensor]:
         """Both networks' blocks go through the decoder as one batch, so that its batch norms see what they serve."""
         weights, seed = self.config.teacher.queries, self.config.student.training.seed
-        features = seen.features.detach() if weights.detach_student else seen.features
+        given: dict[str, DecoderInput] = {}
+        if weights.teacher and taught is not None:
+            whole = taught.decoder_input
+            given["teacher"] = DecoderInput(whole.features[:, :, 1:], whole.affinity_logits[:, :, 1:].float().detach())
+        if weights.student and seen.decoder_input is not None:
+            given["student"] = DecoderInput(
+                seen.decoder_input.features, seen.decoder_input.affinity_logits.float().detach()
+            )
+        features = [part.features for part in given.values()]
         both = DecoderInput(
-            torch.cat([taught.features[:, :, 1:], features.to(taught.features.dtype)]),
-            torch.cat([taught.affinity_logits[:, :, 1:].float(), seen.affinity_logits.float()]).detach(),
+            torch.cat([f.to(features[0].dtype) for f in features]),
+            torch.cat([g.affinity_logits for g in given.values()]),
         )
         instances = split_instances(instance_targets(labels[:, 1:]))
         decoded = self.decoder(both, order="random", rng=np.random.default_rng((seed, 2, step)))
         batch = len(labels)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         terms: dict[str, Tensor] = {}
-        for name, factor, part in (
-            ("teacher", weights.teacher, slice(0, batch)),
-            ("student", weights.student, slice(batch, None)),
-        ):
-            if factor:
-                found = self._mask_terms(decoded, part, instances, generator)
-                terms.update({f"{name}_{key}": factor * value for key, value in found.items()})
+        for row, name in enumerate(given):
+            found = self._mask_terms(decoded, slice(row * batch, (row + 1) * batch), instances, generator)
+            factor = weights.teacher if name == "teacher" else weights.student
+            terms.update({f"{name}_{key}": factor * value for key, value in found.items()})
         return terms
 
     def _mask_terms(

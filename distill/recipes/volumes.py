@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distill.agglomerate import RegionGraph, Relabelling, agglomerate_graph, region_graph
+from distill.agglomerate import RegionGraph, agglomerate_graph, region_graph
 from distill.config import DecoderConfig
 from distill.decoder import DecoderInput, QueryDecoder
 from distill.errors import DistillError
 from distill.geometry import Box, Triple, tiles
+from distill.ids import Relabelling, sum_pairs
 from distill.recipes.models import TrainedStudent, TrainedTeacher
-from distill.metrics import sum_pairs
 from distill.sampling import as_unit_range
 from distill.segment import block_instances
 from distill.stitch import Stitcher, largest_overlap

@@ -15,15 +15,14 @@ from scipy import ndimage
 
 from distill.agglomerate import (
     RegionGraph,
-    Relabelling,
     agglomerate_graph,
-    compact,
     fragments,
     merge_by_mean_affinity,
     region_graph,
     waterz,
 )
 from distill.errors import DistillError, ShapeError
+from distill.ids import Relabelling, compact
 from distill.metrics import score
 
 Labels = NDArray[np.integer[Any]]

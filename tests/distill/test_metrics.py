@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from skimage.metrics import adapted_rand_error, variation_of_information
 
 from distill.errors import DistillError, ShapeError
-from distill.metrics import Contingency, affinity_scores, border_mask, score, sum_pairs, worst_objects
+from distill.ids import sum_pairs
+from distill.metrics import Contingency, affinity_scores, border_mask, score, worst_objects
 
 Labels = NDArray[np.integer[Any]]
 

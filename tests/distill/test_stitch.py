@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.measure import label
 
-from distill.agglomerate import compact
 from distill.errors import DistillError, ShapeError
 from distill.geometry import Box, Triple, tiles
+from distill.ids import UnionFind, compact
 from distill.metrics import score
-from distill.stitch import Stitcher, UnionFind, assemble, largest_overlap, owned_boxes, stitch
+from distill.stitch import Stitcher, assemble, largest_overlap, owned_boxes, stitch
 
 Labels = NDArray[np.integer[Any]]
 Blocks = list[tuple[Box, Labels]]

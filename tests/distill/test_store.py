@@ -32,7 +32,8 @@ from distill.store import (
     write_cremi,
     write_group_attributes,
 )
-from distill.volume import Cut, Index, Volume, open_labels, open_volume, volume_from_array
+from distill.stored import Cut, Index
+from distill.volume import Volume, open_labels, open_volume, volume_from_array
 
 RESOLUTION = (40.0, 4.0, 5.0)
 ON_DISK = settings(deadline=None, max_examples=30)

@@ -22,10 +22,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+import distill.formats_image
 import distill.volume
 from distill.errors import DistillError, ShapeError, SourceError
+from distill.formats import find_arrays
 from distill.geometry import Box
-from distill.volume import Index, Volume, check_pair, find_arrays, open_labels, open_volume, volume_from_array
+from distill.stored import Index
+from distill.volume import Volume, check_pair, open_labels, open_volume, volume_from_array
 
 RESOLUTION = (40.0, 4.0, 5.0)
 ON_DISK = settings(deadline=None, max_examples=30)
@@ -165,13 +168,13 @@ def test_sections_of_a_folder_are_read_one_by_one(tmp_path: Path, monkeypatch: p
     folder = save_sections(tmp_path / "s", ramp(6, 5, 4))
     (folder / "s4.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     read: list[str] = []
-    original = distill.volume._section
+    original = distill.formats_image._section
 
     def noted(path: Path) -> NDArray[Any]:
         read.append(path.name)
         return original(path)
 
-    monkeypatch.setattr(distill.volume, "_section", noted)
+    monkeypatch.setattr(distill.formats_image, "_section", noted)
     volume = open_volume(folder, resolution=RESOLUTION)
     assert read == ["s0.png"]
     volume.read(Box((2, 0, 0), (3, 5, 4)))

@@ -24,10 +24,9 @@ from viz.figures import (
     build_section_figure,
     curves_figure,
     pca_figure,
-    save_figure,
-    scale_bar,
     section_figure,
 )
+from viz.layout import save_figure, scale_bar
 from viz.seams import seam_profile, seam_score
 
 RNG = np.random.default_rng(0)

@@ -1,0 +1,29 @@
+# `make demo` and `make test` need Python 3.11 or 3.12 and nothing else; both make .venv by themselves.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+
+.PHONY: demo test lint clean
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and "found Python %d.%d, expected 3.11 or 3.12: make PYTHON=/path/to/python3.11" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[baselines,test]'
+	touch $@
+
+# A phantom volume, a small teacher and student trained on it, the student streamed over held-out sections, scores, figure.
+demo: $(VENV)/ready
+	BIN=$(BIN) DEMO=$(DEMO) sh configs/phantom_cpu/demo.sh
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) $(DEMO)

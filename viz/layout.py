@@ -1,0 +1,173 @@
+"""Pieces of a figure for print: image frames on whole device pixels, scale bars, axes, and the file it goes to."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from distill.errors import DistillError, ShapeError, SourceError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+
+_PAGE_MM = 180.0  # a journal's double column
+STYLE = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same figure on every machine
+    "font.size": 7,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.1,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "distill",
+}
+_UNDATED: dict[str, dict[str, None]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+
+
+def image_grid(
+    titles: Sequence[str],
+    notes: Sequence[str],
+    shape: tuple[int, ...],
+    resolution: tuple[float, float],
+    columns: int,
+    dpi: int,
+    below: float,
+    first_row: int | None = None,
+) -> tuple[Figure, list[Axes]]:
+    """Figure with equal image frames on whole device pixels, titles and letters above them, notes below.
+
+    `below` inches stay free at the bottom; `first_row` images go into the first row and `columns` into each other one.
+    """
+    from matplotlib.figure import Figure
+
+    height, width = shape
+    if min(resolution) <= 0:
+        raise ShapeError(f"resolution: found {resolution}, expected positive nm per voxel in y and x")
+    gap, edge = round(0.09 * dpi), round(0.05 * dpi)
+    room = int(min(62 / 25.4 * dpi, (_PAGE_MM / 25.4 * dpi - 2 * edge - gap * (columns - 1)) / columns))
+    wide = room // width * width or room
+    tall = round(wide * height * resolution[0] / (width * resolution[1]))
+    title_lines = [_wrap(title, wide / dpi - 0.13, 7) for title in titles]
+    note_lines = [_wrap(note, wide / dpi, 6) for note in notes]
+    head = round(dpi * (0.06 + 0.12 * max(len(lines) for lines in title_lines)))
+    foot = round(dpi * (0.07 + 0.105 * max(len(lines) for lines in note_lines)))
+    first = columns if first_row is None else first_row
+    rows = 1 + math.ceil((len(titles) - first) / columns)
+    across = max(2 * edge + columns * wide + (columns - 1) * gap, round(3.6 * dpi) if below else 0)
+    up = rows * (head + tall + foot) + round(below * dpi)
+    # A hundredth of a pixel more, because the canvas cuts the size off to whole pixels.
+    fig = Figure(figsize=((across + 0.01) / dpi, (up + 0.01) / dpi), dpi=dpi)
+    axes = []
+    for k, (title, note) in enumerate(zip(title_lines, note_lines, strict=True)):
+        row, column = (0, k) if k < first else (1 + (k - first) // columns, (k - first) % columns)
+        count = first if row == 0 else min(columns, len(titles) - first)
+        left = round((across - count * wide - (count - 1) * gap) / 2) + column * (wide + gap)
+        bottom = up - (row + 1) * (head + tall) - row * foot
+        ax = fig.add_axes((left / across, bottom / up, wide / across, tall / up))
+        top = 72 * head / dpi - 2
+        _annotate(ax, chr(ord("a") + k), (0, 1), (0, top + 0.8)).set(fontsize=8, fontweight="bold", gid="letter")
+        _annotate(ax, "\n".join(title), (0, 1), (9.5, top)).set_gid("title")
+        _annotate(ax, "\n".join(note), (0, 0), (0, -5)).set(fontsize=6, color="0.3", gid="note")
+        axes.append(ax)
+    return fig, axes
+
+
+def show(ax: Axes, image: npt.NDArray[Any], resolution: tuple[float, float]) -> Any:
+    """An image in voxel coordinates without ticks or frame: uint8 from 0 to 255, anything else from 0 to 1."""
+    # "antialiased" repeats pixels at a whole zoom and filters where the image has to shrink.
+    top = 255 if image.dtype == np.uint8 else 1
+    shown = ax.imshow(image, interpolation="antialiased", aspect="auto", cmap="gray", vmin=0, vmax=top)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    return shown
+
+
+def scale_bar(ax: Axes, width_px: float, nm_per_px: float) -> float:
+    """Draw a scale bar of a round length (1, 2, 5, 10, ...) about a fifth of the image wide, lower right.
+
+    Args:
+        ax: axes that show an image in voxel coordinates.
+        width_px: width of the image in voxels.
+        nm_per_px: voxel size along x in nm.
+
+    Returns:
+        The length in nm; the bar is exactly length / nm_per_px voxels long.
+
+    Raises:
+        DistillError: a width or voxel size that is not positive.
+    """
+    from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
+
+    if not (width_px > 0 and nm_per_px > 0):
+        raise DistillError(f"scale_bar: found width {width_px} and {nm_per_px} nm per voxel, expected positive numbers")
+    target = width_px * nm_per_px / 5
+    decade = 10.0 ** math.floor(math.log10(target))
+    length = min((decade * step for step in (1, 2, 5, 10)), key=lambda nm: abs(math.log(nm / target)))
+    bar = length / nm_per_px
+    bottom, top = sorted(ax.get_ylim())
+    margin, thick = 0.04 * width_px, 0.012 * (top - bottom)
+    left, y = width_px - 0.5 - margin - bar, top - 0.04 * (top - bottom) - thick
+    ax.add_patch(Rectangle((left, y), bar, thick, facecolor="white", edgecolor="black", linewidth=0.4, gid="scale bar"))
+    text = f"{length / 1000:g} µm" if length >= 1000 else f"{length:g} nm"
+    # Flush right with the bar: a label longer than the bar would otherwise leave the image.
+    label = ax.annotate(text, (left + bar, y), (0, 1.5), textcoords="offset points", ha="right", va="bottom")
+    label.set(color="white", path_effects=[withStroke(linewidth=1.4, foreground="black")])
+    return length
+
+
+def dress(ax: Axes, x: str, y: str) -> None:
+    """Labels and thin ticks of a plot, open at the top and on the right."""
+    ax.set_xlabel(x, labelpad=2)
+    ax.set_ylabel(y, labelpad=3)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(width=0.6, length=2.5, pad=2)
+
+
+def _annotate(ax: Axes, text: str, corner: tuple[float, float], points: tuple[float, float]) -> Annotation:
+    return ax.annotate(text, corner, points, xycoords="axes fraction", textcoords="offset points", va="top")
+
+
+def _wrap(text: str, inches: float, points: float) -> list[str]:
+    return textwrap.wrap(text, max(8, int(inches * 72 / (0.53 * points))))
+
+
+def save_figure(fig: Figure, out: Path) -> None:
+    """Write a figure under a temporary name and then rename it, so that `out` is never half written.
+
+    Args:
+        fig: figure; written at its own dpi and size.
+        out: file ending in .png, .svg or .pdf, in an existing folder.
+
+    Raises:
+        DistillError: another suffix, or a place that cannot be written.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    suffix = out.suffix.lower()
+    if suffix not in _UNDATED:
+        raise DistillError(f"{out}: found the suffix {out.suffix!r}, expected one of {', '.join(_UNDATED)}")
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    FigureCanvasAgg(fig)
+    try:
+        with rc_context(STYLE):
+            fig.savefig(part, format=suffix[1:], dpi=fig.dpi, metadata=_UNDATED[suffix])
+        part.replace(out)
+    except OSError as error:
+        raise SourceError(f"{out}: cannot be written ({error.strerror or error})") from error
+    finally:
+        _remove(part)
+
+
+def _remove(part: Path) -> None:
+    if part.parent.is_dir():
+        part.unlink(missing_ok=True)
