@@ -107,7 +107,8 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
             )
         if tensors[key].shape != value.shape:
             raise CheckpointError(
-                f"{source}: of another architecture: {key!r} has shape {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"
+                f"{source}: of another architecture: {key!r} has shape {tuple(tensors[key].shape)}, "
+                f"expected {tuple(value.shape)}"
             )
     for key in tensors:
         if key not in wanted:

@@ -46,6 +46,14 @@ class DecoderConfig(_Strict):
     min_instance: int = Field(40, ge=0)  # voxels at full resolution
     fill: bool = False  # give every voxel to a query instead of keeping the background channel
 
+    @model_validator(mode="after")
+    def _shares(self) -> DecoderConfig:
+        if self.block[0] < 2 or min(self.block[1:]) < 16:
+            raise ValueError(f"block: found {list(self.block)}, expected at least 2 sections of 16 x 16 voxels")
+        if any(not 0 <= o < b for o, b in zip(self.overlap, self.block, strict=True)):
+            raise ValueError(f"overlap: found {list(self.overlap)}, expected less than the block {list(self.block)}")
+        return self
+
 
 class TeacherLoss(_Strict):
     """Weights of the teacher's own terms; 0 switches a term off."""
@@ -144,6 +152,7 @@ class TrainingConfig(_Strict):
     warmup: int = Field(10_000, ge=0)  # steps with the teacher's own and the slice loss alone
     crop: tuple[int, int, int] = (18, 160, 160)
     batch: int = Field(2, ge=1)
+    teacher_every: int = Field(1, ge=1)  # the 3D network runs every so many steps, the student at each
     widen_borders: bool = True
     lr: float = Field(1e-4, gt=0)
     lr_warmup: int = Field(0, ge=0)

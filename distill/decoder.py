@@ -34,7 +34,8 @@ class DecoderInput:
         feature, logit = tuple(self.features.shape), tuple(self.affinity_logits.shape)
         if len(feature) != 5 or len(logit) != 5 or logit[1] != 3 or feature[0] != logit[0] or feature[2:] != logit[2:]:
             raise ShapeError(
-                f"decoder input: found features {feature} and affinity {logit}, expected (B, C, D, h, w) and (B, 3, D, h, w)"
+                f"decoder input: found features {feature} and affinity {logit}, "
+                "expected (B, C, D, h, w) and (B, 3, D, h, w)"
             )
 
 

@@ -199,8 +199,9 @@ def _step(
         _save(state, path, fabric)
         listed = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())
         raise DistillError(
-            f"training: the loss of step {state.step} is {value} ({listed}); expected a finite number. The state before "
-            f"it is kept in {path}; try a lower student.training.lr, student.training.clip=1 or precision=32-true"
+            f"training: the loss of step {state.step} is {value} ({listed}); expected a finite number. The state "
+            f"before it is kept in {path}; try a lower student.training.lr, student.training.clip=1 or "
+            "precision=32-true"
         )
     state.optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)

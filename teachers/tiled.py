@@ -115,7 +115,7 @@ def block_affinity(output: TeacherOutput, size: tuple[int, int]) -> NDArray[np.f
 
 
 def _edges_inside(shape: Triple) -> NDArray[np.float32]:
-    """(3, D, H, W): 1 where the edge to the previous voxel lies inside a window, 0 on its first section, row, column."""
+    """(3, D, H, W): 1 where the edge to the previous voxel is inside a window, 0 on its first section, row, column."""
     inside = np.ones((3, *shape), dtype=np.float32)
     inside[0, 0], inside[1, :, 0], inside[2, :, :, 0] = 0, 0, 0
     return inside

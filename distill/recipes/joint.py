@@ -73,9 +73,9 @@ class Joint(nn.Module):
             step: steps done so far; decides the phase and seeds what is random.
         """
         raw, labels = batch
-        with_queries = self._queries_now(step)
+        with_teacher, with_queries = self._teacher_now(step), self._queries_now(step)
         targets = affinity_targets(labels)
-        taught = self.teacher(raw) if self._teacher_wanted() else None
+        taught = self.teacher(raw) if with_teacher else None
         seen = self.view(raw, with_queries)
         terms = self._slice_term(seen, targets)
         if taught is not None:
@@ -96,7 +96,7 @@ class Joint(nn.Module):
         affinity = pair_affinity(pair.previous.float(), pair.current.float())
         slab = None
         if with_slab:
-            parts = (pair.half, pair.full, affinity)
+            parts: tuple[Tensor, ...] = (pair.half, pair.full, affinity)
             if self.config.teacher.queries.detach_student:
                 parts = tuple(part.detach() for part in parts)
             slab = self.slab(*parts, depth - 1)
@@ -109,14 +109,14 @@ class Joint(nn.Module):
 
     def _queries_now(self, step: int) -> bool:
         queries = self.config.teacher.queries
-        wanted = queries.teacher > 0 or queries.student > 0
+        wanted = (queries.teacher > 0 and self._teacher_now(step)) or queries.student > 0
         return wanted and step >= queries.start and (step - queries.start) % queries.every == 0
 
-    def _teacher_wanted(self) -> bool:
-        """False for a student alone: then the 3D network need not run."""
+    def _teacher_now(self, step: int) -> bool:
+        """Whether the 3D network runs: never for a student alone, else every `teacher_every` steps."""
         teacher, loss = self.config.teacher, self.config.student.loss
         weights = (teacher.loss.multi_offset, teacher.loss.affinity, teacher.queries.teacher, loss.cross, loss.graft)
-        return any(weights)
+        return any(weights) and step % self.config.student.training.teacher_every == 0
 
     def _slice_term(self, seen: StudentVolume, targets: Targets) -> dict[str, Tensor]:
         weight = self.config.student.loss.slice

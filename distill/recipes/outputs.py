@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.affinity import NEAREST, attributes
-from distill.agglomerate import Relabelling
 from distill.errors import SourceError
 from distill.geometry import Box, Nanometres, Triple
+from distill.ids import Relabelling
 from distill.store import ZarrArray, create_zarr, write_group_attributes
 from distill.volume import Volume
 

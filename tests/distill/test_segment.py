@@ -1,0 +1,124 @@
+"""Masks to instances against the plain full-resolution computation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from distill.decoder import DecoderOutput
+from distill.queries import given_seeds
+from distill.segment import arg_max, block_instances
+
+
+def naive(logits: Tensor, size: tuple[int, int], min_voxels: float, fill: bool) -> Tensor:
+    """Everything at full resolution at once, as the paper has it."""
+    present = [c for c in range(len(logits)) if bool(logits[c].isfinite().all()) and not (fill and c == 0)]
+    winners = torch.zeros((logits.shape[1], *size), dtype=torch.int64)
+    if not any(c > 0 for c in present):
+        return winners
+    doubled = (logits.shape[1], 2 * logits.shape[2], 2 * logits.shape[3])
+    larger = F.interpolate(logits[present].double()[None], doubled, mode="trilinear", align_corners=False)[0]
+    share = larger[..., : size[0], : size[1]].softmax(0)
+    for row, c in enumerate(present):
+        if c > 0 and float(share[row].sum()) < min_voxels:
+            share[row] = 0
+    number = torch.tensor(present)
+    return torch.where(share.amax(0) > 0, number[share.argmax(0)], 0)
+
+
+def random_logits(seed: int, queries: int, lacking: list[int]) -> Tensor:
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 3, (1 + queries, 2, 3, 4)).astype(np.float32))
+    logits[lacking] = -torch.inf
+    return logits
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 5),
+    st.integers(5, 6),
+    st.integers(7, 8),
+    st.sampled_from([0, 5, 15, 25, 60, 1000]),
+    st.booleans(),
+    st.lists(st.integers(1, 5), max_size=3),
+)
+def test_arg_max_is_the_plain_computation(
+    seed: int, queries: int, height: int, width: int, min_voxels: int, fill: bool, lacking: list[int]
+) -> None:
+    logits = random_logits(seed, queries, [c for c in lacking if c <= queries])
+    found = arg_max(logits, (height, width), min_voxels, fill)
+    assert found.shape == (2, height, width)
+    assert found.dtype == torch.int64
+    assert torch.equal(found, naive(logits, (height, width), min_voxels, fill))
+
+
+def test_filling_leaves_no_background() -> None:
+    logits = random_logits(1, 4, [2])
+    logits[0] += 20
+    assert not arg_max(logits, (6, 8), 0, False).any()
+    filled = arg_max(logits, (6, 8), 0, True)
+    assert bool((filled > 0).all())
+    assert not bool((filled == 2).any())
+
+
+def test_a_dropped_query_leaves_its_place_to_the_next_best() -> None:
+    logits = torch.zeros(4, 1, 4, 4)
+    logits[1] = 10
+    logits[2] = -20
+    logits[2, :, :1, :1] = 20  # wins a few voxels only
+    logits[3] = -50  # wins none
+    assert sorted(arg_max(logits, (8, 8), 0, True).unique().tolist()) == [1, 2]
+    assert arg_max(logits, (8, 8), 20, True).unique().tolist() == [1]
+    logits[1] = -10
+    assert arg_max(logits, (8, 8), 20, False).unique().tolist() == [0]
+    assert not arg_max(logits, (8, 8), 10_000, True).any()
+
+
+def test_half_precision_logits() -> None:
+    logits = random_logits(2, 3, []).bfloat16()
+    assert torch.equal(arg_max(logits, (6, 8), 5, False), naive(logits.float(), (6, 8), 5, False))
+
+
+def output_of(winners: NDArray[np.int64], channels: int) -> DecoderOutput:
+    """A decoder output whose arg-max at full resolution is `winners` repeated twice in y and x."""
+    logits = F.one_hot(torch.from_numpy(winners), channels).movedim(-1, 0).float().unsqueeze(0) * 100
+    seeds = given_seeds(torch.zeros(1, *winners.shape, dtype=torch.int64))
+    nothing = torch.zeros(1, channels - 1, 8)
+    first = torch.full_like(logits, torch.nan)  # only the last round counts
+    return DecoderOutput([first, logits], torch.ones(1, channels - 1, dtype=torch.bool), nothing, nothing, seeds)
+
+
+@pytest.mark.parametrize("size", [(12, 16), (11, 15), (12, 15)])
+def test_every_instance_is_one_component(size: tuple[int, int]) -> None:
+    winners = np.random.default_rng(3).integers(0, 3, (2, 3, 4)).repeat(2, 1).repeat(2, 2)
+    found = block_instances(output_of(winners, 4), 0, size, min_voxels=0, fill=False)
+    larger = winners.repeat(2, 1).repeat(2, 2)[:, : size[0], : size[1]]
+    assert found.dtype == np.uint64
+    assert found.shape == larger.shape
+    np.testing.assert_array_equal(found == 0, larger == 0)
+    wanted = sum(ndimage.label(larger == q, structure=np.ones((3, 3, 3)))[1] for q in (1, 2, 3))
+    assert int(found.max()) == wanted == len(np.unique(found)) - (0 in found)
+    for id_ in range(1, wanted + 1):
+        assert len(np.unique(larger[found == id_])) == 1
+        assert ndimage.label(found == id_, structure=np.ones((3, 3, 3)))[1] == 1
+
+
+def test_a_block_of_background_has_no_instance() -> None:
+    found = block_instances(output_of(np.zeros((2, 3, 4), np.int64), 3), 0, (6, 8), min_voxels=1, fill=False)
+    assert found.dtype == np.uint64
+    assert not found.any()
+
+
+def test_blocks_of_a_batch_are_told_apart() -> None:
+    first, second = np.zeros((1, 2, 2), np.int64), np.ones((1, 2, 2), np.int64)
+    a, b = output_of(first, 2), output_of(second, 2)
+    both = DecoderOutput([torch.cat([a.masks[1], b.masks[1]])], a.valid, a.kernels, a.mask_features, a.seeds)
+    assert not block_instances(both, 0, (4, 4), min_voxels=0, fill=False).any()
+    assert block_instances(both, 1, (4, 4), min_voxels=0, fill=False).all()
