@@ -247,10 +247,8 @@ def fill_frame(affinity: NDArray[np.float32]) -> None:
         affinity: (3, D, H, W), channels z, y, x.
     """
     _, _, height, width = affinity.shape
-    if height > 1:
-        affinity[1, :, 0] = affinity[1, :, min(2, height - 1)]
-    if width > 1:
-        affinity[2, :, :, 0] = affinity[2, :, :, min(2, width - 1)]
+    affinity[1, :, 0] = affinity[1, :, min(2, height - 1)] if height > 1 else 1
+    affinity[2, :, :, 0] = affinity[2, :, :, min(2, width - 1)] if width > 1 else 1
 
 
 def slice_pairs(volume: Tensor) -> tuple[Tensor, Tensor]:

@@ -189,6 +189,10 @@ class Pair(_Strict):
 
     @model_validator(mode="after")
     def _fit(self) -> Pair:
+        if not self.student.loss.slice and self.student.training.teacher_every > 1:
+            raise ValueError(
+                "student.loss.slice: 0 leaves steps without any loss; expected student.training.teacher_every 1"
+            )
         if self.student.loss.graft and self.teacher.embedding != self.student.embedding:
             raise ValueError(
                 f"student.loss.graft: compares embeddings, but teacher.embedding is {self.teacher.embedding} and "

@@ -82,7 +82,7 @@ class State:
 
 
 class Average:
-    """Exponential moving average of a module's parameters; buffers (batch-norm statistics) are copied."""
+    """Exponential moving average of a module's parameters and batch-norm statistics; counters are copied."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -195,13 +195,12 @@ def _step(
     terms = objective(fabric.to_device(batch), state.step)
     loss = torch.stack([term.float() for term in terms.values()]).sum()
     value = float(loss.detach())
-    if not math.isfinite(value):
-        _save(state, path, fabric)
-        listed = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())
+    if not math.isfinite(value):  # nothing is saved now: batch-norm statistics may already be spoilt
+        listed = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in terms.items())
+        kept = f"the last saved state is kept in {path}" if path.exists() else "no state had been saved yet"
         raise DistillError(
-            f"training: the loss of step {state.step} is {value} ({listed}); expected a finite number. The state "
-            f"before it is kept in {path}; try a lower student.training.lr, student.training.clip=1 or "
-            "precision=32-true"
+            f"training: the loss of step {state.step} is {value} ({listed}); expected a finite number; {kept}. Try a "
+            "lower student.training.lr, student.training.clip=1 or student.training.precision=32-true"
         )
     state.optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
@@ -255,8 +254,7 @@ class MetricsLog:
     def __init__(self, path: Path, keep_to_step: int) -> None:
         self.path = path
         if path.exists():
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-            kept = [row for row in rows if row["step"] <= keep_to_step]
+            kept = [row for row in _rows(path) if row["step"] <= keep_to_step]
             temporary = path.with_name(path.name + ".writing")
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
             os.replace(temporary, path)
@@ -265,3 +263,12 @@ class MetricsLog:
         """Append one row; it must carry `step`."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dict(row)) + "\n")
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Whole rows of a log; a line that was cut off by a crash is left out."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue

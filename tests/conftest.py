@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("steady", deadline=None, derandomize=True)  # no timed assertions; the same cases every run
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,7 @@ def _placed(found: Volume, truth: Volume) -> Box:
     box = Box.of_shape(found.size).shift(start)
     if not truth.box.contains(box):
         raise ShapeError(
-            f"{found.source}: covers voxels {box.start} to {box.stop} of {truth.source}, which has {truth.size} (z, y, x)"
+            f"{found.source}: covers voxels {box.start} to {box.stop} (z, y, x) of {truth.source}, "
+            f"which has {truth.size}"
         )
     return box

@@ -67,13 +67,25 @@ class Output:
         self.work = out.with_name(out.name + ".writing")
         if self.work.exists():
             shutil.rmtree(self.work)
-        place = {"resolution": frame.resolution, "offset": frame.offset}
         self.affinity = create_zarr(
-            self.work, "affinity", shape=(3, *frame.shape), dtype=np.uint8, attributes=attributes(NEAREST), **place
+            self.work,
+            "affinity",
+            shape=(3, *frame.shape),
+            dtype=np.uint8,
+            resolution=frame.resolution,
+            offset=frame.offset,
+            attributes=attributes(NEAREST),
         )
         self.segmentation: ZarrArray | None = None
         if segmentation:
-            self.segmentation = create_zarr(self.work, "segmentation", shape=frame.shape, dtype=np.uint64, **place)
+            self.segmentation = create_zarr(
+                self.work,
+                "segmentation",
+                shape=frame.shape,
+                dtype=np.uint64,
+                resolution=frame.resolution,
+                offset=frame.offset,
+            )
 
     def write_affinity(self, z: int, affinity: NDArray[np.uint8]) -> None:
         """One section (3, H, W)."""

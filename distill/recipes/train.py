@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,17 +124,13 @@ def train(config: Pair, out: Path, *, resume: bool, device: str, progress: Progr
         fit(
             state,
             module,
-            _endless(loader(crops, state.step)),
+            loader(crops, state.step),
             training,
             fabric,
             state_path=state_path,
             on_step=book.step,
             on_validate=lambda s: book.validation(s, joint),
         )
-
-
-def _endless(batches: Any) -> Iterator[Any]:
-    yield from batches
 
 
 def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:

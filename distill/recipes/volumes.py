@@ -122,13 +122,18 @@ class Assembly:
         """
         origin = pieces[0].box.start
         ids = np.zeros(affinity.shape[1:], dtype=np.uint64)
+        free = np.ones(ids.shape, dtype=bool)
         for piece in pieces:
             unique = self._stitcher.add(self._next, piece.box, piece.labels)
             self._next += 1
-            here = ids[piece.box.relative_to(origin).slices]
-            np.copyto(here, unique, where=here == 0)
-        self._stitcher.retire(pieces[0].box.start[0])
-        self._contacts.append(region_graph(ids, affinity))
+            here = piece.box.relative_to(origin).slices
+            np.copyto(ids[here], unique, where=free[here])
+            free[here] = False
+        self._stitcher.retire(origin[0])
+        counted = np.ones(affinity.shape, dtype=bool)
+        if origin[0] > 0:
+            counted[1:, 0] = False  # in-plane contacts of the shared section are the earlier slab's
+        self._contacts.append(region_graph(ids, affinity, counted))
         return ids
 
     def finish(self, threshold: float | None) -> Relabelling:
