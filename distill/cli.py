@@ -83,9 +83,11 @@ def train(
     pair = load_pair(teacher, student, overrides or [])
     folder = out or Path("runs") / (student.resolve().parent.name or "run")
 
+    from distill.recipes.models import pick_device
     from distill.recipes.train import Progress
     from distill.recipes.train import train as run
 
+    pick_device(device)
     with _Bar("steps") as bar:
 
         def on_step(report: Any, steps: int) -> None:
@@ -268,11 +270,15 @@ def main() -> None:
     except DistillError as error:
         _fail(str(error))
     except (typer.Abort, KeyboardInterrupt) as stop:
-        typer.echo(f"distill: {stop if str(stop) else 'interrupted'}", err=True)
+        said = str(stop) or str(stop.__cause__ or "")  # typer turns a KeyboardInterrupt into its own Abort
+        typer.echo(f"distill: {said or 'interrupted'}", err=True)
         sys.exit(130)
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            typer.echo(str(error), err=True)
+            sys.exit(2)
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's usage errors
             _fail(error.format_message(), error.exit_code)
         raise
@@ -329,6 +335,8 @@ class _Recorded:
     """run.json beside an output: command, versions, what was done, seconds."""
 
     def __init__(self, out: Path) -> None:
+        if not out.name:
+            raise DistillError(f"--out: found {str(out)!r}, expected a path with a name of its own")
         self.path = out.with_name(out.name + ".run.json")
         self.values: dict[str, Any] = {}
 
@@ -342,8 +350,11 @@ class _Recorded:
         seconds = round(time.perf_counter() - self.began, 2)
         record = {"command": sys.argv, "started": self.started, "seconds": seconds, **self.values}
         temporary = self.path.with_name(self.path.name + ".writing")
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path)
+        try:
+            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            os.replace(temporary, self.path)
+        except OSError as failed:
+            raise DistillError(f"{self.path}: cannot be written: {failed.strerror or failed}") from None
 
 
 class _Bar:

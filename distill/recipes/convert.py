@@ -11,6 +11,7 @@ from distill.checkpoint import Published, load_module, read_published, write_ten
 from distill.config import TeacherConfig
 from distill.errors import CheckpointError
 from distill.recipes.models import build_decoder, build_student, build_teacher
+from distill.recipes.outputs import check_place
 
 _RESOLUTION = (30.0, 6.0, 6.0)  # nm, of the mouse cortex volumes that the AGQ paper trains on
 
@@ -34,9 +35,11 @@ def convert(checkpoint: Path, out: Path) -> Converted:
 
     Raises:
         CheckpointError: of another architecture, naming the first mismatch; or unreadable.
+        SourceError: nothing can be written at `out`.
     """
     if out.suffix != ".safetensors":
         raise CheckpointError(f"--out: found {out}, expected a name that ends in .safetensors")
+    check_place(out)
     found = read_published(checkpoint)
     notes = {"published": checkpoint.name, "method": found.method}
     if found.method == "cad":

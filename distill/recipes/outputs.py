@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,28 +46,47 @@ def frame_of(source: Volume, sections: tuple[int, int | None] | None) -> Frame:
     return Frame((last - first, height, width), source.resolution, (z + first * source.resolution[0], y, x), first)
 
 
-def check_free(out: Path, overwrite: bool) -> None:
-    """Make sure that `out` can be made.
+def check_free(out: Path, source: str, overwrite: bool) -> None:
+    """Make sure, before long work begins, that `out` can be made.
 
     Raises:
-        SourceError: it exists and may not be overwritten, or is something else than a Zarr store.
+        SourceError: it exists and may not be overwritten, is something else than a Zarr store, holds the source that
+            is to be read, or lies where nothing can be written.
     """
-    if not out.exists():
+    check_place(out)
+    if not os.path.lexists(out):
         return
     if not overwrite:
         raise SourceError(f"{out}: exists already; expected a new path, or --overwrite")
     if not (out / "zarr.json").is_file():
         raise SourceError(f"{out}: is not a Zarr store; it will not be overwritten")
+    read, written = os.path.realpath(source), os.path.realpath(out)
+    if read == written or read.startswith((f"{written}:", f"{written}{os.sep}")):
+        raise SourceError(f"{out}: holds the source {source}; it will not be overwritten, expected another path")
+
+
+def check_place(out: Path) -> None:
+    """Make sure that something can be written at `out`.
+
+    Raises:
+        SourceError: the path has no name of its own, or the nearest folder above it is a file or not writable.
+    """
+    if out.name in ("", ".."):
+        raise SourceError(f"--out: found {str(out)!r}, expected a path with a name of its own")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise SourceError(f"{out}: cannot be written: {above} is not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise SourceError(f"{out}: cannot be written: no permission to write in {above}")
 
 
 class Output:
     """The store while it is being written: under a temporary name until it is complete."""
 
-    def __init__(self, out: Path, frame: Frame, *, segmentation: bool, overwrite: bool) -> None:
-        check_free(out, overwrite)
+    def __init__(self, out: Path, frame: Frame, *, segmentation: bool) -> None:
         self.out, self.frame = out, frame
         self.work = out.with_name(out.name + ".writing")
-        if self.work.exists():
+        if self.work.is_dir() and not self.work.is_symlink():
             shutil.rmtree(self.work)
         self.affinity = create_zarr(
             self.work,
@@ -106,11 +127,19 @@ class Output:
             self.write_segmentation(z, mapping.apply(section)[None])
 
     def complete(self, about: dict[str, object]) -> None:
-        """Note how it was made and take the final name."""
+        """Note how it was made and take the final name; a store of that name leaves only once this one stands."""
         write_group_attributes(self.work, {"made_by": about})
-        if self.out.exists():
-            shutil.rmtree(self.out)
-        self.work.rename(self.out)
+        if not self.out.exists():
+            self.work.rename(self.out)
+            return
+        before = self.out.with_name(f".{self.out.name}.{secrets.token_hex(4)}.old")
+        self.out.rename(before)
+        try:
+            self.work.rename(self.out)
+        except BaseException:
+            before.rename(self.out)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
 
     def discard(self) -> None:
         """Remove what is unfinished."""

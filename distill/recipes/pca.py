@@ -95,15 +95,19 @@ def pca(
     """
     volume = open_volume(source, resolution=resolution)
     runtime = Runtime(pick_device(device), precision)
+    if volume.channels is not None:
+        raise DistillError(f"{source}: found {volume.channels} channels, expected one grey-value volume z, y, x")
     depth, height, width = volume.size
     if not 1 <= section < depth:
         raise DistillError(f"--section: found {section}, expected 1 to {depth - 1} for {source}")
     taught, learnt = load_teacher(teacher, runtime.device), load_student(student, runtime.device)
     size = windows.size or _default_window(taught.config.decoder.block, (depth, height, width))
+    if any(not 0 <= shared < extent for shared, extent in zip(windows.overlap, size, strict=True)):
+        raise DistillError(f"--overlap: found {windows.overlap}, expected 0 up to less than the window {size} (z, y, x)")
     first = max(0, min(section - size[0] // 2, depth - size[0]))
     raw = volume.read(Box((first, 0, 0), (min(depth, first + size[0]), height, width)))
     slid = _teacher_section(taught, raw, section - first, size, windows, runtime)
-    seen = _student_section(learnt, raw[section - first - 1 : section - first + 1], runtime)
+    seen = _student_section(learnt, volume.read(Box((section - 1, 0, 0), (section + 1, height, width))), runtime)
     boxes = sliding_windows((len(raw), height, width), size, windows.overlap)
     rows, columns = (sorted({box.start[axis] for box in boxes} - {0}) for axis in (1, 2))
     borders = rows, columns

@@ -66,17 +66,18 @@ def stream(
     Returns:
         What was done, for the record.
     """
-    check_free(out, options.overwrite)
+    check_free(out, source, options.overwrite)
+    _check_precision(options)
     volume = open_volume(source, resolution=options.resolution)
     frame = frame_of(volume, options.sections)
     runtime = Runtime(pick_device(options.device), options.precision)
     trained = load_student(model, runtime.device)
     segment = _can_segment(trained, segment, note)
     check_resolution(trained.notes, volume, note)
-    output = Output(out, frame, segmentation=segment, overwrite=options.overwrite)
     threshold = merge_threshold(options, trained.notes)
     assembly = Assembly(decoder_overlap(frame.shape, trained.decoding)) if segment else None
     about = _about(source, trained.path, options, "query" if segment else None, threshold)
+    output = Output(out, frame, segmentation=segment)
     try:
         sections = volume.sections(frame.first, frame.first + frame.shape[0])
         results = _written(student_sections(trained, sections, runtime, with_slab=segment), output, on_section)
@@ -138,7 +139,8 @@ def segment(
     Returns:
         What was done, for the record.
     """
-    check_free(out, options.overwrite)
+    check_free(out, source, options.overwrite)
+    _check_precision(options)
     volume = open_volume(source, resolution=options.resolution)
     frame = frame_of(volume, options.sections)
     runtime = Runtime(pick_device(options.device), options.precision)
@@ -169,7 +171,7 @@ def segment(
         labels = waterz(affinity, [threshold])[threshold]
     about = _about(source, path, options, method, threshold)
     about |= {"network": network, "objects": int(labels.max())}
-    output = Output(out, frame, segmentation=True, overwrite=options.overwrite)
+    output = Output(out, frame, segmentation=True)
     try:
         for z in range(frame.shape[0]):
             output.write_affinity(z, _quantised(affinity[:, z]))
@@ -210,9 +212,12 @@ def check_resolution(notes: dict[str, Any], volume: Volume, note: Note) -> None:
         note(f"warning: {volume.source} has voxels of {found} nm, the model was trained on {wanted} nm (z, y, x)")
 
 
-def _about(source: str, model: Path, options: Options, method: str | None, threshold: float | None) -> dict[str, Any]:
-    if not options.precision.startswith(("bf16", "32")):
+def _check_precision(options: Options) -> None:
+    if options.precision not in ("bf16-mixed", "32-true"):
         raise DistillError(f"--precision: found {options.precision!r}, expected bf16-mixed or 32-true")
+
+
+def _about(source: str, model: Path, options: Options, method: str | None, threshold: float | None) -> dict[str, Any]:
     return {
         "version": distill.__version__,
         "source": source,

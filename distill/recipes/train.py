@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -105,6 +106,7 @@ def train(config: Pair, out: Path, *, resume: bool, device: str, progress: Progr
     crops = Crops(parts.train_raw, parts.train_labels, training, config.student.augment)
     state_path = prepare_folder(out, config, resume)
     torch.manual_seed(training.seed)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision on the terminal
     fabric = Fabric(
         accelerator="cpu" if device == "cpu" else device.split(":")[0], devices=1, precision=training.precision
     )

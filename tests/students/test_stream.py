@@ -18,6 +18,8 @@ CPU = torch.device("cpu")
 def networks() -> tuple[YShape, SlabAdapter]:
     torch.manual_seed(0)
     student = YShape(width=4, embedding=6).eval()
+    for part in ("up3", "up4", "outc"):  # both branches alike, so that sections resemble each other
+        getattr(student, f"{part}_t").load_state_dict(getattr(student, f"{part}_tn").state_dict())
     slab = SlabAdapter(half=student.half_channels, full=student.full_channels, features=16).eval()
     return student, slab
 

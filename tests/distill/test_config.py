@@ -1,0 +1,236 @@
+"""Configuration files: the ones that come along, what is refused and how it is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distill.config import Pair, StudentConfig, TeacherConfig, dump, load_pair
+from distill.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PAIRS = sorted(path.parent.name for path in CONFIGS.glob("*/teacher.yaml"))
+
+TEACHER: dict[str, Any] = {"embedding": 16}
+DATA: dict[str, Any] = {"raw": "a.h5:raw", "labels": "a.h5:labels", "train": [0, 8], "validation": [8, 10]}
+STUDENT: dict[str, Any] = {"data": DATA}
+
+
+def load(folder: Path, teacher: Any = TEACHER, student: Any = STUDENT, *overrides: str) -> Pair:
+    for name, values in (("teacher", teacher), ("student", student)):
+        (folder / f"{name}.yaml").write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return load_pair(folder / "teacher.yaml", folder / "student.yaml", overrides)
+
+
+def refusal(folder: Path, teacher: Any = TEACHER, student: Any = STUDENT, *overrides: str) -> str:
+    """The message, in one line."""
+    with pytest.raises(ConfigError) as caught:
+        load(folder, teacher, student, *overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.replace(str(folder) + "/", "")
+
+
+def test_there_are_pairs_to_start_from() -> None:
+    assert {"ac4_cpu", "phantom_cpu"} <= set(PAIRS)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_pairs_that_come_along_load(name: str) -> None:
+    found = load_pair(CONFIGS / name / "teacher.yaml", CONFIGS / name / "student.yaml")
+    assert "$" not in found.student.data.raw + found.student.data.labels
+    assert all(f % 8 == 0 for f in found.teacher.filters)
+
+
+def test_defaults_are_the_published_settings(tmp_path: Path) -> None:
+    found = load(tmp_path)
+    assert found.teacher.filters == (32, 64, 96, 128, 160)
+    decoder, queries = found.teacher.decoder, found.teacher.queries
+    assert (decoder.learned, decoder.rounds, decoder.seeds.kind, decoder.seeds.min_voxels) == (100, 2, "mean", 100)
+    assert (queries.cross_entropy, queries.dice, queries.discrimination, queries.samples) == (0.3, 3.0, 0.1, 4096)
+    training, loss = found.student.training, found.student.loss
+    assert (training.steps, training.warmup, training.lr, training.batch) == (200_000, 10_000, 1e-4, 2)
+    assert (training.crop, training.schedule, training.optimizer) == ((18, 160, 160), "constant", "adam")
+    assert (loss.slice, loss.cross, loss.graft, loss.graft_distances) == (1, 1, 1, (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("student.training.lr=1e-3", 1e-3),
+        ("student.training.steps=7", 7),
+        ("student.training.crop=[4, 32, 32]", (4, 32, 32)),
+        ("student.training.widen_borders=false", False),
+        ("student.data.raw=b=c.h5:raw", "b=c.h5:raw"),
+        ("student.loss.detach_teacher=true", True),
+        ("teacher.decoder.seeds.thresholds=[0.1, 0.2, 0.3]", (0.1, 0.2, 0.3)),
+        ("teacher.decoder.seeds.kind=edges", "edges"),
+        ("student.data.validation_tile=null", None),
+    ],
+)
+def test_overrides(tmp_path: Path, text: str, value: object) -> None:
+    found: Any = load(tmp_path, TEACHER, STUDENT, text)
+    for step in text.partition("=")[0].split("."):
+        found = getattr(found, step)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_later_override_wins_and_leaves_its_neighbours(tmp_path: Path) -> None:
+    student = {**STUDENT, "training": {"steps": 5, "batch": 3}}
+    found = load(tmp_path, TEACHER, student, "student.training.steps=6", "student.training.steps=7")
+    assert (found.student.training.steps, found.student.training.batch) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("training.steps=3", "training.steps=3: expected teacher.KEY=VALUE or student.KEY=VALUE"),
+        ("student.training.steps", "expected teacher.KEY=VALUE or student.KEY=VALUE"),
+        ("student=3", "expected teacher.KEY=VALUE or student.KEY=VALUE"),
+        ("student.kind.deep=3", "'kind' holds a value, not a group of keys"),
+        ("student.training.steps=[", "the value is not YAML"),
+        ("student.training.step=3", "student.yaml: unknown key 'training.step'; did you mean 'training.steps'?"),
+        ("student.training.steps=0", "student.yaml: training.steps: "),
+    ],
+)
+def test_bad_overrides(tmp_path: Path, text: str, message: str) -> None:
+    student = {**STUDENT, "kind": "cad"}
+    assert message in refusal(tmp_path, TEACHER, student, text)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "message"),
+    [
+        ({"filter": [8] * 5}, {}, "teacher.yaml: unknown key 'filter'; did you mean 'filters'?"),
+        ({"decoder": {"seed": {}}}, {}, "teacher.yaml: unknown key 'decoder.seed'; did you mean 'decoder.seeds'?"),
+        ({"decoder": {"seeds": {"treshold": 1}}}, {}, "did you mean 'decoder.seeds.thresholds'?"),
+        ({}, {"trainning": {}}, "student.yaml: unknown key 'trainning'; did you mean 'training'?"),
+        ({}, {"lr": 1e-3}, "student.yaml: unknown key 'lr'; did you mean 'training.lr'?"),
+        ({}, {"zzzzzz": 1}, "student.yaml: unknown key 'zzzzzz'; expected one of ['augment', 'data',"),
+        ({}, {7: 1}, "student.yaml: unknown key '7'"),
+    ],
+)
+def test_unknown_keys_name_the_nearest(tmp_path: Path, teacher: Any, student: Any, message: str) -> None:
+    assert message in refusal(tmp_path, {**TEACHER, **teacher}, {**STUDENT, **student})
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "parts"),
+    [
+        ({"embedding": -1}, {}, ["teacher.yaml: embedding: ", "found -1"]),
+        ({"filters": [8, 8]}, {}, ["teacher.yaml: filters"]),
+        ({"filters": [8, 8, 8, 8, 12]}, {}, ["teacher.yaml: filters: found [8, 8, 8, 8, 12], expected multiples of 8"]),
+        ({"decoder": {"width": 12}}, {}, ["teacher.yaml: decoder.width: ", "multiple of 8", "found 12"]),
+        ({"decoder": {"seeds": {"kind": "best"}}}, {}, ["decoder.seeds.kind: ", "'mean' or 'edges'", "found 'best'"]),
+        ({"decoder": {"block": [1, 64, 64]}}, {}, ["teacher.yaml: decoder: block: found [1, 64, 64]"]),
+        ({"decoder": {"overlap": [17, 1, 1]}}, {}, ["teacher.yaml: decoder: overlap: found [17, 1, 1]"]),
+        ({"embedding": 0}, {}, ["teacher.yaml: loss.multi_offset: needs an embedding head"]),
+        ({}, {"training": {"lr": 0}}, ["student.yaml: training.lr: ", "greater than 0", "found 0"]),
+        ({}, {"training": {"steps": "many"}}, ["student.yaml: training.steps: ", "found 'many'"]),
+        ({}, {"training": None}, ["student.yaml: training: "]),
+        ({}, {"augment": {"grey": 1.5}}, ["student.yaml: augment.grey: ", "found 1.5"]),
+        ({}, {"data": {**DATA, "train": [4, 4]}}, ["student.yaml: data: train: found [4, 4]"]),
+        ({}, {"data": {k: v for k, v in DATA.items() if k != "labels"}}, ["student.yaml: data.labels: "]),
+        ({}, {"data": None}, ["student.yaml: data: "]),
+        ({}, {"embedding": 8}, ["student.loss.graft: ", "teacher.embedding is 16", "student.embedding 8"]),
+    ],
+)
+def test_bad_values_name_file_and_key(tmp_path: Path, teacher: Any, student: Any, parts: list[str]) -> None:
+    message = refusal(tmp_path, {**TEACHER, **teacher}, {**STUDENT, **student})
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("validation", [[0, 8], [7, 9], [2, 3], [0, 20], [6, 7]])
+def test_validation_must_not_see_training_sections(tmp_path: Path, validation: list[int]) -> None:
+    student = {"data": {**DATA, "train": [2, 8], "validation": validation}}
+    message = refusal(tmp_path, TEACHER, student)
+    assert f"student.yaml: data: validation: {validation} overlaps train [2, 8]" in message
+
+
+@pytest.mark.parametrize("validation", [[0, 2], [8, 9]])
+def test_validation_may_touch_training(tmp_path: Path, validation: list[int]) -> None:
+    student = {"data": {**DATA, "train": [2, 8], "validation": validation}}
+    assert load(tmp_path, TEACHER, student).student.data.validation == tuple(validation)
+
+
+def test_terms_that_need_what_is_not_there(tmp_path: Path) -> None:
+    plain = {"embedding": 0, "loss": {"multi_offset": 0}}
+    without_graft = {**STUDENT, "loss": {"graft": 0}}
+    assert "student.loss.cross_from: 'embedding' needs teacher.embedding" in refusal(tmp_path, plain, without_graft)
+    assert load(tmp_path, plain, {**STUDENT, "loss": {"graft": 0, "cross_from": "logits"}})
+    lazy = {**STUDENT, "loss": {"slice": 0}, "training": {"teacher_every": 2}}
+    assert "leaves steps without any loss" in refusal(tmp_path, TEACHER, lazy)
+
+
+def test_environment_variables_fill_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_FOLDER", "/data")
+    monkeypatch.delenv("OTHER_FOLDER", raising=False)
+    data = {**DATA, "raw": "${SOME_FOLDER:-x}/${OTHER_FOLDER:-here}/a.h5:raw", "labels": "${OTHER_FOLDER:-}b.h5:$x"}
+    found = load(tmp_path, TEACHER, {"data": data}).student.data
+    assert found.raw == "/data/here/a.h5:raw"
+    assert found.labels == "b.h5:$x"
+    data["raw"] = "${OTHER_FOLDER}/a.h5"
+    assert "the environment variable OTHER_FOLDER is not set" in refusal(tmp_path, TEACHER, {"data": data})
+    monkeypatch.setenv("OTHER_FOLDER", "")
+    assert load(tmp_path, TEACHER, {"data": data}).student.data.raw == "/a.h5"
+
+
+def test_variables_in_overrides_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAST", "9")
+    found = load(tmp_path, TEACHER, STUDENT, "student.data.validation=[8, '${LAST}']")
+    assert found.student.data.validation == (8, 9)
+
+
+def test_what_is_dumped_loads_again(tmp_path: Path) -> None:
+    texts = ["student.training.lr=1e-5", "student.data.validation_tile=[3, 4]", "teacher.decoder.fill=true"]
+    found = load(tmp_path, TEACHER, STUDENT, *texts)
+    again = load(tmp_path, dump(found.teacher), dump(found.student))
+    assert again == found
+    assert dump(again.student) == dump(found.student)
+    assert StudentConfig.model_validate(yaml.safe_load(dump(found.student))) == found.student
+    assert TeacherConfig.model_validate(yaml.safe_load(dump(found.teacher))) == found.teacher
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_pairs_that_come_along_survive_a_dump(tmp_path: Path, name: str) -> None:
+    found = load_pair(CONFIGS / name / "teacher.yaml", CONFIGS / name / "student.yaml")
+    assert load(tmp_path, dump(found.teacher), dump(found.student)) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "teacher.yaml: found list, expected a mapping of keys"),
+        ("word", "teacher.yaml: found str, expected a mapping of keys"),
+        ("a: [1\nb: 2", "teacher.yaml: not YAML: "),
+        ("a: !!python/object:os.system {}", "teacher.yaml: not YAML: "),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str) -> None:
+    assert message in refusal(tmp_path, text)
+
+
+def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
+    load(tmp_path)
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
+        load_pair(tmp_path / "none.yaml", tmp_path / "student.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_pair(tmp_path, tmp_path / "student.yaml")
+    (tmp_path / "teacher.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"teacher\.yaml: cannot be read"):
+        load_pair(tmp_path / "teacher.yaml", tmp_path / "student.yaml")
+
+
+def test_an_empty_teacher_is_the_default_one(tmp_path: Path) -> None:
+    assert "loss.multi_offset: needs an embedding head" in refusal(tmp_path, "")
+    assert load(tmp_path, "", STUDENT, "teacher.embedding=16").teacher == TeacherConfig(embedding=16)
+
+
+def test_a_configuration_does_not_change(tmp_path: Path) -> None:
+    found = load(tmp_path)
+    with pytest.raises(ValueError, match="frozen"):
+        found.student.training.steps = 3  # type: ignore[misc]

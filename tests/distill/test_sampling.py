@@ -1,0 +1,187 @@
+"""Training crops: the same for the same seed and index, raw and labels together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.affinity import as_label_tensor, widen_borders
+from distill.config import AugmentConfig, TrainingConfig
+from distill.errors import ShapeError
+from distill.sampling import Crops, as_unit_range, loader
+
+SHAPE = (6, 20, 24)
+STILL = AugmentConfig(
+    flips=False, transposes=False, grey=0, grey_section=0, noise=0, blur=0, missing=0, misalign=0, misalign_pixels=0
+)
+MOVING = STILL.model_copy(update={"flips": True, "transposes": True, "misalign": 0.7, "misalign_pixels": 3})
+WILD = AugmentConfig(grey=1, grey_section=1, noise=1, blur=1, missing=1, misalign=1)
+
+
+def training(**changes: Any) -> TrainingConfig:
+    values = {"crop": (3, 8, 8), "steps": 5, "batch": 2, "seed": 4, "workers": 0, "widen_borders": False}
+    return TrainingConfig(**{**values, **changes})
+
+
+def numbered() -> tuple[NDArray[np.uint16], NDArray[np.uint64]]:
+    """A volume whose grey value is its voxel's number, and so is its label."""
+    number = np.arange(1, np.prod(SHAPE) + 1).reshape(SHAPE)
+    return number.astype(np.uint16), number.astype(np.uint64)
+
+
+def items(crops: Crops) -> list[tuple[Tensor, Tensor]]:
+    return [crops[n] for n in range(len(crops))]
+
+
+def same(a: list[tuple[Tensor, Tensor]], b: list[tuple[Tensor, Tensor]]) -> bool:
+    return len(a) == len(b) and all(torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
+
+
+def test_what_a_crop_is() -> None:
+    raw, labels = numbered()
+    for image, target in items(Crops(raw, labels, training(), WILD)):
+        assert image.shape == (1, 3, 8, 8)
+        assert image.dtype == torch.float32
+        assert 0 <= float(image.min()) <= float(image.max()) <= 1
+        assert target.shape == (3, 8, 8)
+        assert target.dtype == torch.int64
+
+
+def test_a_crop_without_augmentation_is_a_piece_of_the_volume() -> None:
+    raw, labels = numbered()
+    for image, target in items(Crops(raw, labels, training(steps=10), STILL)):
+        z, y, x = (int(n) for n in np.unravel_index(int(target[0, 0, 0]) - 1, SHAPE))
+        piece = (slice(z, z + 3), slice(y, y + 8), slice(x, x + 8))
+        np.testing.assert_array_equal(target, labels[piece].astype(np.int64))
+        np.testing.assert_array_equal(image[0], raw[piece] / np.float32(65535))
+
+
+def test_crops_reach_every_corner() -> None:
+    raw, labels = numbered()
+    seen = set()
+    for _, target in items(Crops(raw, labels, training(steps=200, crop=(5, 18, 22)), STILL)):
+        seen |= {int(target[0, 0, 0]), int(target[-1, -1, -1])}
+    assert {1, int(np.prod(SHAPE))} <= seen
+
+
+@pytest.mark.parametrize("augmentation", [MOVING, MOVING.model_copy(update={"misalign": 0.0})])
+def test_raw_and_labels_move_together(augmentation: AugmentConfig) -> None:
+    raw, labels = numbered()
+    for image, target in items(Crops(raw, labels, training(steps=30), augmentation)):
+        np.testing.assert_array_equal(np.rint(image[0].numpy() * 65535), target)
+        assert len(target.unique()) == target.numel()
+
+
+def test_the_same_seed_and_index_give_the_same_crop() -> None:
+    raw, labels = numbered()
+    first, again = Crops(raw, labels, training(), WILD), Crops(raw, labels, training(), WILD)
+    np.random.seed(0)  # noqa: NPY002 - nothing here may depend on it
+    torch.manual_seed(5)
+    backwards = [again[n] for n in reversed(range(len(again)))][::-1]
+    assert same(items(first), backwards)
+    assert not same(items(first), items(Crops(raw, labels, training(seed=5), WILD)))
+    assert not same([first[0]], [first[1]])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_the_number_of_workers_changes_nothing() -> None:
+    raw, labels = numbered()
+    alone, helped = (
+        [tuple(batch) for batch in loader(Crops(raw, labels, training(workers=n), WILD), 0)] for n in (0, 2)
+    )
+    assert len(alone) == 5
+    assert same(alone, helped)  # type: ignore[arg-type]
+
+
+def test_a_resumed_loader_goes_on_where_an_unbroken_one_would() -> None:
+    raw, labels = numbered()
+    crops = Crops(raw, labels, training(), WILD)
+    whole, rest = ([tuple(batch) for batch in loader(crops, step)] for step in (0, 3))
+    assert whole[0][0].shape == (2, 1, 3, 8, 8)
+    assert same(whole[3:], rest)  # type: ignore[arg-type]
+    assert same([whole[2]], [tuple(torch.stack(part) for part in zip(crops[4], crops[5], strict=True))])  # type: ignore[list-item]
+
+
+def test_ranks_share_the_crops_without_overlap() -> None:
+    raw, labels = numbered()
+    crops = Crops(raw, labels, training(), STILL)
+    orders = [list(loader(crops, 1, rank=rank, ranks=3).sampler) for rank in range(3)]
+    assert sorted(sum(orders, [])) == list(range(6, 30))
+    assert orders[1][:2] == [8, 9]
+
+
+def test_crops_do_not_write_into_the_volume() -> None:
+    raw, labels = numbered()
+    before = raw.copy(), labels.copy()
+    crops = Crops(raw, labels, training(widen_borders=True), WILD)
+    for image, target in items(crops):
+        image.zero_()
+        target.zero_()
+    np.testing.assert_array_equal(raw, before[0])
+    np.testing.assert_array_equal(labels, before[1])
+    np.testing.assert_array_equal(crops.labels, before[1].astype(np.int64))
+
+
+def test_borders_are_widened_after_augmentation() -> None:
+    raw, _ = numbered()
+    labels = np.random.default_rng(0).integers(1, 3, SHAPE).repeat(4, 1)[:, : SHAPE[1]].astype(np.uint64)
+    plain = items(Crops(raw, labels, training(), MOVING))
+    for (_, target), (_, widened) in zip(
+        plain, items(Crops(raw, labels, training(widen_borders=True), MOVING)), strict=True
+    ):
+        assert torch.equal(widened, widen_borders(target))
+    assert any(bool((target == 0).any()) for _, target in items(Crops(raw, labels, training(widen_borders=True), MOVING)))
+
+
+def test_large_ids_stay_distinct() -> None:
+    raw, labels = numbered()
+    labels = labels + np.uint64(2**63 - 100)
+    _, target = Crops(raw, labels, training(), STILL)[0]
+    assert len(target.unique()) == target.numel()
+    assert set(target.flatten().tolist()) <= set(as_label_tensor(labels).flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    ("crop", "augmentation", "fits"),
+    [
+        ((6, 20, 24), STILL, True),
+        ((7, 20, 24), STILL, False),
+        ((6, 21, 24), STILL, False),
+        ((6, 14, 18), MOVING, True),
+        ((6, 15, 18), MOVING, False),
+        ((6, 20, 24), MOVING.model_copy(update={"misalign": 0.0}), True),
+    ],
+)
+def test_a_crop_must_fit_with_its_margin(crop: tuple[int, int, int], augmentation: AugmentConfig, fits: bool) -> None:
+    raw, labels = numbered()
+    if fits:
+        assert Crops(raw, labels, training(crop=crop), augmentation)[0][1].shape == crop
+    else:
+        with pytest.raises(ShapeError, match=r"student\.training\.crop: .* found a training volume of \[6, 20, 24\]"):
+            Crops(raw, labels, training(crop=crop), augmentation)
+
+
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        (np.array([0, 51, 255], np.uint8), [0, 0.2, 1]),
+        (np.array([0, 13107, 65535], np.uint16), [0, 0.2, 1]),
+        (np.array([0, 0.2, 1], np.float64), [0, 0.2, 1]),
+        (np.array([0, 0.25, 1], np.float16), [0, 0.25, 1]),
+    ],
+)
+def test_grey_values_become_unit_range(raw: NDArray[Any], wanted: list[float]) -> None:
+    found = as_unit_range(raw)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "bool", "complex64"])
+def test_other_grey_values_are_refused(dtype: str) -> None:
+    with pytest.raises(ShapeError, match=f"raw: found {dtype}, expected uint8"):
+        as_unit_range(np.zeros(3, dtype))
