@@ -80,8 +80,8 @@ def as_label_tensor(labels: NDArray[Any]) -> Tensor:
     if labels.dtype.kind not in "iu":
         raise ShapeError(f"labels: found {labels.dtype}, expected an integer type")
     if labels.dtype == np.uint64:
-        return torch.from_numpy(np.ascontiguousarray(labels).view(np.int64))
-    return torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64))
+        return torch.from_numpy(np.array(labels).view(np.int64))
+    return torch.from_numpy(np.array(labels, dtype=np.int64))
 
 
 def affinity_targets(

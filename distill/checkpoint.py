@@ -6,6 +6,7 @@ A file of ours holds one network with everything that it needs to segment: `teac
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -67,7 +68,8 @@ def write_tensors(
         save_file(dict(tensors), temporary, metadata)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written: {error}") from None
 
 
@@ -164,7 +166,9 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     for key in ("model_weights", "state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()
+    ):
         raise CheckpointError(f"{path}: expected named tensors, or them under 'model_weights' or 'state_dict'")
     return dict(found)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from distill import __version__
 from distill.errors import DistillError
@@ -21,7 +22,21 @@ from distill.errors import DistillError
 if TYPE_CHECKING:
     from distill.recipes.run_models import Options
 
+
+class _Stopped(Exception):
+    """A KeyboardInterrupt that typer would turn into an exit without its message."""
+
+
+class _Group(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise _Stopped(str(stop)) from stop
+
+
 app = typer.Typer(
+    cls=_Group,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -266,13 +281,12 @@ def info(source: str) -> None:
 def main() -> None:
     """Entry point: errors of the user become one line and exit code 2."""
     try:
-        app(standalone_mode=False)
+        if app(standalone_mode=False, prog_name="distill") == 130:  # Ctrl-C before a command had begun
+            _fail("interrupted", 130)
     except DistillError as error:
         _fail(str(error))
-    except (typer.Abort, KeyboardInterrupt) as stop:
-        said = str(stop) or str(stop.__cause__ or "")  # typer turns a KeyboardInterrupt into its own Abort
-        typer.echo(f"distill: {said or 'interrupted'}", err=True)
-        sys.exit(130)
+    except (_Stopped, typer.Abort, KeyboardInterrupt) as stop:
+        _fail(str(stop) or "interrupted", 130)
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except Exception as error:

@@ -71,6 +71,7 @@ class QueryLoss(_Strict):
     samples: int = Field(4096, ge=2)
     teacher: float = Field(1.0, ge=0)  # factor of the teacher's sum
     student: float = Field(1.0, ge=0)  # factor of the student's sum
+    detach_teacher: bool = False  # stop query gradients at the teacher's features
     detach_student: bool = False  # stop query gradients at the student's features
     start: int = Field(0, ge=0)  # first step with query losses
     every: int = Field(1, ge=1)  # steps from one to the next
@@ -270,7 +271,9 @@ def _known_keys(values: Any, model: type[BaseModel], where: str, prefix: str) ->
     for key, value in values.items():
         field = model.model_fields.get(str(key))
         if field is None:
-            near = difflib.get_close_matches(str(key), list(_all_keys(model)), n=1, cutoff=0.4)
+            known = list(_all_keys(model))
+            leaves = [name for name in known if name.rpartition(".")[2] == str(key)]
+            near = leaves or difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
             hint = f"did you mean {prefix + near[0]!r}?" if near else f"expected one of {sorted(model.model_fields)}"
             raise ConfigError(f"{where}: unknown key {prefix + str(key)!r}; {hint}")
         inner = _model_of(field.annotation)
@@ -320,6 +323,6 @@ def _explain(error: ValidationError, names: dict[str, str]) -> str:
     key = ".".join(rest)
     message = first["msg"].removeprefix("Value error, ")
     if part not in names:
-        return message
+        return f"{names['teacher']} with {names['student']}: {message}"
     found = f", found {first['input']!r}" if key and first["type"] not in ("missing", "value_error") else ""
     return f"{names[part]}: {key + ': ' if key else ''}{message}{found}"

@@ -168,7 +168,8 @@ def pool_by_masks(logits: Tensor, features: Tensor) -> Tensor:
     Returns:
         (B, Q, C).
     """
-    share = logits.float().softmax(1).to(features.dtype)
+    there = torch.isfinite(logits).any(1, keepdim=True)  # a block may have no query at all
+    share = (torch.where(there, logits, 0.0).float().softmax(1) * there).to(features.dtype)
     return torch.einsum("bqdhw,bcdhw->bqc", share, features)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -72,8 +73,9 @@ class State:
             found = torch.load(path, map_location="cpu", weights_only=True)
             self.module.load_state_dict(found["module"])
             self.optimizer.load_state_dict(found["optimizer"])
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: cannot be resumed: {str(error).splitlines()[0]}") from None
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{path}: cannot be resumed: {reason}") from None
         if self.average is not None and found["average"] is not None:
             for name, value in found["average"].items():
                 self.average.values[name].copy_(value)
@@ -120,7 +122,7 @@ def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.O
 
 
 def learning_rate(step: int, training: TrainingConfig) -> float:
-    """Linear warm-up, then constant or a cosine down to zero at the last step."""
+    """Linear warm-up, then constant or a cosine that would reach zero one step after the last."""
     if step < training.lr_warmup:
         return training.lr * (step + 1) / training.lr_warmup
     if training.schedule == "constant":
@@ -196,21 +198,27 @@ def _step(
     loss = torch.stack([term.float() for term in terms.values()]).sum()
     value = float(loss.detach())
     if not math.isfinite(value):  # nothing is saved now: batch-norm statistics may already be spoilt
-        listed = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in terms.items())
-        kept = f"the last saved state is kept in {path}" if path.exists() else "no state had been saved yet"
-        raise DistillError(
-            f"training: the loss of step {state.step} is {value} ({listed}); expected a finite number; {kept}. Try a "
-            "lower student.training.lr, student.training.clip=1 or student.training.precision=32-true"
-        )
+        raise _not_finite(f"the loss of step {state.step} is {value}", terms, path)
     state.optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
-    if training.clip:  # part by part: the teacher's large losses must not shrink the student's steps
-        for part in state.module.children():
-            torch.nn.utils.clip_grad_norm_(part.parameters(), training.clip)
+    # Part by part: the teacher's large losses must not shrink the student's steps.
+    limit = training.clip or math.inf
+    norms = [torch.nn.utils.clip_grad_norm_(part.parameters(), limit) for part in state.module.children()]
+    if norms and not math.isfinite(float(torch.stack(norms).sum())):
+        raise _not_finite(f"the gradient of step {state.step} is not finite", terms, path)
     state.optimizer.step()
     if state.average is not None:
         state.average.update(state.module, state.step)
     return {**{name: float(term.detach()) for name, term in terms.items()}, "loss": value}
+
+
+def _not_finite(what: str, terms: Mapping[str, Tensor], path: Path) -> DistillError:
+    listed = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in terms.items())
+    kept = f"the last saved state is kept in {path}" if path.exists() else "no state had been saved yet"
+    return DistillError(
+        f"training: {what} ({listed}); expected a finite number; {kept}. Try a lower student.training.lr, "
+        "student.training.clip=1 or student.training.precision=32-true"
+    )
 
 
 def _validate(state: State, on_validate: Callable[[State], None]) -> None:

@@ -25,7 +25,7 @@ _RARITY = 0.6
 def weighted_mse(predicted: Tensor, target: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
     """Sum of weight * (predicted - target)^2 over the valid entries, divided by their number; 0 if there are none."""
     error = weight * (predicted.float() - target.float()).square()
-    return (error * valid).sum() / valid.sum().clamp(min=1)
+    return torch.where(valid, error, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def affinity_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -137,7 +137,9 @@ def instance_targets(labels_HW: Tensor) -> Tensor:
     four = torch.stack([even[..., i::2, j::2] for i in (0, 1) for j in (0, 1)])
     votes = torch.stack([(four == candidate).sum(0) for candidate in four])
     best = votes.amax(0)
-    return four.masked_fill(votes < best, torch.iinfo(four.dtype).min).amax(0)
+    lowest = torch.iinfo(four.dtype).min
+    winner = four.masked_fill(four == 0, lowest + 1).masked_fill(votes < best, lowest).amax(0)
+    return winner.masked_fill(winner == lowest + 1, 0)  # background wins only alone, whatever the sign of the ids
 
 
 def mask_cross_entropy(masks: Tensor, instances: Tensor, matches: Sequence[Match]) -> Tensor:
@@ -227,7 +229,7 @@ def instance_discrimination(
 def affinity_cross_entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Binary cross-entropy of affinity logits, mean over valid edges; targets may be soft (halved in resolution)."""
     loss = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
-    return (loss * valid).sum() / valid.sum().clamp(min=1)
+    return torch.where(valid, loss, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def _channels(labels: Tensor, pairs: Match) -> Tensor:

@@ -6,7 +6,7 @@ have seen, whatever the number of workers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import signal
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,6 @@ from distill.affinity import as_label_tensor, widen_borders
 from distill.augment import augment, misaligned_crop
 from distill.config import AugmentConfig, TrainingConfig
 from distill.errors import ShapeError
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Training volumes: raw (B, 1, D, H, W) float32 in [0, 1], labels (B, D, H, W) int64, and the step they are for."""
-
-    raw: Tensor
-    labels: Tensor
-    step: int
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
@@ -87,6 +78,12 @@ def as_unit_range(raw: NDArray[Any]) -> NDArray[np.float32]:
     raise ShapeError(f"raw: found {raw.dtype}, expected uint8, uint16 or float in [0, 1]")
 
 
+def _leave_signals_to_the_loop(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group; the loop stops cleanly and then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def loader(crops: Crops, first_step: int, *, rank: int = 0, ranks: int = 1) -> DataLoader[tuple[Tensor, Tensor]]:
     """Batches from `first_step` on; with several ranks each gets its share of every step's batch."""
     training = crops.training
@@ -97,6 +94,8 @@ def loader(crops: Crops, first_step: int, *, rank: int = 0, ranks: int = 1) -> D
     ]
     return DataLoader(
         crops,
+        generator=torch.Generator(),  # so that making a loader leaves torch's own random state alone
+        worker_init_fn=_leave_signals_to_the_loop,
         batch_size=training.batch,
         sampler=order,
         num_workers=training.workers,

@@ -95,7 +95,7 @@ def sliding_windows(shape: Triple, block: Triple, overlap: Triple) -> list[Box]:
 @torch.inference_mode()
 def _run(teacher: AGQTeacher, raw: NDArray[np.float32], device: torch.device, precision: str) -> TeacherOutput:
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
-        found: TeacherOutput = teacher(torch.from_numpy(np.ascontiguousarray(raw))[None, None].to(device))
+        found: TeacherOutput = teacher(torch.from_numpy(np.array(raw))[None, None].to(device))
     return found
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("steady", deadline=None, derandomize=True)  # no timed assertions; the same cases every run
@@ -47,6 +48,14 @@ def checkpoints() -> Callable[[str], Path]:
     repository.
     """
     return _finder("DISTILL_CHECKPOINTS", "checkpoints")
+
+
+@pytest.fixture
+def every_warning() -> Iterator[None]:
+    """Lets torch give warnings that it gives only once a process each time."""
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
 
 
 def _finder(variable: str, default: str) -> Callable[[str], Path]:

@@ -170,15 +170,16 @@ class Joint(nn.Module):
         given: dict[str, DecoderInput] = {}
         if weights.teacher and taught is not None:
             whole = taught.decoder_input
-            given["teacher"] = DecoderInput(whole.features[:, :, 1:], whole.affinity_logits[:, :, 1:].float().detach())
+            features = whole.features.detach() if weights.detach_teacher else whole.features
+            given["teacher"] = DecoderInput(features[:, :, 1:], whole.affinity_logits[:, :, 1:].float().detach())
         if weights.student and seen.decoder_input is not None:
             given["student"] = DecoderInput(
                 seen.decoder_input.features, seen.decoder_input.affinity_logits.float().detach()
             )
-        features = [part.features for part in given.values()]
+        parts = list(given.values())
         both = DecoderInput(
-            torch.cat([f.to(features[0].dtype) for f in features]),
-            torch.cat([g.affinity_logits for g in given.values()]),
+            torch.cat([part.features.to(parts[0].features.dtype) for part in parts]),
+            torch.cat([part.affinity_logits for part in parts]),
         )
         instances = split_instances(instance_targets(labels[:, 1:]))
         decoded = self.decoder(both, order="random", rng=np.random.default_rng((seed, 2, step)))

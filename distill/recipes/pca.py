@@ -103,7 +103,7 @@ def pca(
     taught, learnt = load_teacher(teacher, runtime.device), load_student(student, runtime.device)
     size = windows.size or _default_window(taught.config.decoder.block, (depth, height, width))
     if any(not 0 <= shared < extent for shared, extent in zip(windows.overlap, size, strict=True)):
-        raise DistillError(f"--overlap: found {windows.overlap}, expected 0 up to less than the window {size} (z, y, x)")
+        raise DistillError(f"--overlap: found {windows.overlap}, expected at least 0 and less than the window {size}")
     first = max(0, min(section - size[0] // 2, depth - size[0]))
     raw = volume.read(Box((first, 0, 0), (min(depth, first + size[0]), height, width)))
     slid = _teacher_section(taught, raw, section - first, size, windows, runtime)

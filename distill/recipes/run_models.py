@@ -15,6 +15,7 @@ import distill
 from distill.affinity import to_uint8
 from distill.agglomerate import waterz
 from distill.errors import CheckpointError, DistillError
+from distill.ids import Relabelling, compact, distinct_ids, ranks
 from distill.recipes.models import TrainedStudent, load_student, load_teacher, pick_device
 from distill.recipes.outputs import Output, check_free, frame_of
 from distill.recipes.volumes import (
@@ -85,18 +86,26 @@ def stream(
             for _ in results:
                 pass
         else:
+            written: list[NDArray[np.uint64]] = []
             for slab in slabs(results, trained.decoding.block[0]):
                 ids = assembly.add(decode_slab(trained, slab, runtime), slab.affinity())
                 skip = int(slab.first > 0)
                 output.write_segmentation(slab.first + skip, ids[skip:])
-            mapping = assembly.finish(threshold)
+                written.append(distinct_ids(ids[skip:]))
+            mapping = _visible(assembly.finish(threshold), written)
             output.relabel(mapping)
-            about["objects"] = len(np.unique(mapping.new))
+            about["objects"] = int(mapping.new.max(initial=0))
         output.complete(about)
     except BaseException:
         output.discard()
         raise
     return about
+
+
+def _visible(mapping: Relabelling, written: list[NDArray[np.uint64]]) -> Relabelling:
+    """Final ids 1..n of the supervoxels that own a voxel; some lie wholly where an earlier block owns the voxels."""
+    there = np.isin(mapping.old, np.concatenate(written))
+    return Relabelling(mapping.old[there], ranks(mapping.new[there]))
 
 
 def _can_segment(trained: TrainedStudent, segment: bool, note: Note) -> bool:
@@ -154,7 +163,7 @@ def segment(
             if student.decoder is None:
                 raise CheckpointError(f"{student.path}: has no query decoder, expected --method waterz for this model")
             found = student_volume(student, counted, frame.shape, runtime)
-            affinity, labels = found.affinity, found.labels(merge_threshold(options, notes))
+            affinity, labels = found.affinity, compact(found.labels(merge_threshold(options, notes)))
         else:
             affinity = student_affinity(student, counted, frame.shape, runtime)
     else:
@@ -164,7 +173,7 @@ def segment(
         found = teacher_volume(teacher, np.stack(list(counted)), runtime)
         affinity = found.affinity
         if method == "query":
-            labels = found.labels(merge_threshold(options, notes))
+            labels = compact(found.labels(merge_threshold(options, notes)))
     threshold = merge_threshold(options, notes)
     if method == "waterz":
         threshold = WATERZ_THRESHOLD if options.merge is None else options.merge

@@ -186,6 +186,13 @@ def test_label_tensors_of_any_byte_order_and_layout(order: str) -> None:
     assert as_label_tensor(labels).tolist() == labels.astype(np.int64).tolist()
 
 
+@pytest.mark.usefixtures("every_warning")
+def test_label_tensors_of_read_only_arrays() -> None:
+    labels = random_labels(6, (2, 2, 2))
+    labels.flags.writeable = False
+    assert as_label_tensor(labels).tolist() == labels.tolist()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bool", "complex64"])
 def test_label_tensors_refuse_other_types(dtype: str) -> None:
     with pytest.raises(ShapeError, match=f"labels: found {dtype}"):

@@ -78,7 +78,6 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["folder.safetensors"]
 
 
-@pytest.mark.xfail(strict=True, reason="unlinking the temporary file raises NotADirectoryError", raises=NotADirectoryError)
 def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="cannot be written"):
@@ -135,7 +134,12 @@ def test_a_file_that_was_cut_off(tmp_path: Path) -> None:
 
 
 def cad_state(prefix: str = "") -> dict[str, Tensor]:
-    keys = ("inc.conv.conv.0.weight", "down.2.mpconv.1.conv.4.running_mean", "up3_tn.conv.conv.3.bias", "outc_t.conv.bias")
+    keys = (
+        "inc.conv.conv.0.weight",
+        "down.2.mpconv.1.conv.4.running_mean",
+        "up3_tn.conv.conv.3.bias",
+        "outc_t.conv.bias",
+    )
     return {prefix + key: torch.full((1,), float(n)) for n, key in enumerate(keys)}
 
 
@@ -156,7 +160,11 @@ def test_published_names_become_ours(tmp_path: Path, prefix: str, under: str | N
 
 
 def test_keys_without_a_place_are_reported(tmp_path: Path) -> None:
-    state = {**cad_state("module."), "module.extra.weight": torch.zeros(1), "module.inc.conv.conv.2.weight": torch.zeros(1)}
+    state = {
+        **cad_state("module."),
+        "module.extra.weight": torch.zeros(1),
+        "module.inc.conv.conv.2.weight": torch.zeros(1),
+    }
     torch.save({"state_dict": state}, tmp_path / "a.ckpt")
     found = read_published(tmp_path / "a.ckpt")
     assert found.unplaced == ["extra.weight", "inc.conv.conv.2.weight"]
@@ -172,7 +180,12 @@ def test_every_published_key_gets_a_name_of_its_own(golden: Callable[[str], Path
 
 
 def test_unknown_keys_have_no_name() -> None:
-    for key in ("inc.conv.conv.2.weight", "down.4.mpconv.1.conv.0.weight", "outc_t.conv.weight.more", "xinc.conv.conv.0.bias"):
+    for key in (
+        "inc.conv.conv.2.weight",
+        "down.4.mpconv.1.conv.0.weight",
+        "outc_t.conv.weight.more",
+        "xinc.conv.conv.0.bias",
+    ):
         assert cad_name(key) is None
     for key in ("down_layers.1.0.weight", "inst_decoder.rpn.other.weight", "conv_in"):
         assert agq_name(key) is None
@@ -207,7 +220,9 @@ def test_a_malicious_pickle_is_not_executed(tmp_path: Path, form: str) -> None:
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path)
-    with pytest.raises(CheckpointError, match=r"a\.(ckpt: not loadable as weights only|safetensors: not a safetensors)"):
+    with pytest.raises(
+        CheckpointError, match=r"a\.(ckpt: not loadable as weights only|safetensors: not a safetensors)"
+    ):
         read_published(path)
     assert not witness.exists()
     with pytest.raises(CheckpointError):
@@ -233,7 +248,6 @@ def test_checkpoints_of_neither_method(tmp_path: Path, content: Any, message: st
         read_published(tmp_path / "a.ckpt")
 
 
-@pytest.mark.xfail(strict=True, reason="keys that are not text end in an AttributeError", raises=AttributeError)
 def test_a_checkpoint_with_numbers_for_names(tmp_path: Path) -> None:
     torch.save({0: torch.zeros(1)}, tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError):

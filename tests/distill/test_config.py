@@ -109,7 +109,7 @@ def test_bad_overrides(tmp_path: Path, text: str, message: str) -> None:
         ({"decoder": {"seed": {}}}, {}, "teacher.yaml: unknown key 'decoder.seed'; did you mean 'decoder.seeds'?"),
         ({"decoder": {"seeds": {"treshold": 1}}}, {}, "did you mean 'decoder.seeds.thresholds'?"),
         ({}, {"trainning": {}}, "student.yaml: unknown key 'trainning'; did you mean 'training'?"),
-        ({}, {"lr": 1e-3}, "student.yaml: unknown key 'lr'; did you mean 'training.lr'?"),
+        ({}, {"steps": 3}, "student.yaml: unknown key 'steps'; did you mean 'training.steps'?"),
         ({}, {"zzzzzz": 1}, "student.yaml: unknown key 'zzzzzz'; expected one of ['augment', 'data',"),
         ({}, {7: 1}, "student.yaml: unknown key '7'"),
     ],

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.affinity import MULTI, affinity_targets, class_balance, embedding_affinity
+from distill.affinity import MULTI, affinity_targets, as_label_tensor, class_balance, embedding_affinity
 from distill.losses import (
     affinity_cross_entropy,
     affinity_loss,
@@ -82,9 +82,9 @@ def test_weighted_mse_is_a_mean_over_valid_entries() -> None:
     predicted, target, weight = uniform(2, 5, seed=1), uniform(2, 5, seed=2), uniform(2, 5, seed=3)
     valid = integers(2, 2, 5, seed=4).bool()
     found = weighted_mse(predicted, target, weight, valid)
-    wanted = sum(
-        float(weight[i] * (predicted[i] - target[i]) ** 2) for i in np.ndindex(2, 5) if valid[i]
-    ) / int(valid.sum())
+    wanted = sum(float(weight[i] * (predicted[i] - target[i]) ** 2) for i in np.ndindex(2, 5) if valid[i]) / int(
+        valid.sum()
+    )
     assert float(found) == pytest.approx(wanted, rel=1e-5)
     assert float(weighted_mse(predicted, target, weight, torch.zeros_like(valid))) == 0
 
@@ -273,6 +273,11 @@ def test_half_resolution_instances_are_the_majority(seed: int, height: int, widt
         votes = Counter(padded[z, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].ravel().tolist())
         most = max(votes.values())
         assert int(found[z, y, x]) == max(id_ for id_, count in votes.items() if count == most)
+
+
+def test_half_resolution_instances_of_large_ids_win_a_tie_against_background() -> None:
+    labels = as_label_tensor(np.array([[0, 2**63 + 5], [0, 2**63 + 5]], np.uint64))
+    assert torch.equal(instance_targets(labels), labels[:1, 1:])
 
 
 def cross_entropy_oracle(masks: Tensor, instances: Tensor, matches: list[Match]) -> float:

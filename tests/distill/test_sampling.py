@@ -39,7 +39,9 @@ def items(crops: Crops) -> list[tuple[Tensor, Tensor]]:
 
 
 def same(a: list[tuple[Tensor, Tensor]], b: list[tuple[Tensor, Tensor]]) -> bool:
-    return len(a) == len(b) and all(torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True))
+    return len(a) == len(b) and all(
+        torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)
+    )
 
 
 def test_what_a_crop_is() -> None:
@@ -111,7 +113,7 @@ def test_ranks_share_the_crops_without_overlap() -> None:
     raw, labels = numbered()
     crops = Crops(raw, labels, training(), STILL)
     orders = [list(loader(crops, 1, rank=rank, ranks=3).sampler) for rank in range(3)]
-    assert sorted(sum(orders, [])) == list(range(6, 30))
+    assert sorted(n for order in orders for n in order) == list(range(6, 30))
     assert orders[1][:2] == [8, 9]
 
 
@@ -135,7 +137,9 @@ def test_borders_are_widened_after_augmentation() -> None:
         plain, items(Crops(raw, labels, training(widen_borders=True), MOVING)), strict=True
     ):
         assert torch.equal(widened, widen_borders(target))
-    assert any(bool((target == 0).any()) for _, target in items(Crops(raw, labels, training(widen_borders=True), MOVING)))
+    assert any(
+        bool((target == 0).any()) for _, target in items(Crops(raw, labels, training(widen_borders=True), MOVING))
+    )
 
 
 def test_large_ids_stay_distinct() -> None:

@@ -150,7 +150,7 @@ def test_the_embedding_is_kept_only_if_asked_for() -> None:
     assert run_teacher(teacher(4), raw(), windows, device=CPU, precision="32-true").embedding is None
 
 
-@pytest.mark.xfail(strict=True, reason="torch warns about an array that is not writable")
+@pytest.mark.usefixtures("every_warning")
 def test_a_read_only_volume() -> None:
     volume = raw()
     volume.flags.writeable = False

@@ -21,9 +21,7 @@ def halves(n: int, times: int) -> int:
 def test_the_scales_of_any_block(shape: tuple[int, int, int]) -> None:
     levels = ResidualUNet3d(FILTERS).eval()(torch.rand(2, 1, *shape))
     depth, height, width = shape
-    wanted = [
-        (2, f, halves(depth, max(0, j - 2)), halves(height, j), halves(width, j)) for j, f in enumerate(FILTERS)
-    ]
+    wanted = [(2, f, halves(depth, max(0, j - 2)), halves(height, j), halves(width, j)) for j, f in enumerate(FILTERS)]
     assert [tuple(level.shape) for level in levels] == wanted
     assert all(bool(level.isfinite().all()) for level in levels)
 

@@ -1,0 +1,130 @@
+"""Published checkpoints become weights files that run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distill.checkpoint import read_weights
+from distill.errors import CheckpointError, SourceError
+from distill.recipes.convert import convert
+from distill.recipes.models import build_student, load_student
+from distill.recipes.run_models import Options, segment, stream
+from distill.volume import open_volume
+
+OPTIONS = Options(None, (3, 6), "cpu", "32-true")
+
+
+def published_name(key: str) -> str:
+    """Name of a student's parameter in the published code."""
+    key = re.sub(r"^down\.(\d)\.", r"down.\1.mpconv.1.conv.", key)
+    key = re.sub(r"^(inc|up\d(?:_tn?)?)\.", r"\1.conv.conv.", key)
+    return re.sub(r"^(outc\w*)\.", r"\1.conv.", key)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A CAD checkpoint as its authors would save it, with random weights."""
+    torch.manual_seed(0)
+    state = {f"module.{published_name(k)}": v for k, v in build_student(16, 16).state_dict().items()}
+    torch.save({"model_weights": state}, tmp_path / "cad.ckpt")
+    return tmp_path / "cad.ckpt"
+
+
+def test_cad_keeps_every_tensor(published: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "cad.safetensors"
+    found = convert(published, out)
+    assert (found.method, found.kind, found.unplaced) == ("CAD student", "student", [])
+    given = torch.load(published, weights_only=True)["model_weights"]
+    assert found.tensors == len(given)
+    weights = read_weights(out)
+    assert weights.kind == "student"
+    assert weights.notes["published"] == "cad.ckpt"
+    part = weights.part("student")
+    assert all(torch.equal(part[name], given[f"module.{published_name(name)}"]) for name in part)
+    assert load_student(str(out), torch.device("cpu")).decoder is None
+
+
+def runs(weights: Path, phantom: Path, folder: Path) -> None:
+    """Stream: affinities only, and a note that says so; segment: by waterz only."""
+    notes: list[str] = []
+    words = str(phantom), str(weights)
+    about = stream(*words, folder / "out.zarr", OPTIONS, segment=True, on_section=lambda *_: None, note=notes.append)
+    assert about["method"] is None
+    assert notes == [f"{weights} has no query decoder: affinities only. For instances: distill segment --method waterz"]
+    affinity = open_volume(f"{folder / 'out.zarr'}:affinity").read()
+    assert affinity.shape == (3, 3, 96, 96)
+    assert (affinity[0, 0] == 0).all()
+    assert affinity.std() > 0
+    assert not (folder / "out.zarr" / "segmentation").exists()
+    with pytest.raises(CheckpointError, match="has no query decoder, expected --method waterz"):
+        segment(
+            *words,
+            folder / "query.zarr",
+            OPTIONS,
+            network="student",
+            method="query",
+            on_section=lambda *_: None,
+            note=notes.append,
+        )
+    assert not (folder / "query.zarr").exists()
+    with pytest.raises(CheckpointError, match="holds a student, expected a teacher"):
+        segment(
+            *words,
+            folder / "query.zarr",
+            OPTIONS,
+            network="teacher",
+            method="query",
+            on_section=lambda *_: None,
+            note=notes.append,
+        )
+
+
+def test_cad_streams(published: Path, phantom: Path, tmp_path: Path) -> None:
+    convert(published, tmp_path / "cad.safetensors")
+    runs(tmp_path / "cad.safetensors", phantom, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cad/AC34.ckpt", "cad/CremiC.ckpt"])
+def test_the_published_checkpoints_stream(
+    checkpoints: Callable[[str], Path], phantom: Path, tmp_path: Path, name: str
+) -> None:
+    found = convert(checkpoints(name), tmp_path / "cad.safetensors")
+    assert found.kind == "student"
+    assert found.unplaced == []
+    runs(tmp_path / "cad.safetensors", phantom, tmp_path)
+
+
+def test_what_is_no_published_checkpoint(published: Path, tmp_path: Path) -> None:
+    out = tmp_path / "w.safetensors"
+    state = torch.load(published, weights_only=True)["model_weights"]
+    narrow = {key: value[:8] if value.ndim else value for key, value in state.items()}
+    short = dict(list(state.items())[:-1])
+    for content, says in (
+        ({"model_weights": narrow}, "of another architecture: .* has shape .* expected"),
+        ({"model_weights": short}, "of another architecture: no tensor"),
+        ({"weight": torch.zeros(1)}, "neither an AGQ nor a CAD checkpoint: found 'weight' first"),
+        ({"step": 3}, "expected named tensors"),
+    ):
+        torch.save(content, tmp_path / "bad.ckpt")
+        with pytest.raises(CheckpointError, match=rf"bad\.ckpt.*{says}"):
+            convert(tmp_path / "bad.ckpt", out)
+    (tmp_path / "bad.ckpt").write_bytes(published.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match=r"bad\.ckpt: not loadable as weights only"):
+        convert(tmp_path / "bad.ckpt", out)
+    np.save(tmp_path / "bad.npy", np.zeros(3))
+    with pytest.raises(CheckpointError, match=r"bad\.npy: not loadable"):
+        convert(tmp_path / "bad.npy", out)
+    assert not out.exists()
+
+
+def test_where_weights_cannot_go(published: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"--out: found .*w\.pt, expected a name that ends in \.safetensors"):
+        convert(published, tmp_path / "w.pt")
+    with pytest.raises(SourceError, match=r"w\.safetensors: cannot be written: .*cad\.ckpt is not a folder"):
+        convert(published, published / "w.safetensors")

@@ -1,0 +1,236 @@
+"""Stream and segment: one result, at the right place, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import distill.recipes.run_models as recipe
+from distill.errors import CheckpointError, DistillError
+from distill.ids import compact
+from distill.recipes.outputs import Output
+from distill.recipes.run_models import Options, check_resolution, merge_threshold, segment, stream
+from distill.store import write_cremi
+from distill.volume import open_labels, open_volume, volume_from_array
+
+EXACT = Options(device="cpu", precision="32-true")
+
+
+def tree(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+    }
+
+
+def quiet(*_: Any) -> None:
+    """Neither progress nor notes."""
+
+
+def run_stream(source: object, model: object, out: Path, options: Options, **more: Any) -> dict[str, Any]:
+    return stream(
+        str(source), str(model), out, options, **{"segment": True, "on_section": quiet, "note": quiet, **more}
+    )
+
+
+def run_segment(source: object, model: object, out: Path, options: Options, **more: Any) -> dict[str, Any]:
+    given = {"network": "student", "method": "query", "on_section": quiet, "note": quiet, **more}
+    return segment(str(source), str(model), out, options, **given)
+
+
+def arrays(out: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    return open_volume(f"{out}:affinity").read(), open_labels(f"{out}:segmentation").read()
+
+
+@pytest.mark.parametrize("merge", [None, 0.2, 0.9])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("sections", [(0, 1), (3, 5), (12, 19), (13, 20)])
+def test_stream_is_segment(
+    run: Path, phantom: Path, tmp_path: Path, merge: float | None, precision: str, sections: tuple[int, int]
+) -> None:
+    options = Options(sections=sections, device="cpu", precision=precision, merge=merge)
+    about = run_stream(phantom, run, tmp_path / "a.zarr", options)
+    again = run_segment(phantom, run, tmp_path / "b.zarr", options)
+    (affinity, labels), (other_affinity, other_labels) = arrays(tmp_path / "a.zarr"), arrays(tmp_path / "b.zarr")
+    np.testing.assert_array_equal(affinity, other_affinity)
+    np.testing.assert_array_equal(labels, other_labels)
+    assert about["objects"] == again["objects"] == labels.max()
+    np.testing.assert_array_equal(compact(labels), labels)
+    assert labels.min() > 0
+    assert about["merge_threshold"] == again["merge_threshold"] == merge
+
+
+def test_sections_are_streamed_as_the_whole(run: Path, phantom: Path, tmp_path: Path) -> None:
+    """From the second section on, a part has the affinities of the whole stream; its first has no z edge."""
+    run_stream(phantom, run, tmp_path / "whole.zarr", EXACT, segment=False)
+    run_stream(phantom, run, tmp_path / "part.zarr", Options(None, (7, None), "cpu", "32-true"), segment=False)
+    whole, part = (open_volume(tmp_path / f"{name}.zarr:affinity") for name in ("whole", "part"))
+    np.testing.assert_array_equal(part.read()[:, 1:], whole.read()[:, 8:])
+    assert (part.read()[0, 0] == 0).all()
+    assert (whole.read()[0, 7] > 0).any()
+    assert not (tmp_path / "whole.zarr" / "segmentation").exists()
+
+
+@pytest.mark.parametrize("command", [run_stream, run_segment])
+@pytest.mark.parametrize(
+    ("sections", "offset"), [(None, (90.0, -6.0, 4.0)), ((0, 2), (90.0, -6.0, 4.0)), ((3, None), (210.0, -6.0, 4.0))]
+)
+def test_offset_moves_by_the_first_section(
+    run: Path,
+    tmp_path: Path,
+    command: Callable[..., Any],
+    sections: tuple[int, int | None] | None,
+    offset: tuple[float, float, float],
+) -> None:
+    source = tmp_path / "raw.h5"
+    raw = np.random.default_rng(0).integers(0, 255, (5, 33, 40), np.uint8)
+    write_cremi(source, raw=raw, resolution=(40, 8, 7), offset=(90, -6, 4))
+    command(source, run, tmp_path / "out.zarr", Options(None, sections, "cpu", "32-true"))
+    for name in ("affinity", "segmentation"):
+        found = open_volume(f"{tmp_path / 'out.zarr'}:{name}")
+        assert found.offset == offset
+        assert found.resolution == (40.0, 8.0, 7.0)
+        first, last = sections or (0, None)
+        assert found.size == ((last or 5) - first, 33, 40)
+
+
+def break_in(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Break off at the third section written."""
+    written = Output.write_affinity
+
+    def failing(self: Output, z: int, affinity: Any) -> None:
+        if z == 2:
+            raise error
+        written(self, z, affinity)
+
+    monkeypatch.setattr(Output, "write_affinity", failing)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("disk full")])
+@pytest.mark.parametrize("command", [run_stream, run_segment])
+def test_broken_run_leaves_nothing(
+    run: Path,
+    phantom: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., Any],
+    error: BaseException,
+) -> None:
+    break_in(monkeypatch, error)
+    with pytest.raises(type(error)):
+        command(phantom, run, tmp_path / "out.zarr", EXACT)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [run_stream, run_segment])
+def test_broken_run_leaves_what_was_there(
+    run: Path, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any]
+) -> None:
+    out, again = tmp_path / "out.zarr", Options(None, (2, 6), "cpu", "32-true", None, True)
+    run_stream(phantom, run, out, Options(None, (0, 4), "cpu", "32-true"))
+    before = tree(tmp_path)
+    with monkeypatch.context() as patch:
+        break_in(patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            command(phantom, run, out, again)
+    assert tree(tmp_path) == before
+    assert open_volume(f"{out}:affinity").offset[0] == 0
+    command(phantom, run, out, again)
+    assert open_volume(f"{out}:affinity").offset[0] == 60
+    assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
+
+
+def test_what_was_there_stays_while_the_new_is_written(run: Path, phantom: Path, tmp_path: Path) -> None:
+    out, seen = tmp_path / "out.zarr", []
+    run_stream(phantom, run, out, Options(None, (0, 4), "cpu", "32-true"))
+    before = tree(out)
+    again = Options(None, (2, 6), "cpu", "32-true", None, True)
+    run_stream(phantom, run, out, again, on_section=lambda done, total: seen.append((done, total, tree(out) == before)))
+    assert seen == [(1, 4, True), (2, 4, True), (3, 4, True), (4, 4, True)]
+    assert tree(out) != before
+
+
+def test_wrong_precision_is_found_before_anything_is_written(run: Path, phantom: Path, tmp_path: Path) -> None:
+    for command in (run_stream, run_segment):
+        with pytest.raises(DistillError, match=r"--precision: found '16', expected bf16-mixed or 32-true"):
+            command(phantom, run, tmp_path / "out.zarr", Options(device="cpu", precision="16"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_waterz_merges_more_at_a_higher_score(run: Path, phantom: Path, tmp_path: Path) -> None:
+    pytest.importorskip("waterz")
+    objects = []
+    for merge in (0.0, 0.99):
+        options = Options(None, (0, 3), "cpu", "32-true", merge, True)
+        about = run_segment(phantom, run, tmp_path / "out.zarr", options, method="waterz")
+        assert about["merge_threshold"] == merge
+        objects.append(about["objects"])
+    assert objects[0] > objects[1] >= 1
+    assert (
+        run_segment(phantom, run, tmp_path / "own.zarr", Options(None, (0, 2), "cpu", "32-true"), method="waterz")[
+            "merge_threshold"
+        ]
+        == recipe.WATERZ_THRESHOLD
+    )
+
+
+def test_merge_threshold_is_the_given_one_else_the_models() -> None:
+    assert merge_threshold(Options(merge=0.0), {"merge_threshold": 0.7}) == 0.0
+    assert merge_threshold(Options(), {"merge_threshold": 0.7}) == 0.7
+    assert merge_threshold(Options(), {"merge_threshold": None}) is None
+    assert merge_threshold(Options(), {}) is None
+
+
+@pytest.mark.parametrize(
+    ("resolution", "warned"),
+    [((30, 6, 6), 0), ((44, 8, 8), 0), ((46, 6, 6), 1), ((19, 6, 6), 1), ((30, 6, 9.5), 1), ((8, 8, 8), 1)],
+)
+def test_other_voxels_are_warned_of(resolution: tuple[float, float, float], warned: int) -> None:
+    notes: list[str] = []
+    volume = volume_from_array(np.zeros((1, 2, 2), np.uint8), resolution, source="brain.h5")
+    check_resolution({"resolution": [30.0, 6.0, 6.0]}, volume, notes.append)
+    assert len(notes) == warned
+    for note in notes:
+        assert note.startswith("warning: brain.h5 has voxels of ")
+        assert note.endswith("the model was trained on 30 x 6 x 6 nm (z, y, x)")
+    check_resolution({}, volume, notes.append)
+    assert len(notes) == warned
+
+
+@pytest.mark.parametrize("command", [run_stream, run_segment])
+def test_other_voxels_are_warned_of_on_the_way(
+    run: Path, phantom: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    notes: list[str] = []
+    options = Options((8, 8, 8), (0, 2), "cpu", "32-true")
+    command(phantom, run, tmp_path / "out.zarr", options, note=notes.append)
+    assert [note.split(" has ")[0] for note in notes] == [f"warning: {phantom}:volumes/raw"]
+
+
+def test_segment_counts_the_sections(run: Path, phantom: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    options = Options(None, (5, 9), "cpu", "32-true")
+    run_segment(phantom, run, tmp_path / "out.zarr", options, on_section=lambda *s: seen.append(s))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_query_method_needs_a_decoder(
+    run: Path, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    load = recipe.load_student
+    monkeypatch.setattr(recipe, "load_student", lambda *a: replace(load(*a), slab=None, decoder=None))
+    with pytest.raises(CheckpointError, match=r"has no query decoder, expected --method waterz"):
+        run_segment(phantom, run, tmp_path / "out.zarr", EXACT)
+    assert not list(tmp_path.iterdir())
+    notes: list[str] = []
+    about = run_stream(phantom, run, tmp_path / "out.zarr", Options(None, (0, 2), "cpu"), note=notes.append)
+    assert about["method"] is None
+    assert len(notes) == 1
+    assert "has no query decoder: affinities only" in notes[0]
+    assert not (tmp_path / "out.zarr" / "segmentation").exists()

@@ -1,0 +1,130 @@
+"""What training reads, and what it does to the folder it is given."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from distill.config import Pair, load_pair
+from distill.errors import CheckpointError, ConfigError, ShapeError, SourceError
+from distill.recipes.models import load_student, load_teacher
+from distill.recipes.train import RunRecord, open_parts, prepare_folder
+from distill.recipes.validation import validate, views
+from distill.recipes.volumes import Runtime, student_volume
+from distill.store import write_cremi
+from distill.volume import open_labels, open_volume
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "phantom_cpu"
+Load = Callable[..., Pair]
+
+
+@pytest.fixture
+def load(tiny: tuple[str, ...], phantom: Path) -> Load:
+    """The tiny pair on the phantom, with further words."""
+
+    def pair(*words: str) -> Pair:
+        with mock.patch.dict(os.environ, {"PHANTOM": str(phantom)}):
+            return load_pair(CONFIGS / "teacher.yaml", CONFIGS / "student.yaml", [*tiny, *words])
+
+    return pair
+
+
+def test_parts_are_the_named_sections(load: Load, phantom: Path) -> None:
+    parts = open_parts(load("student.data.train=[2,11]", "student.data.validation=[13,17]"))
+    raw, labels = open_volume(phantom).read(), open_labels(phantom).read()
+    np.testing.assert_array_equal(parts.train_raw, raw[2:11])
+    np.testing.assert_array_equal(parts.train_labels, labels[2:11])
+    np.testing.assert_array_equal(parts.validation_raw, raw[13:17])
+    np.testing.assert_array_equal(parts.validation_labels, labels[13:17])
+    assert parts.resolution == (30.0, 6.0, 6.0)
+
+
+def test_parts_that_do_not_fit(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"student\.data\.validation: ends at section 21, .* has 20 sections"):
+        open_parts(load("student.data.validation=[12,21]"))
+    with pytest.raises(ConfigError, match=r"student\.training\.crop: \[13, 32, 32\] is larger .* \[12, 96, 96\]"):
+        open_parts(load("student.training.crop=[13,32,32]"))
+    path = tmp_path / "labels.h5"
+    write_cremi(path, labels=np.ones((20, 96, 96), np.uint64), resolution=(30, 6, 8))
+    with pytest.raises(ShapeError, match=r"labels\.h5.*\(30\.0, 6\.0, 8\.0\) nm, expected \(30\.0, 6\.0, 6\.0\)"):
+        open_parts(load(f"student.data.labels={path}"))
+
+
+def test_folder_is_prepared_once(load: Load, tmp_path: Path) -> None:
+    config = load()
+    state = prepare_folder(tmp_path / "run", config, resume=False)
+    assert state == tmp_path / "run" / "checkpoints" / "state.pt"
+    again = load_pair(tmp_path / "run" / "teacher.yaml", tmp_path / "run" / "student.yaml")
+    assert again == config
+    prepare_folder(tmp_path / "run", load("student.training.lr=0.5"), resume=False)  # nothing saved yet
+    state.touch()
+    with pytest.raises(SourceError, match="holds a run already; expected a new folder, or --resume"):
+        prepare_folder(tmp_path / "run", config, resume=False)
+    with pytest.raises(CheckpointError, match=r"student\.yaml: differs from the configuration given"):
+        prepare_folder(tmp_path / "run", config, resume=True)
+    assert prepare_folder(tmp_path / "run", load("student.training.lr=0.5"), resume=True) == state
+    (tmp_path / "file").touch()
+    with pytest.raises(SourceError, match=r"run: cannot be written"):
+        prepare_folder(tmp_path / "file" / "run", config, resume=False)
+
+
+def test_record_says_how_it_ended_and_what_came_before(load: Load, tmp_path: Path) -> None:
+    path, config = tmp_path / "run.json", load("student.training.seed=5")
+    with RunRecord(path, ["distill", "one"], config, 0):
+        assert json.loads(path.read_text())["ended"] == "running"
+    with pytest.raises(RuntimeError), RunRecord(path, ["distill", "two"], config, 3):
+        raise RuntimeError("no")
+    with RunRecord(path, ["distill", "three"], config, 4):
+        pass
+    found = json.loads(path.read_text())
+    assert (found["command"], found["ended"], found["seed"], found["first_step"]) == (
+        ["distill", "three"],
+        "done",
+        5,
+        4,
+    )
+    assert [(one["command"][1], one["ended"]) for one in found["earlier"]] == [
+        ("one", "done"),
+        ("two", "RuntimeError: no"),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_weights_carry_what_validation_said(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    cpu = torch.device("cpu")
+    for kind, model in (("student", load_student(str(run), cpu)), ("teacher", load_teacher(str(run), cpu))):
+        row = next(r for r in rows if r["step"] == model.notes["step"] and f"validation_{kind}" in r)
+        assert model.notes["validation"] == row[f"validation_{kind}"]
+        assert model.notes["merge_threshold"] == row[f"validation_{kind}"]["merge_threshold"]
+        assert model.notes["resolution"] == [30.0, 6.0, 6.0]
+        assert model.notes["data"]["validation"] == [12, 16]
+
+
+def test_loaded_weights_score_as_validated(run: Path, load: Load) -> None:
+    """The file on disk is the network that was judged, averaged weights and all."""
+    from distill.recipes.joint import Joint
+    from distill.recipes.validation import judge
+
+    config = load()
+    parts, runtime = open_parts(config), Runtime(torch.device("cpu"), "32-true")
+    student = load_student(str(run), runtime.device)
+    raw = parts.validation_raw
+    found = judge(student_volume(student, iter(raw), (4, 96, 96), runtime), parts.validation_labels)
+    assert found.to_dict() == pytest.approx(student.notes["validation"], rel=1e-6)
+    teacher = load_teacher(str(run), runtime.device)
+    joint = Joint(config, parts.resolution).eval()
+    joint.teacher.load_state_dict(teacher.teacher.state_dict())
+    joint.decoder.load_state_dict(teacher.decoder.state_dict())
+    judged = validate(joint, config, raw, parts.validation_labels, runtime)
+    assert set(judged) == {"student", "teacher"}
+    assert judged["teacher"].to_dict() == pytest.approx(teacher.notes["validation"], rel=1e-6)
+    one, other = views(joint, config)
+    assert one.decoder is other.decoder is joint.decoder
