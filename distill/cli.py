@@ -273,7 +273,7 @@ def info(source: str) -> None:
         _say(f"{source}: {weights.kind}, {count:,} values in {len(weights.tensors)} tensors")
         _say(json.dumps({"config": weights.config, "notes": weights.notes}, indent=2))
         return
-    from distill.store import describe, format_summary
+    from distill.describe import describe, format_summary
 
     _say(format_summary(describe(source)))
 

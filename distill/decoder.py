@@ -108,6 +108,7 @@ class QueryDecoder(nn.Module):
         given: DecoderInput,
         *,
         seeds: Seeds | None = None,
+        rule: SeedRule | None = None,
         order: Order = "size",
         rng: np.random.Generator | None = None,
         background: bool = True,
@@ -117,6 +118,7 @@ class QueryDecoder(nn.Module):
         Args:
             given: features and affinity logits; the affinities guide, no gradient flows through the seeds.
             seeds: take these instead of the predicted ones.
+            rule: cut the predicted ones by this rule instead of the decoder's own.
             order: order of the affinity-guided queries; `random` in training, the default is deterministic.
             rng: for the random order.
             background: False sets the background logit of the last round to 0 (the published inference).
@@ -127,7 +129,7 @@ class QueryDecoder(nn.Module):
         for layer in self.inst_convs:
             instance = F.relu(layer(instance))
         if seeds is None:
-            seeds = find_seeds(given.affinity_logits.float().sigmoid(), self.rule, order, rng)
+            seeds = find_seeds(given.affinity_logits.float().sigmoid(), rule or self.rule, order, rng)
         queries = self._first_queries(instance, seeds)
         prior = self._prior(seeds, queries)
         logits, kernels = self.predictors[0](queries, mask_features, prior)

@@ -45,17 +45,22 @@ def build_slab(student: YShape, fused: int) -> SlabAdapter:
 def build_decoder(config: DecoderConfig, fused: int, resolution: Nanometres) -> QueryDecoder:
     """The shared decoder; the resolution (nm, full) sets the distances of its mask prior."""
     z, y, x = resolution
-    seeds = config.seeds
     return QueryDecoder(
         features=fused,
         width=config.width,
         depth=config.depth,
         rounds=config.rounds,
         learned=config.learned,
-        seeds=SeedRule(seeds.kind, seeds.thresholds, seeds.min_voxels, seeds.max_count),
+        seeds=seed_rule(config),
         prior=config.prior,
         sampling=(z / (2 * x), y / x, 1.0),
     )
+
+
+def seed_rule(config: DecoderConfig) -> SeedRule:
+    """The rule that a configuration asks for."""
+    seeds = config.seeds
+    return SeedRule(seeds.kind, seeds.thresholds, seeds.min_voxels, seeds.max_count)
 
 
 @dataclass(frozen=True)
@@ -81,21 +86,24 @@ class TrainedTeacher:
     path: Path
 
 
-def student_metadata(config: StudentConfig, teacher: TeacherConfig, resolution: Nanometres) -> dict[str, Any]:
+def student_metadata(
+    config: StudentConfig, fused: int, decoding: DecoderConfig, resolution: Nanometres
+) -> dict[str, Any]:
     """What a student's weights file must say so that it can be rebuilt."""
     return {
         "kind": config.kind,
         "width": config.width,
         "embedding": config.embedding,
-        "fused": teacher.fused,
+        "fused": fused,
         "resolution": list(resolution),
-        "decoder": teacher.decoder.model_dump(mode="json"),
+        "decoder": decoding.model_dump(mode="json"),
     }
 
 
-def teacher_metadata(config: TeacherConfig, resolution: Nanometres) -> dict[str, Any]:
+def teacher_metadata(config: TeacherConfig, decoding: DecoderConfig, resolution: Nanometres) -> dict[str, Any]:
     """What a teacher's weights file must say so that it can be rebuilt."""
-    return {**config.model_dump(mode="json"), "resolution": list(resolution)}
+    values = config.model_copy(update={"decoder": decoding}).model_dump(mode="json")
+    return {**values, "resolution": list(resolution)}
 
 
 def find_weights(model: str, kind: Kind) -> Path:

@@ -26,6 +26,7 @@ from distill.config import Pair, dump
 from distill.engine import Average, MetricsLog, State, StepReport, fit, make_optimizer
 from distill.errors import CheckpointError, ConfigError, SourceError
 from distill.geometry import Box, Nanometres
+from distill.recipes.figures import run_figures
 from distill.recipes.joint import Joint
 from distill.recipes.models import student_metadata, teacher_metadata
 from distill.recipes.validation import Judged, validate
@@ -191,6 +192,9 @@ class _Bookkeeping:
         self.log.write(row)
         for kind, found in judged.items():
             self._keep(kind, found, state, joint)
+        if state.step == self.config.student.training.steps:
+            parts = self.parts
+            run_figures(self.out, judged, parts.validation_raw, parts.validation_labels, parts.resolution)
         self.progress.on_validation(state.step, judged, seconds)
 
     def _keep(self, kind: str, found: Judged, state: State, joint: Joint) -> None:
@@ -210,10 +214,16 @@ class _Bookkeeping:
                 "slab": joint.slab,
                 "decoder": joint.decoder,
             }
-            save_weights(path, "student", modules, student_metadata(config.student, config.teacher, resolution), notes)
+            save_weights(
+                path,
+                "student",
+                modules,
+                student_metadata(config.student, config.teacher.fused, found.decoding, resolution),
+                notes,
+            )
         else:
             modules = {"teacher": joint.teacher, "decoder": joint.decoder}
-            save_weights(path, "teacher", modules, teacher_metadata(config.teacher, resolution), notes)
+            save_weights(path, "teacher", modules, teacher_metadata(config.teacher, found.decoding, resolution), notes)
         voi = found.scores.voi_sum
         if voi < state.best.get(f"{kind}_voi", float("inf")):
             state.best.update({f"{kind}_voi": voi, f"{kind}_step": state.step})

@@ -7,7 +7,7 @@ chosen here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.affinity import affinity_targets, as_label_tensor
-from distill.config import Pair
+from distill.config import DecoderConfig, Pair
 from distill.metrics import Scores, affinity_scores, score
 from distill.recipes.joint import Joint
 from distill.recipes.models import TrainedStudent, TrainedTeacher
 from distill.recipes.volumes import Runtime, Segmented, student_volume, teacher_volume
 
 MERGE_THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
+SEED_THRESHOLDS = ((0.65, 0.8, 0.8), (0.8, 0.9, 0.9), (0.9, 0.95, 0.95))  # z, y, x; tried beside the configured one
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Judged:
     unmerged: Scores  # of the queries alone
     threshold: float | None  # merge above this mean affinity; None = merging did not help
     boundary_f1: tuple[float, ...]  # per axis z, y, x: edges that must be cut, predicted below 0.5
+    decoding: DecoderConfig  # with the seed thresholds that gave these scores
+    labels_section: NDArray[np.uint64]  # (H, W) middle section of the segmentation
+    affinity_section: NDArray[np.float32]  # (3, H, W) its affinities
 
     def to_dict(self) -> dict[str, Any]:
         """For metrics.jsonl and the weights file's notes."""
@@ -42,16 +46,23 @@ class Judged:
             "arand": self.scores.arand,
             "voi_unmerged": self.unmerged.voi_sum,
             "merge_threshold": self.threshold,
+            "seed_thresholds": list(self.decoding.seeds.thresholds),
             "boundary_f1_zyx": [round(f, 4) for f in self.boundary_f1],
         }
 
 
-def judge(segmented: Segmented, labels: NDArray[np.uint64], thresholds: Sequence[float] = MERGE_THRESHOLDS) -> Judged:
+def judge(
+    segmented: Segmented,
+    labels: NDArray[np.uint64],
+    decoding: DecoderConfig,
+    thresholds: Sequence[float] = MERGE_THRESHOLDS,
+) -> Judged:
     """Score a segmentation at every merge threshold and keep the one with the lowest VOI.
 
     Args:
         segmented: supervoxels, contacts and affinities of the validation part.
         labels: (D, H, W) ground truth of the same part.
+        decoding: how it was decoded.
         thresholds: candidates, beside no merging.
     """
     unmerged = score(segmented.labels(None), labels)
@@ -62,13 +73,22 @@ def judge(segmented: Segmented, labels: NDArray[np.uint64], thresholds: Sequence
             best = (found, threshold)
     targets = affinity_targets(as_label_tensor(labels))
     edges = affinity_scores(segmented.affinity, targets.target.numpy(), targets.valid.numpy())
-    return Judged(best[0], unmerged, best[1], tuple(edge.boundary.f1 for edge in edges))
+    middle = len(labels) // 2
+    return Judged(
+        best[0],
+        unmerged,
+        best[1],
+        tuple(edge.boundary.f1 for edge in edges),
+        decoding,
+        segmented.labels(best[1])[middle],
+        segmented.affinity[:, middle],
+    )
 
 
 def validate(
     joint: Joint, config: Pair, raw: NDArray[Any], labels: NDArray[np.uint64], runtime: Runtime
 ) -> dict[str, Judged]:
-    """Both networks through the shared decoder on the validation part.
+    """Both networks through the shared decoder on the validation part, at the best of a few seed thresholds.
 
     Args:
         joint: in evaluation mode, with the weights to judge.
@@ -79,10 +99,32 @@ def validate(
     """
     z, y, x = raw.shape
     student, teacher = views(joint, config)
-    return {
-        "student": judge(student_volume(student, iter(raw), (z, y, x), runtime), labels),
-        "teacher": judge(teacher_volume(teacher, raw, runtime), labels),
-    }
+    judged: dict[str, Judged] = {}
+    for decoding in seed_candidates(config.teacher.decoder):
+        learnt, taught = replace(student, decoding=decoding), with_decoding(teacher, decoding)
+        found = {
+            "student": judge(student_volume(learnt, iter(raw), (z, y, x), runtime), labels, decoding),
+            "teacher": judge(teacher_volume(taught, raw, runtime), labels, decoding),
+        }
+        for name, one in found.items():
+            if name not in judged or one.scores.voi_sum < judged[name].scores.voi_sum:
+                judged[name] = one
+    return judged
+
+
+def seed_candidates(decoding: DecoderConfig) -> list[DecoderConfig]:
+    """The configured decoding and, where seeds are cut at edge thresholds, the same with the other thresholds."""
+    if decoding.seeds.kind != "edges":
+        return [decoding]
+    thresholds = dict.fromkeys([decoding.seeds.thresholds, *SEED_THRESHOLDS])
+    return [
+        decoding.model_copy(update={"seeds": decoding.seeds.model_copy(update={"thresholds": t})}) for t in thresholds
+    ]
+
+
+def with_decoding(teacher: TrainedTeacher, decoding: DecoderConfig) -> TrainedTeacher:
+    """The same teacher, decoded in another way."""
+    return replace(teacher, config=teacher.config.model_copy(update={"decoder": decoding}))
 
 
 def views(joint: Joint, config: Pair) -> tuple[TrainedStudent, TrainedTeacher]:

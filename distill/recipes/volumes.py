@@ -19,7 +19,7 @@ from distill.decoder import DecoderInput, QueryDecoder
 from distill.errors import DistillError
 from distill.geometry import Box, Triple, tiles
 from distill.ids import Relabelling, sum_pairs
-from distill.recipes.models import TrainedStudent, TrainedTeacher
+from distill.recipes.models import TrainedStudent, TrainedTeacher, seed_rule
 from distill.sampling import as_unit_range
 from distill.segment import block_instances
 from distill.stitch import Stitcher, largest_overlap
@@ -226,7 +226,7 @@ def _decode(
     decoder: QueryDecoder, given: DecoderInput, tile: Box, config: DecoderConfig, runtime: Runtime
 ) -> NDArray[np.uint64]:
     with _computing(runtime):
-        output = decoder(given)
+        output = decoder(given, rule=seed_rule(config))
         return block_instances(output, 0, tile.shape[1:], min_voxels=config.min_instance, fill=config.fill)
 
 

@@ -22,7 +22,6 @@ from distill.agglomerate import (
     waterz,
 )
 from distill.errors import DistillError, ShapeError
-from distill.ids import Relabelling, compact
 from distill.metrics import score
 
 Labels = NDArray[np.integer[Any]]
@@ -258,20 +257,3 @@ def test_refuses() -> None:
         fragments((affinity * 255).astype(np.uint8))
     with pytest.raises(ShapeError, match=r"found shape \(2, 3, 10, 8\)"):
         fragments(affinity[:2])
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=30))
-def test_compact_ranks_ids(ids: list[int]) -> None:
-    labels = np.array(ids, np.uint64).reshape(1, -1)
-    rank = {value: k for k, value in enumerate(sorted(set(ids) - {0}), 1)} | {0: 0}
-    assert compact(labels).tolist() == [[rank[value] for value in ids]]
-
-
-def test_relabelling_refuses_unknown_ids() -> None:
-    mapping = Relabelling(np.array([3, 5], np.uint64), np.array([1, 1], np.uint64))
-    assert mapping.apply(np.array([[0, 5], [3, 3]], np.uint8)).tolist() == [[0, 1], [1, 1]]
-    for unknown in (1, 4, 6):
-        with pytest.raises(DistillError, match=f"found id {unknown}"):
-            mapping.apply(np.array([0, 3, unknown]))
-    assert mapping.apply(np.zeros((0, 2), np.uint8)).shape == (0, 2)

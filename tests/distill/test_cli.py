@@ -78,7 +78,7 @@ def test_run_folder_says_what_was_run(run: Path, phantom: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     assert record["ended"] == "done"
     assert record["command"][:2] == ["distill", "train"]
-    assert (record["first_step"], record["seed"], record["earlier"]) == (0, 0, [])
+    assert (record["first_step"], record["seed"], record["earlier"]) == (0, 1, [])
     assert record["versions"]["torch"] == torch.__version__
 
 

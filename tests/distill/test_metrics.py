@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from skimage.metrics import adapted_rand_error, variation_of_information
 
 from distill.errors import DistillError, ShapeError
-from distill.ids import sum_pairs
 from distill.metrics import Contingency, affinity_scores, border_mask, score, worst_objects
 
 Labels = NDArray[np.integer[Any]]
@@ -248,19 +247,3 @@ def test_affinity_scores_without_a_class_and_with_wrong_shapes() -> None:
     assert affinity_scores(0 * ones, ones, valid)[1].boundary.f1 == 0.0
     with pytest.raises(ShapeError, match="expected one shape"):
         affinity_scores(ones, ones, valid[:2])
-
-
-@pytest.mark.parametrize("scale", [1, 2**40])
-def test_sum_pairs_equals_a_dictionary(scale: int) -> None:
-    rng = np.random.default_rng(5)
-    u, v = rng.integers(0, 4, 300) * scale, rng.integers(0, 4, 300) * scale
-    count, values = rng.integers(1, 9, 300), rng.integers(0, 256, 300) / 256
-    expected: dict[tuple[int, int], tuple[int, float]] = {}
-    for a, b, n, x in zip(u.tolist(), v.tolist(), count.tolist(), values.tolist(), strict=True):
-        many, total = expected.get((a, b), (0, 0.0))
-        expected[a, b] = many + n, total + x
-    found = sum_pairs(u, v, count=count, values=values)
-    keys = list(zip(found.u.tolist(), found.v.tolist(), strict=True))
-    assert keys == sorted(expected)
-    assert found.count.tolist() == [expected[key][0] for key in keys]
-    assert found.total.tolist() == [expected[key][1] for key in keys]

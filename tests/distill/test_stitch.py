@@ -13,7 +13,7 @@ from skimage.measure import label
 
 from distill.errors import DistillError, ShapeError
 from distill.geometry import Box, Triple, tiles
-from distill.ids import UnionFind, compact
+from distill.ids import compact
 from distill.metrics import score
 from distill.stitch import Stitcher, assemble, largest_overlap, owned_boxes, stitch
 
@@ -322,20 +322,6 @@ def test_refuses_more_overlap_than_announced() -> None:
     stitcher.add(0, Box((0, 0, 0), (9, 2, 2)), labels)
     with pytest.raises(DistillError, match="share more than the overlap"):
         stitcher.add(1, Box((6, 0, 0), (15, 2, 2)), labels)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 20), st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30))
-def test_union_find_equals_flooding(n: int, joins: list[tuple[int, int]]) -> None:
-    joins = [(a % n, b % n) for a, b in joins]
-    root = list(range(n))
-    for _ in range(n):
-        for a, b in joins:
-            root[a] = root[b] = min(root[a], root[b])
-    forest = UnionFind(n)
-    for a, b in joins:
-        assert forest.union(a, b) == forest.find(b)
-    assert [forest.find(k) for k in range(n)] == forest.roots().tolist() == root
 
 
 def test_real_labels_come_together(real_labels_like: NDArray[np.uint64]) -> None:

@@ -29,10 +29,10 @@ def written(path: Path, labels: np.ndarray[tuple[int, ...], np.dtype[np.uint64]]
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
-@pytest.mark.parametrize("start", [(0, 0, 0), (2, 3, 4), (4, 10, 12)])
+@pytest.mark.parametrize("start", [(0, 0, 0), (2, 12, 16), (4, 40, 48)])
 def test_aligned_by_offset(tmp_path: Path, preset: str, start: Triple) -> None:
-    labels = truth()
-    box = Box(start, (start[0] + 2, start[1] + 10, start[2] + 12))
+    labels = truth((6, 80, 96))  # objects wide enough to have an inside for `cremi`
+    box = Box(start, (start[0] + 2, start[1] + 40, start[2] + 48))
     part = labels[box.slices]
     whole, right = written(tmp_path / "truth.h5", labels), written(tmp_path / "right.h5", part + np.uint64(90), start)
     found = evaluate(right, whole, preset)
@@ -58,7 +58,7 @@ def test_worst_objects_carry_the_ground_truth_id(tmp_path: Path) -> None:
     found = evaluate(written(tmp_path / "split.h5", split), whole, "skimage", worst=2)
     assert found.worst.split[0].id == 5
     assert found.worst.split[0].pieces == 2
-    assert len(found.worst.split) == 2
+    assert len(found.worst.split) == 1  # the others cost nothing
     found = evaluate(written(tmp_path / "merged.h5", merged), whole, "skimage")
     assert found.worst.merged[0].id == 3
     assert found.scores.voi_split == pytest.approx(0, abs=1e-12)
