@@ -44,6 +44,7 @@ class DecoderConfig(_Strict):
     block: tuple[int, int, int] = (17, 257, 257)  # voxels of a block at inference
     overlap: tuple[int, int, int] = (1, 1, 1)  # voxels that neighbouring blocks share
     min_instance: int = Field(40, ge=0)  # voxels at full resolution
+    min_piece: int = Field(0, ge=0)  # smaller components of an instance go to the nearest larger one
     fill: bool = False  # give every voxel to a query instead of keeping the background channel
 
     @model_validator(mode="after")

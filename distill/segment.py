@@ -8,19 +8,24 @@ Legend: Q queries, D H W = z y x at full, h w at half resolution.
 
 from __future__ import annotations
 
+from typing import Any
+
 import cc3d
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from distill.decoder import DecoderOutput
 from distill.ids import compact
 
+_SECTION_STEP = (5.0, 1.0, 1.0)  # pixels: sections are about five times as thick as pixels are wide
+
 
 def block_instances(
-    output: DecoderOutput, block: int, size: tuple[int, int], *, min_voxels: int, fill: bool
+    output: DecoderOutput, block: int, size: tuple[int, int], *, min_voxels: int, min_piece: int = 0, fill: bool
 ) -> NDArray[np.uint64]:
     """Instances of one decoded block.
 
@@ -29,6 +34,7 @@ def block_instances(
         block: which block of the batch.
         size: (H, W) at full resolution.
         min_voxels: queries whose summed probability is below this many voxels are dropped.
+        min_piece: connected components smaller than this many voxels go to the nearest larger one; 0 keeps them.
         fill: give every voxel to a query; off keeps the background channel.
 
     Returns:
@@ -36,7 +42,30 @@ def block_instances(
     """
     with torch.no_grad():
         winners = arg_max(output.masks[-1][block], size, min_voxels, fill)
-    return compact(cc3d.connected_components(winners.cpu().numpy().astype(np.uint32), connectivity=26))
+    pieces = cc3d.connected_components(winners.cpu().numpy().astype(np.uint32), connectivity=26)
+    return compact(absorb(pieces, min_piece))
+
+
+def absorb(labels: NDArray[np.integer[Any]], min_voxels: int) -> NDArray[np.integer[Any]]:
+    """Give the voxels of objects below `min_voxels` to the nearest larger object, background where there is none.
+
+    Args:
+        labels: (D, H, W) ids from 0, small enough to count.
+        min_voxels: objects of at least this size stay.
+    """
+    sizes = np.bincount(labels.ravel())
+    small = sizes < min_voxels
+    small[0] = False
+    lost = small[labels]
+    if not lost.any():
+        return labels
+    blocked = lost | (labels == 0)
+    if blocked.all():
+        return np.zeros_like(labels)
+    nearest = ndimage.distance_transform_edt(
+        blocked, sampling=_SECTION_STEP, return_distances=False, return_indices=True
+    )
+    return np.where(lost, labels[tuple(nearest)], labels)
 
 
 def arg_max(logits: Tensor, size: tuple[int, int], min_voxels: int, fill: bool) -> Tensor:

@@ -49,7 +49,7 @@ class _Evidence:
     Attributes:
         a: uint64 global id.
         b: uint64 global id.
-        overlap: float64, shared voxels relative to the smaller of the two inside what the blocks share.
+        overlap: float64, shared voxels relative to the larger of the two inside what the blocks share.
         total: float64, sum of affinities along the contact.
         count: int64, edges of the contact.
     """
@@ -65,7 +65,8 @@ class Stitcher:
     """Collects evidence block by block and decides at the end which segments are one.
 
     Two segments of different blocks merge where (1) the voxels that both cover are at least `overlap_threshold` of the
-    smaller one, counted inside what the two blocks share, and (2) if affinities were given, the mean affinity along
+    larger one, counted inside what the two blocks share (above a half each segment has at most one partner in the other
+    block, so that slivers cannot chain neurons together), and (2) if affinities were given, the mean affinity along
     their contact is above `affinity_threshold`. A contact consists of the edges between the shared voxels under one
     segment and the voxels next to them, outside what is shared, under the other: `overlap_threshold=0` with affinities
     is the AGQ paper's rule alone. Contacts of merged segments add up as in `agglomerate_graph`; a pair without contact
@@ -324,7 +325,7 @@ def _compare(a: _Part, b: _Part, shared: Box) -> _Evidence:
         where = np.unique(ids, return_inverse=True)[1]
         sizes.append(np.bincount(where, weights=inside.count)[where])
     both = (inside.u != 0) & (inside.v != 0)
-    overlap = (inside.count / np.minimum(*sizes))[both]
+    overlap = (inside.count / np.maximum(*sizes))[both]
 
     b_ids, a_ids, first = _contact(b, a, shared)
     more_a, more_b, second = _contact(a, b, shared)

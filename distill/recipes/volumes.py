@@ -227,7 +227,14 @@ def _decode(
 ) -> NDArray[np.uint64]:
     with _computing(runtime):
         output = decoder(given, rule=seed_rule(config))
-        return block_instances(output, 0, tile.shape[1:], min_voxels=config.min_instance, fill=config.fill)
+        return block_instances(
+            output,
+            0,
+            tile.shape[1:],
+            min_voxels=config.min_instance,
+            min_piece=config.min_piece,
+            fill=config.fill,
+        )
 
 
 def student_volume(

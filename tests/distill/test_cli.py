@@ -66,6 +66,8 @@ def test_run_folder_holds_what_the_design_names(run: Path) -> None:
             f"{kind}-0000002.safetensors",
             f"{kind}-0000004.safetensors",
         }
+    figures = {path.name for path in (run / "figures").iterdir()}
+    assert figures == {"curves.png", "validation_student.png", "validation_teacher.png"}
     assert not list(run.rglob("*.writing"))
 
 

@@ -117,7 +117,7 @@ def test_loaded_weights_score_as_validated(run: Path, load: Load) -> None:
     parts, runtime = open_parts(config), Runtime(torch.device("cpu"), "32-true")
     student = load_student(str(run), runtime.device)
     raw = parts.validation_raw
-    found = judge(student_volume(student, iter(raw), (4, 96, 96), runtime), parts.validation_labels)
+    found = judge(student_volume(student, iter(raw), (4, 96, 96), runtime), parts.validation_labels, student.decoding)
     assert found.to_dict() == student.notes["validation"]
     teacher = load_teacher(str(run), runtime.device)
     joint = Joint(config, parts.resolution).eval()
