@@ -170,6 +170,12 @@ class TrainingConfig(_Strict):
     validate_every: int = Field(1000, ge=1)
     save_every: int = Field(1000, ge=1)
 
+    @model_validator(mode="after")
+    def _room(self) -> TrainingConfig:
+        if self.crop[0] < 2 or min(self.crop[1:]) < 16:
+            raise ValueError(f"crop: found {list(self.crop)}, expected at least 2 sections (a slice pair) of 16 x 16")
+        return self
+
 
 class StudentConfig(_Strict):
     """student.yaml: the 2D network, the distillation, data and training."""

@@ -71,7 +71,7 @@ def as_unit_range(raw: NDArray[Any]) -> NDArray[np.float32]:
     Raises:
         ShapeError: a signed or other type.
     """
-    if raw.dtype.kind == "u":
+    if raw.dtype in (np.uint8, np.uint16):
         return np.asarray(raw, dtype=np.float32) / np.float32(np.iinfo(raw.dtype).max)
     if raw.dtype.kind == "f":
         return np.asarray(raw, dtype=np.float32)

@@ -73,8 +73,6 @@ def open_parts(config: Pair) -> Parts:
         raise ConfigError(
             f"student.training.crop: {list(crop)} is larger than the training part {list(room)} (z, y, x)"
         )
-    if crop[0] < 2:
-        raise ConfigError(f"student.training.crop: found {crop[0]} section, expected at least 2 for a slice pair")
     return Parts(
         _sections(raw, data.train),
         _sections(labels, data.train).astype(np.uint64),
@@ -134,6 +132,8 @@ def train(config: Pair, out: Path, *, resume: bool, device: str, progress: Progr
             on_step=book.step,
             on_validate=lambda s: book.validation(s, joint),
         )
+        if book.last:  # after the last state is safe: a figure must not cost a run
+            run_figures(out, book.last, parts.validation_raw, parts.validation_labels, parts.resolution)
 
 
 def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:
@@ -147,6 +147,8 @@ def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:
     resolved = {"teacher.yaml": dump(config.teacher), "student.yaml": dump(config.student)}
     if state_path.exists() and not resume:
         raise SourceError(f"{out}: holds a run already; expected a new folder, or --resume to go on with it")
+    if (out / "student.yaml").exists() and not (out / "checkpoints").exists():
+        raise SourceError(f"{out}: holds a configuration of yours; expected a new folder")
     try:
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
         for name, text in resolved.items():
@@ -169,6 +171,7 @@ class _Bookkeeping:
         self.config, self.parts, self.out, self.log = config, parts, out, log
         self.runtime, self.progress = runtime, progress
         self.sums: dict[str, list[float]] = defaultdict(list)
+        self.last: dict[str, Judged] = {}
 
     def step(self, report: StepReport) -> None:
         """Collect; write means every `log_every` steps."""
@@ -192,9 +195,7 @@ class _Bookkeeping:
         self.log.write(row)
         for kind, found in judged.items():
             self._keep(kind, found, state, joint)
-        if state.step == self.config.student.training.steps:
-            parts = self.parts
-            run_figures(self.out, judged, parts.validation_raw, parts.validation_labels, parts.resolution)
+        self.last = judged
         self.progress.on_validation(state.step, judged, seconds)
 
     def _keep(self, kind: str, found: Judged, state: State, joint: Joint) -> None:

@@ -22,7 +22,8 @@ from distill.recipes.models import TrainedStudent, TrainedTeacher
 from distill.recipes.volumes import Runtime, Segmented, student_volume, teacher_volume
 
 MERGE_THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
-SEED_THRESHOLDS = ((0.65, 0.8, 0.8), (0.8, 0.9, 0.9), (0.9, 0.95, 0.95))  # z, y, x; tried beside the configured one
+# z, y, x; tried beside the configured ones
+SEED_THRESHOLDS = ((0.65, 0.8, 0.8), (0.8, 0.8, 0.8), (0.8, 0.9, 0.9), (0.9, 0.9, 0.9), (0.97, 0.95, 0.95))
 
 
 @dataclass(frozen=True)
