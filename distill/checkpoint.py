@@ -92,7 +92,11 @@ def read_weights(path: Path) -> Weights:
     kind = metadata.get("kind")
     if metadata.get("format") != _FORMAT or kind not in ("teacher", "student"):
         raise CheckpointError(f"{path}: format {metadata.get('format')!r}, expected {_FORMAT!r}")
-    return Weights(kind, json.loads(metadata["config"]), json.loads(metadata["notes"]), tensors, path)
+    try:
+        config, notes = json.loads(metadata["config"]), json.loads(metadata["notes"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: its configuration cannot be read: {error!r}") from None
+    return Weights(kind, config, notes, tensors, path)
 
 
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

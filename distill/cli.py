@@ -65,7 +65,10 @@ def phantom(
     """Make a synthetic EM volume with 3D neuron labels (CREMI layout)."""
     from distill.geometry import parse_numbers, parse_triple
     from distill.phantom import make_phantom
+    from distill.recipes.outputs import check_place
     from distill.store import write_cremi
+
+    check_place(out)
 
     began = time.perf_counter()
     with _Bar("sections") as bar:
@@ -265,13 +268,16 @@ def convert(
 @app.command()
 def info(source: str) -> None:
     """Say what a volume or a weights file holds."""
-    if source.endswith(".safetensors"):
+    run = Path(source) / "best"
+    files = [Path(source)] if source.endswith(".safetensors") else sorted(run.glob("*.safetensors"))
+    if files:
         from distill.checkpoint import read_weights
 
-        weights = read_weights(Path(source))
-        count = sum(t.numel() for t in weights.tensors.values())
-        _say(f"{source}: {weights.kind}, {count:,} values in {len(weights.tensors)} tensors")
-        _say(json.dumps({"config": weights.config, "notes": weights.notes}, indent=2))
+        for file in files:
+            weights = read_weights(file)
+            count = sum(t.numel() for t in weights.tensors.values())
+            _say(f"{file}: {weights.kind}, {count:,} values in {len(weights.tensors)} tensors")
+            _say(json.dumps({"config": weights.config, "notes": weights.notes}, indent=2))
         return
     from distill.describe import describe, format_summary
 

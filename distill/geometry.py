@@ -106,7 +106,7 @@ def parse_triple(text: str, name: str) -> Triple:
         DistillError: the text is anything else; the message names `name`.
     """
     numbers = parse_numbers(text, name)
-    if any(n != int(n) for n in numbers):
+    if not all(math.isfinite(n) and n == int(n) for n in numbers):
         raise DistillError(f"{name}: found {text!r}, expected three whole numbers Z,Y,X such as 64,512,512")
     z, y, x = (int(n) for n in numbers)
     return z, y, x

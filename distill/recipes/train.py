@@ -28,7 +28,7 @@ from distill.errors import CheckpointError, ConfigError, SourceError
 from distill.geometry import Box, Nanometres
 from distill.recipes.figures import run_figures
 from distill.recipes.joint import Joint
-from distill.recipes.models import student_metadata, teacher_metadata
+from distill.recipes.models import pick_device, student_metadata, teacher_metadata
 from distill.recipes.validation import Judged, validate
 from distill.recipes.volumes import Runtime
 from distill.sampling import Crops, loader
@@ -106,9 +106,9 @@ def train(config: Pair, out: Path, *, resume: bool, device: str, progress: Progr
     state_path = prepare_folder(out, config, resume)
     torch.manual_seed(training.seed)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision on the terminal
-    fabric = Fabric(
-        accelerator="cpu" if device == "cpu" else device.split(":")[0], devices=1, precision=training.precision
-    )
+    where = pick_device(device)
+    devices = [where.index] if where.index is not None else 1
+    fabric = Fabric(accelerator=where.type, devices=devices, precision=training.precision)
     joint = Joint(config, parts.resolution)
     joint.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     joint.to(fabric.device)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.decoder import DecoderOutput
 from distill.queries import given_seeds
-from distill.segment import arg_max, block_instances
+from distill.segment import absorb, arg_max, block_instances
 
 
 def naive(logits: Tensor, size: tuple[int, int], min_voxels: float, fill: bool) -> Tensor:
@@ -122,3 +122,22 @@ def test_blocks_of_a_batch_are_told_apart() -> None:
     both = DecoderOutput([torch.cat([a.masks[1], b.masks[1]])], a.valid, a.kernels, a.mask_features, a.seeds)
     assert not block_instances(both, 0, (4, 4), min_voxels=0, fill=False).any()
     assert block_instances(both, 1, (4, 4), min_voxels=0, fill=False).all()
+
+
+def test_small_pieces_go_to_the_nearest_larger_one_and_background_stays() -> None:
+    labels = np.array([[[1, 1, 1, 2, 3, 3, 3, 0, 0, 4, 0, 0]]])
+    found = absorb(labels, 3)
+    assert found[0, 0, [0, 1, 2, 4, 5, 6]].tolist() == [1, 1, 1, 3, 3, 3]
+    assert found[0, 0, 3] in (1, 3)  # as near to the one as to the other
+    assert found[0, 0, 7:].tolist() == [0, 0, 3, 0, 0]
+
+
+def test_pieces_look_for_a_neighbour_within_the_section_first() -> None:
+    labels = np.zeros((2, 1, 5), dtype=np.int64)
+    labels[0, 0], labels[1, 0] = [7, 7, 7, 0, 9], [8, 8, 8, 8, 8]
+    assert absorb(labels, 2)[0, 0, 4] == 7  # two pixels away; the next section is five pixels away
+
+
+def test_nothing_is_large_enough() -> None:
+    assert not absorb(np.array([[[1, 2, 3]]]), 2).any()
+    assert absorb(np.array([[[1, 2, 3]]]), 0).tolist() == [[[1, 2, 3]]]

@@ -183,14 +183,22 @@ def two_blocks(shared_first: list[int], shared_second: list[int]) -> tuple[Block
     return [(Box((0, 0, 0), (2, 1, n)), first), (Box((1, 0, 0), (3, 1, n)), second)], Box((0, 0, 0), (3, 1, n))
 
 
-def test_the_smaller_of_two_decides_how_much_overlap_is_enough() -> None:
+def test_the_larger_of_two_decides_how_much_overlap_is_enough() -> None:
     blocks, whole = two_blocks([1, 1, 1, 1, 2, 2, 2, 2], [5, 0, 0, 0, 0, 5, 5, 6])
     assert stitch(blocks, whole)[0].tolist() == [[1, 1, 1, 1, 2, 2, 2, 2]]
-    assert stitch(blocks, whole)[2].tolist() == [[2, 0, 0, 0, 0, 2, 2, 2]]
-    loose = stitch(blocks, whole, overlap_threshold=0.3)
+    assert stitch(blocks, whole)[2].tolist() == [[2, 0, 0, 0, 0, 2, 2, 3]]
+    loose = stitch(blocks, whole, overlap_threshold=0.25)
     assert loose[2].tolist() == [[1, 0, 0, 0, 0, 1, 1, 1]]
     strict = stitch(blocks, whole, overlap_threshold=0.7)
-    assert strict[2].tolist() == [[3, 0, 0, 0, 0, 3, 3, 2]]
+    assert strict[2].tolist() == [[3, 0, 0, 0, 0, 3, 3, 4]]
+
+
+def test_a_sliver_does_not_chain_two_neurons() -> None:
+    """A one-voxel sliver of the first block lies in both neurons of the second; each neuron keeps its own partner."""
+    blocks, whole = two_blocks([1, 1, 1, 9, 2, 2, 2], [5, 5, 5, 5, 6, 6, 6])
+    found = stitch(blocks, whole)
+    assert found[2].tolist() == [[1, 1, 1, 1, 2, 2, 2]]
+    assert found[0].tolist() == [[1, 1, 1, 3, 2, 2, 2]]
 
 
 def contact_by_hand() -> tuple[Blocks, Box, NDArray[np.float32]]:
