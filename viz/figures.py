@@ -209,20 +209,28 @@ def build_curves_figure(rows: Sequence[Mapping[str, Any]], dpi: int = 300) -> Fi
     if not shown:
         raise DistillError(f"curves_figure: found no finite `loss` or `voi` value in {len(rows)} rows")
     with rc_context(STYLE):
-        fig = Figure(figsize=(3.5 * len(shown), 2.4), dpi=dpi, layout="constrained")
+        fig = Figure(figsize=(3.5 * len(shown), 2.6), dpi=dpi, layout="constrained")
         for ax, kind in zip(fig.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
-            for (name, (steps, values)), colour, marker in zip(
-                curves[kind].items(), _cycle(COLOURS), _cycle(MARKERS), strict=False
-            ):
-                sparse = marker if len(steps) <= 40 else None
-                ax.plot(steps, values, color=colour, marker=sparse, markersize=3, label=name.replace("_", " "))
+            for i, (name, (steps, values)) in enumerate(curves[kind].items()):
+                turn, which = divmod(i, len(COLOURS))
+                ax.plot(
+                    steps,
+                    values,
+                    color=COLOURS[which],
+                    linestyle=("-", "--", ":")[turn % 3],
+                    marker=MARKERS[which] if len(steps) <= 40 else None,
+                    markersize=3,
+                    label=name.replace("_", " ").removesuffix(" loss"),
+                )
             positive = [float(np.nanmax(values)) > 0 for _, values in curves[kind].values()]
             ax.set_yscale("log" if kind == "loss" and any(positive) else "linear")
             dress(ax, "Training step", kinds[kind])
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             if len(shown) > 1:
                 ax.set_title("ab"[shown.index(kind)], loc="left", fontsize=8, fontweight="bold", pad=4)
-            ax.legend(frameon=False, handlelength=1.6)
+            ax.legend(
+                frameon=False, handlelength=2.0, fontsize=6, loc="upper center", ncol=2, bbox_to_anchor=(0.5, -0.2)
+            )
     return fig
 
 

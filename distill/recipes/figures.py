@@ -55,4 +55,4 @@ def _curves(metrics: Path) -> Iterator[dict[str, float]]:
             yield {"step": row["step"], **{f"{name} loss": value for name, value in terms.items()}}
         for name in ("student", "teacher"):
             if f"validation_{name}" in row:
-                yield {"step": row["step"], f"{name} + queries voi": row[f"validation_{name}"]["voi"]}
+                yield {"step": row["step"], f"{name} + queries VOI": row[f"validation_{name}"]["voi"]}

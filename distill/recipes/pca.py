@@ -29,6 +29,8 @@ from viz.figures import Panel, pca_figure
 from viz.pca import align_basis, fit_basis, scores, to_rgb
 from viz.seams import SeamProfile, SeamScore, seam_profile, seam_score
 
+_INSIDE = 0.5  # mean in-plane affinity of the student
+_FEW = 0.05  # share of pixels
 _DECODER_GRID = 2  # both networks end with an upsampling by two; borders are compared on the same phase of it
 
 
@@ -107,13 +109,15 @@ def pca(
     first = max(0, min(section - size[0] // 2, depth - size[0]))
     raw = volume.read(Box((first, 0, 0), (min(depth, first + size[0]), height, width)))
     slid = _teacher_section(taught, raw, section - first, size, windows, runtime)
-    seen = _student_section(learnt, volume.read(Box((section - 1, 0, 0), (section + 1, height, width))), runtime)
+    seen, inside = _student_section(
+        learnt, volume.read(Box((section - 1, 0, 0), (section + 1, height, width))), runtime
+    )
     boxes = sliding_windows((len(raw), height, width), size, windows.overlap)
     rows, columns = (sorted({box.start[axis] for box in boxes} - {0}) for axis in (1, 2))
     borders = rows, columns
     if not rows and not columns:
         raise DistillError(f"--window: {size} covers the whole section {(height, width)}; expected a smaller window")
-    bases = [fit_basis(embedding) for embedding in (slid, seen)]
+    bases = [fit_basis(embedding[:, inside]) for embedding in (slid, seen)]
     rotation = align_basis(bases[1], seen, scores(slid, bases[0]))
     kind = "blended" if windows.blend and any(windows.overlap) else "side by side"
     panels = [
@@ -121,7 +125,7 @@ def pca(
         Panel("Student, whole section", to_rgb(seen, bases[1], rotation), bases[1].note),
     ]
     profile: list[tuple[str, SeamProfile, SeamScore]] = [
-        (name, seam_profile(e, *borders), seam_score(e, *borders, grid=_DECODER_GRID))
+        (name, seam_profile(e, *borders, exclude=~inside), seam_score(e, *borders, exclude=~inside, grid=_DECODER_GRID))
         for name, e in (("Teacher", slid), ("Student", seen))
     ]
     grey = np.round(as_unit_range(raw[section - first]) * 255).astype(np.uint8)
@@ -160,7 +164,18 @@ def _teacher_section(
     return found.embedding[:, z]
 
 
-def _student_section(model: TrainedStudent, pair: NDArray[Any], runtime: Runtime) -> NDArray[np.float32]:
+def _student_section(
+    model: TrainedStudent, pair: NDArray[Any], runtime: Runtime
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The second section's embedding (E, H, W), and where it lies inside neurites.
+
+    Trained with background edges at 0, neighbouring membrane pixels get opposite embeddings: a pixel-wide pattern that
+    has nothing to do with windows. Colours and seam scores therefore go by the pixels inside neurites alone, the same
+    ones for both networks; a student too young to tell them apart leaves all pixels in.
+    """
     *_, last = student_sections(model, pair, runtime, with_slab=False)
     embedding: NDArray[np.float32] = unit(last.embedding.float(), dim=0).cpu().numpy()
-    return embedding
+    inside: NDArray[np.bool_] = (last.affinity[1:].mean(0) > _INSIDE).cpu().numpy()
+    if inside.mean() < _FEW:
+        inside = np.ones_like(inside)
+    return embedding, inside
