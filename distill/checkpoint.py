@@ -166,9 +166,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - unpickling fails in many ways; all mean the same to the user
         reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path}: not a checkpoint that can be read without running foreign code ({reason}); expected tensors alone"
-        ) from None
+        raise CheckpointError(f"{path}: not loadable as weights only, without running its code: {reason}") from None
     for key in ("model_weights", "state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from distill.errors import ConfigError
 
@@ -170,11 +170,12 @@ class TrainingConfig(_Strict):
     validate_every: int = Field(1000, ge=1)
     save_every: int = Field(1000, ge=1)
 
-    @model_validator(mode="after")
-    def _room(self) -> TrainingConfig:
-        if self.crop[0] < 2 or min(self.crop[1:]) < 16:
-            raise ValueError(f"crop: found {list(self.crop)}, expected at least 2 sections (a slice pair) of 16 x 16")
-        return self
+    @field_validator("crop")
+    @classmethod
+    def _room(cls, crop: tuple[int, int, int]) -> tuple[int, int, int]:
+        if crop[0] < 2 or min(crop[1:]) < 8:
+            raise ValueError(f"found {list(crop)}, expected at least 2 sections (a slice pair) of 8 x 8")
+        return crop
 
 
 class StudentConfig(_Strict):

@@ -438,7 +438,7 @@ def test_float_labels(refuses: Refuses, train: Cli, phantom: Path, tmp_path: Pat
         ("student.training.crop=[3,128,32]", ("student.training.crop", "[3, 128, 32]", "[12, 96, 96]")),
         ("student.training.crop=[13,32,32]", ("student.training.crop", "[13, 32, 32]", "[12, 96, 96]")),
         ("student.training.crop=[3,96,96]", ("student.training.crop", "margin of 4", "[3, 104, 104]")),
-        ("student.training.crop=[1,32,32]", ("student.training.crop", "1 section", "at least 2")),
+        ("student.training.crop=[1,32,32]", ("training.crop", "[1, 32, 32]", "at least 2")),
         ("teacher.filters=[8,8,8,8,9]", ("teacher.yaml", "filters", "[8, 8, 8, 8, 9]", "multiples of 8")),
         ("student.embedding=5", ("student.loss.graft", "teacher.embedding is 4", "student.embedding 5")),
         ("bogus", ("bogus", "expected teacher.KEY=VALUE or student.KEY=VALUE")),

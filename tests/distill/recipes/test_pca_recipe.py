@@ -32,8 +32,9 @@ class Draw:
         student = recipe._student_section
 
         def keep(*given: object) -> object:
-            self.seen = student(*given)  # type: ignore[arg-type]
-            return self.seen
+            found = student(*given)  # type: ignore[arg-type]
+            self.seen = found[0]
+            return found
 
         def keep_grey(grey: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], *_: object) -> None:
             self.grey = grey
