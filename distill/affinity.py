@@ -5,7 +5,7 @@ edge is invalid where p + o_k lies outside the array. The first three offsets ar
 
 Legend: B batch, K offsets, E embedding channels, D H W = z y x; `...` any leading axes.
 
-Sources: Liu et al., CVPR 2024 (cross-dimension affinity distillation), sections 2 and 3 of their method; the offsets of
+Sources: Liu et al., CVPR 2024 (cross-dimension affinity distillation); the offsets of
 `MULTI` are those of their teacher's loss.
 """
 
@@ -133,7 +133,7 @@ def class_balance(target: Tensor, valid: Tensor) -> Tensor:
     """Weight per edge that gives both classes the same say, per sample (first axis).
 
     f = share of positive edges among the valid ones, clipped to [0.05, 0.99]. Where f > 0.5, positives weigh 1 and
-    negatives f / (1 - f); else positives weigh (1 - f) / f and negatives 1 (Liu et al., CVPR 2024, supplement).
+    negatives f / (1 - f); else positives weigh (1 - f) / f and negatives 1 (Liu et al., CVPR 2024).
 
     Args:
         target: (B, ...) in [0, 1]; positive where above 0.5.
@@ -214,7 +214,7 @@ def embedding_affinity(embedding: Tensor, offsets: Sequence[Triple] = NEAREST, *
 
 
 def pair_affinity(previous: Tensor, current: Tensor) -> Tensor:
-    """Affinities of the current section from a slice pair's embeddings (Liu et al., CVPR 2024, section 3.2).
+    """Affinities of the current section from a slice pair's embeddings (Liu et al., CVPR 2024).
 
     Args:
         previous: (B, E, H, W) embedding of section z - 1, any scale.

@@ -1,6 +1,6 @@
 """The query decoder that teacher and student share: features and affinities of a block in, instance masks out.
 
-Chen et al., "Efficient Neuron Segmentation in Electron Microscopy by Affinity-Guided Queries", ICLR 2025, section 3.
+Chen et al., "Efficient Neuron Segmentation in Electron Microscopy by Affinity-Guided Queries", ICLR 2025.
 The defaults are the published decoder; `SeedRule(kind="edges")` and `prior=True` are ours (see `distill.queries`).
 
 Legend: B batch, Q queries (affinity-guided first, learned after), C channels, D h w = z y x at half y/x resolution.
@@ -176,7 +176,7 @@ def pool_by_masks(logits: Tensor, features: Tensor) -> Tensor:
 
 
 class MaskPredictor(nn.Module):
-    """Kernels from queries, mask logits from kernels: section 3.3's dynamic convolution."""
+    """Kernels from queries, mask logits from kernels (dynamic convolution)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -49,7 +49,7 @@ def affinity_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 def multi_offset_loss(embedding: Tensor, labels: Tensor, offsets: Sequence[Triple] = MULTI) -> Tensor:
     """The 3D embedding teacher's loss: class-balanced MSE of cosine affinities at many offsets.
 
-    The three nearest offsets weigh 10, the others 1 (Liu et al., CVPR 2024, supplement).
+    The three nearest offsets weigh 10, the others 1 (Liu et al., CVPR 2024).
 
     Args:
         embedding: (B, E, D, H, W), any scale.
@@ -66,7 +66,7 @@ def multi_offset_loss(embedding: Tensor, labels: Tensor, offsets: Sequence[Tripl
 
 
 def cross_dimension_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
-    """CAD: the student's affinities against the teacher's (Liu et al., CVPR 2024, section 3.3).
+    """CAD: the student's affinities against the teacher's (Liu et al., CVPR 2024).
 
     Args:
         student: (B, 3, ...) in [0, 1].
@@ -86,7 +86,7 @@ def cross_dimension_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Ten
 def grafting_loss(
     previous: Tensor, current: Tensor, teacher: Tensor, labels: Tensor, distances: Sequence[int] = (1, 2, 3, 4)
 ) -> Tensor:
-    """FGI: the student's embeddings take a place in the teacher's volume (Liu et al., CVPR 2024, section 3.4).
+    """FGI: the student's embeddings take a place in the teacher's volume (Liu et al., CVPR 2024).
 
     For the pair (z - 1, z) and every distance k the previous branch's embedding is compared with the teacher's of
     section z - 1 + k, the current branch's with that of z + k; the clamped cosine is held against the z-affinity of the

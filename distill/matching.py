@@ -1,6 +1,6 @@
 """Which query answers for which instance: Hungarian matching on Dice.
 
-Chen et al., ICLR 2025, section 3.4: computed once on the first masks and reused in every round.
+Chen et al., ICLR 2025 (matching): computed once on the first masks and reused in every round.
 
 Legend: B batch, Q queries, N instances of a block, V voxels.
 """

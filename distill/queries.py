@@ -1,6 +1,6 @@
 """Affinity-guided queries: seed components of an affinity block, their pooling, and the mask prior around them.
 
-Chen et al., ICLR 2025, section 3.2 for the published rule (`mean`); the rule `edges` and the prior are ours.
+Chen et al., ICLR 2025, for the published rule (`mean`); the rule `edges` and the prior are ours.
 
 Legend: B batch, Q queries, C channels, D H W = z y x (the decoder's half resolution).
 """

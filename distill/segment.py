@@ -1,6 +1,6 @@
 """One block: from the decoder's masks to instances.
 
-Chen et al., ICLR 2025, section 3.5: logits to full resolution, softmax over queries, small queries dropped, arg-max,
+Chen et al., ICLR 2025 (inference): logits to full resolution, softmax over queries, small queries dropped, arg-max,
 and, as the paper's reviewers asked, every object split into its connected components.
 
 Legend: Q queries, D H W = z y x at full, h w at half resolution.

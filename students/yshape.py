@@ -1,6 +1,6 @@
 """The Y-shape student: two neighbouring sections in, one embedding for each out.
 
-Liu et al., "Cross-dimension Affinity Distillation for 3D EM Neuron Segmentation", CVPR 2024, section 3.2. With the
+Liu et al., "Cross-dimension Affinity Distillation for 3D EM Neuron Segmentation", CVPR 2024. With the
 default widths this is the published network (900,816 parameters).
 
 Legend: B pairs, H W = y x, E embedding channels.

@@ -1,6 +1,6 @@
 """Residual 3D U-Net of the AGQ teacher, and the convolution that its parts share.
 
-Chen et al., "Efficient Neuron Segmentation in Electron Microscopy by Affinity-Guided Queries", ICLR 2025, appendix.
+Chen et al., "Efficient Neuron Segmentation in Electron Microscopy by Affinity-Guided Queries", ICLR 2025.
 
 Legend: B batch, C channels, D H W = z y x.
 """

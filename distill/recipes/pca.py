@@ -1,6 +1,6 @@
 """`distill pca`: one section beside its embeddings as colours, and how they change across window borders.
 
-Embedding figures as in the supplement of Liu et al., CVPR 2024: a 3D network run by sliding window leaves a
+Embedding figures after Liu et al., CVPR 2024: a 3D network run by sliding window leaves a
 checkerboard, the 2D student, which sees whole sections, does not.
 """
 
