@@ -121,7 +121,6 @@ class DataConfig(_Strict):
     resolution: tuple[float, float, float] | None = None  # nm z, y, x, where the file has none
     train: tuple[int, int]  # sections from, to (exclusive)
     validation: tuple[int, int]
-    validation_tile: tuple[int, int] | None = None  # lower right y, x corner to validate on, None = whole sections
 
     @model_validator(mode="after")
     def _apart(self) -> DataConfig:

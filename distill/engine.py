@@ -27,7 +27,7 @@ from distill.errors import CheckpointError, DistillError
 
 
 class Objective(Protocol):
-    """What the loop trains: `module(*batch, step)` gives weighted, named terms whose sum is the loss."""
+    """What the loop trains: `module(batch, step)` gives weighted, named terms whose sum is the loss."""
 
     def __call__(self, batch: Any, step: int) -> Mapping[str, Tensor]:
         """Terms of one step."""

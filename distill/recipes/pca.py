@@ -57,7 +57,7 @@ class Seams:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "measure": "mean embedding change across window borders / beside them; 1 = no seam",
+            "measure": "mean embedding change across window borders / beside them, inside neurites; 1 = no seam",
             "teacher": self.teacher.to_dict(),
             "student": self.student.to_dict(),
             "window_zyx": list(self.window),
@@ -169,9 +169,9 @@ def _student_section(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """The second section's embedding (E, H, W), and where it lies inside neurites.
 
-    Trained with background edges at 0, neighbouring membrane pixels get opposite embeddings: a pixel-wide pattern that
-    has nothing to do with windows. Colours and seam scores therefore go by the pixels inside neurites alone, the same
-    ones for both networks; a student too young to tell them apart leaves all pixels in.
+    Trained with background edges at 0, neighbouring membrane pixels get orthogonal or opposite embeddings: a pixel-wide
+    pattern that has nothing to do with windows. Colours and seam scores therefore go by the pixels inside neurites
+    alone, the same ones for both networks; a student too young to tell them apart leaves all pixels in.
     """
     *_, last = student_sections(model, pair, runtime, with_slab=False)
     embedding: NDArray[np.float32] = unit(last.embedding.float(), dim=0).cpu().numpy()

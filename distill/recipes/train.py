@@ -103,10 +103,10 @@ def train(config: Pair, out: Path, *, resume: bool, device: str, progress: Progr
     parts = open_parts(config)
     training = config.student.training
     crops = Crops(parts.train_raw, parts.train_labels, training, config.student.augment)
+    where = pick_device(device)
     state_path = prepare_folder(out, config, resume)
     torch.manual_seed(training.seed)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision on the terminal
-    where = pick_device(device)
     devices = [where.index] if where.index is not None else 1
     fabric = Fabric(accelerator=where.type, devices=devices, precision=training.precision)
     joint = Joint(config, parts.resolution)
@@ -238,7 +238,7 @@ class _Bookkeeping:
 class RunRecord:
     """run.json: what was run, with what, when, how it ended. Written at the start and at the end."""
 
-    def __init__(self, path: Path, command: list[str], config: Pair | None, first_step: int) -> None:
+    def __init__(self, path: Path, command: list[str], config: Pair, first_step: int) -> None:
         self.path = path
         before = json.loads(path.read_text(encoding="utf-8")) if path.exists() and first_step else {}
         self.values: dict[str, Any] = {
@@ -248,7 +248,7 @@ class RunRecord:
             "versions": {"affinity-distill": distill.__version__, "torch": torch.__version__, "numpy": np.__version__},
             "python": sys.version.split()[0],
             "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-            "seed": config.student.training.seed if config else None,
+            "seed": config.student.training.seed,
             "earlier": [*before.pop("earlier", []), before] if before else [],
         }
         self.began = time.perf_counter()

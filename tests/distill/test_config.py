@@ -68,7 +68,7 @@ def test_defaults_are_the_published_settings(tmp_path: Path) -> None:
         ("student.loss.detach_teacher=true", True),
         ("teacher.decoder.seeds.thresholds=[0.1, 0.2, 0.3]", (0.1, 0.2, 0.3)),
         ("teacher.decoder.seeds.kind=edges", "edges"),
-        ("student.data.validation_tile=null", None),
+        ("student.data.resolution=null", None),
     ],
 )
 def test_overrides(tmp_path: Path, text: str, value: object) -> None:
@@ -186,7 +186,7 @@ def test_variables_in_overrides_and_lists(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_is_dumped_loads_again(tmp_path: Path) -> None:
-    texts = ["student.training.lr=1e-5", "student.data.validation_tile=[3, 4]", "teacher.decoder.fill=true"]
+    texts = ["student.training.lr=1e-5", "student.data.resolution=[30, 6, 5.5]", "teacher.decoder.fill=true"]
     found = load(tmp_path, TEACHER, STUDENT, *texts)
     again = load(tmp_path, dump(found.teacher), dump(found.student))
     assert again == found
