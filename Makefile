@@ -9,7 +9,7 @@ DEMO := demo
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and "found Python %d.%d, expected 3.11 or 3.12: make PYTHON=/path/to/python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[baselines,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[baselines,teachers,view,test]'
 	touch $@
 
 # A phantom volume, a small teacher and student trained on it, the student streamed over held-out sections, scores, figure.

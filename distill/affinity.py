@@ -240,6 +240,25 @@ def _in_plane(normed: Tensor, axis: int) -> Tensor:
     return torch.cat([mirror, cosine], dim=axis)
 
 
+def section_affinity(now: Tensor, other: Tensor, step: tuple[int, int]) -> Tensor:
+    """Affinity of a section with another one (or itself) at an in-plane step, for edges beyond the nearest.
+
+    Args:
+        now: (B, E, H, W) embedding of the section that holds the edges, any scale.
+        other: (B, E, H, W) embedding of the section at their other end.
+        step: (y, x) in pixels from the edge's own pixel to its partner, any sign.
+
+    Returns:
+        (B, H, W) in [0, 1], 0 where the partner lies outside.
+    """
+    found = now.new_zeros((now.shape[0], *now.shape[-2:]))
+    (_, *at), (_, *partner) = edge_slices((0, *step), (1, *now.shape[-2:]))
+    here: _Index = (..., *at)
+    there: _Index = (..., *partner)
+    found[here] = (unit(now)[here] * unit(other)[there]).sum(1).clamp(0, 1)
+    return found
+
+
 def fill_frame(affinity: NDArray[np.float32]) -> None:
     """Fill the first row of y and the first column of x by reflection, in place, as `pair_affinity` does.
 

@@ -1,7 +1,8 @@
 """The query decoder that teacher and student share: features and affinities of a block in, instance masks out.
 
 Chen et al., "Efficient Neuron Segmentation in Electron Microscopy by Affinity-Guided Queries", ICLR 2025.
-The defaults are the published decoder; `SeedRule(kind="edges")` and `prior=True` are ours (see `distill.queries`).
+The defaults are the published decoder; `refine` and `cues` are the paper's ablations (rounds: see
+`distill.decoder_blocks`); `SeedRule(kind="edges")` and the priors are ours (see `distill.queries`).
 
 Legend: B batch, Q queries (affinity-guided first, learned after), C channels, D h w = z y x at half y/x resolution.
 """
@@ -9,18 +10,24 @@ Legend: B batch, Q queries (affinity-guided first, learned after), C channels, D
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.affinity import unit
+from distill.affinity import affinity_targets, unit
+from distill.decoder_blocks import PARTS, Queries, Refine
 from distill.errors import ShapeError
+from distill.flood import flood
 from distill.layers import Conv, ConvStack, coordinates
-from distill.queries import Order, SeedRule, Seeds, find_seeds, mask_prior, pool_seeds, surroundings
+from distill.queries import Order, SeedRule, Seeds, Surroundings, find_seeds, mask_prior, pool_seeds, surroundings
 
-_HEADS = 8
+Cues = Literal["queries", "affinity", "segmentation"]
+Prior = Literal["none", "distance", "flood"]
+
+_CUE_CHANNELS: dict[Cues | None, int] = {None: 0, "queries": 0, "affinity": 3, "segmentation": 4}
 
 
 @dataclass(frozen=True)
@@ -47,15 +54,7 @@ class DecoderOutput:
     valid: Tensor  # (B, Q) bool
     kernels: Tensor  # (B, Q, C) of the last round
     mask_features: Tensor  # (B, C, D, h, w), L2-normalised
-    seeds: Seeds
-
-
-@dataclass(frozen=True)
-class _Queries:
-    """Queries of a batch, padded to the longest block."""
-
-    values: Tensor  # (B, Q, C)
-    valid: Tensor  # (B, Q) bool
+    seeds: Seeds  # none where the decoder looks at none; the first queries are theirs if they are its queries
 
 
 class QueryDecoder(nn.Module):
@@ -70,7 +69,11 @@ class QueryDecoder(nn.Module):
         rounds: int = 2,
         learned: int = 100,
         seeds: SeedRule = SeedRule(),  # noqa: B008 - frozen
-        prior: bool = False,
+        prior: Prior = "none",
+        cues: Cues | None = "queries",
+        refine: Refine = "agq",
+        instance_depth: int | None = None,
+        momentum: float = 0.01,
         sampling: tuple[float, float, float] = (2.5, 1.0, 1.0),
     ) -> None:
         """Build the decoder.
@@ -78,30 +81,50 @@ class QueryDecoder(nn.Module):
         Args:
             features: channels of the input features (the contract's 64).
             width: channels of instance features, mask features and queries; a multiple of 8.
-            depth: layers of the mask branch and of the instance features.
-            rounds: refinement rounds.
+            depth: layers of the mask branch.
+            rounds: refinement rounds; 0 leaves the first masks.
             learned: learned queries, 0 for affinity-guided ones alone.
             seeds: rule for the affinity-guided queries; `max_count` 0 for learned ones alone.
-            prior: add the mask prior around the seeds.
+            prior: mask prior around the seeds, for guided queries: each voxel is drawn to the seed that is nearest
+                (`distance`), or that reaches it by the strongest path of affinities (`flood`).
+            cues: how the affinities guide. `queries`: seeds become queries. Else there are learned queries alone, and
+                the input gets channels: `affinity` the three affinities, `segmentation` the seeds' foreground and the
+                seeds' own three affinities, which fit any number of seeds and do not depend on their numbering.
+                None: learned queries and no cue.
+            refine: kind of the rounds and of the kernels.
+            instance_depth: layers of the instance features, the mask branch's if None.
+            momentum: of the running statistics of the norms over kernels and logits; published 0.01, which needs
+                some hundred steps before they mean anything.
             sampling: voxel extent z, y, x in units of the half-resolution y/x voxel, for the prior's distances.
         """
         super().__init__()
-        self.rule, self.sampling, self.width = seeds, sampling, width
-        self.mask_branch = ConvStack(3 + features, width, depth, width, kernel=(1, 3, 3))
+        alone = cues != "queries"
+        assert not alone or (learned and prior == "none"), "without guided queries: learned ones, no prior"
+        self.rule, self.sampling, self.width, self.cues = seeds, sampling, width, cues
+        inputs = 3 + features + _CUE_CHANNELS[cues]
+        self.mask_branch = ConvStack(inputs, width, depth, width, kernel=(1, 3, 3))
+        self._looks_at_seeds = cues in ("queries", "segmentation")
+        looked_at = cues == "queries" or rounds > 0
         self.inst_convs = nn.ModuleList(
-            nn.Sequential(Conv(3 + features if i == 0 else width, width, (1, 3, 3), bias=False), nn.BatchNorm3d(width))
-            for i in range(depth)
+            nn.Sequential(Conv(inputs if i == 0 else width, width, (1, 3, 3), bias=False), nn.BatchNorm3d(width))
+            for i in range((instance_depth or depth) if looked_at else 0)
         )
         self.learned = nn.Parameter(torch.randn(learned, width)) if learned else None
-        self.predictors = nn.ModuleList(MaskPredictor(width) for _ in range(rounds + 1))
-        self.updaters = nn.ModuleList(KernelUpdater(width) for _ in range(rounds))
-        self.interactors = nn.ModuleList(SelfAttention(width) for _ in range(rounds))
+        parts = PARTS[refine]
+        self.predictors = nn.ModuleList(parts.predictor(width) for _ in range(rounds + 1))
+        self.updaters = nn.ModuleList(parts.updater(width) for _ in range(rounds))
+        self.interactors = nn.ModuleList(parts.interactor(width) for _ in range(rounds))
         self.backgrounds = nn.ModuleList(
             nn.Sequential(Conv(width, 1, (1, 3, 3), bias=False), nn.BatchNorm3d(1), nn.ReLU())
             for _ in range(rounds + 1)
         )
-        # inside, near, log of the fading distance in half-resolution voxels
-        self.prior = nn.Parameter(torch.tensor([4.0, 4.0, 2.0])) if prior else None
+        for module in self.predictors.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                module.momentum = momentum
+        self._prior_kind = prior
+        # inside, near, and for distances the log of the fading one in half-resolution voxels
+        first = {"none": None, "distance": [4.0, 4.0, 2.0], "flood": [4.0, 4.0]}[prior]
+        self.prior = nn.Parameter(torch.tensor(first)) if first is not None else None
 
     def forward(
         self,
@@ -117,141 +140,71 @@ class QueryDecoder(nn.Module):
 
         Args:
             given: features and affinity logits; the affinities guide, no gradient flows through the seeds.
-            seeds: take these instead of the predicted ones.
+            seeds: take these instead of the predicted ones; a decoder that looks at no seeds leaves them alone.
             rule: cut the predicted ones by this rule instead of the decoder's own.
             order: order of the affinity-guided queries; `random` in training, the default is deterministic.
             rng: for the random order.
             background: False sets the background logit of the last round to 0 (the published inference).
         """
-        x = torch.cat([coordinates(given.features), given.features], 1)
+        if seeds is None or not self._looks_at_seeds:
+            seeds = self._find_seeds(given, rule or self.rule, order, rng)
+        instance = x = self._input(given, seeds)
         mask_features = unit(self.mask_branch(x).float())
-        instance = x
         for layer in self.inst_convs:
             instance = F.relu(layer(instance))
-        if seeds is None:
-            seeds = find_seeds(given.affinity_logits.float().sigmoid(), rule or self.rule, order, rng)
         queries = self._first_queries(instance, seeds)
-        prior = self._prior(seeds, queries)
+        prior = self._prior(given, seeds, queries)
         logits, kernels = self.predictors[0](queries, mask_features, prior)
         masks = [torch.cat([self.backgrounds[0](mask_features), logits], 1)]
         for i, (updater, interactor) in enumerate(zip(self.updaters, self.interactors, strict=True)):
-            pooled = pool_by_masks(logits, instance)
-            queries = _Queries(interactor(updater(pooled, queries.values), queries.valid), queries.valid)
+            updated = Queries(updater(queries.values, logits, instance), queries.valid)
+            queries = Queries(interactor(updated), queries.valid)
             logits, kernels = self.predictors[i + 1](queries, mask_features, prior)
             masks.append(torch.cat([self.backgrounds[i + 1](mask_features), logits], 1))
         if not background:
             masks[-1] = torch.cat([torch.zeros_like(masks[-1][:, :1]), masks[-1][:, 1:]], 1)
         return DecoderOutput(masks, queries.valid, kernels, mask_features, seeds)
 
-    def _first_queries(self, instance: Tensor, seeds: Seeds) -> _Queries:
-        rows = pool_seeds(instance, seeds)
+    def mask_features(self, given: DecoderInput) -> Tensor:
+        """Mask features alone, (B, C, D, h, w), as `forward` gives them for predicted seeds."""
+        x = self._input(given, self._find_seeds(given, self.rule, "size", None))
+        return unit(self.mask_branch(x).float())
+
+    def _find_seeds(self, given: DecoderInput, rule: SeedRule, order: Order, rng: np.random.Generator | None) -> Seeds:
+        if self._looks_at_seeds:
+            return find_seeds(given.affinity_logits.float().sigmoid(), rule, order, rng)
+        batch, _, *shape = given.features.shape
+        return Seeds(torch.zeros(batch, *shape, dtype=torch.int64, device=given.features.device), (0,) * batch)
+
+    def _input(self, given: DecoderInput, seeds: Seeds) -> Tensor:
+        """Coordinates, features, and the cue where it is channels."""
+        parts = [coordinates(given.features), given.features]
+        if self.cues == "affinity":
+            parts.append(given.affinity_logits.detach().float().sigmoid())
+        elif self.cues == "segmentation":
+            parts += [(seeds.components > 0).unsqueeze(1), affinity_targets(seeds.components).target]
+        return torch.cat([part.to(given.features.dtype) for part in parts], 1)
+
+    def _first_queries(self, instance: Tensor, seeds: Seeds) -> Queries:
+        if self.cues == "queries":
+            rows = pool_seeds(instance, seeds)
+        else:
+            rows = [instance.new_zeros(0, self.width)] * len(instance)
         if self.learned is not None:
             rows = [torch.cat([row, self.learned.to(row.dtype)]) for row in rows]
         most = max(1, *(len(row) for row in rows)) if rows else 1
         values = torch.stack([F.pad(row, (0, 0, 0, most - len(row))) for row in rows])
         lengths = torch.tensor([len(row) for row in rows], device=values.device)
-        return _Queries(values, torch.arange(most, device=values.device) < lengths.unsqueeze(1))
+        return Queries(values, torch.arange(most, device=values.device) < lengths.unsqueeze(1))
 
-    def _prior(self, seeds: Seeds, queries: _Queries) -> Tensor | None:
+    def _prior(self, given: DecoderInput, seeds: Seeds, queries: Queries) -> Tensor | None:
         if self.prior is None or max(seeds.counts, default=0) == 0:
             return None
-        inside, near, log_fade = self.prior
-        around = surroundings(seeds, self.sampling)
-        return mask_prior(seeds, around, queries.values.shape[1], inside, near, log_fade.exp())
-
-
-def pool_by_masks(logits: Tensor, features: Tensor) -> Tensor:
-    """Sum of the features under each query's share of every voxel.
-
-    Args:
-        logits: (B, Q, D, h, w), without background.
-        features: (B, C, D, h, w).
-
-    Returns:
-        (B, Q, C).
-    """
-    there = torch.isfinite(logits).any(1, keepdim=True)  # a block may have no query at all
-    share = (torch.where(there, logits, 0.0).float().softmax(1) * there).to(features.dtype)
-    return torch.einsum("bqdhw,bcdhw->bqc", share, features)
-
-
-class MaskPredictor(nn.Module):
-    """Kernels from queries, mask logits from kernels (dynamic convolution)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc_kernel = nn.Linear(width, width)
-        self.norm_kernel = nn.BatchNorm1d(width, eps=1e-3, momentum=0.01)
-        self.norm_logits = nn.BatchNorm2d(1, eps=1e-3, momentum=0.01)
-
-    def forward(self, queries: _Queries, mask_features: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits (B, Q, D, h, w), -inf where a block lacks the query, and kernels (B, Q, C)."""
-        valid = queries.valid
-        rows = self.fc_kernel(queries.values)[valid]
-        statistics = self.norm_kernel.training and len(rows) > 1  # one query has no variance
-        rows = F.batch_norm(
-            rows,
-            self.norm_kernel.running_mean,
-            self.norm_kernel.running_var,
-            self.norm_kernel.weight,
-            self.norm_kernel.bias,
-            statistics,
-            self.norm_kernel.momentum or 0.0,
-            self.norm_kernel.eps,
-        )
-        kernels = rows.new_zeros(queries.values.shape).masked_scatter(valid.unsqueeze(-1), rows)
-        logits = torch.einsum("bqc,bcdhw->bqdhw", kernels.to(mask_features.dtype), mask_features)
-        if bool(valid.all()):
-            normed = self.norm_logits(logits.reshape(1, 1, -1, 1)).view_as(logits)
+        if self._prior_kind == "flood":
+            owner = flood(seeds.components, given.affinity_logits.detach().float().sigmoid())
+            around = Surroundings(owner, torch.zeros_like(owner, dtype=torch.float32))
+            (inside, near), fade = self.prior, torch.ones_like(self.prior[0])
         else:
-            normed = logits.masked_scatter(
-                valid[..., None, None, None], self.norm_logits(logits[valid].reshape(1, 1, -1, 1)).flatten()
-            )
-        if prior is not None:
-            normed = normed + prior
-        return normed.masked_fill(~valid[..., None, None, None], -torch.inf), kernels
-
-
-class KernelUpdater(nn.Module):
-    """K-Net's gated update of queries by pooled features."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.dynamic_layer, self.input_layer = nn.Linear(width, 2 * width), nn.Linear(width, 2 * width)
-        self.input_gate, self.update_gate = nn.Linear(width, width), nn.Linear(width, width)
-        self.norm_in, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.input_norm_in, self.input_norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.fc_layer, self.fc_norm = nn.Linear(width, width), nn.LayerNorm(width)
-
-    def forward(self, pooled: Tensor, queries: Tensor) -> Tensor:
-        """(B, Q, C) twice -> (B, Q, C)."""
-        pooled_in, pooled_out = self.dynamic_layer(pooled).chunk(2, dim=-1)
-        query_in, query_out = self.input_layer(queries).chunk(2, dim=-1)
-        gate = query_in * pooled_in
-        input_gate = self.input_norm_in(self.input_gate(gate)).sigmoid()
-        update_gate = self.norm_in(self.update_gate(gate)).sigmoid()
-        mixed = update_gate * self.norm_out(pooled_out) + input_gate * self.input_norm_out(query_out)
-        return F.relu(self.fc_norm(self.fc_layer(mixed)))
-
-
-class SelfAttention(nn.Module):
-    """Attention among queries, then an MLP of ratio 4 with GELU; residual first, LayerNorm after."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.c_attn, self.attn_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.c_fc, self.mlp_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-
-    def forward(self, queries: Tensor, valid: Tensor) -> Tensor:
-        """(B, Q, C) and (B, Q) bool -> (B, Q, C); queries that a block lacks are not attended to."""
-        batch, count, width = queries.shape
-        q, k, v = (
-            part.view(batch, count, _HEADS, width // _HEADS).transpose(1, 2)
-            for part in self.c_attn(queries).chunk(3, dim=-1)
-        )
-        seen = None if bool(valid.all()) else valid[:, None, None, :] | ~valid.any(1)[:, None, None, None]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        queries = self.ln_1(queries + self.attn_proj(mixed.transpose(1, 2).reshape(batch, count, width)))
-        found: Tensor = self.ln_2(queries + self.mlp_proj(F.gelu(self.c_fc(queries))))
-        return found
+            around = surroundings(seeds, self.sampling)
+            inside, near, fade = self.prior[0], self.prior[1], self.prior[2].exp()
+        return mask_prior(seeds, around, queries.values.shape[1], inside, near, fade)

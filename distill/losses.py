@@ -1,8 +1,9 @@
 """The losses of both papers as pure functions: tensors in, scalar out, masks explicit.
 
-Liu et al., CVPR 2024 (student, distillation, 3D embedding teacher) and Chen et al., ICLR 2025 (queries).
+Liu et al., CVPR 2024 (student, distillation, 3D embedding teacher) and Chen et al., ICLR 2025 (queries); mask losses at
+sampled points after Cheng et al., CVPR 2022 (Mask2Former).
 
-Legend: B batch, K offsets, E embedding channels, Q queries, N instances, D H W = z y x.
+Legend: B batch, K offsets, E embedding channels, Q queries, N instances, P sampled points, D H W = z y x.
 """
 
 from __future__ import annotations
@@ -142,12 +143,41 @@ def instance_targets(labels_HW: Tensor) -> Tensor:
     return winner.masked_fill(winner == lowest + 1, 0)  # background wins only alone, whatever the sign of the ids
 
 
+def draw_points(instances: Tensor, points: int, generator: torch.Generator | None = None) -> Tensor:
+    """Voxels at which a step's mask losses are computed: uniform, none twice.
+
+    Cheng et al., CVPR 2022, draw points anew for every loss and mostly where masks are uncertain; these are uniform, so
+    that the cross-entropy's gradient is right on average.
+
+    Args:
+        instances: (B, D, h, w), for its shape and device.
+        points: P, at most; all voxels if there are no more.
+        generator: randomness, on the CPU.
+
+    Returns:
+        (B, P) int64 positions in each block's C order.
+    """
+    voxels = instances[0].numel()
+    drawn = [torch.randperm(voxels, generator=generator)[:points] for _ in instances]
+    return torch.stack(drawn).to(instances.device)
+
+
+def at_points(values: Tensor, points: Tensor) -> Tensor:
+    """Values at drawn voxels: (B, D, h, w) -> (B, P) or (B, C, D, h, w) -> (B, C, P)."""
+    flat = values.flatten(-3)
+    index = points if flat.ndim == 2 else points.unsqueeze(1).expand(-1, flat.shape[1], -1)
+    return flat.gather(-1, index)
+
+
 def mask_cross_entropy(masks: Tensor, instances: Tensor, matches: Sequence[Match]) -> Tensor:
     """Softmax cross-entropy over queries; background voxels belong to channel 0.
 
+    At voxels of `draw_points` its mean over the draws, and that of its gradient, is the one over all voxels, if every
+    instance has a query.
+
     Args:
-        masks: (B, 1 + Q, D, h, w) logits.
-        instances: (B, D, h, w) int64; instances without a query are left out.
+        masks: (B, 1 + Q, D, h, w) logits, or (B, 1 + Q, P) at drawn voxels.
+        instances: (B, D, h, w) or (B, P) int64; instances without a query are left out.
         matches: one a block.
 
     Returns:
@@ -168,9 +198,15 @@ def mask_cross_entropy(masks: Tensor, instances: Tensor, matches: Sequence[Match
 def mask_dice(masks: Tensor, instances: Tensor, matches: Sequence[Match]) -> Tensor:
     """1 - Dice of the matched queries, over the voxels that are not background; mean over all pairs of the batch.
 
+    The published code has sums of squares below the line and divides by all 1 + Q channels instead of the M pairs, so
+    its weight of 3 counts (1 + Q) / M times less than here.
+
+    Dice is a ratio: at voxels of `draw_points` it tends to the whole one as P grows, but its mean over the draws is
+    another, most so for instances with few drawn voxels; pairs without any are left out.
+
     Args:
-        masks: (B, 1 + Q, D, h, w) logits.
-        instances: (B, D, h, w) int64.
+        masks: (B, 1 + Q, D, h, w) logits, or (B, 1 + Q, P) at drawn voxels.
+        instances: (B, D, h, w) or (B, P) int64.
         matches: one a block.
     """
     losses = []
@@ -181,9 +217,10 @@ def mask_dice(masks: Tensor, instances: Tensor, matches: Sequence[Match]) -> Ten
         share = logits.float().softmax(0).flatten(1)[1 + pairs.query][:, inside]
         flat = labels.flatten()[inside]
         truth = flat.unsqueeze(0) == pairs.instance.unsqueeze(1)
-        overlap = (share * truth).sum(1)
-        losses.append(1 - 2 * overlap / (share.sum(1) + truth.sum(1)).clamp(min=1e-6))
-    return torch.cat(losses).mean() if losses else masks.new_zeros((), dtype=torch.float32)
+        size = truth.sum(1)
+        dice = 2 * (share * truth).sum(1) / (share.sum(1) + size).clamp(min=1e-6)
+        losses.append(1 - dice[size > 0])
+    return _mean(losses, masks)
 
 
 def instance_discrimination(
@@ -193,6 +230,7 @@ def instance_discrimination(
 
     Sampled voxels favour small instances (Gumbel top-k on 0.6 * log inverse instance size); each one's similarities to
     the others at temperature 0.3 go through a softmax, and the log of the share that its own instance gets is averaged.
+    The published code has the voxel itself among the others and takes the features before normalisation.
 
     Args:
         mask_features: (B, C, D, h, w), L2-normalised.
@@ -219,11 +257,7 @@ def instance_discrimination(
         partners = same.sum(1)
         loss = -(same * log_share).sum(1) / partners.clamp(min=1)
         losses.append(loss[partners > 0])
-    return (
-        torch.cat(losses).mean()
-        if losses and sum(len(x) for x in losses)
-        else mask_features.new_zeros((), dtype=torch.float32)
-    )
+    return _mean(losses, mask_features)
 
 
 def affinity_cross_entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -232,9 +266,16 @@ def affinity_cross_entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Ten
     return torch.where(valid, loss, 0.0).sum() / valid.sum().clamp(min=1)
 
 
+def _mean(losses: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Mean over all entries; 0 if there are none."""
+    every = torch.cat([like.new_zeros(0, dtype=torch.float32), *losses])
+    return every.mean() if len(every) else like.new_zeros((), dtype=torch.float32)
+
+
 def _channels(labels: Tensor, pairs: Match) -> Tensor:
     """Mask channel of every voxel: 0 background, 1 + query of its instance, -1 without one."""
-    table = labels.new_full((int(labels.max()) + 1,), -1)
+    last = torch.cat([labels.max().view(1), pairs.instance]).max()  # drawn voxels may lack instances
+    table = labels.new_full((int(last) + 1,), -1)
     table[0] = 0
     table[pairs.instance] = 1 + pairs.query
     return table[labels]

@@ -53,7 +53,7 @@ def match(masks: Tensor, instances: Tensor) -> list[Match]:
     """
     found = []
     for block, labels in zip(masks, instances, strict=True):
-        there = torch.isfinite(block[1:].flatten(1)).any(1).nonzero().flatten()
+        there = torch.isfinite(block[1:].flatten(1).amax(1)).nonzero().flatten()
         score = dice_matrix(block, labels)[there]
         rows, columns = linear_sum_assignment(score.cpu().numpy(), maximize=True)
         query = there[torch.as_tensor(rows, device=there.device)]

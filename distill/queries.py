@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from distill.components import edge_components, mask_components, nearest_labels
+
 Order = Literal["size", "id", "random"]
 
 # cc3d's bit for "may step in this direction", for the two ends of an edge along z, y, x.
@@ -50,6 +52,8 @@ class Seeds:
 def find_seeds(affinity: Tensor, rule: SeedRule, order: Order, rng: np.random.Generator | None = None) -> Seeds:
     """Seed components of every block of a batch.
 
+    On a GPU nothing but a few counts leaves the device.
+
     Args:
         affinity: (B, 3, D, H, W) in [0, 1], channels z, y, x.
         rule: which voxels belong together, which components are kept.
@@ -59,10 +63,8 @@ def find_seeds(affinity: Tensor, rule: SeedRule, order: Order, rng: np.random.Ge
     Returns:
         At most `rule.max_count` components a block, each of more than `rule.min_voxels` voxels.
     """
-    blocks = affinity.detach().float().cpu().numpy()
-    found = [_keep(_components(block, rule), rule, order, rng) for block in blocks]
-    stacked = torch.from_numpy(np.stack([c for c, _ in found])).to(affinity.device)
-    return Seeds(stacked, tuple(n for _, n in found))
+    components = propagated_components if affinity.device.type == "cuda" else scanned_components
+    return _keep(components(affinity.detach().float(), rule), rule, order, rng)
 
 
 def given_seeds(components: Tensor) -> Seeds:
@@ -70,38 +72,65 @@ def given_seeds(components: Tensor) -> Seeds:
     return Seeds(components.long(), tuple(int(block.max()) for block in components))
 
 
-def _components(affinity: NDArray[np.float32], rule: SeedRule) -> NDArray[np.uint32]:
+def scanned_components(affinity: Tensor, rule: SeedRule) -> Tensor:
+    """Components of a batch, (B, D, H, W) numbered by their first voxels, by cc3d: the faster way on a CPU."""
     if rule.kind == "mean":
-        mean = affinity.mean(0)
-        labels: NDArray[np.uint32] = cc3d.connected_components(mean > mean.mean(), connectivity=26, out_dtype=np.uint32)
-        return labels
-    allowed = np.zeros(affinity.shape[1:], dtype=np.uint8)
+        masks = _foreground(affinity).cpu().numpy()
+        found = [cc3d.connected_components(mask, connectivity=26, out_dtype=np.uint32) for mask in masks]
+    else:
+        found = [_scan_edges(joined) for joined in _joined(affinity, rule).cpu().numpy()]
+    return torch.from_numpy(np.stack(found).astype(np.int64)).to(affinity.device)
+
+
+def propagated_components(affinity: Tensor, rule: SeedRule) -> Tensor:
+    """The same as `scanned_components` without leaving the device: the faster way on a GPU."""
+    if rule.kind == "mean":
+        return mask_components(_foreground(affinity)).numbers
+    return edge_components(_joined(affinity, rule)).numbers
+
+
+def _foreground(affinity: Tensor) -> Tensor:
+    """Where the three affinities' mean exceeds its mean over the block; sums are compared, exact if all are equal."""
+    total = (affinity[:, 0] + affinity[:, 1] + affinity[:, 2]).double()
+    return total * total[0].numel() > total.sum((1, 2, 3), keepdim=True)
+
+
+def _joined(affinity: Tensor, rule: SeedRule) -> Tensor:
+    return torch.stack([affinity[:, axis] > rule.thresholds[axis] for axis in range(3)], 1)
+
+
+def _scan_edges(joined: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    allowed = np.zeros(joined.shape[1:], dtype=np.uint8)
     for axis in range(3):
-        joined = affinity[axis] > rule.thresholds[axis]
         here = tuple(slice(1, None) if a == axis else slice(None) for a in range(3))
         there = tuple(slice(None, -1) if a == axis else slice(None) for a in range(3))
-        allowed[here] |= joined[here] * np.uint8(_STEP_BACK[axis])
-        allowed[there] |= joined[here] * np.uint8(_STEP_FORTH[axis])
+        allowed[here] |= joined[axis][here] * np.uint8(_STEP_BACK[axis])
+        allowed[there] |= joined[axis][here] * np.uint8(_STEP_FORTH[axis])
     graph = np.asfortranarray(allowed.T)  # cc3d reads x, y, z
     coloured: NDArray[np.uint32] = cc3d.color_connectivity_graph(graph, connectivity=6).T
     return np.ascontiguousarray(coloured, dtype=np.uint32)
 
 
-def _keep(
-    labels: NDArray[np.uint32], rule: SeedRule, order: Order, rng: np.random.Generator | None
-) -> tuple[NDArray[np.int64], int]:
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    kept = np.flatnonzero(sizes > rule.min_voxels)
-    if order == "size":
-        kept = kept[np.argsort(-sizes[kept], kind="stable")]
-    elif order == "random":
+def _keep(labels: Tensor, rule: SeedRule, order: Order, rng: np.random.Generator | None) -> Seeds:
+    """Seeds out of components (B, D, H, W) numbered 1..n in each block."""
+    flat = labels.flatten(1)
+    count = int(flat.max()) + 1
+    sizes = flat.new_zeros(len(flat), count).scatter_add_(1, flat, torch.ones_like(flat))
+    large = sizes > rule.min_voxels
+    large[:, 0] = False
+    places = torch.arange(count, device=flat.device)
+    merit = (sizes if order == "size" else torch.ones_like(sizes)) * count - places  # never equal, so never a tie
+    lengths = large.sum(1)
+    found: list[int] = lengths.tolist()
+    best = merit.masked_fill(~large, 0).topk(max(found)).indices
+    if order == "random":
         assert rng is not None, "the random order needs a generator"
-        kept = rng.permutation(kept)
-    kept = kept[: rule.max_count]
-    number = np.zeros(len(sizes), dtype=np.int64)
-    number[kept] = np.arange(1, len(kept) + 1)
-    return number[labels], len(kept)
+        mixed = [np.append(rng.permutation(n), np.arange(n, max(found))) for n in found]
+        best = best.gather(1, torch.from_numpy(np.stack(mixed)).to(flat.device))
+    best = best[:, : rule.max_count]
+    number = places[1 : best.shape[1] + 1].expand_as(best)
+    new = torch.zeros_like(sizes).scatter_(1, best, number.masked_fill(number > lengths.unsqueeze(1), 0))
+    return Seeds(new.gather(1, flat).view_as(labels), tuple(min(n, rule.max_count) for n in found))
 
 
 def pool_seeds(features: Tensor, seeds: Seeds) -> list[Tensor]:
@@ -134,12 +163,14 @@ class Surroundings:
 
 
 def surroundings(seeds: Seeds, sampling: Sequence[float]) -> Surroundings:
-    """Nearest seed of every voxel by Euclidean distance.
+    """Nearest seed of every voxel by Euclidean distance; on a GPU without leaving the device.
 
     Args:
         seeds: components of a batch.
         sampling: voxel extent along z, y, x in units of the y/x voxel, e.g. (2.5, 1, 1) for 30 x 12 x 12 nm.
     """
+    if seeds.components.device.type == "cuda":
+        return Surroundings(*nearest_labels(seeds.components, sampling))
     nearest, distance = [], []
     for block, count in zip(seeds.components.cpu().numpy(), seeds.counts, strict=True):
         if count == 0:

@@ -42,7 +42,7 @@ def block_instances(
     """
     with torch.no_grad():
         winners = arg_max(output.masks[-1][block], size, min_voxels, fill)
-    pieces = cc3d.connected_components(winners.cpu().numpy().astype(np.uint32), connectivity=26)
+    pieces = cc3d.connected_components(winners.cpu().numpy(), connectivity=26)
     return compact(absorb(pieces, min_piece))
 
 
@@ -69,7 +69,11 @@ def absorb(labels: NDArray[np.integer[Any]], min_voxels: int) -> NDArray[np.inte
 
 
 def arg_max(logits: Tensor, size: tuple[int, int], min_voxels: int, fill: bool) -> Tensor:
-    """Winning channel of every full-resolution voxel, section by section so that memory stays small.
+    """Winning channel of every full-resolution voxel.
+
+    Section by section, because the softmax needs all queries of a voxel but one section at a time: no more than two
+    maps of one section's channels at full resolution exist together. Sections in which a dropped query wins are done
+    again.
 
     Args:
         logits: (1 + Q, D, h, w), channel 0 = background, -inf for queries that the block does not have.
@@ -78,34 +82,37 @@ def arg_max(logits: Tensor, size: tuple[int, int], min_voxels: int, fill: bool) 
         fill: see `block_instances`.
 
     Returns:
-        (D, H, W) int64: 0 = background, q = query q - 1. All 0 if no query is left.
+        (D, H, W) int32: 0 = background, q = query q - 1. All 0 if no query is left.
     """
-    there = torch.isfinite(logits.flatten(1)).all(1)
+    winners = torch.zeros((logits.shape[1], *size), dtype=torch.int32, device=logits.device)
+    low, high = logits.flatten(1).aminmax(dim=1)
+    there = low.isfinite() & high.isfinite()
     if fill:
         there[0] = False
+    channels = there.nonzero().flatten()
     if not bool(there[1:].any()):
-        return torch.zeros((logits.shape[1], *size), dtype=torch.int64, device=logits.device)
-    number = there.nonzero().flatten()
-    logits = logits[number].float()
-    mass = logits.new_zeros(len(number))
-    winners = []
-    for section in logits.transpose(0, 1):
-        larger = _upsample(section, size)
-        mass += larger.softmax(0).sum((1, 2))
-        winners.append(larger.argmax(0))
-    best = torch.stack(winners)
-    dropped = (mass < min_voxels) & (number > 0)
-    if bool(dropped.any()) and bool(dropped[best].any()):
-        if bool((dropped | (number == 0)).all()):
-            return torch.zeros_like(best)
-        kept = logits[~dropped]
-        number = number[~dropped]
-        best = torch.stack([_upsample(section, size).argmax(0) for section in kept.transpose(0, 1)])
-    return number[best]
+        return winners
+    mass = torch.zeros(len(channels), device=logits.device)
+    for z in range(len(winners)):
+        larger = _upsample(logits[channels, z])
+        mass += larger.softmax(-1)[: size[0], : size[1]].sum((0, 1))
+        winners[z] = channels[larger.argmax(-1)[: size[0], : size[1]]]
+    dropped = torch.zeros_like(there)
+    dropped[channels] = mass < min_voxels
+    dropped[0] = False
+    kept = (there & ~dropped).nonzero().flatten()
+    if not len(kept):
+        return torch.zeros_like(winners)
+    for z in dropped[winners.long()].flatten(1).any(1).nonzero().flatten().tolist():
+        winners[z] = kept[_upsample(logits[kept, z]).argmax(-1)[: size[0], : size[1]]]
+    return winners
 
 
-def _upsample(section: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, h, w) -> (C, H, W); half resolution is rounded up, so the doubled map is cut to an odd size."""
-    height, width = 2 * section.shape[-2], 2 * section.shape[-1]
-    larger = F.interpolate(section.unsqueeze(0), (height, width), mode="bilinear", align_corners=False)[0]
-    return larger[:, : size[0], : size[1]]
+def _upsample(section: Tensor) -> Tensor:
+    """(C, h, w) -> (2h, 2w, C) float32, the channels of a voxel side by side, which the sums over them want.
+
+    Half resolution is rounded up: the last row and column of an odd size are for the caller to cut off.
+    """
+    channels_last = section.float().unsqueeze(0).contiguous(memory_format=torch.channels_last)
+    larger = F.interpolate(channels_last, scale_factor=2.0, mode="bilinear", align_corners=False)
+    return larger[0].movedim(0, -1)

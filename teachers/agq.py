@@ -12,26 +12,17 @@ Legend: B batch, E embedding channels, D H W = z y x, h w = half resolution, rou
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from distill.decoder import DecoderInput
 from distill.layers import Conv, ConvStack, coordinates, resize
+from teachers.teacher import Teacher, TeacherOutput
 from teachers.unet3d import ResidualUNet3d, conv_block
 
 
-@dataclass(frozen=True)
-class TeacherOutput:
-    """What the teacher gives for a block."""
-
-    decoder_input: DecoderInput
-    embedding: Tensor | None  # (B, E, D, H, W), not normalised; None without the head
-    levels: list[Tensor]  # decoder maps P0 (finest) to P4
-
-
-class AGQTeacher(nn.Module):
+class AGQTeacher(Teacher):
     """Backbone, fusion block and affinity branch; the adapter to the shared decoder is the identity."""
 
     def __init__(

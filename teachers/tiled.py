@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distill.affinity import NEAREST, embedding_affinity, fill_frame, unit
 from distill.geometry import Box, Triple, tiles
-from teachers.agq import AGQTeacher, TeacherOutput
+from teachers.teacher import Teacher, TeacherOutput
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TeacherVolume:
 
 
 def run_teacher(
-    teacher: AGQTeacher,
+    teacher: Teacher,
     raw: NDArray[np.float32],
     windows: Sequence[Box],
     *,
@@ -93,7 +93,7 @@ def sliding_windows(shape: Triple, block: Triple, overlap: Triple) -> list[Box]:
 
 
 @torch.inference_mode()
-def _run(teacher: AGQTeacher, raw: NDArray[np.float32], device: torch.device, precision: str) -> TeacherOutput:
+def _run(teacher: Teacher, raw: NDArray[np.float32], device: torch.device, precision: str) -> TeacherOutput:
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
         found: TeacherOutput = teacher(torch.from_numpy(np.array(raw))[None, None].to(device))
     return found

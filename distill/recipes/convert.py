@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from distill.checkpoint import Published, load_module, read_published, write_tensors
-from distill.config import TeacherConfig
+from distill.config import PUBLISHED_DECODER, StudentNetwork, TeacherConfig
 from distill.errors import CheckpointError
 from distill.recipes.models import build_decoder, build_student, build_teacher
 from distill.recipes.outputs import check_place
@@ -43,10 +43,11 @@ def convert(checkpoint: Path, out: Path) -> Converted:
     found = read_published(checkpoint)
     notes = {"published": checkpoint.name, "method": found.method}
     if found.method == "cad":
-        load_module(build_student(16, 16), _part(found, "student"), str(checkpoint))
-        write_tensors(out, "student", found.tensors, {"kind": "cad", "width": 16, "embedding": 16}, notes)
+        network = StudentNetwork(kind="cad", width=16, embedding=16)
+        load_module(build_student(network), _part(found, "student"), str(checkpoint))
+        write_tensors(out, "student", found.tensors, network.model_dump(mode="json"), notes)
         return Converted("CAD student", "student", len(found.tensors), found.unplaced)
-    config = TeacherConfig.model_validate({"loss": {"multi_offset": 0.0}})
+    config = TeacherConfig.model_validate({"decoder": PUBLISHED_DECODER, "loss": {"multi_offset": 0.0}})
     load_module(build_teacher(config), _part(found, "teacher"), str(checkpoint))
     load_module(build_decoder(config.decoder, config.fused, _RESOLUTION), _part(found, "decoder"), str(checkpoint))
     values = {**config.model_dump(mode="json"), "resolution": list(_RESOLUTION)}

@@ -24,13 +24,16 @@ from distill.affinity import (
     half_resolution,
     pair_affinity,
 )
+from distill.components import compact_blocks, label_components
 from distill.config import Pair
 from distill.decoder import DecoderInput, DecoderOutput
 from distill.geometry import Nanometres
 from distill.losses import (
     affinity_cross_entropy,
     affinity_loss,
+    at_points,
     cross_dimension_loss,
+    draw_points,
     grafting_loss,
     instance_discrimination,
     instance_targets,
@@ -40,8 +43,7 @@ from distill.losses import (
 )
 from distill.matching import match
 from distill.recipes.models import build_decoder, build_slab, build_student, build_teacher
-from students.yshape import SectionFeatures
-from teachers.agq import TeacherOutput
+from teachers.teacher import TeacherOutput
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Joint(nn.Module):
         super().__init__()
         self.config = config
         self.teacher = build_teacher(config.teacher)
-        self.student = build_student(config.student.width, config.student.embedding)
+        self.student = build_student(config.student, weights=config.student.encoder_weights)
         self.slab = build_slab(self.student, config.teacher.fused)
         self.decoder = build_decoder(config.teacher.decoder, config.teacher.fused, resolution)
 
@@ -92,7 +94,7 @@ class Joint(nn.Module):
         encoded = self.student.encode(raw.transpose(1, 2).flatten(0, 1))
         first = [b * depth + z for b in range(batch) for z in range(depth - 1)]
         index = torch.tensor(first, device=raw.device)
-        pair = self.student.decode(_rows(encoded, index), _rows(encoded, index + 1))
+        pair = self.student.decode(encoded.rows(index), encoded.rows(index + 1))
         affinity = pair_affinity(pair.previous.float(), pair.current.float())
         slab = None
         if with_slab:
@@ -131,9 +133,10 @@ class Joint(nn.Module):
             assert taught.embedding is not None
             terms["teacher_offsets"] = weights.multi_offset * multi_offset_loss(taught.embedding.float(), labels)
         if weights.affinity:
-            half, valid = half_resolution(targets.target), half_resolution(targets.valid.float()) > 0
+            there = half_resolution(targets.valid.float())  # share of the window's edges that exist
+            half = half_resolution(targets.target) / there.clamp(min=1e-6)
             terms["teacher_affinity"] = weights.affinity * affinity_cross_entropy(
-                taught.decoder_input.affinity_logits, half, valid
+                taught.decoder_input.affinity_logits, half, there > 0
             )
         return terms
 
@@ -181,7 +184,7 @@ class Joint(nn.Module):
             torch.cat([part.features.to(parts[0].features.dtype) for part in parts]),
             torch.cat([part.affinity_logits for part in parts]),
         )
-        instances = split_instances(instance_targets(labels[:, 1:]))
+        instances = compact_blocks(instance_targets(split_instances(labels[:, 1:])))
         decoded = self.decoder(both, order="random", rng=np.random.default_rng((seed, 2, step)))
         batch = len(labels)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -198,13 +201,17 @@ class Joint(nn.Module):
         weights = self.config.teacher.queries
         rounds = [masks[part] for masks in decoded.masks]
         pairs = match(rounds[0], instances)
+        seen = instances
+        if weights.points:
+            points = draw_points(instances, weights.points, generator)
+            rounds, seen = [at_points(masks, points) for masks in rounds], at_points(instances, points)
         terms: dict[str, Tensor] = {}
         if weights.cross_entropy:
             terms["cross_entropy"] = weights.cross_entropy * _total(
-                [mask_cross_entropy(masks, instances, pairs) for masks in rounds]
+                [mask_cross_entropy(masks, seen, pairs) for masks in rounds]
             )
         if weights.dice:
-            terms["dice"] = weights.dice * _total([mask_dice(masks, instances, pairs) for masks in rounds])
+            terms["dice"] = weights.dice * _total([mask_dice(masks, seen, pairs) for masks in rounds])
         if weights.discrimination:
             terms["discrimination"] = weights.discrimination * instance_discrimination(
                 decoded.mask_features[part], instances, samples=weights.samples, generator=generator
@@ -216,8 +223,10 @@ def split_instances(labels: Tensor) -> Tensor:
     """Every connected component (26 neighbours) its own instance, compact in every block.
 
     Args:
-        labels: (B, D, h, w) int64, 0 = background.
+        labels: (B, D, H, W) int64, 0 = background.
     """
+    if labels.device.type == "cuda":
+        return label_components(labels).numbers
     blocks = []
     for block in labels.cpu().numpy():
         _, rank = np.unique(block, return_inverse=True)
@@ -225,10 +234,6 @@ def split_instances(labels: Tensor) -> Tensor:
         compact[block == 0] = 0
         blocks.append(cc3d.connected_components(compact, connectivity=26).astype(np.int64))
     return torch.from_numpy(np.stack(blocks)).to(labels.device)
-
-
-def _rows(encoded: SectionFeatures, index: Tensor) -> SectionFeatures:
-    return SectionFeatures(encoded.full[index], encoded.half[index], encoded.size)
 
 
 def _volumes(pairs: Tensor, batch: int) -> Tensor:

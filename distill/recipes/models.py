@@ -11,33 +11,83 @@ from pydantic import ValidationError
 from torch import nn
 
 from distill.checkpoint import Kind, load_module, read_weights
-from distill.config import DecoderConfig, StudentConfig, TeacherConfig
+from distill.config import DecoderConfig, StudentConfig, StudentNetwork, TeacherConfig
 from distill.decoder import QueryDecoder
 from distill.errors import CheckpointError, DistillError
 from distill.geometry import Nanometres
 from distill.queries import SeedRule
+from students.section import Student
 from students.slab import SlabAdapter
+from students.smp import SmpYShape
 from students.yshape import YShape
 from teachers.agq import AGQTeacher
+from teachers.superhuman import SuperHumanTeacher
+from teachers.swin_unetr import SwinUNETRTeacher
+from teachers.teacher import Teacher
+from teachers.unetr import UNETRTeacher
 
 
-def build_teacher(config: TeacherConfig) -> AGQTeacher:
-    """The 3D network."""
+def build_teacher(config: TeacherConfig) -> Teacher:
+    """The 3D network.
+
+    Raises:
+        DistillError: it is built of MONAI's parts and MONAI is not installed.
+    """
+    fused, embedding = config.fused, config.embedding
+    if config.kind == "superhuman":
+        return SuperHumanTeacher(filters=config.filters, fused=fused, embedding=embedding)
+    if config.kind == "unetr":
+        vit = config.unetr
+        return UNETRTeacher(
+            features=vit.features,
+            hidden=vit.hidden,
+            mlp=vit.mlp,
+            heads=vit.heads,
+            layers=vit.layers,
+            patch_depth=vit.patch_depth,
+            block=vit.block,
+            fused=fused,
+            embedding=embedding,
+        )
+    if config.kind == "swinunetr":
+        swin = config.swinunetr
+        return SwinUNETRTeacher(
+            features=swin.features,
+            depths=swin.depths,
+            heads=swin.heads,
+            window=swin.window,
+            fused=fused,
+            embedding=embedding,
+        )
     return AGQTeacher(
         filters=config.filters,
-        fused=config.fused,
+        fused=fused,
         branch_width=config.branch_width,
         branch_depth=config.branch_depth,
-        embedding=config.embedding,
+        embedding=embedding,
     )
 
 
-def build_student(width: int, embedding: int) -> YShape:
-    """The 2D network."""
-    return YShape(width=width, embedding=embedding)
+def build_student(config: StudentNetwork, *, weights: str | None = None) -> Student:
+    """The 2D network.
+
+    Args:
+        config: which one.
+        weights: pretrained encoder weights from a hub, for the preset `smp`.
+    """
+    if config.kind == "cad":
+        return YShape(width=config.width, embedding=config.embedding)
+    return SmpYShape(
+        config.encoder,
+        depth=config.depth,
+        fuse=config.fuse,
+        width=config.width,
+        embedding=config.embedding,
+        weights=weights,
+    )
 
 
-def build_slab(student: YShape, fused: int) -> SlabAdapter:
+def build_slab(student: Student, fused: int) -> SlabAdapter:
     """The student's adapter to the shared decoder."""
     return SlabAdapter(half=student.half_channels, full=student.full_channels, features=fused)
 
@@ -49,10 +99,14 @@ def build_decoder(config: DecoderConfig, fused: int, resolution: Nanometres) -> 
         features=fused,
         width=config.width,
         depth=config.depth,
+        instance_depth=config.instance_depth,
         rounds=config.rounds,
-        learned=config.learned,
+        refine=config.refine,
+        learned=2 * config.learned if config.queries == "double-learned" else config.learned,
+        cues=None if config.cues == "queries" and not config.queries.startswith("guided") else config.cues,
         seeds=seed_rule(config),
         prior=config.prior,
+        momentum=config.norm_momentum,
         sampling=(z / (2 * x), y / x, 1.0),
     )
 
@@ -67,7 +121,7 @@ def seed_rule(config: DecoderConfig) -> SeedRule:
 class TrainedStudent:
     """A student ready to run, with its adapter and decoder where the file has them."""
 
-    student: YShape
+    student: Student
     slab: SlabAdapter | None
     decoder: QueryDecoder | None
     decoding: DecoderConfig
@@ -79,7 +133,7 @@ class TrainedStudent:
 class TrainedTeacher:
     """A teacher ready to run, with its decoder."""
 
-    teacher: AGQTeacher
+    teacher: Teacher
     decoder: QueryDecoder
     config: TeacherConfig
     notes: dict[str, Any]
@@ -91,9 +145,7 @@ def student_metadata(
 ) -> dict[str, Any]:
     """What a student's weights file must say so that it can be rebuilt."""
     return {
-        "kind": config.kind,
-        "width": config.width,
-        "embedding": config.embedding,
+        **{name: getattr(config, name) for name in StudentNetwork.model_fields},
         "fused": fused,
         "resolution": list(resolution),
         "decoder": decoding.model_dump(mode="json"),
@@ -135,7 +187,8 @@ def load_student(model: str, device: torch.device) -> TrainedStudent:
         raise CheckpointError(f"{weights.path}: holds a {weights.kind}, expected a student")
     config, source = weights.config, str(weights.path)
     try:
-        student = build_student(config["width"], config["embedding"])
+        network = {name: config[name] for name in StudentNetwork.model_fields if name in config}
+        student = build_student(StudentNetwork.model_validate(network))
         decoding = DecoderConfig.model_validate(config.get("decoder") or {})
         slab = decoder = None
         if weights.part("decoder"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def check_place(out: Path) -> None:
 class Output:
     """The store while it is being written: under a temporary name until it is complete."""
 
-    def __init__(self, out: Path, frame: Frame, *, segmentation: bool) -> None:
+    def __init__(self, out: Path, frame: Frame, *, segmentation: bool, offsets: Sequence[Triple] = NEAREST) -> None:
         self.out, self.frame = out, frame
         self.work = out.with_name(out.name + ".writing")
         if self.work.is_dir() and not self.work.is_symlink():
@@ -91,11 +92,11 @@ class Output:
         self.affinity = create_zarr(
             self.work,
             "affinity",
-            shape=(3, *frame.shape),
+            shape=(len(offsets), *frame.shape),
             dtype=np.uint8,
             resolution=frame.resolution,
             offset=frame.offset,
-            attributes=attributes(NEAREST),
+            attributes=attributes(offsets),
         )
         self.segmentation: ZarrArray | None = None
         if segmentation:
@@ -109,7 +110,7 @@ class Output:
             )
 
     def write_affinity(self, z: int, affinity: NDArray[np.uint8]) -> None:
-        """One section (3, H, W)."""
+        """One section (K, H, W)."""
         _, height, width = self.frame.shape
         self.affinity.write(Box((z, 0, 0), (z + 1, height, width)), affinity[:, None])
 

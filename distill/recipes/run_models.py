@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import distill
-from distill.affinity import to_uint8
+from distill.affinity import NEAREST, to_uint8
 from distill.agglomerate import waterz
 from distill.errors import CheckpointError, DistillError
+from distill.geometry import Triple
 from distill.ids import Relabelling, compact, distinct_ids, ranks
 from distill.recipes.models import TrainedStudent, load_student, load_teacher, pick_device
 from distill.recipes.outputs import Output, check_free, frame_of
@@ -30,7 +31,7 @@ from distill.recipes.volumes import (
     teacher_volume,
 )
 from distill.volume import Volume, open_volume
-from students.stream import SectionResult
+from students.stream import SectionResult, check_offsets
 
 WATERZ_THRESHOLD = 0.5  # Liu et al., CVPR 2024
 
@@ -51,7 +52,15 @@ class Options:
 
 
 def stream(
-    source: str, model: str, out: Path, options: Options, *, segment: bool, on_section: OnSection, note: Note
+    source: str,
+    model: str,
+    out: Path,
+    options: Options,
+    *,
+    segment: bool,
+    offsets: Sequence[Triple] = NEAREST,
+    on_section: OnSection,
+    note: Note,
 ) -> dict[str, Any]:
     """Run the student over sections; write affinities and, through slabs and the query decoder, instances.
 
@@ -61,6 +70,7 @@ def stream(
         out: Zarr store to make.
         options: see `Options`.
         segment: also write `segmentation`.
+        offsets: affinities to write, the nearest three first (see `students.stream`).
         on_section: called with sections done and their number.
         note: called with lines that the user should see.
 
@@ -69,6 +79,7 @@ def stream(
     """
     check_free(out, source, options.overwrite)
     _check_precision(options)
+    check_offsets(offsets)
     volume = open_volume(source, resolution=options.resolution)
     frame = frame_of(volume, options.sections)
     runtime = Runtime(pick_device(options.device), options.precision)
@@ -78,10 +89,12 @@ def stream(
     threshold = merge_threshold(options, trained.notes)
     assembly = Assembly(decoder_overlap(frame.shape, trained.decoding)) if segment else None
     about = _about(source, trained.path, options, "query" if segment else None, threshold)
-    output = Output(out, frame, segmentation=segment)
+    about["offsets"] = [list(offset) for offset in offsets]
+    output = Output(out, frame, segmentation=segment, offsets=offsets)
     try:
         sections = volume.sections(frame.first, frame.first + frame.shape[0])
-        results = _written(student_sections(trained, sections, runtime, with_slab=segment), output, on_section)
+        pushed = student_sections(trained, sections, runtime, with_slab=segment, offsets=offsets)
+        results = _written(pushed, output, on_section)
         if assembly is None:
             for _ in results:
                 pass

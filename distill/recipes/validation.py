@@ -21,7 +21,7 @@ from distill.recipes.joint import Joint
 from distill.recipes.models import TrainedStudent, TrainedTeacher
 from distill.recipes.volumes import Runtime, Segmented, student_volume, teacher_volume
 
-MERGE_THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
+MERGE_THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
 # z, y, x; tried beside the configured ones
 SEED_THRESHOLDS = ((0.65, 0.8, 0.8), (0.8, 0.8, 0.8), (0.8, 0.9, 0.9), (0.9, 0.9, 0.9), (0.97, 0.95, 0.95))
 
@@ -115,7 +115,8 @@ def validate(
 
 def seed_candidates(decoding: DecoderConfig) -> list[DecoderConfig]:
     """The configured decoding and, where seeds are cut at edge thresholds, the same with the other thresholds."""
-    if decoding.seeds.kind != "edges":
+    looks_at_seeds = decoding.queries.startswith("guided") or decoding.cues == "segmentation"
+    if decoding.seeds.kind != "edges" or not looks_at_seeds:
         return [decoding]
     thresholds = dict.fromkeys([decoding.seeds.thresholds, *SEED_THRESHOLDS])
     return [

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distill.affinity import NEAREST
 from distill.agglomerate import RegionGraph, agglomerate_graph, region_graph
 from distill.config import DecoderConfig
 from distill.decoder import DecoderInput, QueryDecoder
@@ -24,7 +25,7 @@ from distill.sampling import as_unit_range
 from distill.segment import block_instances
 from distill.stitch import Stitcher, largest_overlap
 from students.stream import SectionResult, SectionStream
-from teachers.agq import TeacherOutput
+from teachers.teacher import TeacherOutput
 from teachers.tiled import run_teacher
 
 Affinity = NDArray[np.float32]
@@ -51,8 +52,8 @@ class Slab:
         return self.first + len(self.sections)
 
     def affinity(self) -> Affinity:
-        """(3, D, H, W) of the slab's sections."""
-        return torch.stack([s.affinity for s in self.sections], 1).float().cpu().numpy()
+        """(3, D, H, W) of the slab's sections: the nearest offsets."""
+        return torch.stack([s.affinity[:3] for s in self.sections], 1).float().cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,16 @@ class Piece:
 
 
 def student_sections(
-    model: TrainedStudent, sections: Iterable[NDArray[np.generic]], runtime: Runtime, *, with_slab: bool
+    model: TrainedStudent,
+    sections: Iterable[NDArray[np.generic]],
+    runtime: Runtime,
+    *,
+    with_slab: bool,
+    offsets: Sequence[Triple] = NEAREST,
 ) -> Iterator[SectionResult]:
     """Stream sections (H, W) through the student, one result a section."""
     slab = model.slab if with_slab else None
-    stream = SectionStream(model.student, slab, device=runtime.device, precision=runtime.precision)
+    stream = SectionStream(model.student, slab, device=runtime.device, precision=runtime.precision, offsets=offsets)
     for section in sections:
         yield stream.push(torch.from_numpy(as_unit_range(section)))
 

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.config import Pair, StudentConfig, TeacherConfig, dump, load_pair
+from distill.config import (
+    PUBLISHED_DECODER,
+    DecoderConfig,
+    Pair,
+    StudentConfig,
+    StudentNetwork,
+    TeacherConfig,
+    dump,
+    load_pair,
+)
 from distill.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -45,11 +54,15 @@ def test_the_pairs_that_come_along_load(name: str) -> None:
     assert all(f % 8 == 0 for f in found.teacher.filters)
 
 
-def test_defaults_are_the_published_settings(tmp_path: Path) -> None:
+def test_defaults_are_the_published_settings_but_for_seeds_and_prior(tmp_path: Path) -> None:
     found = load(tmp_path)
     assert found.teacher.filters == (32, 64, 96, 128, 160)
     decoder, queries = found.teacher.decoder, found.teacher.queries
-    assert (decoder.learned, decoder.rounds, decoder.seeds.kind, decoder.seeds.min_voxels) == (100, 2, "mean", 100)
+    assert (decoder.width, decoder.depth, decoder.learned, decoder.rounds) == (64, 4, 100, 2)
+    assert (decoder.seeds.kind, decoder.prior, decoder.fill) == ("edges", "flood", True)
+    published = DecoderConfig.model_validate(PUBLISHED_DECODER)
+    assert (published.seeds.kind, published.seeds.min_voxels, published.seeds.max_count) == ("mean", 100, 100)
+    assert (published.prior, published.fill, published.min_piece, published.min_instance) == ("none", False, 0, 40)
     assert (queries.cross_entropy, queries.dice, queries.discrimination, queries.samples) == (0.3, 3.0, 0.1, 4096)
     training, loss = found.student.training, found.student.loss
     assert (training.steps, training.warmup, training.lr, training.batch) == (200_000, 10_000, 1e-4, 2)
@@ -234,3 +247,39 @@ def test_a_configuration_does_not_change(tmp_path: Path) -> None:
     found = load(tmp_path)
     with pytest.raises(ValueError, match="frozen"):
         found.student.training.steps = 3  # type: ignore[misc]
+
+
+def test_the_student_is_the_papers_network_unless_told_otherwise(tmp_path: Path) -> None:
+    found = load(tmp_path).student
+    assert (found.kind, found.width, found.embedding) == ("cad", 16, 16)
+    assert (found.encoder, found.depth, found.fuse, found.encoder_weights) == ("tu-resnet10t", 4, 1, None)
+    assert StudentNetwork() == StudentNetwork(**{key: getattr(found, key) for key in StudentNetwork.model_fields})
+
+
+def test_the_students_network_survives_a_dump(tmp_path: Path) -> None:
+    words = ("kind=smp", "encoder=mit_b0", "depth=5", "fuse=0", "width=8", "encoder_weights=imagenet")
+    found = load(tmp_path, TEACHER, STUDENT, *(f"student.{word}" for word in words))
+    network = found.student
+    assert (network.kind, network.encoder, network.depth, network.fuse) == ("smp", "mit_b0", 5, 0)
+    assert (network.width, network.encoder_weights) == (8, "imagenet")
+    assert load(tmp_path, TEACHER, dump(network)) == found
+    assert "encoder_weights" not in StudentNetwork.model_fields  # a trained network has its own
+
+
+@pytest.mark.parametrize(
+    ("student", "parts"),
+    [
+        ({"kind": "unet"}, ["student.yaml: kind: ", "'cad' or 'smp'", "found 'unet'"]),
+        ({"depth": 2}, ["student.yaml: depth: ", "greater than or equal to 3", "found 2"]),
+        ({"depth": 6}, ["student.yaml: depth: ", "less than or equal to 5", "found 6"]),
+        ({"fuse": -1}, ["student.yaml: fuse: ", "found -1"]),
+        ({"width": 0}, ["student.yaml: width: ", "found 0"]),
+        ({"embedding": 0}, ["student.yaml: embedding: ", "found 0"]),
+        ({"encoder": None}, ["student.yaml: encoder: "]),
+        ({"encoders": "resnet18"}, ["student.yaml: unknown key 'encoders'; did you mean 'encoder'?"]),
+        ({"fused": 2}, ["student.yaml: unknown key 'fused'; did you mean 'fuse'?"]),
+    ],
+)
+def test_bad_networks_name_file_and_key(tmp_path: Path, student: Any, parts: list[str]) -> None:
+    message = refusal(tmp_path, TEACHER, {**STUDENT, **student})
+    assert all(part in message for part in parts), message

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.affinity import MULTI, affinity_targets, as_label_tensor, class_balance, embedding_affinity
+from distill.config import load_pair
 from distill.losses import (
     affinity_cross_entropy,
     affinity_loss,
+    at_points,
     cross_dimension_loss,
+    draw_points,
     grafting_loss,
     instance_discrimination,
     instance_targets,
@@ -30,7 +34,8 @@ from distill.losses import (
     multi_offset_loss,
     weighted_mse,
 )
-from distill.matching import Match
+from distill.matching import Match, match
+from distill.recipes import joint
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -368,6 +373,167 @@ def test_a_lacking_query_leaves_gradients_finite(loss: Any) -> None:
     assert masks.grad is not None
     assert bool(masks.grad.isfinite().all())
     assert bool(masks.grad.any())
+
+
+# Mask losses at drawn voxels
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_drawn_voxels_are_distinct_and_repeat_with_their_generator() -> None:
+    instances = torch.zeros(3, 2, 4, 5)
+    found = draw_points(instances, 7, seeded(1))
+    assert found.shape == (3, 7)
+    assert found.dtype == torch.int64
+    assert 0 <= int(found.min()) <= int(found.max()) < 40
+    assert all(len(row.unique()) == 7 for row in found)
+    assert len(found.unique(dim=0)) == 3  # every block its own
+    assert torch.equal(found, draw_points(instances, 7, seeded(1)))
+    assert not torch.equal(found, draw_points(instances, 7, seeded(2)))
+    assert torch.equal(draw_points(instances, 99, seeded(1)).sort().values, torch.arange(40).expand(3, -1))
+
+
+def test_voxels_are_drawn_alike() -> None:
+    rows = torch.stack([draw_points(torch.zeros(1, 2, 3, 4), 6, seeded(i))[0] for i in range(2000)])
+    counts = rows.flatten().bincount(minlength=24)
+    assert (counts - 500).abs().max() < 5 * math.sqrt(2000 * 0.25 * 0.75)
+
+
+def test_values_at_drawn_voxels() -> None:
+    masks, instances, points = random(2, 3, 2, 3, 4), integers(4, 2, 2, 3, 4), draw_points(torch.zeros(2, 2, 3, 4), 5)
+    found, labels = at_points(masks, points), at_points(instances, points)
+    assert found.shape == (2, 3, 5)
+    for b, p in np.ndindex(2, 5):
+        point = np.unravel_index(int(points[b, p]), (2, 3, 4))
+        assert labels[b, p] == instances[(b, *point)]
+        assert torch.equal(found[b, :, p], masks[(b, slice(None), *point)])
+
+
+@pytest.mark.parametrize(("loss", "oracle"), [(mask_cross_entropy, cross_entropy_oracle), (mask_dice, dice_oracle)])
+def test_mask_losses_at_drawn_voxels_equal_a_loop(loss: Any, oracle: Any) -> None:
+    masks, instances = random(2, 5, 2, 3, 4, seed=1), integers(4, 2, 2, 3, 4)
+    masks[0, 2] = -torch.inf
+    every = draw_points(instances, 24, seeded(0))
+    whole = loss(masks, instances, MATCHES)
+    torch.testing.assert_close(loss(at_points(masks, every), at_points(instances, every), MATCHES), whole, **CLOSE)
+    some = every[:, :12]
+    drawn, labels = at_points(masks, some), at_points(instances, some)
+    assert all(set(range(4)) == set(row.tolist()) for row in labels)
+    assert float(loss(drawn, labels, MATCHES)) == pytest.approx(oracle(drawn, labels, MATCHES), rel=1e-5)
+
+
+def test_the_mean_gradient_of_drawn_cross_entropy_is_the_whole_one() -> None:
+    instances = integers(4, 2, 2, 3, 4)
+    masks = random(2, 5, 2, 3, 4).requires_grad_()
+    pairs = [match_of((2, 1), (0, 3), (3, 2)), match_of((1, 2), (3, 1), (0, 3))]  # every instance has a query
+    whole = torch.autograd.grad(mask_cross_entropy(masks, instances, pairs), masks)[0]
+    grads = []
+    for seed in range(600):
+        points = draw_points(instances, 6, seeded(seed))
+        loss = mask_cross_entropy(at_points(masks, points), at_points(instances, points), pairs)
+        grads.append(torch.autograd.grad(loss, masks)[0])
+    every = torch.stack(grads)
+    off = (every.mean(0) - whole) / (every.std(0) / math.sqrt(len(grads)))
+    assert float(off.abs().max()) < 5
+    assert float(off.square().mean()) < 1.5  # 1 if the mean is right
+    assert float((every[0] - whole).abs().max()) > 0.01
+
+
+def test_drawn_dice_tends_to_the_whole_one() -> None:
+    instances = torch.zeros(1, 4, 16, 16, dtype=torch.int64)
+    instances[..., :8], instances[..., 9:] = 1, 2
+    masks = random(1, 3, 4, 16, 16, seed=2) + 2 * torch.stack([instances == n for n in (0, 1, 2)], 1)
+    pairs = [match_of((0, 1), (1, 2))]
+    whole = float(mask_dice(masks, instances, pairs))
+    errors = []
+    for count in (16, 128, 960, 1024):
+        points = [draw_points(instances, count, seeded(i)) for i in range(20)]
+        found = [float(mask_dice(at_points(masks, p), at_points(instances, p), pairs)) for p in points]
+        errors.append(np.mean(np.abs(np.subtract(found, whole))))
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[3] == pytest.approx(0, abs=1e-6)
+
+
+def test_pairs_without_a_drawn_voxel_are_left_out_of_dice() -> None:
+    masks, instances = random(1, 4, 1, 2, 4, seed=1), torch.tensor([[1, 1, 2, 0], [1, 2, 3, 0]]).view(1, 1, 2, 4)
+    pairs = [match_of((1, 1), (0, 2), (2, 3))]
+    points = torch.tensor([[0, 1, 2, 3]])  # none of instance 3
+    drawn, labels = at_points(masks, points), at_points(instances, points)
+    assert torch.equal(mask_dice(drawn, labels, pairs), mask_dice(drawn, labels, [match_of((1, 1), (0, 2))]))
+    assert float(mask_dice(drawn[..., 3:], labels[..., 3:], pairs)) == 0  # background alone
+
+
+@pytest.fixture
+def build(tiny: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Callable[..., joint.Joint]:
+    """The demo's tiny pair with further words."""
+    folder = Path(__file__).resolve().parents[2] / "configs" / "phantom_cpu"
+    monkeypatch.setenv("PHANTOM", "phantom.h5")
+
+    def module(*words: str) -> joint.Joint:
+        pair = load_pair(folder / "teacher.yaml", folder / "student.yaml", [*tiny, *words])
+        torch.manual_seed(0)
+        return joint.Joint(pair, (30.0, 6.0, 6.0))
+
+    return module
+
+
+def volume() -> tuple[Tensor, Tensor]:
+    """A batch of two volumes of 3 x 16 x 16."""
+    labels = integers(4, 2, 1, 2, 2).repeat_interleave(3, 1).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    return uniform(2, 1, 3, 16, 16), labels
+
+
+def test_all_rounds_of_a_step_share_their_drawn_voxels(
+    build: Callable[..., joint.Joint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {"mask_cross_entropy": [], "mask_dice": [], "match": []}
+    for name, seen in calls.items():
+        kept = getattr(joint, name)
+
+        def spy(masks: Tensor, instances: Tensor, *rest: Any, to: Any = seen, call: Any = kept) -> Any:
+            to.append((masks, instances))
+            return call(masks, instances, *rest)
+
+        monkeypatch.setattr(joint, name, spy)
+    terms = build("teacher.queries.points=50")(volume(), 0)
+    assert all(math.isfinite(float(term.detach())) for term in terms.values())
+    masks, instances = calls["match"][0]
+    assert instances.shape == (2, 2, 8, 8)  # matched on all voxels, once for each network
+    assert len(calls["match"]) == 2
+    for name in ("mask_cross_entropy", "mask_dice"):
+        assert [tuple(labels.shape) for _, labels in calls[name]] == [(2, 50)] * 4  # two networks, two rounds each
+        assert torch.equal(calls[name][0][1], calls[name][1][1])
+        assert calls[name][0][0].shape == (2, masks.shape[1], 50)
+    assert torch.equal(calls["mask_dice"][0][1], calls["mask_cross_entropy"][0][1])
+
+
+def test_drawing_all_voxels_changes_no_mask_loss(build: Callable[..., joint.Joint]) -> None:
+    whole, drawn = (build(f"teacher.queries.points={n}")(volume(), 0) for n in (0, 128))
+    assert set(whole) == set(drawn)
+    for name in whole:
+        if not name.endswith("discrimination"):  # the same generator draws its voxels
+            torch.testing.assert_close(drawn[name], whole[name], **CLOSE)
+
+
+def test_targets_are_split_into_components_before_they_are_halved(
+    build: Callable[..., joint.Joint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    monkeypatch.setattr(joint, "match", lambda masks, instances: seen.append(instances) or match(masks, instances))
+    raw, labels = volume()
+    labels[:] = 0
+    labels[0, :, 4:8, 0:2] = labels[0, :, 4:8, 3:6] = 7  # a gap of one voxel that halving closes
+    labels[1, :, 4:8, 0:4] = labels[1, :, 4:8, 6:10] = 5
+    labels[1, :, 4, 4:6] = 5  # a bridge
+    labels[1, :, 8:, 4:6] = 3
+    labels[1, :, 0, 0] = 9  # too small to stay: no gap in the ids
+    build()((raw, labels), 0)
+    assert seen[0].flatten(1).amax(1).tolist() == [2, 2]
+    assert seen[0][0, 0, 2].tolist() == [1, 2, 2, 0, 0, 0, 0, 0]
+    assert seen[0][1, 0, 2].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+    assert seen[0][1, 0, 4].tolist() == [0, 0, 2, 0, 0, 0, 0, 0]
 
 
 # Discrimination

@@ -13,8 +13,23 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from distill.queries import SeedRule, Seeds, Surroundings, find_seeds, given_seeds, mask_prior, pool_seeds, surroundings
+from distill import queries
+from distill.components import nearest_labels
+from distill.queries import (
+    Order,
+    SeedRule,
+    Seeds,
+    Surroundings,
+    find_seeds,
+    given_seeds,
+    mask_prior,
+    pool_seeds,
+    propagated_components,
+    scanned_components,
+    surroundings,
+)
 
 Kind = Literal["mean", "edges"]
 THRESHOLDS = (0.5, 0.7, 0.9)
@@ -148,6 +163,81 @@ def test_half_precision_and_strided_affinities() -> None:
     plain, found = find_seeds(affinity.float(), rule, "size"), find_seeds(turned, rule, "size")
     assert plain.counts[0] > 0
     assert torch.equal(plain.components, found.components)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(st.integers(1, 5), st.integers(1, 12), st.integers(1, 12)),
+    st.sampled_from(["mean", "edges"]),
+    st.integers(0, 6),
+    st.sampled_from(["id", "size", "random"]),
+    st.sampled_from([0, 1, 3, 100]),
+    st.sampled_from([0.1, 0.3, 1.0]),
+)
+def test_propagation_finds_the_seeds_of_the_scan(
+    seed: int, shape: tuple[int, int, int], kind: Kind, min_voxels: int, order: Order, most: int, power: float
+) -> None:
+    affinity = torch.from_numpy(affinity_block(seed, (3, 3, *shape), power))
+    affinity[1] = 0.5 + affinity[1] / 1000  # `edges` joins along z alone
+    rule = SeedRule(kind, (0.4, 0.7, 0.9), min_voxels, most)
+    scanned = find_seeds(affinity, rule, order, np.random.default_rng(seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queries, "scanned_components", propagated_components)
+        found = find_seeds(affinity, rule, order, np.random.default_rng(seed))
+    assert found.counts == scanned.counts
+    assert torch.equal(found.components, scanned.components)
+
+
+@pytest.mark.parametrize("kind", ["mean", "edges"])
+def test_propagation_equals_the_scan_on_a_block_of_real_size(kind: Kind) -> None:
+    rng = np.random.default_rng(3)
+    smooth = ndimage.gaussian_filter(rng.normal(size=(1, 3, 9, 65, 65)), (0, 0, 1, 2, 2))
+    affinity = torch.from_numpy(1 / (1 + np.exp(-smooth / smooth.std()))).float()
+    rule = SeedRule(kind, (0.5, 0.6, 0.6), 20, 100)
+    scanned, found = scanned_components(affinity, rule), propagated_components(affinity, rule)
+    assert int(scanned.max()) > 5
+    assert torch.equal(scanned, found)
+
+
+class NoBlockLeaves(TorchFunctionMode):
+    """Fails when more than a few numbers of a tensor are read on the host."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("cpu", "numpy", "tolist", "__array__", "nonzero", "item"):
+            assert args[0].numel() <= 8, f"{func.__name__} of {tuple(args[0].shape)}"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("order", ["id", "size", "random"])
+@pytest.mark.parametrize("kind", ["mean", "edges"])
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+        ),
+    ],
+)
+def test_by_propagation_only_counts_leave_the_device(
+    device: str, kind: Kind, order: Order, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    affinity = torch.from_numpy(affinity_block(5, (2, 3, 5, 33, 33), 0.1))
+    rule = SeedRule(kind, (0.6, 0.97, 0.97), 3, 20)
+    wanted = find_seeds(affinity, rule, order, np.random.default_rng(1))
+    assert min(wanted.counts) > 0
+    monkeypatch.setattr(queries, "scanned_components", propagated_components)
+    given_ = affinity.to(device)
+    with NoBlockLeaves():
+        found = find_seeds(given_, rule, order, np.random.default_rng(1))
+        nearest_labels(found.components, (2.5, 1.0, 1.0))
+    assert found.components.device == given_.device
+    assert found.counts == wanted.counts
+    assert torch.equal(found.components.cpu(), wanted.components)
+    around, far = surroundings(found, (2.5, 1.0, 1.0)), surroundings(wanted, (2.5, 1.0, 1.0)).distance
+    torch.testing.assert_close(around.distance.cpu(), far, rtol=1e-5, atol=0)
 
 
 def many_and_none(seed: int) -> Seeds:

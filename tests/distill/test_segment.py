@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from distill import segment
 from distill.decoder import DecoderOutput
 from distill.queries import given_seeds
 from distill.segment import absorb, arg_max, block_instances
@@ -34,7 +39,7 @@ def naive(logits: Tensor, size: tuple[int, int], min_voxels: float, fill: bool) 
 
 
 def random_logits(seed: int, queries: int, lacking: list[int]) -> Tensor:
-    logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 3, (1 + queries, 2, 3, 4)).astype(np.float32))
+    logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 3, (1 + queries, 3, 3, 4)).astype(np.float32))
     logits[lacking] = -torch.inf
     return logits
 
@@ -54,9 +59,9 @@ def test_arg_max_is_the_plain_computation(
 ) -> None:
     logits = random_logits(seed, queries, [c for c in lacking if c <= queries])
     found = arg_max(logits, (height, width), min_voxels, fill)
-    assert found.shape == (2, height, width)
-    assert found.dtype == torch.int64
-    assert torch.equal(found, naive(logits, (height, width), min_voxels, fill))
+    assert found.shape == (3, height, width)
+    assert found.dtype == torch.int32
+    assert torch.equal(found, naive(logits, (height, width), min_voxels, fill).int())
 
 
 def test_filling_leaves_no_background() -> None:
@@ -81,9 +86,70 @@ def test_a_dropped_query_leaves_its_place_to_the_next_best() -> None:
     assert not arg_max(logits, (8, 8), 10_000, True).any()
 
 
-def test_half_precision_logits() -> None:
-    logits = random_logits(2, 3, []).bfloat16()
-    assert torch.equal(arg_max(logits, (6, 8), 5, False), naive(logits.float(), (6, 8), 5, False))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits(dtype: torch.dtype) -> None:
+    logits = random_logits(2, 3, [2]).to(dtype)
+    assert torch.equal(arg_max(logits, (6, 8), 5, False), naive(logits.float(), (6, 8), 5, False).int())
+
+
+def test_only_sections_won_by_a_dropped_query_are_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.zeros(4, 5, 3, 4)
+    logits[1] = 5
+    logits[2] = -30
+    logits[2, 3, 1, 1] = 100
+    logits[3] = -40  # dropped, but never the best
+    calls: list[int] = []
+    upsample = segment._upsample
+    monkeypatch.setattr(segment, "_upsample", lambda section: calls.append(len(section)) or upsample(section))
+    found = arg_max(logits, (6, 8), 20, False)
+    assert calls == [4] * 5 + [2]  # background and the one query that is kept
+    assert torch.equal(found, naive(logits, (6, 8), 20, False).int())
+    assert (found == 1).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_gpu_gives_the_same(dtype: torch.dtype) -> None:
+    logits = random_logits(4, 5, [3]).to(dtype)
+    for min_voxels in (0, 25):
+        found = arg_max(logits.cuda(), (5, 7), min_voxels, False)
+        assert found.is_cuda
+        assert torch.equal(found.cpu(), arg_max(logits, (5, 7), min_voxels, False))
+
+
+MEASURE = """
+import torch
+import torch.nn.functional as F
+from distill.decoder import DecoderOutput
+from distill.queries import given_seeds
+from distill.segment import block_instances
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) // 1024 for line in status if line.startswith("VmHWM"))
+
+torch.set_num_threads(1)
+generator = torch.Generator().manual_seed(0)
+masks = torch.empty(1, 201, 17, 129, 129)
+for channel in masks[0]:
+    channel.copy_(F.interpolate(torch.randn(1, 17, 9, 9, generator=generator) * 3, (129, 129))[0])
+masks[0, 200] -= 60
+masks[0, 200, :, :2, :2] += 120  # wins a corner everywhere, yet is too small to stay
+nothing = torch.zeros(1, 200, 8)
+output = DecoderOutput([masks], nothing[..., 0] == 0, nothing, nothing, given_seeds(torch.zeros(1, 1, 1, 1)))
+before = peak()
+ids = block_instances(output, 0, (257, 257), min_voxels=300, min_piece=20, fill=True)
+assert ids.shape == (17, 257, 257) and ids.min() > 0, ids.min()
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak memory is read from Linux's /proc")
+def test_a_published_block_of_200_queries_stays_far_below_two_gigabytes() -> None:
+    root = Path(segment.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", MEASURE], cwd=root, capture_output=True, text=True, check=True)
+    assert 20 < int(done.stdout) < 500  # MB besides the logits; all at once it takes 900, and its softmax as much
 
 
 def output_of(winners: NDArray[np.int64], channels: int) -> DecoderOutput:

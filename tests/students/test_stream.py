@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from distill.affinity import pair_affinity
-from distill.errors import ShapeError
+from distill.affinity import NEAREST, pair_affinity
+from distill.errors import DistillError, ShapeError
+from distill.geometry import Triple
+from students.section import Student
 from students.slab import SlabAdapter
-from students.stream import SectionStream
+from students.stream import SectionResult, SectionStream, check_offsets
 from students.yshape import YShape
 
 CPU = torch.device("cpu")
+STUDENTS = ("cad", "tu-resnet10t", "resnet18", "tu-mobilenetv3_large_100", "efficientnet-b0", "mit_b0")
+Build = Callable[..., Student]
 
 
 def networks() -> tuple[YShape, SlabAdapter]:
@@ -28,13 +37,27 @@ def volume(depth: int = 4, height: int = 37, width: int = 45) -> Tensor:
     return torch.rand(depth, height, width, generator=torch.Generator().manual_seed(1))
 
 
+def adapter(student: Student) -> SlabAdapter:
+    torch.manual_seed(0)
+    return SlabAdapter(half=student.half_channels, full=student.full_channels, features=16).eval()
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_stream_equals_the_pairs(channels_last: bool) -> None:
     student, slab = networks()
     if channels_last:
         student.to(memory_format=torch.channels_last)
+    equals_the_pairs(student, slab, volume())
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_the_stream_equals_the_pairs_whatever_the_student(student: Build, name: str) -> None:
+    equals_the_pairs(student(name), adapter(student(name)), volume(3, 33, 20))
+
+
+def equals_the_pairs(student: Student, slab: SlabAdapter, sections: Tensor) -> None:
+    """Bit for bit."""
     stream = SectionStream(student, slab, device=CPU, precision="32-true")
-    sections = volume()
     images = [s[None, None].contiguous(memory_format=torch.channels_last) for s in sections]
     for z, section in enumerate(sections):
         found = stream.push(section)
@@ -105,3 +128,150 @@ def test_half_precision_stays_close() -> None:
         a, b = full.push(section), half.push(section)
     assert b.affinity.dtype == torch.float32
     assert float((a.affinity - b.affinity).abs().mean()) < 2e-2
+
+
+def close(found: Sequence[SectionResult], wanted: Sequence[SectionResult]) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        for part in ("affinity", "embedding", "mixed", "logits"):
+            torch.testing.assert_close(getattr(one, part), getattr(other, part), rtol=1e-4, atol=1e-5)
+
+
+def cut(sections: Tensor, cuts: set[int]) -> list[Tensor]:
+    """Chunks of a volume, none empty."""
+    places = [0, *sorted(cuts), len(sections)]
+    return [sections[a:b] for a, b in itertools.pairwise(places)]
+
+
+FURTHER: tuple[Triple, ...] = ((-2, 0, 0), (0, 3, -2), (-3, -1, 2), (-1, 2, 5))
+
+
+@settings(max_examples=6)
+@given(cuts=st.sets(st.integers(1, 4)))
+@pytest.mark.parametrize("name", STUDENTS)
+def test_sections_in_chunks_equal_sections_alone(student: Build, name: str, cuts: set[int]) -> None:
+    network, sections = student(name), volume(5, 18, 21)
+    streams = [
+        SectionStream(network, adapter(network), device=CPU, precision="32-true", offsets=(*NEAREST, *FURTHER))
+        for _ in range(2)
+    ]
+    found = [result for chunk in cut(sections, cuts) for result in streams[0].push_many(chunk)]
+    close(found, [streams[1].push(section) for section in sections])
+
+
+def test_a_chunk_of_another_size_is_refused_and_the_stream_goes_on() -> None:
+    student, slab = networks()
+    sections = volume(4)
+    streams = [
+        SectionStream(student, slab, device=CPU, precision="32-true", offsets=(*NEAREST, *FURTHER)) for _ in range(2)
+    ]
+    for stream in streams:
+        stream.push_many(sections[:2])
+    with pytest.raises(ShapeError, match=r"found size \(36, 45\), expected \(37, 45\)"):
+        streams[0].push_many(sections[2:, :36])
+    one, other = (stream.push_many(sections[2:]) for stream in streams)
+    assert all(torch.equal(a.affinity, b.affinity) for a, b in zip(one, other, strict=True))
+
+
+def brute(pairs: Sequence[tuple[Tensor, Tensor]], z: int, offset: Triple) -> Tensor:
+    """An affinity of section z, pixel by pixel, from every pair's embeddings: (previous, current), (E, H, W) each."""
+    step, (dy, dx) = -offset[0], offset[1:]
+    now = pairs[z][1].double()
+    found = torch.zeros(now.shape[1:], dtype=torch.float64)
+    if z - step < 0:
+        return found
+    other = now if step == 0 else pairs[z - step + 1][0].double()  # as the previous section of the pair behind it
+    for y in range(found.shape[0]):
+        for x in range(found.shape[1]):
+            if 0 <= y + dy < found.shape[0] and 0 <= x + dx < found.shape[1]:
+                a, b = now[:, y, x], other[:, y + dy, x + dx]
+                found[y, x] = max(0.0, min(1.0, float(a @ b / (a.norm() * b.norm()))))
+    return found
+
+
+@settings(max_examples=8)
+@given(
+    further=st.lists(
+        st.tuples(st.integers(-4, 0), st.integers(-6, 6), st.integers(-6, 6)), min_size=1, max_size=4, unique=True
+    ),
+    cuts=st.sets(st.integers(1, 4)),
+)
+def test_further_offsets_equal_a_loop_over_pixels(further: list[Triple], cuts: set[int]) -> None:
+    further = [offset for offset in further if offset not in (*NEAREST, (0, 0, 0))] + [(-2, 1, -1), (-3, 0, 0)]
+    offsets = (*NEAREST, *dict.fromkeys(further))
+    student, _ = networks()
+    sections = volume(5, 6, 5)
+    stream = SectionStream(student, None, device=CPU, precision="32-true", offsets=offsets)
+    found = [result for chunk in cut(sections, cuts) for result in stream.push_many(chunk)]
+    images = sections[:, None, None]
+    with torch.no_grad():
+        pairs = [student(images[max(0, z - 1)], images[z]) for z in range(5)]
+    kept = [(pair.previous[0], pair.current[0]) for pair in pairs]
+    for z, result in enumerate(found):
+        assert result.affinity.shape == (len(offsets), 6, 5)
+        assert result.affinity.dtype == torch.float32
+        for k, offset in enumerate(offsets[3:], start=3):
+            wanted = brute(kept, z, offset).float()
+            torch.testing.assert_close(result.affinity[k], wanted, rtol=1e-4, atol=1e-5)
+            assert z + offset[0] >= 0 or not result.affinity[k].any()
+
+
+def test_further_offsets_leave_the_nearest_as_they_are() -> None:
+    student, slab = networks()
+    plain = SectionStream(student, slab, device=CPU, precision="32-true")
+    more = SectionStream(student, slab, device=CPU, precision="32-true", offsets=(*NEAREST, *FURTHER))
+    for section in volume(4):
+        a, b = plain.push(section), more.push(section)
+        assert torch.equal(a.affinity, b.affinity[:3])
+        assert torch.equal(a.embedding, b.embedding)
+        assert a.mixed is not None
+        assert b.mixed is not None
+        assert torch.equal(a.mixed, b.mixed)
+
+
+def test_first_sections_have_no_edges_to_sections_before_the_stream() -> None:
+    student, _ = networks()
+    offsets = (*NEAREST, (-1, 2, 0), (-2, 0, 0), (-3, 0, -1), (0, 2, 0))
+    stream = SectionStream(student, None, device=CPU, precision="32-true", offsets=offsets)
+    there = [[bool(channel.any()) for channel in stream.push(section).affinity] for section in volume(5)]
+    assert there == [[-offset[0] <= z for offset in offsets] for z in range(5)]
+
+
+@pytest.mark.parametrize(("offset", "k"), [((0, 1, 0), 1), ((0, 0, 1), 2)])
+def test_an_edge_turned_round_is_the_nearest_one_at_its_other_end(offset: Triple, k: int) -> None:
+    student, _ = networks()
+    stream = SectionStream(student, None, device=CPU, precision="32-true", offsets=(*NEAREST, offset))
+    for section in volume(2):
+        affinity = stream.push(section).affinity
+        _, y, x = offset
+        height, width = section.shape
+        torch.testing.assert_close(affinity[3, : height - y, : width - x], affinity[k, y:, x:], rtol=1e-5, atol=1e-6)
+
+
+def test_the_stream_keeps_no_more_sections_than_its_offsets_need() -> None:
+    student, _ = networks()
+    for further, kept in (((), 0), (((0, 4, 4),), 0), (((-1, 1, 0),), 1), (((-3, 0, 0), (-2, 0, 0)), 3)):
+        stream = SectionStream(student, None, device=CPU, precision="32-true", offsets=(*NEAREST, *further))
+        for section in volume(6, 8, 8):
+            stream.push(section)
+        assert len(stream.earlier) == kept
+
+
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [
+        ((*NEAREST, (1, 0, 0)), r"offset \[1, 0, 0\]: expected one within the section or to an earlier one"),
+        ((*NEAREST, (2, -1, 0)), r"offset \[2, -1, 0\]: expected"),
+        ((*NEAREST, (0, 0, 0)), r"offset \[0, 0, 0\]: expected"),
+        ((*NEAREST, (-2, 0, 0), (0, 3, 0), (-2, 0, 0)), r"offset \[-2, 0, 0\]: found more than once"),
+        ((*NEAREST, (0, -1, 0)), r"offset \[0, -1, 0\]: found more than once"),
+        (NEAREST[:2], r"offsets: found \[\[-1, 0, 0\], \[0, -1, 0\]\] first, expected the three nearest ones"),
+        (((-2, 0, 0), *NEAREST), r"offsets: found \[\[-2, 0, 0\], .* first, expected the three nearest"),
+        ((NEAREST[1], NEAREST[0], NEAREST[2]), "expected the three nearest"),
+        ((), r"offsets: found \[\] first"),
+    ],
+)
+def test_offsets_that_a_stream_cannot_give(offsets: tuple[Triple, ...], message: str) -> None:
+    with pytest.raises(DistillError, match=message):
+        check_offsets(offsets)
+    with pytest.raises(DistillError, match=message):
+        SectionStream(networks()[0], None, device=CPU, precision="32-true", offsets=offsets)

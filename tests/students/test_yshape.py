@@ -12,7 +12,8 @@ from torch import Tensor
 
 from distill.affinity import pair_affinity
 from distill.checkpoint import load_module, read_published
-from students.yshape import STRIDE, PairOutput, YShape, pad_to_stride
+from students.section import PairOutput, pad_to_stride
+from students.yshape import YShape
 
 
 def student(width: int = 4, embedding: int = 5) -> YShape:
@@ -105,8 +106,10 @@ def reflected(n: int, position: int) -> int:
 @pytest.mark.parametrize("size", [(1, 2), (3, 16), (17, 5), (33, 31)])
 def test_padding_reflects_to_and_fro(size: tuple[int, int]) -> None:
     image = section(*size)
-    found = pad_to_stride(image, STRIDE)
-    assert all(n % STRIDE == 0 and 0 <= n - s < STRIDE for n, s in zip(found.shape[-2:], size, strict=True))
+    found = pad_to_stride(image, YShape.stride)
+    for padded, given in zip(found.shape[-2:], size, strict=True):
+        assert padded % YShape.stride == 0
+        assert 0 <= padded - given < YShape.stride
     rows = [reflected(size[0], y) for y in range(found.shape[-2])]
     columns = [reflected(size[1], x) for x in range(found.shape[-1])]
     assert torch.equal(found, image[..., rows, :][..., columns])
@@ -114,14 +117,14 @@ def test_padding_reflects_to_and_fro(size: tuple[int, int]) -> None:
 
 def test_padding_a_whole_number_of_strides_does_nothing() -> None:
     image = section(32, 16)
-    assert torch.equal(pad_to_stride(image, STRIDE), image)
+    assert torch.equal(pad_to_stride(image, YShape.stride), image)
 
 
 def test_an_odd_section_is_the_reflected_one_cut_back() -> None:
     network, previous, current = student(), section(27, 40), section(27, 40, seed=1)
     with torch.no_grad():
         found = network(previous, current)
-        whole = network(pad_to_stride(previous, STRIDE), pad_to_stride(current, STRIDE))
+        whole = network(pad_to_stride(previous, YShape.stride), pad_to_stride(current, YShape.stride))
     assert torch.equal(found.previous, whole.previous[..., :27, :40])
     assert torch.equal(found.current, whole.current[..., :27, :40])
     assert torch.equal(found.half, whole.half[..., :14, :20])

@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.affinity import NEAREST, embedding_affinity
 from distill.decoder import DecoderInput
 from distill.geometry import Box
-from teachers.agq import AGQTeacher, TeacherOutput
+from teachers.agq import AGQTeacher
+from teachers.teacher import Teacher, TeacherOutput
 from teachers.tiled import block_affinity, head_embedding, run_teacher, sliding_windows
 
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ def raw(shape: tuple[int, int, int] = SHAPE) -> NDArray[np.float32]:
     return np.random.default_rng(0).random(shape, dtype=np.float32)
 
 
-class Constant(nn.Module):
+class Constant(Teacher):
     """One embedding and one affinity everywhere."""
 
     def __init__(self, embedding: int) -> None:
@@ -97,7 +98,7 @@ def test_a_constant_teacher_leaves_no_seam_in_the_affinities(
 ) -> None:
     windows = sliding_windows(SHAPE, (3, 6, 5), overlap)
     assert len(windows) > 8
-    found = run_teacher(Constant(embedding), raw(), windows, device=CPU, precision="32-true", blend=blend)  # type: ignore[arg-type]
+    found = run_teacher(Constant(embedding), raw(), windows, device=CPU, precision="32-true", blend=blend)
     wanted = np.full((3, *SHAPE), 1.0 if embedding else 1 / (1 + np.exp(-1.5)))
     wanted[0, 0] = 0  # no section before the first; the first row and column are filled
     np.testing.assert_allclose(found.affinity, wanted, rtol=1e-5)
@@ -107,7 +108,7 @@ def test_a_constant_teacher_leaves_no_seam_in_the_affinities(
 def test_a_constant_teacher_leaves_no_seam_in_the_embedding(blend: bool) -> None:
     windows = sliding_windows(SHAPE, (3, 6, 5), (1, 2, 2))
     found = run_teacher(
-        Constant(4),  # type: ignore[arg-type]
+        Constant(4),
         raw(),
         windows,
         device=CPU,

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from distill.checkpoint import read_weights
+from distill.config import StudentNetwork
 from distill.errors import CheckpointError, SourceError
 from distill.recipes.convert import convert
 from distill.recipes.models import build_student, load_student
@@ -31,7 +32,7 @@ def published_name(key: str) -> str:
 def published(tmp_path: Path) -> Path:
     """A CAD checkpoint as its authors would save it, with random weights."""
     torch.manual_seed(0)
-    state = {f"module.{published_name(k)}": v for k, v in build_student(16, 16).state_dict().items()}
+    state = {f"module.{published_name(k)}": v for k, v in build_student(StudentNetwork()).state_dict().items()}
     torch.save({"model_weights": state}, tmp_path / "cad.ckpt")
     return tmp_path / "cad.ckpt"
 

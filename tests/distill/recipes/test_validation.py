@@ -78,7 +78,8 @@ def test_middle_section_is_kept_for_the_figures() -> None:
 
 
 def test_seed_thresholds_to_try() -> None:
-    assert seed_candidates(DecoderConfig(seeds=SeedConfig(kind="mean"))) == [DecoderConfig()]
+    for alone in (DecoderConfig(seeds=SeedConfig(kind="mean")), DecoderConfig(queries="learned", prior="none")):
+        assert seed_candidates(alone) == [alone]
     own = DecoderConfig(seeds=SeedConfig(kind="edges", thresholds=(0.1, 0.2, 0.3)))
     tried = seed_candidates(own)
     assert tried[0] == own

@@ -1,0 +1,90 @@
+"""The small teacher and the shared decoder can learn one real block by heart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from distill.affinity import affinity_targets, as_label_tensor, half_resolution, widen_borders
+from distill.config import DecoderConfig, TeacherConfig
+from distill.decoder import DecoderInput
+from distill.geometry import Box
+from distill.losses import (
+    affinity_cross_entropy,
+    instance_discrimination,
+    instance_targets,
+    mask_cross_entropy,
+    mask_dice,
+)
+from distill.matching import match
+from distill.metrics import score
+from distill.recipes.joint import split_instances
+from distill.recipes.models import build_decoder, build_teacher
+from distill.segment import block_instances
+from distill.volume import open_labels, open_volume
+
+STEPS, QUERIES_FROM, RATE = 300, 60, 1e-2
+BLOCK = Box((0, 0, 128), (9, 96, 224))  # 11 ids, 9 % background
+
+
+@pytest.mark.slow
+def test_a_real_block_is_learnt_by_heart(real_data: Callable[[str], Path]) -> None:
+    file = real_data("ac4_quadrant.h5")
+    raw = open_volume(f"{file}:volumes/raw").read(BLOCK)
+    truth = open_labels(f"{file}:volumes/labels/neuron_ids").read(BLOCK).astype(np.uint64)
+    decoding = DecoderConfig.model_validate(
+        {"width": 32, "depth": 2, "learned": 20, "prior": "none", "norm_momentum": 0.1, "seeds": {"min_voxels": 4}}
+    )
+    config = TeacherConfig.model_validate(
+        {
+            "filters": [16, 24, 32, 40, 48],
+            "fused": 32,
+            "branch_width": 16,
+            "branch_depth": 2,
+            "loss": {"multi_offset": 0.0},
+            "decoder": decoding,
+        }
+    )
+    torch.manual_seed(0)
+    teacher, decoder = build_teacher(config), build_decoder(decoding, 32, (30.0, 6.0, 6.0))
+    both = nn.ModuleList([teacher, decoder])
+    optimizer = torch.optim.AdamW(both.parameters(), lr=RATE, weight_decay=0.0)
+    volume = torch.from_numpy(raw.astype(np.float32) / 255)[None, None]
+    labels = as_label_tensor(truth)[None]
+    targets = affinity_targets(widen_borders(labels))
+    half, valid = half_resolution(targets.target), half_resolution(targets.valid.float()) > 0
+    instances = split_instances(instance_targets(labels))
+    curve = {}
+    for step in range(STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+        both.train()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            seen = teacher(volume).decoder_input
+        loss = affinity_cross_entropy(seen.affinity_logits, half, valid)
+        if step >= QUERIES_FROM:
+            guide = DecoderInput(seen.features.detach(), seen.affinity_logits.detach().float())
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                decoded = decoder(guide, order="random", rng=np.random.default_rng(step))
+            pairs = match(decoded.masks[0], instances)
+            loss = loss + 0.1 * instance_discrimination(decoded.mask_features, instances, samples=1024)
+            for masks in decoded.masks:
+                loss = loss + 0.3 * mask_cross_entropy(masks, instances, pairs) + 3 * mask_dice(masks, instances, pairs)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        optimizer.step()
+        if step + 1 in (STEPS // 2, STEPS):
+            both.eval()
+            with torch.no_grad():
+                output = decoder(teacher(volume).decoder_input)
+            found = block_instances(output, 0, truth.shape[1:], min_voxels=40, min_piece=100, fill=True)
+            curve[step + 1] = score(found, truth).voi_sum
+    assert curve[STEPS] < 0.15, curve
+    assert curve[STEPS] < curve[STEPS // 2]

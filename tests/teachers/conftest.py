@@ -1,0 +1,67 @@
+"""One tiny teacher of every kind; those of MONAI's parts skip where MONAI is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+
+from distill.config import TeacherConfig
+from distill.recipes.models import build_teacher
+from teachers.teacher import Teacher
+
+SIZES: dict[str, dict[str, Any]] = {
+    "agq": {"filters": [8] * 5, "branch_width": 4, "branch_depth": 1},
+    "superhuman": {"filters": [4] * 5},
+    "unetr": {"unetr": {"features": 4, "hidden": 8, "mlp": 8, "heads": 2, "layers": 4, "block": [8, 32, 48]}},
+    "swinunetr": {"swinunetr": {"features": 4, "depths": [1, 2, 1, 1], "heads": [1, 2, 4, 4], "window": [3, 3, 3]}},
+}
+WITH_MONAI = ("unetr", "swinunetr")
+NO_MONAI = find_spec("monai") is None or find_spec("einops") is None
+REASON = "MONAI or einops is not installed: pip install 'affinity-distill[teachers]'"
+Build = Callable[..., Teacher]
+
+
+def _marked(kind: str) -> Any:
+    return pytest.param(kind, marks=[pytest.mark.skipif(NO_MONAI, reason=REASON)] if kind in WITH_MONAI else [])
+
+
+@pytest.fixture(params=[_marked(kind) for kind in SIZES])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Every kind of teacher that can run here."""
+    found: str = request.param
+    return found
+
+
+@pytest.fixture(params=[_marked(kind) for kind in SIZES if kind != "agq"])
+def embedding_kind(request: pytest.FixtureRequest) -> str:
+    """Every kind whose affinities are its embedding's own."""
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def monai() -> None:
+    """Skips where the teachers of MONAI's parts cannot run."""
+    if NO_MONAI:
+        pytest.skip(REASON)
+
+
+@pytest.fixture
+def tiny_values() -> Callable[[str], dict[str, Any]]:
+    """Values of a teacher's configuration that make it tiny."""
+    return lambda kind: {"kind": kind, **SIZES[kind], "fused": 8, "embedding": 4}
+
+
+@pytest.fixture
+def tiny_teacher(tiny_values: Callable[[str], dict[str, Any]]) -> Build:
+    """Build a tiny teacher of a kind, in evaluation mode, always with the same weights."""
+
+    def build(kind: str) -> Teacher:
+        torch.manual_seed(0)
+        return build_teacher(TeacherConfig.model_validate(tiny_values(kind))).eval()
+
+    return build

@@ -1,0 +1,292 @@
+"""Every kind of teacher from its configuration on: refusals, weights files, a joint training step, sliding windows."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from distill.affinity import NEAREST, affinity_targets, embedding_affinity, fill_frame, half_resolution
+from distill.checkpoint import save_weights
+from distill.config import Pair, TeacherConfig
+from distill.errors import CheckpointError, DistillError
+from distill.geometry import Box
+from distill.losses import affinity_cross_entropy
+from distill.recipes.joint import Joint
+from distill.recipes.models import build_decoder, build_teacher, load_teacher, teacher_metadata
+from teachers.teacher import Teacher, TeacherOutput
+from teachers.tiled import head_embedding, run_teacher, sliding_windows
+
+CPU = torch.device("cpu")
+RESOLUTION = (30.0, 6.0, 6.0)
+DECODER = {"width": 8, "depth": 1, "rounds": 1, "learned": 4}
+AGQ_KEYS = {
+    *("kind", "filters", "fused", "branch_width", "branch_depth", "embedding", "decoder", "loss", "queries"),
+}
+Build = Callable[..., Teacher]
+Values = Callable[[str], dict[str, Any]]
+
+
+def pair_of(values: dict[str, Any], **loss: float) -> Pair:
+    student = {
+        **{"width": 4, "embedding": 4, "training": {"warmup": 0}},
+        "data": {"raw": "raw.h5", "labels": "labels.h5", "train": [0, 8], "validation": [8, 12]},
+    }
+    return Pair.model_validate({"teacher": {**values, "decoder": DECODER, "loss": loss}, "student": student})
+
+
+@pytest.fixture
+def batch() -> tuple[Tensor, Tensor]:
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.integers(1, 6, (2, 1, 4, 4)).repeat(4, 1).repeat(8, 2).repeat(8, 3))
+    grey = labels[:, None].float() / 6 + torch.from_numpy(rng.random((2, 1, 4, 32, 32), np.float32)) / 10
+    return grey, labels
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "words"),
+    [
+        ("superhuman", {"branch_width": 64}, ("branch_width", "'superhuman'", "'agq'")),
+        ("superhuman", {"unetr": {}}, ("unetr", "'superhuman'", "'unetr'")),
+        ("unetr", {"filters": [8] * 5}, ("filters", "'unetr'", "'agq' or 'superhuman'")),
+        ("unetr", {"swinunetr": {"features": 24}}, ("swinunetr", "'unetr'")),
+        ("swinunetr", {"branch_depth": 4}, ("branch_depth", "'swinunetr'", "'agq'")),
+        ("agq", {"unetr": {"heads": 4}}, ("unetr", "'agq'")),
+        ("agq", {"filters": [28, 36, 48, 64, 80]}, ("filters", "multiples of 8")),
+        ("superhuman", {"filters": [28, 36, 0, 64, 80]}, ("filters", "at least 1")),
+        ("superhuman", {"embedding": 0}, ("embedding", "found 0", "'superhuman'")),
+        ("unetr", {"unetr": {"hidden": 100}}, ("hidden", "100", "heads 12")),
+        ("unetr", {"unetr": {"layers": 6}}, ("layers", "multiple of 4")),
+        ("unetr", {"unetr": {"block": [0, 16, 16]}}, ("block", "[0, 16, 16]")),
+        ("swinunetr", {"swinunetr": {"heads": [3, 6, 12, 36]}}, ("heads", "[48, 96, 192, 384]")),
+        ("swinunetr", {"swinunetr": {"window": [7, 7, 0]}}, ("window", "at least 1")),
+        ("swinunet", {}, ("kind", "swinunetr")),
+    ],
+)
+def test_what_does_not_go_with_a_kind_is_refused(kind: str, values: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        TeacherConfig.model_validate({"kind": kind, **values})
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+
+
+def test_defaults_are_the_published_ones() -> None:
+    assert TeacherConfig(embedding=16).filters == (32, 64, 96, 128, 160)
+    superhuman = TeacherConfig(kind="superhuman")
+    assert (superhuman.filters, superhuman.embedding) == ((28, 36, 48, 64, 80), 16)
+    unetr, swin = TeacherConfig(kind="unetr"), TeacherConfig(kind="swinunetr")
+    assert unetr.embedding == swin.embedding == 16
+    assert (unetr.unetr.hidden, unetr.unetr.layers, swin.swinunetr.features) == (768, 12, 48)
+
+
+@pytest.mark.usefixtures("monai")
+def test_every_option_reaches_the_network() -> None:
+    unetr = {"features": 3, "hidden": 12, "mlp": 20, "heads": 6, "layers": 8, "patch_depth": 2, "block": [5, 32, 40]}
+    vit: Any = build_teacher(
+        TeacherConfig.model_validate({"kind": "unetr", "unetr": unetr, "embedding": 5, "fused": 24})
+    )
+    assert (vit.patch, vit.grid, len(vit.vit.blocks)) == ((2, 16, 16), (3, 2, 3), 8)
+    assert vit.vit.blocks[0].mlp.linear1.weight.shape == (20, 12)
+    assert vit.vit.blocks[0].attn.num_heads == 6
+    swin = {"features": 6, "depths": [1, 2, 1, 3], "heads": [1, 2, 3, 6], "window": [2, 3, 4]}
+    shifted: Any = build_teacher(
+        TeacherConfig.model_validate({"kind": "swinunetr", "swinunetr": swin, "embedding": 5, "fused": 24})
+    )
+    stages = [getattr(shifted.swin, f"layers{k}")[0].blocks for k in (1, 2, 3, 4)]
+    assert [len(blocks) for blocks in stages] == [1, 2, 1, 3]
+    assert [blocks[0].attn.num_heads for blocks in stages] == [1, 2, 3, 6]
+    assert stages[0][0].window_size == (2, 3, 4)
+    small: Any = build_teacher(
+        TeacherConfig.model_validate({"kind": "superhuman", "filters": [6, 2, 3, 4, 5], "embedding": 5, "fused": 24})
+    )
+    assert [down.first[0].weight.shape[0] for down in small.down] == [6, 2, 3, 4, 5]
+    for network, channels in ((vit, 3), (shifted, 6), (small, 6)):
+        assert network.head.embed.weight.shape[:2] == (5, channels)
+        assert network.head.project[0].weight.shape[:2] == (24, channels)
+
+
+def test_a_configuration_is_written_with_its_own_keys(kind: str, tiny_values: Values) -> None:
+    config = TeacherConfig.model_validate(tiny_values(kind))
+    written = config.model_dump(mode="json")
+    own = {"agq": AGQ_KEYS, "superhuman": AGQ_KEYS - {"branch_width", "branch_depth"}}
+    shared = AGQ_KEYS - {"branch_width", "branch_depth", "filters"}
+    assert set(written) == own.get(kind, shared | {kind})
+    assert TeacherConfig.model_validate(written) == config
+    assert pair_of(tiny_values(kind)).model_dump()["teacher"].keys() == written.keys()
+
+
+def test_weights_come_back(kind: str, tiny_values: Values, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    joint = Joint(pair_of(tiny_values(kind)), RESOLUTION).eval()
+    config, path = joint.config.teacher, tmp_path / "teacher.safetensors"
+    decoding = config.decoder.model_copy(update={"min_instance": 7})
+    modules = {"teacher": joint.teacher, "decoder": joint.decoder}
+    save_weights(path, "teacher", modules, teacher_metadata(config, decoding, RESOLUTION), {"step": 3})
+    found = load_teacher(str(path), CPU)
+    assert found.config == config.model_copy(update={"decoder": decoding})
+    assert type(found.teacher) is type(joint.teacher)
+    x = torch.rand(1, 1, 3, 20, 33)
+    with torch.no_grad():
+        one, two = joint.teacher(x), found.teacher(x)
+    assert torch.equal(one.embedding, two.embedding)
+    assert torch.equal(one.decoder_input.features, two.decoder_input.features)
+    assert torch.equal(one.decoder_input.affinity_logits, two.decoder_input.affinity_logits)
+
+
+def test_an_agq_file_of_before_the_other_kinds_loads(tmp_path: Path, tiny_values: Values) -> None:
+    metadata = {
+        **{"kind": "agq", "filters": [8] * 5, "fused": 8, "branch_width": 4, "branch_depth": 1, "embedding": 4},
+        **{"decoder": DECODER, "loss": {"multi_offset": 1.0, "affinity": 1.0}, "queries": {"samples": 64}},
+        "resolution": [30.0, 6.0, 6.0],
+    }
+    config = TeacherConfig.model_validate({**tiny_values("agq"), "decoder": DECODER})
+    modules = {"teacher": build_teacher(config), "decoder": build_decoder(config.decoder, 8, RESOLUTION)}
+    save_weights(tmp_path / "old.safetensors", "teacher", modules, metadata, {})
+    found = load_teacher(str(tmp_path / "old.safetensors"), CPU).config
+    assert found.model_dump(exclude={"queries"}) == config.model_dump(exclude={"queries"})
+    save_weights(tmp_path / "odd.safetensors", "teacher", modules, {**metadata, "kind": "superhuman"}, {})
+    with pytest.raises(CheckpointError, match="branch_width"):
+        load_teacher(str(tmp_path / "odd.safetensors"), CPU)
+
+
+@pytest.mark.parametrize("missing", ["monai", "einops"])
+@pytest.mark.parametrize("kind_of_monai", ["unetr", "swinunetr"])
+def test_without_monai_one_line_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, missing: str, kind_of_monai: str
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("monai", "einops")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    if missing == "monai":
+        monkeypatch.setitem(sys.modules, "einops", ModuleType("einops"))
+    with pytest.raises(DistillError) as caught:
+        build_teacher(TeacherConfig.model_validate({"kind": kind_of_monai}))
+    message = str(caught.value)
+    assert f"teacher.kind: {kind_of_monai!r}" in message
+    assert missing in message
+    assert "pip install 'affinity-distill[teachers]'" in message
+    assert "\n" not in message
+
+
+def test_a_joint_step(kind: str, tiny_values: Values, batch: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    joint = Joint(pair_of(tiny_values(kind)), RESOLUTION)
+    terms = joint(batch, 0)
+    queries = {f"{n}_{t}" for n in ("teacher", "student") for t in ("cross_entropy", "dice", "discrimination")}
+    assert set(terms) == {"slice", "cross", "graft", "teacher_offsets", "teacher_affinity"} | queries
+    for name, term in terms.items():
+        assert math.isfinite(float(term.detach())), name
+        assert float(term.detach()) > 0, name
+    torch.stack(list(terms.values())).sum().backward()
+    for name, parameter in joint.named_parameters():
+        assert parameter.grad is None or bool(parameter.grad.isfinite().all()), name
+        if name.startswith(("teacher.", "student.")):
+            assert parameter.grad is not None, name
+            assert bool(parameter.grad.any()), name
+
+
+@pytest.mark.parametrize("term", ["teacher_offsets", "teacher_affinity", "cross", "graft", "teacher_dice"])
+def test_every_term_reaches_the_teacher(
+    kind: str, term: str, tiny_values: Values, batch: tuple[Tensor, Tensor]
+) -> None:
+    torch.manual_seed(0)
+    joint = Joint(pair_of(tiny_values(kind)), RESOLUTION)
+    joint(batch, 0)[term].backward()
+    assert any(p.grad is not None and bool(p.grad.any()) for p in joint.teacher.parameters())
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in joint.parameters())
+
+
+def test_the_affinity_loss_alone_teaches(
+    embedding_kind: str, tiny_teacher: Build, batch: tuple[Tensor, Tensor]
+) -> None:
+    raw, labels = batch
+    targets = affinity_targets(labels)
+    half, valid = half_resolution(targets.target), half_resolution(targets.valid.float()) > 0
+    network = tiny_teacher(embedding_kind).train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(12):
+        loss = affinity_cross_entropy(network(raw).decoder_input.affinity_logits, half, valid)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert min(losses) < 0.8 * losses[0]
+
+
+def raw(shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    return np.random.default_rng(0).random(shape, dtype=np.float32)
+
+
+def test_one_window_is_the_direct_run(embedding_kind: str, tiny_teacher: Build) -> None:
+    network, volume = tiny_teacher(embedding_kind), raw((3, 20, 33))
+    windows = sliding_windows((3, 20, 33), (17, 64, 64), (1, 8, 8))
+    found = run_teacher(network, volume, windows, device=CPU, precision="32-true", embed=head_embedding)
+    with torch.no_grad():
+        embedding = network(torch.from_numpy(volume)[None, None]).embedding
+    assert found.windows == [Box.of_shape((3, 20, 33))]
+    wanted = embedding_affinity(embedding, NEAREST)[0].numpy()
+    fill_frame(wanted)
+    np.testing.assert_allclose(found.affinity, wanted, rtol=1e-4, atol=1e-6)
+    assert found.embedding is not None
+    np.testing.assert_allclose(found.embedding, F.normalize(embedding[0], dim=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "block", "overlap"),
+    [
+        ((4, 30, 33), (3, 24, 20), (1, 6, 4)),
+        ((1, 33, 21), (4, 20, 18), (1, 4, 4)),
+        ((2, 19, 9), (1, 18, 16), (0, 1, 1)),
+    ],
+)
+def test_windows_that_do_not_divide_the_volume(
+    kind: str,
+    tiny_teacher: Build,
+    shape: tuple[int, int, int],
+    block: tuple[int, int, int],
+    overlap: tuple[int, int, int],
+) -> None:
+    network, volume = tiny_teacher(kind), raw(shape)
+    windows = sliding_windows(shape, block, overlap)
+    assert len(windows) > 1
+    last: NDArray[np.float32] = np.full((4, *shape), np.nan, np.float32)
+    sizes = set()
+
+    def keep(window: Box, output: TeacherOutput, own: NDArray[np.float32]) -> None:
+        assert output.embedding is not None
+        assert tuple(output.embedding.shape[-3:]) == window.shape == own.shape[1:]
+        sizes.add(window.shape)
+        last[(slice(None), *window.slices)] = F.normalize(output.embedding[0].float(), dim=0).numpy()
+
+    found = run_teacher(
+        network,
+        volume,
+        windows,
+        device=CPU,
+        precision="32-true",
+        blend=False,
+        embed=head_embedding,
+        on_block=keep,
+    )
+    assert found.embedding is not None
+    np.testing.assert_allclose(found.embedding, last, rtol=1e-4, atol=1e-5)
+    assert sizes == {tuple(min(b, s) for b, s in zip(block, shape, strict=True))}
+    blended = run_teacher(network, volume, windows, device=CPU, precision="bf16-mixed", embed=head_embedding)
+    assert blended.embedding is not None
+    for given in (found.affinity, blended.affinity):
+        assert given.shape == (3, *shape)
+        assert float(given.min()) >= 0
+        assert float(given.max()) <= 1 + 1e-5
+    assert float(np.linalg.norm(blended.embedding, axis=0).max()) <= 1 + 1e-2
