@@ -30,12 +30,13 @@ from students.receptive import receptive_field
 from students.section import Student
 
 PRESETS = {
-    "cad-8": StudentNetwork(width=8),
-    "cad": StudentNetwork(),  # published
-    "cad-32": StudentNetwork(width=32),
-    "smp-resnet10t": StudentNetwork(kind="smp"),
-    "smp-resnet18": StudentNetwork(kind="smp", encoder="resnet18"),
-    "smp-mobilenet_v2": StudentNetwork(kind="smp", encoder="mobilenet_v2"),
+    "cad": StudentNetwork(kind="cad"),  # published
+    "smp-resnet10t": StudentNetwork(),
+    "smp-regnetx_002": StudentNetwork(encoder="tu-regnetx_002", width=16),
+    "smp-resnet18": StudentNetwork(encoder="resnet18", width=16),
+    "smp-mobilenetv3": StudentNetwork(encoder="tu-mobilenetv3_large_100", width=16),
+    "smp-efficientnet-b0": StudentNetwork(encoder="efficientnet-b0", width=16),
+    "smp-mit_b0": StudentNetwork(encoder="mit_b0", width=16),
 }
 
 

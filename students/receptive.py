@@ -48,7 +48,7 @@ def receptive_field(student: Student, *, far: int = 4096) -> ReceptiveField:
 
     Args:
         student: any mode, type and device; a copy is measured.
-        far: pixels of a strip beyond which a pixel that reaches its ends is said to reach everything.
+        far: longest strip in pixels; what reaches its ends from the middle is said to reach everything.
 
     Returns:
         The radius, None for encoders with global pooling (squeeze-excitation) or attention.
@@ -60,7 +60,7 @@ def receptive_field(student: Student, *, far: int = 4096) -> ReceptiveField:
         if length is None:
             return ReceptiveField(None)
         middle = length // 2
-        lines = torch.arange(middle, middle + student.stride).split(_AT_ONCE)
+        lines = torch.split(torch.arange(middle, middle + student.stride), _AT_ONCE)
         radius.append(max(_reach(_seen(exact, axis, length, some), some) for some in lines))
     return ReceptiveField((radius[0], radius[1]))
 
@@ -70,7 +70,7 @@ def has_global_context(student: Student, *, far: int = 4096) -> bool:
 
     Args:
         student: any mode, type and device; a copy is measured.
-        far: pixels from which on a distance counts as any.
+        far: longest strip in pixels; what reaches its ends from the middle is said to reach everything.
     """
     return any(_room(student, axis, far) is None for axis in _AXES)
 

@@ -37,7 +37,7 @@ class SmpYShape(Student):
         *,
         depth: int = 4,
         fuse: int = 1,
-        width: int = 16,
+        width: int = 8,
         embedding: int = 16,
         weights: str | None = None,
     ) -> None:

@@ -145,7 +145,7 @@ def student_metadata(
 ) -> dict[str, Any]:
     """What a student's weights file must say so that it can be rebuilt."""
     return {
-        **{name: getattr(config, name) for name in StudentNetwork.model_fields},
+        **config.model_dump(mode="json", include=set(StudentNetwork.model_fields)),
         "fused": fused,
         "resolution": list(resolution),
         "decoder": decoding.model_dump(mode="json"),

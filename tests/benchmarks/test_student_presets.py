@@ -13,14 +13,14 @@ from student_presets import PRESETS, main, make
 
 def test_every_way_to_run_has_time_memory_and_a_floor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, threads = tmp_path / "out.json", torch.get_num_threads()
-    words = ["--presets", "cad-8", "--size", "48", "--threads", "1", "--repeat", "1"]
+    words = ["--presets", "smp-resnet10t", "--size", "48", "--threads", "1", "--repeat", "1"]
     assert main([*words, "--json", str(out)]) == 0
     assert torch.get_num_threads() == threads
     text = out.read_text()
     assert str(tmp_path) not in text
     result = json.loads(text)
     assert result["machine"]["threads"] == [1]
-    assert [one["preset"] for one in result["presets"]] == ["cad-8"]
+    assert [one["preset"] for one in result["presets"]] == ["smp-resnet10t"]
     for one in result["presets"]:
         assert one["parameters"] == sum(p.numel() for p in make(one["preset"]).parameters())
         assert one["encode_multiply_adds"] > 0

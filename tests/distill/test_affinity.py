@@ -29,6 +29,7 @@ from distill.affinity import (
     pair_affinity,
     pairs_of,
     reversed_offsets,
+    section_affinity,
     section_labels,
     slice_pairs,
     stored_offsets,
@@ -356,6 +357,43 @@ def test_pairs_of_one_embedding_are_its_volume_affinity(seed: int, depth: int) -
     torch.testing.assert_close(found[:, 0], wanted[:, 0])
     torch.testing.assert_close(found[:, 1, 1:], wanted[:, 1, 1:])
     torch.testing.assert_close(found[:, 2, :, 1:], wanted[:, 2, :, 1:])
+
+
+@settings(max_examples=30)
+@given(
+    seed=seeds,
+    size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    step=st.tuples(st.integers(-6, 6), st.integers(-6, 6)),
+    scale=st.sampled_from([1e-4, 1.0, 1e4]),
+)
+def test_section_affinity_equals_a_loop(seed: int, size: tuple[int, int], step: tuple[int, int], scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    now, other = (rng.normal(size=(2, 3, *size)).astype(np.float32) for _ in range(2))
+    found = section_affinity(scale * torch.from_numpy(now), torch.from_numpy(other) / scale, step)
+    wanted = np.zeros((2, *size), np.float32)
+    for b, y, x in np.ndindex(2, *size):
+        there = partner((0, y, x), (0, *step), (1, *size))
+        if there is not None:
+            one, two = now[b, :, y, x], other[b, :, there[1], there[2]]
+            wanted[b, y, x] = np.clip(one @ two / (np.linalg.norm(one) * np.linalg.norm(two)), 0, 1)
+    assert found.shape == (2, *size)
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_section_affinity_continues_the_nearest_ones() -> None:
+    before, now = torch.randn(2, 1, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    nearest = pair_affinity(before, now)
+    torch.testing.assert_close(section_affinity(now, before, (0, 0)), nearest[:, 0])
+    torch.testing.assert_close(section_affinity(now, now, (-1, 0))[:, 1:], nearest[:, 1, 1:])
+    torch.testing.assert_close(section_affinity(now, now, (0, -1))[..., 1:], nearest[:, 2, :, 1:])
+    assert not section_affinity(now, now, (-1, 0))[:, 0].any()  # the frame is not filled
+
+
+def test_section_affinity_of_zero_vectors_is_zero_and_of_strided_ones_the_same() -> None:
+    now = torch.randn(2, 5, 6, 4, generator=torch.Generator().manual_seed(0)).permute(0, 3, 1, 2)
+    dense = now.contiguous()
+    assert torch.equal(section_affinity(now, now, (2, -1)), section_affinity(dense, dense, (2, -1)))
+    assert not section_affinity(now, torch.zeros_like(now), (0, 1)).any()
 
 
 def test_slice_pairs_come_sample_by_sample() -> None:

@@ -249,11 +249,21 @@ def test_a_configuration_does_not_change(tmp_path: Path) -> None:
         found.student.training.steps = 3  # type: ignore[misc]
 
 
-def test_the_student_is_the_papers_network_unless_told_otherwise(tmp_path: Path) -> None:
+def test_the_students_kind_decides_its_width_and_its_keys(tmp_path: Path) -> None:
     found = load(tmp_path).student
-    assert (found.kind, found.width, found.embedding) == ("cad", 16, 16)
+    assert (found.kind, found.width, found.embedding) == ("smp", 8, 16)
     assert (found.encoder, found.depth, found.fuse, found.encoder_weights) == ("tu-resnet10t", 4, 1, None)
-    assert StudentNetwork() == StudentNetwork(**{key: getattr(found, key) for key in StudentNetwork.model_fields})
+    paper = load(tmp_path, TEACHER, STUDENT, "student.kind=cad")
+    assert (paper.student.kind, paper.student.width) == ("cad", 16)
+    written = dump(paper.student)
+    assert "encoder" not in written
+    assert load(tmp_path, TEACHER, written) == paper
+    for text in ("encoder=resnet18", "depth=4", "fuse=1", "encoder_weights=imagenet"):
+        message = refusal(tmp_path, TEACHER, STUDENT, "student.kind=cad", f"student.{text}")
+        assert f"{text.partition('=')[0]}: set for kind 'cad', expected only with kind 'smp'" in message
+    assert "fuse: found 3, expected at most depth - 1 = 2" in refusal(
+        tmp_path, TEACHER, STUDENT, "student.depth=3", "student.fuse=3"
+    )
 
 
 def test_the_students_network_survives_a_dump(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def published_name(key: str) -> str:
 def published(tmp_path: Path) -> Path:
     """A CAD checkpoint as its authors would save it, with random weights."""
     torch.manual_seed(0)
-    state = {f"module.{published_name(k)}": v for k, v in build_student(StudentNetwork()).state_dict().items()}
+    network = build_student(StudentNetwork(kind="cad"))
+    state = {f"module.{published_name(k)}": v for k, v in network.state_dict().items()}
     torch.save({"model_weights": state}, tmp_path / "cad.ckpt")
     return tmp_path / "cad.ckpt"
 

@@ -8,15 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 import distill.recipes.run_models as recipe
+from distill.affinity import NEAREST, stored_offsets
+from distill.checkpoint import read_weights
 from distill.errors import CheckpointError, DistillError
 from distill.ids import compact
+from distill.recipes.models import load_student
 from distill.recipes.outputs import Output
 from distill.recipes.run_models import Options, check_resolution, merge_threshold, segment, stream
 from distill.store import write_cremi
 from distill.volume import open_labels, open_volume, volume_from_array
 
+CPU = torch.device("cpu")
 EXACT = Options(device="cpu", precision="32-true")
 
 
@@ -61,7 +67,8 @@ def test_stream_is_segment(
     assert about["objects"] == again["objects"] == labels.max()
     np.testing.assert_array_equal(compact(labels), labels)
     assert labels.min() > 0
-    assert about["merge_threshold"] == again["merge_threshold"] == merge
+    own = read_weights(run / "best" / "student.safetensors").notes["merge_threshold"]
+    assert about["merge_threshold"] == again["merge_threshold"] == (own if merge is None else merge)
 
 
 def test_sections_are_streamed_as_the_whole(run: Path, phantom: Path, tmp_path: Path) -> None:
@@ -234,3 +241,61 @@ def test_query_method_needs_a_decoder(
     assert len(notes) == 1
     assert "has no query decoder: affinities only" in notes[0]
     assert not (tmp_path / "out.zarr" / "segmentation").exists()
+
+
+FURTHER = ((-2, 0, 0), (0, 9, -4), (-3, -1, 2))
+
+
+def test_stored_channels_are_the_offsets_asked_for(run: Path, phantom: Path, tmp_path: Path) -> None:
+    offsets, options = (*NEAREST, *FURTHER), Options(None, (3, 8), "cpu", "32-true")
+    about = run_stream(phantom, run, tmp_path / "more.zarr", options, offsets=offsets)
+    plain = run_stream(phantom, run, tmp_path / "plain.zarr", options)
+    assert (about["offsets"], plain["offsets"]) == ([list(o) for o in offsets], [list(o) for o in NEAREST])
+    found = open_volume(f"{tmp_path / 'more.zarr'}:affinity")
+    assert stored_offsets(found.attributes, found.source) == offsets
+    assert found.attributes["neighborhood"] == found.attributes["offsets"]
+    (more, labels), (nearest, others) = arrays(tmp_path / "more.zarr"), arrays(tmp_path / "plain.zarr")
+    assert (more.shape, more.dtype) == ((6, 5, 96, 96), np.uint8)
+    np.testing.assert_array_equal(more[:3], nearest)
+    np.testing.assert_array_equal(labels, others)  # the query decoder sees the nearest ones
+    student, embeddings = load_student(str(run), CPU).student, []
+    sections = torch.from_numpy(open_volume(phantom).read()[3:8]).float()[:, None, None] / 255
+    with torch.no_grad():
+        for z in range(5):
+            pair = student(sections[max(0, z - 1)], sections[z])
+            embeddings.append((F.normalize(pair.previous[0], dim=0), F.normalize(pair.current[0], dim=0)))
+    for k, (dz, dy, dx) in enumerate(FURTHER, start=3):
+        for z in range(5):
+            wanted = np.zeros((96, 96))
+            if z + dz >= 0:
+                now = embeddings[z][1].numpy()
+                other = now if dz == 0 else embeddings[z + dz + 1][0].numpy()
+                for y, x in np.ndindex(96, 96):
+                    if 0 <= y + dy < 96 and 0 <= x + dx < 96:
+                        wanted[y, x] = now[:, y, x] @ other[:, y + dy, x + dx]
+            np.testing.assert_allclose(more[k, z], 255 * wanted.clip(0, 1), rtol=0, atol=0.6)
+        assert more[k, 4].std() > 0
+
+
+def test_offsets_are_refused_before_anything_is_written(run: Path, phantom: Path, tmp_path: Path) -> None:
+    with pytest.raises(DistillError, match=r"offset \[1, 0, 0\]: expected one within the section or to an earlier one"):
+        run_stream(phantom, run, tmp_path / "out.zarr", EXACT, offsets=(*NEAREST, (1, 0, 0)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_offsets_on_the_command_line(
+    cli: Callable[..., Any], cpu: tuple[str, ...], run: Path, phantom: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    words = ("stream", phantom, "--model", run, "--sections", "0:4", "--no-segment", *cpu, "--out")
+    said = cli(*words, out, "--offset", "-2,0,0", "--offset=0,-9,4")
+    assert said.code == 0, said.err
+    found = open_volume(f"{out}:affinity")
+    assert found.shape == (5, 4, 96, 96)
+    assert stored_offsets(found.attributes, found.source) == (*NEAREST, (-2, 0, 0), (0, -9, 4))
+    assert [bool(section.any()) for section in found.read()[3]] == [False, False, True, True]
+    for text, message in (("1,0,0", "expected one within the section"), ("1,0", "--offset: found '1,0'")):
+        said = cli(*words, tmp_path / "none.zarr", "--offset", text)
+        assert said.code == 2
+        assert message in said.err
+        assert not (tmp_path / "none.zarr").exists()

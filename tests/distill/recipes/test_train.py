@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -20,6 +21,7 @@ from distill.recipes.validation import validate, views
 from distill.recipes.volumes import Runtime, student_volume
 from distill.store import write_cremi
 from distill.volume import open_labels, open_volume
+from students.smp import SmpYShape
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "phantom_cpu"
 Load = Callable[..., Pair]
@@ -128,3 +130,22 @@ def test_loaded_weights_score_as_validated(run: Path, load: Load) -> None:
     assert judged["teacher"].to_dict() == teacher.notes["validation"]
     one, other = views(joint, config)
     assert one.decoder is other.decoder is joint.decoder
+
+
+def test_a_student_on_a_librarys_encoder_trains(train: Callable[..., Any], phantom: Path, tmp_path: Path) -> None:
+    from distill.recipes.validation import judge
+
+    words = ("kind=smp", "encoder=tu-regnetx_002", "depth=3", "fuse=2", "training.steps=2")
+    said = train(tmp_path / "run", *(f"student.{word}" for word in words))
+    assert said.code == 0, said.err
+    cpu = torch.device("cpu")
+    found = load_student(str(tmp_path / "run"), cpu)
+    assert isinstance(found.student, SmpYShape)
+    assert (found.student.stride, found.student.fuse) == (8, 2)
+    raw = open_volume(phantom).read()[12:16]
+    judged = judge(
+        student_volume(found, iter(raw), (4, 96, 96), Runtime(cpu, "32-true")),
+        open_labels(phantom).read()[12:16],
+        found.decoding,
+    )
+    assert judged.to_dict() == found.notes["validation"]

@@ -1,0 +1,293 @@
+"""Does a 3D teacher run by sliding window leave seams that a 2D student of whole sections does not, and how strong?
+
+    python benchmarks/seams.py real --run RUN SECTIONS --sections 6 16 --crop 384 --json OUT.json
+    python benchmarks/seams.py synthetic --json OUT.json
+
+`real` scores both networks of a run (`distill train`) on sections of a volume, with windows of several sizes, side by
+side and blended over a quarter of their width, and as a control the student run by the same windows.
+`synthetic` plants steps of known strength at the window borders of made embeddings and says what the scores make of
+them: false alarms, coverage of the intervals, detection. Definitions of the scores: docs/seams.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from hardware import machine
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from scipy.spatial import KDTree
+from scipy.special import stdtrit
+from tables import provenance, table, write_json
+
+from distill.errors import DistillError
+from distill.geometry import Box, parse_numbers
+from distill.recipes.embeddings import Embedding, Mask, Sliding, Windows, student_section, teacher_section
+from distill.recipes.models import TrainedStudent, load_student, load_teacher, pick_device
+from distill.recipes.pca import border_scores, student_shift, teacher_shift
+from distill.recipes.volumes import Runtime
+from distill.volume import Volume, open_volume, volume_from_array
+from viz.seams import seam_score, stride_score
+from viz.shifts import ShiftScore, shift_score
+
+SIDE, WINDOW = 256, 64  # pixels of a made section
+BORDERS = list(range(WINDOW, SIDE, WINDOW))
+HALFWAY = list(range(WINDOW // 2, SIDE, WINDOW))
+CONTRASTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+SEEN = 1.5  # contrast from which on a step is seen in such sections shown as colours (docs/seams.md)
+
+
+class Scored(Protocol):
+    """A value with its 95 % interval, of n blocks."""
+
+    @property
+    def ratio(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def n(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A value over several sections, with the interval that follows from theirs."""
+
+    ratio: float
+    low: float
+    high: float
+    sections: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print tables, write JSON."""
+    argv = sys.argv[1:] if argv is None else argv
+    options = _parser().parse_args(argv)
+    about = machine(torch.device("cpu"))
+    print(f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, torch {about['torch']}", flush=True)
+    try:
+        began = time.perf_counter()
+        result = real(options) if options.what == "real" else synthetic(options.trials)
+    except DistillError as error:
+        print(error, file=sys.stderr)
+        return 2
+    seconds = time.perf_counter() - began
+    print(f"{seconds:.0f} s")
+    if options.json is not None:
+        write_json(options.json, {**provenance("seams.py", argv), "machine": about, "seconds": seconds, **result})
+    return 0
+
+
+def real(options: argparse.Namespace) -> dict[str, Any]:
+    """Scores of both networks of a run on sections of a volume.
+
+    Raises:
+        DistillError: no such run, sections or windows.
+    """
+    resolution = parse_numbers(options.resolution, "--resolution") if options.resolution else None
+    runtime = Runtime(pick_device("cpu"), "32-true")
+    teacher, student = load_teacher(options.run, runtime.device), load_student(options.run, runtime.device)
+    whole = open_volume(options.source, resolution=resolution)
+    found: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
+    for z in options.sections:
+        volume, section = cropped(whole, z, options.crop, options.depth)
+        pair = volume.read(Box((section - 1, 0, 0), (section + 1, *volume.size[1:])))
+        seen, inside = student_section(student, pair, runtime)
+        print(f"section {z}: {inside.mean():.0%} inside neurites", flush=True)
+        for size in options.windows:
+            for overlap in (0, size // 4):
+                windows = Windows((options.depth, size, size), (0, overlap, overlap))
+                sliding = Sliding.over(windows, windows.size or volume.size, volume.size)
+                runs = [teacher_section(teacher, volume, section, sliding, runtime, shifted=s) for s in (False, True)]
+                row = _row(runs[0], sliding, inside, teacher_shift(runs[0], runs[1], sliding, ~inside))
+                found.setdefault((size, windows.kind, "teacher"), []).append(row)
+                shift = student_shift(student, pair, seen, sliding, ~inside, runtime)
+                found.setdefault((size, windows.kind, "student, whole"), []).append(_row(seen, sliding, inside, shift))
+                if overlap == 0:
+                    cut = [student_windows(student, pair, sliding, runtime, shifted=s) for s in (False, True)]
+                    row = _row(cut[0], sliding, inside, teacher_shift(cut[0], cut[1], sliding, ~inside))
+                    found.setdefault((size, windows.kind, "student, windows"), []).append(row)
+    print(f"\n{options.crop} x {options.crop} pixels, sections {options.sections}, windows {options.depth} deep\n")
+    print(_real_table(found))
+    rows = [
+        {"window": size, "kind": kind, "network": name, "sections": [_plain(s) for s in sections]}
+        for (size, kind, name), sections in found.items()
+    ]
+    return {"crop": options.crop, "sections": options.sections, "depth": options.depth, "rows": rows}
+
+
+def cropped(whole: Volume, z: int, crop: int, depth: int) -> tuple[Volume, int]:
+    """The sections around z that windows of this depth and the student need, cut to the upper left corner."""
+    if not 1 <= z < whole.size[0] or crop > min(whole.size[1:]):
+        raise DistillError(f"section {z}, crop {crop}: found a volume of {whole.size} voxels")
+    first = max(0, min(z - max(1, depth // 2), whole.size[0] - depth))
+    stop = min(whole.size[0], max(first + depth, z + 1))
+    raw = whole.read(Box((first, 0, 0), (stop, crop, crop)))
+    return volume_from_array(raw, whole.resolution), z - first
+
+
+def student_windows(
+    student: TrainedStudent, pair: NDArray[Any], sliding: Sliding, runtime: Runtime, *, shifted: bool
+) -> Embedding:
+    """The student run by the teacher's windows, side by side; the last one wins."""
+    out: Embedding | None = None
+    for box in sliding.boxes(1, shifted=shifted):
+        _, y, x = box.slices
+        embedding, _ = student_section(student, pair[:, y, x], runtime)
+        if out is None:
+            out = np.zeros((len(embedding), *pair.shape[1:]), np.float32)
+        out[:, y, x] = embedding
+    assert out is not None
+    return out
+
+
+def _row(embedding: Embedding, sliding: Sliding, inside: Mask, shift: ShiftScore) -> dict[str, Any]:
+    found = border_scores(embedding, sliding.borders(), ~inside)
+    return {"border": found.border, "stride": found.stride, "shift": shift}
+
+
+def _plain(scores: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if score is None else asdict(score) for key, score in scores.items()}
+
+
+def pool(scored: Sequence[Scored | None], *, logarithmic: bool) -> Pooled | None:
+    """Mean of several sections' scores (geometric for ratios), each section as good as its own interval says."""
+    there = [s for s in scored if s is not None]
+    if not there:
+        return None
+    change: Callable[[float], float] = math.log if logarithmic else float
+    back: Callable[[float], float] = math.exp if logarithmic else float
+    middle = sum(change(s.ratio) for s in there) / len(there)
+    # By the upper end alone, as a disagreement's lower end is cut off at 0.
+    errors = [(change(s.high) - change(s.ratio)) / float(stdtrit(s.n - 1, 0.975)) for s in there]
+    half = 1.96 * math.sqrt(sum(e**2 for e in errors)) / len(there)
+    return Pooled(back(middle), back(middle - half), back(middle + half), len(there))
+
+
+def _real_table(found: dict[tuple[int, str, str], list[dict[str, Any]]]) -> str:
+    header = ["window, network", "border", "stride", "shift", "shift, degrees", "excess at borders"]
+    rows = []
+    for (size, kind, name), sections in found.items():
+        scores = [pool([s[key] for s in sections], logarithmic=key != "shift") for key in ("border", "stride", "shift")]
+        degrees = np.mean([s["shift"].degrees for s in sections])
+        excess = np.mean([s["shift"].excess for s in sections])
+        rows.append([f"{size} {kind}, {name}", *map(_cell, scores), f"{degrees:.1f}", f"{excess:+.3f}"])
+    return table(header, rows)
+
+
+def _cell(score: Pooled | None) -> str:
+    return "-" if score is None else f"{score.ratio:.2f} ({score.low:.2f} to {score.high:.2f})"
+
+
+def synthetic(trials: int) -> dict[str, Any]:
+    """What the scores make of planted steps: coverage, false alarms, detection, means by contrast."""
+    result: dict[str, Any] = {"trials": trials, "side": SIDE, "window": WINDOW}
+    for name, make in (("smooth field", smooth), ("cells", cells)):
+        rows, kept = [], []
+        for contrast in CONTRASTS:
+            scores = [_trial(make, seed, contrast) for seed in range(trials)]
+            one = {key: _summary([s[key] for s in scores], contrast) for key in scores[0]}
+            kept.append({"contrast": contrast, **one})
+            rows.append([f"{contrast:g}", *(_said(one[key]) for key in ("border", "stride", "shift"))])
+        header = ["contrast", "border: mean, detected, covered", "stride", "shift"]
+        print(
+            f"\n{name}, {trials} sections of {SIDE} x {SIDE}, windows of {WINDOW}\n\n{table(header, rows)}", flush=True
+        )
+        nulls = [float(np.mean([row[key]["null"] for row in kept])) for key in ("border", "stride", "shift")]
+        print("mean of the nulls: " + ", ".join(f"{v:.3f}" for v in nulls))
+        result[name] = kept
+    return result
+
+
+def smooth(rng: np.random.Generator) -> tuple[Embedding, Mask]:
+    """A smooth random field of five channels, correlated over about 6 pixels, nothing excluded."""
+    field = np.stack([gaussian_filter(rng.normal(size=(SIDE, SIDE)), 4, mode="wrap") for _ in range(5)])
+    return (field / field.std()).astype(np.float32), np.zeros((SIDE, SIDE), bool)
+
+
+def cells(rng: np.random.Generator) -> tuple[Embedding, Mask]:
+    """Convex cells of one vector each, with texture and noise on it; membranes between are noise and excluded."""
+    points = rng.uniform(-20, SIDE + 20, (60, 2))
+    distance, index = KDTree(points).query(np.argwhere(np.ones((SIDE, SIDE))), k=2)
+    label, membrane = index[:, 0].reshape(SIDE, SIDE), (np.diff(distance) < 4).reshape(SIDE, SIDE)
+    texture, _ = smooth(rng)
+    field = rng.normal(size=(5, 60))[:, label] + 0.15 * texture + 0.1 * rng.normal(size=texture.shape)
+    field[:, membrane] = rng.normal(size=(5, np.count_nonzero(membrane)))
+    return field.astype(np.float32), membrane
+
+
+def planted(field: Embedding, exclude: Mask, contrast: float, first: int, rng: np.random.Generator) -> Embedding:
+    """The field, at unit length, with an own random direction added in every window.
+
+    The step across borders has `contrast` times the root mean square change between neighbouring rows, both averaged
+    over runs of 8 pixels.
+    """
+    unit = field / np.linalg.norm(field, axis=0)
+    index = (np.arange(SIDE) + WINDOW - first) // WINDOW if first else np.arange(SIDE) // WINDOW
+    offset = rng.normal(size=(5, SIDE // WINDOW + 1, SIDE // WINDOW + 1))
+    offset /= np.linalg.norm(offset, axis=0)
+    added = offset[:, index][:, :, index]
+    runs = np.diff(unit, axis=1).reshape(5, SIDE - 1, -1, 8).mean(axis=3)
+    kept = (~exclude[1:] & ~exclude[:-1]).reshape(SIDE - 1, -1, 8).all(axis=2)
+    change = np.sqrt((runs**2).sum(axis=0)[kept].mean())
+    return np.asarray(unit + contrast * change / np.sqrt(2) * added, np.float32)  # unit vectors lie sqrt(2) apart (rms)
+
+
+def _trial(make: Callable[[np.random.Generator], tuple[Embedding, Mask]], seed: int, contrast: float) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    field, exclude = make(rng)
+    one, other = (planted(field, exclude, contrast, first, rng) for first in (0, WINDOW // 2))
+    both = sorted(BORDERS + HALFWAY)
+    return {
+        "border": seam_score(one, BORDERS, BORDERS, exclude=exclude),
+        "stride": stride_score(one, BORDERS, BORDERS, exclude=exclude),
+        "shift": shift_score(one, other, both, both, exclude=exclude),
+    }
+
+
+def _summary(scores: Sequence[Any], contrast: float) -> dict[str, float]:
+    ratio, low, high = (np.array([getattr(s, key) for s in scores]) for key in ("ratio", "low", "high"))
+    nothing = 0.0 if isinstance(scores[0], ShiftScore) else 1.0
+    truth = nothing if contrast == 0 else ratio.mean()
+    return {
+        "mean": float(ratio.mean()),
+        "detected": float(np.mean(low > nothing + 1e-6)),
+        "covered": float(np.mean((low <= truth + 1e-6) & (truth - 1e-6 <= high))),
+        "null": float(np.mean([s.null for s in scores])),
+    }
+
+
+def _said(one: dict[str, float]) -> str:
+    return f"{one['mean']:.3f} {one['detected']:4.0%} {one['covered']:4.0%}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    modes = parser.add_subparsers(dest="what", required=True)
+    measured = modes.add_parser("real", help="teacher against student on sections")
+    measured.add_argument("source", help="volume of sections")
+    measured.add_argument("--run", required=True, help="run folder of `distill train`")
+    measured.add_argument("--sections", type=int, nargs="+", default=[6, 16])
+    measured.add_argument("--resolution", metavar="Z,Y,X", help="nm per voxel, for files without one")
+    measured.add_argument("--crop", type=int, default=384, help="pixels, from the upper left corner")
+    measured.add_argument("--depth", type=int, default=6, help="sections of a window")
+    measured.add_argument("--windows", type=int, nargs="+", default=[96, 128], help="pixels")
+    made = modes.add_parser("synthetic", help="planted steps")
+    made.add_argument("--trials", type=int, default=100)
+    for mode in (measured, made):
+        mode.add_argument("--json", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
