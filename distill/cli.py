@@ -20,6 +20,7 @@ from distill import __version__
 from distill.errors import DistillError
 
 if TYPE_CHECKING:
+    from distill.recipes.pca import NetworkSeams
     from distill.recipes.run_models import Options
 
 
@@ -133,6 +134,9 @@ def stream(
     model: Annotated[str, typer.Option(help="run folder or weights file of a student")],
     out: Annotated[Path, typer.Option(metavar="OUT.zarr")],
     no_segment: Annotated[bool, typer.Option("--no-segment", help="affinities only")] = False,
+    offset: Annotated[
+        list[str] | None, typer.Option(metavar="Z,Y,X", help="one more affinity beside the nearest; may be repeated")
+    ] = None,
     sections: Sections = None,
     resolution: Resolution = None,
     merge: Merge = None,
@@ -141,11 +145,23 @@ def stream(
     overwrite: Overwrite = False,
 ) -> None:
     """Run a student over sections: affinities, and instances through the query decoder."""
+    from distill.affinity import NEAREST
+    from distill.geometry import parse_triple
     from distill.recipes.run_models import stream as run
 
     options = _options(sections, resolution, merge, device, precision, overwrite)
+    offsets = (*NEAREST, *(parse_triple(text, "--offset") for text in offset or []))
     with _Recorded(out) as record, _Bar("sections") as bar:
-        about = run(source, model, out, options, segment=not no_segment, on_section=bar.update, note=bar.line)
+        about = run(
+            source,
+            model,
+            out,
+            options,
+            segment=not no_segment,
+            offsets=offsets,
+            on_section=bar.update,
+            note=bar.line,
+        )
         record.update(about)
     _say_result(out, about)
 
@@ -219,13 +235,28 @@ def evaluate(
 @app.command()
 def pca(
     source: str,
-    teacher: Annotated[str, typer.Option(help="run folder or weights file")],
     student: Annotated[str, typer.Option(help="run folder or weights file")],
     section: Annotated[int, typer.Option(help="section number")],
     out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
+    teacher: Annotated[str | None, typer.Option(help="run folder or weights file")] = None,
+    raw_only_student: Annotated[
+        bool, typer.Option("--raw-only-student", help="section and student alone, without a teacher")
+    ] = False,
     window: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="teacher's window; default its block")] = None,
-    overlap: Annotated[str, typer.Option(metavar="Z,Y,X", help="voxels that windows share")] = "0,0,0",
+    overlap: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="voxels that windows share")] = None,
     no_blend: Annotated[bool, typer.Option("--no-blend", help="let the last window win in overlaps")] = False,
+    shifted: Annotated[
+        bool, typer.Option("--shifted", help="also run windows half a step further: how much do the runs disagree?")
+    ] = False,
+    inset: Annotated[
+        list[str] | None, typer.Option(metavar="Y0:Y1,X0:X1", help="part to enlarge, in pixels; may be repeated")
+    ] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="draw the window borders")] = False,
+    membranes: Annotated[bool, typer.Option("--membranes", help="colours outside neurites too")] = False,
+    movie: Annotated[
+        Path | None, typer.Option(metavar="MOVIE", help="also the stack; .gif, or .mp4 with ffmpeg")
+    ] = None,
+    sections: Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="sections of the movie")] = None,
     resolution: Resolution = None,
     device: Device = "auto",
     precision: Precision = "bf16-mixed",
@@ -233,20 +264,52 @@ def pca(
 ) -> None:
     """Draw a section beside the embeddings of teacher (sliding window) and student, with their seam scores."""
     from distill.geometry import parse_numbers, parse_triple
-    from distill.recipes.pca import Windows
+    from distill.recipes.embeddings import Windows
+    from distill.recipes.pca import Drawing, Movie
     from distill.recipes.pca import pca as run
+    from viz.insets import Inset
 
+    if (teacher is None) != raw_only_student:
+        found_text = "neither" if teacher is None else "both"
+        raise DistillError(f"--teacher, --raw-only-student: found {found_text}, expected one of them")
+    if raw_only_student and (window or overlap or no_blend or shifted or grid):
+        raise DistillError(
+            "--raw-only-student: found --window, --overlap, --no-blend, --shifted or --grid beside it, expected none; "
+            "the student alone has no windows"
+        )
+    if sections is not None and movie is None:
+        raise DistillError("--sections: expected --movie beside it")
     windows = Windows(
-        parse_triple(window, "--window") if window else None, parse_triple(overlap, "--overlap"), not no_blend
+        parse_triple(window, "--window") if window else None,
+        parse_triple(overlap, "--overlap") if overlap else (0, 0, 0),
+        not no_blend,
     )
+    drawing = Drawing(tuple(Inset.parse(text) for text in inset or []), grid, membranes)
+    through = None if movie is None else Movie(movie, _range(sections))
     nm = parse_numbers(resolution, "--resolution") if resolution else None
-    found = run(source, teacher, student, section, out, windows, device=device, precision=precision, resolution=nm)
+    with _Bar("sections") as bar:
+        found = run(
+            source,
+            teacher,
+            student,
+            section,
+            out,
+            windows,
+            drawing,
+            through,
+            shifted=shifted,
+            device=device,
+            precision=precision,
+            resolution=nm,
+            on_section=bar.update,
+        )
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return
-    for name, score in (("teacher", found.teacher), ("student", found.student)):
-        _say(f"seam score of the {name}: {score.ratio:.2f} ({score.low:.2f} to {score.high:.2f}); 1 = no seam")
-    _say(f"figure: {out}")
+    for name, network in (("teacher", found.teacher), ("student", found.student)):
+        if network is not None:
+            _say_seams(name, network)
+    _say(f"figure: {out}" if movie is None else f"figure: {out}\nmovie: {movie}")
 
 
 @app.command()
@@ -282,6 +345,137 @@ def info(source: str) -> None:
     from distill.describe import describe, format_summary
 
     _say(format_summary(describe(source)))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="default RUN/report.html")] = None,
+    segmentation: Annotated[
+        list[str] | None, typer.Option(metavar="OUT.zarr", help="show its worst errors; default the stores in RUN")
+    ] = None,
+    labels: Annotated[str | None, typer.Option(metavar="SOURCE", help="ground truth; default the run's")] = None,
+    preset: Annotated[str, typer.Option(help="skimage, cremi, agq or cad")] = "skimage",
+) -> None:
+    """Write a run as one web page: scores, figures, curves, worst errors, times, how to repeat it."""
+    from distill.recipes.report import report as write
+
+    made = write(run, out, segmentations=segmentation or (), labels=labels, preset=preset, note=_say_error)
+    _say(f"{made}: {made.stat().st_size / 1e6:.1f} MB; open it in a browser, it needs no network")
+
+
+@app.command()
+def view(
+    out: Annotated[Path, typer.Argument(metavar="OUT.zarr")],
+    raw: Annotated[str | None, typer.Option(metavar="SOURCE", help="image; default what OUT was made from")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="SOURCE", help="ground truth")] = None,
+    embedding: Annotated[str | None, typer.Option(metavar="SOURCE", help="channels, z, y, x; default OUT's")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="worst objects, from distill evaluate --json")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="on 127.0.0.1; 0 takes a free one")] = 0,
+    no_open: Annotated[bool, typer.Option("--no-open", help="only print the address")] = False,
+    resolution: Resolution = None,
+) -> None:
+    """Show a result beside its image, ground truth and worst errors in the browser, until Ctrl-C."""
+    from distill.geometry import parse_numbers
+    from distill.recipes.view import Sources, open_browser
+    from distill.recipes.view import view as run
+
+    nm = parse_numbers(resolution, "--resolution") if resolution else None
+    with _Bar("sections") as bar:
+
+        def ready(address: str, errors: list[str]) -> None:
+            for number, error in enumerate(errors, 1):
+                _say(f"{number}. {error}")
+            _say(f"{address}  (on this machine; Ctrl-C ends it)")
+            if not no_open:
+                open_browser(address)
+
+        sources = Sources(raw, labels, embedding, evaluation, nm)
+        run(out, sources, port, on_section=bar.update, note=bar.line, ready=ready)
+    _say("viewer ended")
+
+
+@app.command()
+def errors(
+    segmentation: str,
+    labels: str,
+    raw: Annotated[str, typer.Option(metavar="SOURCE", help="the sections")],
+    out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
+    section: Annotated[int | None, typer.Option(help="number in LABELS; default the one with most errors")] = None,
+    worst: Annotated[int, typer.Option(min=0, help="objects to outline and list")] = 8,
+    resolution: Resolution = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Draw a section with what is split or merged in it, and list the worst objects."""
+    from distill.geometry import parse_numbers
+    from distill.recipes.errors import errors as run
+
+    nm = parse_numbers(resolution, "--resolution") if resolution else None
+    with _Bar("sections") as bar:
+        found = run(segmentation, labels, raw, out, section, worst, nm, bar.update)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    counts = f"{found.split:,} are split, {found.merge:,} merged, {found.both:,} both"
+    _say(f"section {found.section}: of {found.counted:,} labelled pixels {counts}")
+    for number, one in enumerate(found.objects, 1):
+        own, other = ("object", "segment") if one.kind == "split" else ("segment", "object")
+        spans = ", ".join(f"{a}:{b}" for a, b in zip(one.piece.start, one.piece.stop, strict=True))
+        _say(
+            f"{number}. {one.kind}: {own} {one.error.id}, {one.error.bits:.4f} bits in {one.error.pieces} pieces, "
+            f"{one.bits_here:.4f} here; largest wrong piece in {other} {one.partner} at {spans} (z, y, x)"
+        )
+    _say(f"figure: {out}")
+
+
+@app.command()
+def gallery(
+    source: str,
+    out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
+    section: Annotated[int | None, typer.Option(help="section number; default the middle one")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="same seed, same figure")] = 0,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="with teacher.yaml and student.yaml; default built-in values")
+    ] = None,
+    resolution: Resolution = None,
+) -> None:
+    """Draw a piece of a volume before and after each augmentation of the training."""
+    from distill.geometry import parse_numbers
+    from distill.recipes.gallery import gallery as run
+
+    nm = parse_numbers(resolution, "--resolution") if resolution else None
+    found = run(source, out, section, seed, config, nm)
+    _say(f"section {found.section}: {', '.join(found.shown)}" + (f"; off: {', '.join(found.off)}" if found.off else ""))
+    _say(f"figure: {out}")
+
+
+@app.command()
+def render(
+    segmentation: str,
+    labels: str,
+    out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
+    neuron: Annotated[str | None, typer.Option(metavar="ID[,ID..]", help="of LABELS; default the worst three")] = None,
+    resolution: Resolution = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Draw neurons in 3D beside what a segmentation made of them: pieces in their colours, what was merged hatched."""
+    from distill.geometry import parse_numbers
+    from distill.recipes.render import render as run
+
+    nm = parse_numbers(resolution, "--resolution") if resolution else None
+    with _Bar("sections") as bar:
+        found = run(segmentation, labels, out, _ids(neuron), nm, bar.update)
+    if as_json:
+        typer.echo(json.dumps([one.to_dict() for one in found], indent=2))
+        return
+    for one in found:
+        pieces = ", ".join(f"{p.segment} ({100 * p.voxels / one.voxels:.1f} %)" for p in one.pieces[:5])
+        merged = ", ".join(f"{f.object} ({f.voxels:,} voxels)" for f in one.foreign)
+        count = f"{len(one.pieces)} segment{'s' if len(one.pieces) > 1 else ''}"
+        _say(f"neuron {one.neuron}: in {count}: {pieces}; merged to it: {merged or 'nothing'}")
+    _say(f"figure: {out}")
 
 
 def main() -> None:
@@ -321,6 +515,18 @@ def _say_result(out: Path, about: dict[str, Any]) -> None:
     _say(f"next: distill evaluate {out}:segmentation LABELS")
 
 
+def _say_seams(name: str, found: NetworkSeams) -> None:
+    def line(text: str, value: float, low: float, high: float, best: str) -> None:
+        _say(f"{text} of the {name}: {value:.2f} ({low:.2f} to {high:.2f}); {best}")
+
+    border, stride, shift = found.border, found.stride, found.shift
+    line("seam score", border.ratio, border.low, border.high, "1 = no seam")
+    if stride is not None:
+        line("power at the windows' stride", stride.ratio, stride.low, stride.high, "1 = no seam")
+    if shift is not None:
+        line("disagreement with shifted windows", shift.ratio, shift.low, shift.high, "0 = none")
+
+
 def _took(began: float) -> str:
     return f"{time.perf_counter() - began:.1f} s"
 
@@ -349,6 +555,13 @@ def _range(sections: str | None) -> tuple[int, int | None] | None:
         return int(first or 0), int(last) if last else None
     except ValueError:
         raise DistillError(f"--sections: found {sections!r}, expected FIRST:LAST such as 64:80") from None
+
+
+def _ids(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(",")) if text else ()
+    except ValueError:
+        raise DistillError(f"--neuron: found {text!r}, expected ids such as 12 or 12,40") from None
 
 
 class _Recorded:

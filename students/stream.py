@@ -85,8 +85,10 @@ class SectionStream:
             sections: (N, H, W) float32 in [0, 1].
 
         Raises:
-            ShapeError: their size is not the previous section's.
+            ShapeError: their size is not the previous section's, or there are none.
         """
+        if not len(sections):
+            raise ShapeError("sections: found none, expected at least 1")
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half_precision):
             images = sections.to(self.device)[:, None].contiguous(memory_format=torch.channels_last)
             current = self.student.encode(images)
@@ -118,7 +120,7 @@ class SectionStream:
         if not self.further:
             return nearest
         if not first and self.earlier.maxlen:
-            self.earlier.appendleft(pair.previous[n : n + 1].float())
+            self.earlier.appendleft(pair.previous[n : n + 1].float().clone())  # not a view of the whole batch
         now = pair.current[n : n + 1].float()
         rows = [nearest]
         for z, y, x in self.further:

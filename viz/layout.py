@@ -153,9 +153,7 @@ def save_figure(fig: Figure, out: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    suffix = out.suffix.lower()
-    if suffix not in _UNDATED:
-        raise DistillError(f"{out}: found the suffix {out.suffix!r}, expected one of {', '.join(_UNDATED)}")
+    suffix = figure_suffix(out)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     FigureCanvasAgg(fig)
     try:
@@ -166,6 +164,18 @@ def save_figure(fig: Figure, out: Path) -> None:
         raise SourceError(f"{out}: cannot be written ({error.strerror or error})") from error
     finally:
         _remove(part)
+
+
+def figure_suffix(out: Path) -> str:
+    """The format that a figure will be written in; asked before long work, it spares a user a late refusal.
+
+    Raises:
+        DistillError: not .png, .svg or .pdf.
+    """
+    suffix = out.suffix.lower()
+    if suffix not in _UNDATED:
+        raise DistillError(f"{out}: found the suffix {out.suffix!r}, expected one of {', '.join(_UNDATED)}")
+    return suffix
 
 
 def _remove(part: Path) -> None:

@@ -148,11 +148,30 @@ def align_basis(basis: Basis, values: npt.NDArray[Any], reference: npt.NDArray[A
     return np.asarray(left @ right, dtype=np.float64)
 
 
+def colour_limits(score: npt.NDArray[Any], percentiles: tuple[float, float] = (1, 99)) -> Floats:
+    """The range of each component that becomes 0 to 255.
+
+    Args:
+        score: (3, N) or (3, Y, X) from `scores`.
+        percentiles: of each component's scores; what lies beyond is clipped.
+
+    Returns:
+        (2, 3): lower and upper ends. Kept over several sections, they keep colours comparable.
+
+    Raises:
+        DistillError: not three components, or percentiles not 0 <= low < high <= 100.
+    """
+    low, high = percentiles
+    if len(score) != 3 or score.size == 0 or not 0 <= low < high <= 100:
+        raise ShapeError(
+            f"colour_limits: found scores {score.shape} and percentiles {percentiles}, "
+            "expected (3, ...), not empty, and 0 <= low < high <= 100"
+        )
+    return np.asarray(np.percentile(score.reshape(3, -1), percentiles, axis=1), dtype=np.float64)
+
+
 def to_rgb(
-    embedding: npt.NDArray[Any],
-    basis: Basis,
-    rotation: Floats | None = None,
-    percentiles: tuple[float, float] = (1, 99),
+    embedding: npt.NDArray[Any], basis: Basis, rotation: Floats | None = None, limits: Floats | None = None
 ) -> npt.NDArray[np.uint8]:
     """One section of an embedding as a colour image.
 
@@ -160,27 +179,70 @@ def to_rgb(
         embedding: (E, Y, X) float.
         basis: from `fit_basis`.
         rotation: (3, 3) from `align_basis`, or none.
-        percentiles: of each component's scores in this image, mapped to 0 and 255; values beyond are clipped.
+        limits: (2, 3) from `colour_limits`; none = this image's own.
 
     Returns:
         (Y, X, 3) uint8; a component that does not vary is 128 everywhere.
 
     Raises:
-        DistillError: embedding not (E, Y, X), percentiles not 0 <= low < high <= 100, or as `scores`.
+        DistillError: embedding not (E, Y, X), limits not (2, 3), or as `scores`.
     """
-    low, high = percentiles
-    if embedding.ndim != 3 or not 0 <= low < high <= 100:
+    if embedding.ndim != 3 or (limits is not None and limits.shape != (2, 3)):
         raise ShapeError(
-            f"to_rgb: found embedding {embedding.shape} and percentiles {percentiles}, "
-            "expected (E, Y, X) and 0 <= low < high <= 100"
+            f"to_rgb: found embedding {embedding.shape} and limits {None if limits is None else limits.shape}, "
+            "expected (E, Y, X) and (2, 3)"
         )
     score = scores(embedding, basis, rotation)
+    ends = colour_limits(score) if limits is None else limits
     image = np.full((*embedding.shape[1:], 3), 128, np.uint8)
-    for channel in range(3):
-        bottom, top = np.percentile(score[channel], percentiles)
+    for channel, (bottom, top) in enumerate(ends.T):
         if top - bottom > 1e-6:
             image[..., channel] = np.rint(np.clip((score[channel] - bottom) / (top - bottom), 0, 1) * 255)
     return image
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Fixed colours of one network's embedding: the same vector has the same colour in every section.
+
+    Attributes:
+        basis: its principal components.
+        rotation: (3, 3) that makes its colours comparable with another palette's.
+        limits: (2, 3) range of each component.
+    """
+
+    basis: Basis
+    rotation: Floats
+    limits: Floats
+
+    def rgb(self, embedding: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """(E, Y, X) float to (Y, X, 3) uint8.
+
+        Raises:
+            DistillError: as `to_rgb`.
+        """
+        return to_rgb(embedding, self.basis, self.rotation, self.limits)
+
+
+def fit_palettes(samples: Sequence[npt.NDArray[Any]]) -> list[Palette]:
+    """Comparable colours for several networks.
+
+    Args:
+        samples: (E, N) float of each network at the same N pixels; E may differ.
+
+    Returns:
+        One palette each; the first as its components come, the others turned onto it (`align_basis`).
+
+    Raises:
+        DistillError: as `fit_basis` and `align_basis`.
+    """
+    bases = [fit_basis(sample) for sample in samples]
+    reference = scores(samples[0], bases[0])
+    rotations = [np.eye(3), *(align_basis(b, s, reference) for b, s in zip(bases[1:], samples[1:], strict=True))]
+    return [
+        Palette(basis, rotation, colour_limits(scores(sample, basis, rotation)))
+        for basis, rotation, sample in zip(bases, rotations, samples, strict=True)
+    ]
 
 
 def _flat(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

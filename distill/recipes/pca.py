@@ -6,176 +6,301 @@ checkerboard, the 2D student, which sees whole sections, does not.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from distill.affinity import unit
 from distill.errors import DistillError
-from distill.geometry import Box, Triple
-from distill.layers import coordinates
+from distill.geometry import Box
+from distill.recipes.embeddings import (
+    Embedding,
+    Mask,
+    Sliding,
+    Windows,
+    embedding_of,
+    grey_volume,
+    inside_neurites,
+    student_section,
+    teacher_section,
+    teacher_sections,
+)
 from distill.recipes.models import TrainedStudent, TrainedTeacher, load_student, load_teacher, pick_device
 from distill.recipes.volumes import Runtime, student_sections
 from distill.sampling import as_unit_range
-from distill.volume import open_volume
-from teachers.agq import TeacherOutput
-from teachers.tiled import head_embedding, run_teacher, sliding_windows
+from distill.volume import Volume, open_volume
 from viz.figures import Panel, pca_figure
-from viz.pca import align_basis, fit_basis, scores, to_rgb
-from viz.seams import SeamProfile, SeamScore, seam_profile, seam_score
+from viz.insets import Inset, check_insets
+from viz.layout import figure_suffix
+from viz.movie import MovieFrames, movie_suffix, write_movie
+from viz.pca import Palette, fit_palettes
+from viz.seams import SeamScore, StrideScore, even_run, seam_profile, seam_score, stride_score
+from viz.shifts import ShiftScore, shift_score
 
-_INSIDE = 0.5  # mean in-plane affinity of the student
-_FEW = 0.05  # share of pixels
-_DECODER_GRID = 2  # both networks end with an upsampling by two; borders are compared on the same phase of it
+DECODER_GRID = 2  # both networks end with an upsampling by two; borders are compared on the same phase of it
+NETWORK_GRID = 16  # both networks' coarsest maps; the spectrum leaves out what their own sampling repeats
+_SAMPLE = 50_000  # pixels that the colours are fitted on
+_DIM = 0.55  # grey values outside neurites, beside colours inside
+
+Grey = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Windows:
-    """How the teacher slides."""
+class Drawing:
+    """What the figure shows beside its panels."""
 
-    size: Triple | None  # voxels; None = the decoder's block, at most half a section
-    overlap: Triple = (0, 0, 0)
-    blend: bool = True
+    insets: tuple[Inset, ...] = ()
+    grid: bool = False  # the windows' borders as lines
+    membranes: bool = False  # colours outside neurites too
+
+
+PLAIN = Drawing()
+
+
+@dataclass(frozen=True)
+class Movie:
+    """The same panels through the stack."""
+
+    out: Path
+    sections: tuple[int, int | None] | None = None  # all from the second on
+
+
+@dataclass(frozen=True)
+class NetworkSeams:
+    """Seam scores of one network at the teacher's window borders."""
+
+    border: SeamScore
+    stride: StrideScore | None  # None where no axis has two borders at one stride
+    shift: ShiftScore | None  # None unless asked for
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the border score's fields, and the others by name."""
+        return {
+            **self.border.to_dict(),
+            "stride": None if self.stride is None else self.stride.to_dict(),
+            "shift": None if self.shift is None else self.shift.to_dict(),
+        }
 
 
 @dataclass(frozen=True)
 class Seams:
-    """Seam scores of both networks at the teacher's window borders."""
+    """What was found; scores and windows are None where there was no teacher."""
 
-    teacher: SeamScore
-    student: SeamScore
-    window: Triple
-    overlap: Triple
-    blend: bool
+    teacher: NetworkSeams | None
+    student: NetworkSeams | None
+    sliding: Sliding | None
+    region: str
     explained: dict[str, list[float]]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            "measure": "mean embedding change across window borders / beside them, inside neurites; 1 = no seam",
-            "teacher": self.teacher.to_dict(),
-            "student": self.student.to_dict(),
-            "window_zyx": list(self.window),
-            "overlap_zyx": list(self.overlap),
-            "blend": self.blend,
+            "measure": {
+                "ratio": f"embedding change across window borders / beside them, {self.region}; no unit, 1 = no seam",
+                "stride": "power of the change at the windows' stride / at frequencies between; no unit, 1 = no seam",
+                "shift": "angle between runs with windows half a step apart (student: the section framed so) / angle "
+                "between unrelated pixels; no unit, 0 = the same",
+            },
+            "teacher": None if self.teacher is None else self.teacher.to_dict(),
+            "student": None if self.student is None else self.student.to_dict(),
+            "window_zyx": None if self.sliding is None else list(self.sliding.size),
+            "overlap_zyx": None if self.sliding is None else list(self.sliding.overlap),
+            "blend": None if self.sliding is None else self.sliding.blend,
             "explained_variance": self.explained,
         }
 
 
 def pca(
     source: str,
-    teacher: str,
+    teacher: str | None,
     student: str,
     section: int,
     out: Path,
     windows: Windows,
+    drawing: Drawing = PLAIN,
+    movie: Movie | None = None,
     *,
+    shifted: bool = False,
     device: str = "auto",
     precision: str = "bf16-mixed",
     resolution: tuple[float, float, float] | None = None,
+    on_section: Callable[[int, int], None] | None = None,
 ) -> Seams:
-    """Make the figure.
+    """Make the figure, and the movie if one is asked for; both with the colours fitted on `section`.
 
     Args:
         source: the volume.
-        teacher: run folder or weights file.
+        teacher: run folder or weights file; None = the student alone, without scores.
         student: run folder or weights file.
         section: number of the section, 1 at least (the student needs the one before it).
         out: .png, .svg or .pdf.
         windows: the teacher's sliding window.
+        drawing: see `Drawing`.
+        movie: where to, and which sections.
+        shifted: also run the teacher with windows half a step further, and the student on a section framed so, and
+            measure how much the runs disagree.
         device: where to compute.
         precision: see `Runtime`.
         resolution: for files without one.
+        on_section: called with sections of the movie done and their number.
 
     Raises:
-        DistillError: bad input; the section is not there.
+        DistillError: bad input; the section is not there; a movie that cannot be written here.
     """
+    figure_suffix(out)
+    if movie is not None:
+        movie_suffix(movie.out)
     volume = open_volume(source, resolution=resolution)
     runtime = Runtime(pick_device(device), precision)
-    if volume.channels is not None:
-        raise DistillError(f"{source}: found {volume.channels} channels, expected one grey-value volume z, y, x")
+    grey_volume(volume, source)
     depth, height, width = volume.size
     if not 1 <= section < depth:
         raise DistillError(f"--section: found {section}, expected 1 to {depth - 1} for {source}")
-    taught, learnt = load_teacher(teacher, runtime.device), load_student(student, runtime.device)
-    size = windows.size or _default_window(taught.config.decoder.block, (depth, height, width))
-    if any(not 0 <= shared < extent for shared, extent in zip(windows.overlap, size, strict=True)):
-        raise DistillError(f"--overlap: found {windows.overlap}, expected at least 0 and less than the window {size}")
-    first = max(0, min(section - size[0] // 2, depth - size[0]))
-    raw = volume.read(Box((first, 0, 0), (min(depth, first + size[0]), height, width)))
-    slid = _teacher_section(taught, raw, section - first, size, windows, runtime)
-    seen, inside = _student_section(
-        learnt, volume.read(Box((section - 1, 0, 0), (section + 1, height, width))), runtime
+    check_insets(drawing.insets, (height, width))
+    through = None if movie is None else _through(movie, depth, source)
+    taught = None if teacher is None else load_teacher(teacher, runtime.device)
+    learnt = load_student(student, runtime.device)
+    sliding = None if taught is None else Sliding.over(windows, taught.config.decoder.block, volume.size)
+
+    pair = volume.read(Box((section - 1, 0, 0), (section + 1, height, width)))
+    seen, inside = student_section(learnt, pair, runtime)
+    embeddings = [seen]
+    if taught is not None and sliding is not None:
+        embeddings.insert(0, teacher_section(taught, volume, section, sliding, runtime))
+    sample = np.random.default_rng(0).permutation(np.flatnonzero(inside))[:_SAMPLE]
+    palettes = fit_palettes([e.reshape(len(e), -1)[:, sample] for e in embeddings])
+    region = "in all pixels" if inside.all() else "inside neurites"
+    draw = _Draw(_titles(sliding, windows), palettes, region, drawing.membranes)
+    panels, grey = draw.panels(embeddings, inside, pair[1]), _grey(pair[1])
+    borders = None if sliding is None else sliding.borders()
+    scored: list[NetworkSeams] = []
+    profile = []
+    if borders is not None:
+        for name, e in zip(("Teacher", "Student"), embeddings, strict=True):
+            scored.append(border_scores(e, borders, ~inside))
+            profile.append((name, seam_profile(e, *borders, exclude=~inside), scored[-1].border))
+    pca_figure(
+        grey,
+        panels,
+        volume.resolution[1:],
+        borders,
+        profile,
+        out,
+        insets=drawing.insets,
+        grid=drawing.grid,
+        region=region,
     )
-    boxes = sliding_windows((len(raw), height, width), size, windows.overlap)
-    rows, columns = (sorted({box.start[axis] for box in boxes} - {0}) for axis in (1, 2))
-    borders = rows, columns
-    if not rows and not columns:
-        raise DistillError(f"--window: {size} covers the whole section {(height, width)}; expected a smaller window")
-    bases = [fit_basis(embedding[:, inside]) for embedding in (slid, seen)]
-    rotation = align_basis(bases[1], seen, scores(slid, bases[0]))
-    kind = "blended" if windows.blend and any(windows.overlap) else "side by side"
-    panels = [
-        Panel(f"Teacher, {size[1]} x {size[2]} windows, {kind}", to_rgb(slid, bases[0]), bases[0].note),
-        Panel("Student, whole section", to_rgb(seen, bases[1], rotation), bases[1].note),
-    ]
-    profile: list[tuple[str, SeamProfile, SeamScore]] = [
-        (name, seam_profile(e, *borders, exclude=~inside), seam_score(e, *borders, exclude=~inside, grid=_DECODER_GRID))
-        for name, e in (("Teacher", slid), ("Student", seen))
-    ]
-    grey = np.round(as_unit_range(raw[section - first]) * 255).astype(np.uint8)
-    pca_figure(grey, panels, volume.resolution[1:], borders, profile, out)
-    explained = {name: [float(v) for v in b.explained] for name, b in zip(("teacher", "student"), bases, strict=True)}
-    return Seams(profile[0][2], profile[1][2], size, windows.overlap, windows.blend, explained)
+    if shifted and taught is not None and sliding is not None:
+        other = teacher_section(taught, volume, section, sliding, runtime, shifted=True)
+        shifts = [
+            teacher_shift(embeddings[0], other, sliding, ~inside),
+            student_shift(learnt, pair, seen, sliding, ~inside, runtime),
+        ]
+        scored = [NetworkSeams(s.border, s.stride, shift) for s, shift in zip(scored, shifts, strict=True)]
+    if movie is not None and through is not None:
+        frames = MovieFrames(grey, panels, volume.resolution[1:], borders)
+        made = _frames(volume, through, taught, learnt, sliding, runtime, draw, frames, on_section)
+        write_movie(made, movie.out, frames.draw(grey, [p.rgb for p in panels], section))
+    names = ("student",) if teacher is None else ("teacher", "student")
+    explained = {n: [float(v) for v in p.basis.explained] for n, p in zip(names, palettes, strict=True)}
+    return Seams(*(scored or (None, None)), sliding, region, explained)
 
 
-def _default_window(block: Triple, shape: Triple) -> Triple:
-    z, y, x = shape
-    return min(block[0], z), min(block[1], -(-y // 2)), min(block[2], -(-x // 2))
+def border_scores(embedding: Embedding, borders: tuple[list[int], list[int]], exclude: Mask) -> NetworkSeams:
+    """Border score and, where a stride repeats, the score of its spectrum."""
+    stride = None
+    if any(even_run(axis) for axis in borders):
+        stride = stride_score(embedding, *borders, exclude=exclude, grid=NETWORK_GRID)
+    return NetworkSeams(seam_score(embedding, *borders, exclude=exclude, grid=DECODER_GRID), stride, None)
 
 
-def _teacher_section(
-    model: TrainedTeacher, raw: NDArray[Any], z: int, size: Triple, windows: Windows, runtime: Runtime
-) -> NDArray[np.float32]:
-    def mask_features(output: TeacherOutput) -> Tensor:
-        given = output.decoder_input
-        with torch.inference_mode():
-            found = unit(model.decoder.mask_branch(torch.cat([coordinates(given.features), given.features], 1)).float())
-        full = found[0].repeat_interleave(2, -2).repeat_interleave(2, -1)
-        return full[..., : output.levels[0].shape[-2], : output.levels[0].shape[-1]]
-
-    embed = head_embedding if model.teacher.embedding_head is not None else mask_features
-    boxes = sliding_windows((len(raw), *raw.shape[1:]), size, windows.overlap)
-    found = run_teacher(
-        model.teacher,
-        as_unit_range(raw),
-        boxes,
-        device=runtime.device,
-        precision=runtime.precision,
-        blend=windows.blend,
-        embed=embed,
-    )
-    assert found.embedding is not None
-    return found.embedding[:, z]
+def teacher_shift(one: Embedding, other: Embedding, sliding: Sliding, exclude: Mask) -> ShiftScore:
+    """How much two runs of the teacher differ whose windows lie half a step apart."""
+    rows, columns = (a + b for a, b in zip(sliding.borders(), sliding.borders(shifted=True), strict=True))
+    return shift_score(one, other, rows, columns, exclude=exclude)
 
 
-def _student_section(
-    model: TrainedStudent, pair: NDArray[Any], runtime: Runtime
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The second section's embedding (E, H, W), and where it lies inside neurites.
+def student_shift(
+    model: TrainedStudent, pair: NDArray[Any], seen: Embedding, sliding: Sliding, exclude: Mask, runtime: Runtime
+) -> ShiftScore:
+    """How much the student's embedding depends on the section's frame, moved by as much as the teacher's windows.
 
-    Trained with background edges at 0, neighbouring membrane pixels get orthogonal or opposite embeddings: a pixel-wide
-    pattern that has nothing to do with windows. Colours and seam scores therefore go by the pixels inside neurites
-    alone, the same ones for both networks; a student too young to tell them apart leaves all pixels in.
+    Legend: `seen` (E, H, W) is what it gives for the whole of the pair's second section.
     """
-    *_, last = student_sections(model, pair, runtime, with_slab=False)
-    embedding: NDArray[np.float32] = unit(last.embedding.float(), dim=0).cpu().numpy()
-    inside: NDArray[np.bool_] = (last.affinity[1:].mean(0) > _INSIDE).cpu().numpy()
-    if inside.mean() < _FEW:
-        inside = np.ones_like(inside)
-    return embedding, inside
+    y, x = sliding.shift
+    framed, _ = student_section(model, pair[:, y:, x:], runtime)
+    rows, columns = (
+        sorted({b - by for b in a + c if b > by})
+        for a, c, by in zip(sliding.borders(), sliding.borders(shifted=True), (y, x), strict=True)
+    )
+    return shift_score(
+        np.ascontiguousarray(seen[:, y:, x:]), framed, rows, columns, exclude=np.ascontiguousarray(exclude[y:, x:])
+    )
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """How an embedding becomes a panel, the same in every section."""
+
+    titles: Sequence[str]
+    palettes: Sequence[Palette]
+    region: str
+    membranes: bool
+
+    def panels(self, embeddings: Sequence[Embedding], inside: Mask, section: NDArray[Any]) -> list[Panel]:
+        images = [palette.rgb(e) for palette, e in zip(self.palettes, embeddings, strict=True)]
+        if not self.membranes:
+            dim = np.round(as_unit_range(section) * (255 * _DIM)).astype(np.uint8)[..., None]
+            images = [np.where(inside[..., None], image, dim) for image in images]
+        return [
+            Panel(title, image, f"{palette.basis.note} {self.region}")
+            for title, image, palette in zip(self.titles, images, self.palettes, strict=True)
+        ]
+
+
+def _titles(sliding: Sliding | None, windows: Windows) -> list[str]:
+    student = "Student, whole section"
+    if sliding is None:
+        return [student]
+    return [f"Teacher, {sliding.size[1]} x {sliding.size[2]} windows, {windows.kind}", student]
+
+
+def _grey(section: NDArray[Any]) -> Grey:
+    return np.round(as_unit_range(section) * 255).astype(np.uint8)
+
+
+def _through(movie: Movie, depth: int, source: str) -> range:
+    first, stop = movie.sections or (1, None)
+    found = range(max(1, first), depth if stop is None else min(stop, depth))
+    if len(found) == 0 or first < 0:
+        raise DistillError(f"--sections: found {first}:{stop}, expected sections between 1 and {depth} for {source}")
+    return found
+
+
+def _frames(
+    volume: Volume,
+    through: range,
+    taught: TrainedTeacher | None,
+    learnt: TrainedStudent,
+    sliding: Sliding | None,
+    runtime: Runtime,
+    draw: _Draw,
+    frames: MovieFrames,
+    on_section: Callable[[int, int], None] | None,
+) -> Iterator[Grey]:
+    """One picture (H, W, 3) a section; what is held is one slab of windows and the student's last section."""
+    results = student_sections(learnt, volume.sections(through.start - 1, through.stop), runtime, with_slab=False)
+    next(results)
+    slid: Iterator[Embedding | None] = iter([None] * len(through))
+    if taught is not None and sliding is not None:
+        slid = teacher_sections(taught, volume, through, sliding, runtime)
+    sections = volume.sections(through.start, through.stop)
+    for done, (z, section, result, windowed) in enumerate(zip(through, sections, results, slid, strict=True), 1):
+        embeddings = [e for e in (windowed, embedding_of(result)) if e is not None]
+        panels = draw.panels(embeddings, inside_neurites(result), section)
+        yield frames.draw(_grey(section), [p.rgb for p in panels], z)
+        if on_section is not None:
+            on_section(done, len(through))

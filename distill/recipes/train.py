@@ -29,6 +29,7 @@ from distill.geometry import Box, Nanometres
 from distill.recipes.figures import run_figures
 from distill.recipes.joint import Joint
 from distill.recipes.models import pick_device, student_metadata, teacher_metadata
+from distill.recipes.report import report_after_training
 from distill.recipes.validation import Judged, validate
 from distill.recipes.volumes import Runtime
 from distill.sampling import Crops, loader
@@ -134,6 +135,7 @@ def train(config: Pair, out: Path, *, resume: bool, device: str, progress: Progr
         )
         if book.last:  # after the last state is safe: a figure must not cost a run
             run_figures(out, book.last, parts.validation_raw, parts.validation_labels, parts.resolution)
+    report_after_training(out, config, book.last, parts.validation_raw, parts.validation_labels)
 
 
 def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:

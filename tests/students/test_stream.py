@@ -275,3 +275,10 @@ def test_offsets_that_a_stream_cannot_give(offsets: tuple[Triple, ...], message:
         check_offsets(offsets)
     with pytest.raises(DistillError, match=message):
         SectionStream(networks()[0], None, device=CPU, precision="32-true", offsets=offsets)
+
+
+def test_no_section_is_refused() -> None:
+    student, _ = networks()
+    stream = SectionStream(student, None, device=CPU, precision="32-true")
+    with pytest.raises(ShapeError, match="found none"):
+        stream.push_many(torch.zeros(0, 8, 8))

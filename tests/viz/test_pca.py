@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from distill.errors import DistillError
-from viz.pca import Basis, align_basis, fit_basis, scores, to_rgb
+from viz.pca import Basis, align_basis, colour_limits, fit_basis, fit_palettes, scores, to_rgb
 
 SCALES = np.array([5.0, 3.0, 2.0, 0.3, 0.2, 0.1])
 
@@ -102,12 +102,33 @@ def test_several_embeddings_share_a_basis() -> None:
 
 def test_percentiles_set_the_ends_of_the_colour_range() -> None:
     values = field()
-    image = to_rgb(values, fit_basis(values), percentiles=(10, 90))
+    basis = fit_basis(values)
+    image = to_rgb(values, basis, limits=colour_limits(scores(values, basis), (10, 90)))
     assert image.shape == (40, 48, 3)
     assert image.dtype == np.uint8
     for channel in range(3):
         assert np.mean(image[..., channel] == 0) == pytest.approx(0.1, abs=0.02)
         assert np.mean(image[..., channel] == 255) == pytest.approx(0.1, abs=0.02)
+
+
+def test_fixed_limits_give_a_vector_one_colour_in_every_section() -> None:
+    values = field()
+    basis = fit_basis(values)
+    limits = colour_limits(scores(values, basis))
+    whole = to_rgb(values, basis, limits=limits)
+    assert np.array_equal(whole, to_rgb(values, basis))
+    assert np.array_equal(to_rgb(values[:, :7, :9], basis, limits=limits), whole[:7, :9])
+    assert not np.array_equal(to_rgb(values[:, :7, :9], basis), whole[:7, :9])
+
+
+def test_palettes_of_turned_embeddings_agree() -> None:
+    values = field()
+    turn = np.linalg.qr(np.random.default_rng(1).normal(size=(6, 6)))[0]
+    turned = np.einsum("fe,eyx->fyx", turn, values).astype(np.float32)
+    one, two = fit_palettes([values.reshape(6, -1), turned.reshape(6, -1)])
+    assert np.array_equal(one.rotation, np.eye(3))
+    assert np.array_equal(one.rgb(values), to_rgb(values, one.basis))
+    assert np.abs(one.rgb(values).astype(int) - two.rgb(turned)).max() <= 1
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -151,6 +172,8 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(DistillError, match="expected 6 channels"):
         scores(values[:4], basis)
     with pytest.raises(DistillError, match="percentiles"):
-        to_rgb(values, basis, percentiles=(99, 1))
+        colour_limits(scores(values, basis), (99, 1))
+    with pytest.raises(DistillError, match="limits"):
+        to_rgb(values, basis, limits=np.zeros((3, 2)))
     with pytest.raises(DistillError, match="same pixels"):
         align_basis(basis, values, np.zeros((3, 10)))
