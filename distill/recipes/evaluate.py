@@ -37,7 +37,7 @@ def evaluate(
         ShapeError: other voxels, or a segmentation that reaches beyond the labels.
     """
     found, truth = open_labels(segmentation, resolution=resolution), open_labels(labels, resolution=resolution)
-    box = _placed(found, truth)
+    box = placed(found, truth)
     table = Contingency(preset, resolution=truth.resolution)
     for z, section in enumerate(found.sections()):
         here = Box((box.start[0] + z, *box.start[1:]), (box.start[0] + z + 1, *box.stop[1:]))
@@ -45,7 +45,7 @@ def evaluate(
     return Evaluation(table.scores(), worst_objects(table, worst), box)
 
 
-def _placed(found: Volume, truth: Volume) -> Box:
+def placed(found: Volume, truth: Volume) -> Box:
     """Where the segmentation lies in the labels' voxels."""
     if any(abs(a - b) > 1e-3 * b for a, b in zip(found.resolution, truth.resolution, strict=True)):
         raise ShapeError(
