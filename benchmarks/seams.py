@@ -33,9 +33,10 @@ from distill.errors import DistillError
 from distill.geometry import Box, parse_numbers
 from distill.recipes.embeddings import Embedding, Mask, Sliding, Windows, student_section, teacher_section
 from distill.recipes.models import TrainedStudent, load_student, load_teacher, pick_device
-from distill.recipes.pca import border_scores, student_shift, teacher_shift
+from distill.recipes.pca import DECODER_GRID, border_scores, student_shift, teacher_shift
 from distill.recipes.volumes import Runtime
 from distill.volume import Volume, open_volume, volume_from_array
+from viz.pca import fit_palettes
 from viz.seams import seam_score, stride_score
 from viz.shifts import ShiftScore, shift_score
 
@@ -43,7 +44,6 @@ SIDE, WINDOW = 256, 64  # pixels of a made section
 BORDERS = list(range(WINDOW, SIDE, WINDOW))
 HALFWAY = list(range(WINDOW // 2, SIDE, WINDOW))
 CONTRASTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
-SEEN = 1.5  # contrast from which on a step is seen in such sections shown as colours (docs/seams.md)
 
 
 class Scored(Protocol):
@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, torch {about['torch']}", flush=True)
     try:
         began = time.perf_counter()
+        if options.what == "synthetic" and options.pictures is not None:
+            pictures(options.pictures)
         result = real(options) if options.what == "real" else synthetic(options.trials)
     except DistillError as error:
         print(error, file=sys.stderr)
@@ -152,8 +154,10 @@ def student_windows(
 
 
 def _row(embedding: Embedding, sliding: Sliding, inside: Mask, shift: ShiftScore) -> dict[str, Any]:
-    found = border_scores(embedding, sliding.borders(), ~inside)
-    return {"border": found.border, "stride": found.stride, "shift": shift}
+    borders = sliding.borders()
+    found = border_scores(embedding, borders, ~inside)
+    pairwise = seam_score(embedding, *borders, exclude=~inside, grid=DECODER_GRID, along=1)
+    return {"border": found.border, "pairwise": pairwise, "stride": found.stride, "shift": shift}
 
 
 def _plain(scores: dict[str, Any]) -> dict[str, Any]:
@@ -175,10 +179,11 @@ def pool(scored: Sequence[Scored | None], *, logarithmic: bool) -> Pooled | None
 
 
 def _real_table(found: dict[tuple[int, str, str], list[dict[str, Any]]]) -> str:
-    header = ["window, network", "border", "stride", "shift", "shift, degrees", "excess at borders"]
+    header = ["window, network", "border", "border, pair by pair", "stride", "shift", "degrees", "excess at borders"]
     rows = []
     for (size, kind, name), sections in found.items():
-        scores = [pool([s[key] for s in sections], logarithmic=key != "shift") for key in ("border", "stride", "shift")]
+        keys = "border", "pairwise", "stride", "shift"
+        scores = [pool([s[key] for s in sections], logarithmic=key != "shift") for key in keys]
         degrees = np.mean([s["shift"].degrees for s in sections])
         excess = np.mean([s["shift"].excess for s in sections])
         rows.append([f"{size} {kind}, {name}", *map(_cell, scores), f"{degrees:.1f}", f"{excess:+.3f}"])
@@ -196,7 +201,8 @@ def synthetic(trials: int) -> dict[str, Any]:
         rows, kept = [], []
         for contrast in CONTRASTS:
             scores = [_trial(make, seed, contrast) for seed in range(trials)]
-            one = {key: _summary([s[key] for s in scores], contrast) for key in scores[0]}
+            scale = np.array([change for change, _ in scores])
+            one = {key: _summary([s[key] for _, s in scores], contrast, scale) for key in scores[0][1]}
             kept.append({"contrast": contrast, **one})
             rows.append([f"{contrast:g}", *(_said(one[key]) for key in ("border", "stride", "shift"))])
         header = ["contrast", "border: mean, detected, covered", "stride", "shift"]
@@ -207,6 +213,31 @@ def synthetic(trials: int) -> dict[str, Any]:
         print("mean of the nulls: " + ", ".join(f"{v:.3f}" for v in nulls))
         result[name] = kept
     return result
+
+
+def pictures(folder: Path) -> None:
+    """One image for each kind of made section: it with steps of every contrast, as colours, twice as large.
+
+    Raises:
+        DistillError: a folder that cannot be written.
+    """
+    from PIL import Image
+
+    for name, make in (("smooth", smooth), ("cells", cells)):
+        images = []
+        for contrast in CONTRASTS:
+            rng = np.random.default_rng(5)
+            field, exclude = make(rng)
+            made = planted(field, exclude, contrast, 0, rng)
+            (palette,) = fit_palettes([made[:, ~exclude]])
+            image = np.where(exclude[..., None], 0, palette.rgb(made)).astype(np.uint8)
+            images.append(np.pad(image, ((0, 8), (0, 8), (0, 0)), constant_values=255))
+        rows = [np.concatenate(images[i : i + 3], axis=1) for i in range(0, len(images), 3)]
+        sheet = np.concatenate(rows).repeat(2, axis=0).repeat(2, axis=1)
+        try:
+            Image.fromarray(sheet).save(folder / f"{name}.png")
+        except OSError as error:
+            raise DistillError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 def smooth(rng: np.random.Generator) -> tuple[Embedding, Mask]:
@@ -234,31 +265,44 @@ def planted(field: Embedding, exclude: Mask, contrast: float, first: int, rng: n
     """
     unit = field / np.linalg.norm(field, axis=0)
     index = (np.arange(SIDE) + WINDOW - first) // WINDOW if first else np.arange(SIDE) // WINDOW
+    step = contrast * ordinary_change(unit, exclude) / np.sqrt(2)  # two random directions lie sqrt(2) apart (rms)
     offset = rng.normal(size=(5, SIDE // WINDOW + 1, SIDE // WINDOW + 1))
     offset /= np.linalg.norm(offset, axis=0)
-    added = offset[:, index][:, :, index]
+    return np.asarray(unit + step * offset[:, index][:, :, index], np.float32)
+
+
+def ordinary_change(unit: NDArray[np.floating[Any]], exclude: Mask) -> float:
+    """Root mean square change of unit vectors between neighbouring rows, averaged over runs of 8 pixels."""
     runs = np.diff(unit, axis=1).reshape(5, SIDE - 1, -1, 8).mean(axis=3)
     kept = (~exclude[1:] & ~exclude[:-1]).reshape(SIDE - 1, -1, 8).all(axis=2)
-    change = np.sqrt((runs**2).sum(axis=0)[kept].mean())
-    return np.asarray(unit + contrast * change / np.sqrt(2) * added, np.float32)  # unit vectors lie sqrt(2) apart (rms)
+    return float(np.sqrt((runs**2).sum(axis=0)[kept].mean()))
 
 
-def _trial(make: Callable[[np.random.Generator], tuple[Embedding, Mask]], seed: int, contrast: float) -> dict[str, Any]:
+def _trial(
+    make: Callable[[np.random.Generator], tuple[Embedding, Mask]], seed: int, contrast: float
+) -> tuple[float, dict[str, Any]]:
+    """The section's ordinary change, and its scores."""
     rng = np.random.default_rng(seed)
     field, exclude = make(rng)
     one, other = (planted(field, exclude, contrast, first, rng) for first in (0, WINDOW // 2))
     both = sorted(BORDERS + HALFWAY)
-    return {
+    return ordinary_change(field / np.linalg.norm(field, axis=0), exclude), {
         "border": seam_score(one, BORDERS, BORDERS, exclude=exclude),
         "stride": stride_score(one, BORDERS, BORDERS, exclude=exclude),
         "shift": shift_score(one, other, both, both, exclude=exclude),
     }
 
 
-def _summary(scores: Sequence[Any], contrast: float) -> dict[str, float]:
+def _summary(scores: Sequence[Any], contrast: float, scale: NDArray[np.float64]) -> dict[str, float]:
+    """Mean, share of intervals above nothing, and share that hold the truth.
+
+    The truth is nothing, or else what all sections have in common: the mean ratio to what lies beside, or the mean
+    disagreement in units of the step.
+    """
     ratio, low, high = (np.array([getattr(s, key) for s in scores]) for key in ("ratio", "low", "high"))
     nothing = 0.0 if isinstance(scores[0], ShiftScore) else 1.0
-    truth = nothing if contrast == 0 else ratio.mean()
+    unit = scale if isinstance(scores[0], ShiftScore) else np.ones_like(scale)
+    truth = nothing if contrast == 0 else (ratio / unit).mean() * unit
     return {
         "mean": float(ratio.mean()),
         "detected": float(np.mean(low > nothing + 1e-6)),
@@ -284,6 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--windows", type=int, nargs="+", default=[96, 128], help="pixels")
     made = modes.add_parser("synthetic", help="planted steps")
     made.add_argument("--trials", type=int, default=100)
+    made.add_argument("--pictures", type=Path, help="folder for the made sections as colours: what can be seen?")
     for mode in (measured, made):
         mode.add_argument("--json", type=Path)
     return parser

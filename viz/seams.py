@@ -400,7 +400,8 @@ def _axis(
 ) -> _Axis:
     """Distances of unit vectors between rows, averaged over runs, channel by channel to spare memory."""
     runs = keep.shape[1] // along
-    valid = (keep[1:] & keep[:-1])[:, : runs * along].reshape(-1, runs, along).all(axis=2)
+    both = keep[1:] & keep[:-1]
+    valid: npt.NDArray[np.bool_] = np.asarray(both[:, : runs * along].reshape(-1, runs, along).all(axis=2))
     square = np.zeros(valid.shape)
     for channel in embedding:
         unit = (np.where(keep, channel, 0) / length)[:, : runs * along].reshape(-1, runs, along).mean(axis=2)

@@ -206,7 +206,8 @@ def pca(
         write_movie(made, movie.out, frames.draw(grey, [p.rgb for p in panels], section))
     names = ("student",) if teacher is None else ("teacher", "student")
     explained = {n: [float(v) for v in p.basis.explained] for n, p in zip(names, palettes, strict=True)}
-    return Seams(*(scored or (None, None)), sliding, region, explained)
+    teacher_seams, student_seams = scored or (None, None)
+    return Seams(teacher_seams, student_seams, sliding, region, explained)
 
 
 def border_scores(embedding: Embedding, borders: tuple[list[int], list[int]], exclude: Mask) -> NetworkSeams:
@@ -265,7 +266,7 @@ def _titles(sliding: Sliding | None, windows: Windows) -> list[str]:
     student = "Student, whole section"
     if sliding is None:
         return [student]
-    return [f"Teacher, {sliding.size[1]} x {sliding.size[2]} windows, {windows.kind}", student]
+    return [f"Teacher, {sliding.size[1]} × {sliding.size[2]} windows, {windows.kind}", student]
 
 
 def _grey(section: NDArray[Any]) -> Grey:

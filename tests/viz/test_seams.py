@@ -91,9 +91,9 @@ def test_score_grows_with_the_step() -> None:
 
 
 def test_interval_without_a_seam_holds_one() -> None:
-    found = [score(field(seed)) for seed in range(30)]
-    assert sum(s.low <= 1 <= s.high for s in found) >= 26
-    assert sum(s.null_low <= s.ratio <= s.null_high for s in found) >= 26
+    found = [score(field(seed)) for seed in range(20)]
+    assert sum(s.low <= 1 <= s.high for s in found) >= 17
+    assert sum(s.null_low <= s.ratio <= s.null_high for s in found) >= 17
     assert all(s.null_low < s.null < s.null_high for s in found)
     assert np.mean([s.null for s in found]) == pytest.approx(1, abs=0.02)
 
@@ -165,8 +165,8 @@ def test_stride_score_grows_with_the_step_and_has_a_null_of_one() -> None:
 
 
 def test_stride_score_without_a_seam_holds_one() -> None:
-    found = [stride_score(field(seed), BORDERS, BORDERS) for seed in range(30)]
-    assert sum(s.low <= 1 <= s.high for s in found) >= 26
+    found = [stride_score(field(seed), BORDERS, BORDERS) for seed in range(20)]
+    assert sum(s.low <= 1 <= s.high for s in found) >= 17
     assert np.mean([s.ratio for s in found]) == pytest.approx(1, abs=0.04)
 
 
@@ -178,11 +178,10 @@ def test_stride_score_sees_the_stride_and_not_where_the_borders_lie() -> None:
 
 
 def test_stride_score_leaves_the_sampling_grid_out() -> None:
-    coarse = np.repeat(np.repeat(field(0, size=64, sigma=2), 2, axis=1), 2, axis=2)
-    coarse = coarse[:, :126, :126]
+    coarse = np.kron(field(0, size=22, sigma=1), np.ones((6, 6), np.float32))
     borders = [18 * k for k in range(1, 7)]
-    free, aware = (stride_score(coarse, borders, borders, grid=g) for g in (1, 2))
-    assert free.ratio > aware.ratio
+    fooled, aware = (stride_score(coarse, borders, borders, segment=16, grid=g) for g in (1, 6))
+    assert fooled.low > 1
     assert aware.low <= 1 <= aware.high
 
 

@@ -1,0 +1,319 @@
+"""Sections of a run's report that come from the run folder's own files."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.errors import SourceError
+from distill.recipes.run_folder import Pace, RunFolder, pace
+from viz.report import Cell, Html, code, embed_file, facts, figure, folded, grid, heading, paragraph, table, tiles
+from viz.svg import Curve, Note, line_chart
+
+_MEASURES = (
+    "VOI: variation of information in bits, the sum of split and merge. ARAND: adapted Rand error. For both, lower is "
+    "better. F1: of the edges that must be cut, along each axis; 1 is best."
+)
+_COLOURS = "One colour is one segment; the colours of segmentation and ground truth do not correspond."
+
+_MOST_FIGURES = 24
+_LINE = 96  # characters of a command's line
+_NETWORKS = ("student", "teacher")
+_TERMS = {
+    "slice": "Student: affinities",
+    "cross": "Student from teacher: affinities",
+    "graft": "Student from teacher: features",
+    "teacher_offsets": "Teacher: 12 offsets",
+    "teacher_affinity": "Teacher: affinities",
+}
+_SCORES = {"voi": "VOI (bits)", "voi_split": "VOI split (bits)", "voi_merge": "VOI merge (bits)", "arand": "ARAND"}
+_FIGURES = {
+    "validation_student": "One validation section, student and query decoder: image, segmentation, ground truth, and "
+    f"the affinities to the neighbour in z, y and x. {_COLOURS}",
+    "validation_teacher": f"The same section, teacher and query decoder. {_COLOURS}",
+    "curves": "Loss terms and validation VOI over the steps, for print; the charts below show the same.",
+}
+
+
+def lead(run: RunFolder) -> str:
+    """What the run was, in a sentence."""
+    kinds = [str(run.setting(f"{one}.yaml", "kind") or "?") for one in ("teacher", "student")]
+    planned = run.setting("student.yaml", "training", "steps")
+    steps = f"{run.steps:,} steps" if planned in (None, run.steps) else f"{run.steps:,} of {planned:,} steps"
+    seconds = seconds_in_all(run)
+    took = f" in {duration(seconds)}" if seconds else ""
+    return f"Teacher {kinds[0]}, student {kinds[1]}: {steps}{took}, {_ended(run)}."
+
+
+def first_numbers(run: RunFolder) -> Html:
+    """The best validation of both networks and the time."""
+    shown = []
+    for name, found in _best(run).items():
+        step, scores = found
+        shown.append((f"VOI, {name}", f"{_number(scores.get('voi')):.3f}", f"bits, step {step:,}, validation"))
+        shown.append((f"ARAND, {name}", f"{_number(scores.get('arand')):.3f}", "same step"))
+    return tiles(shown)
+
+
+def what_was_run(run: RunFolder) -> list[Html]:
+    """Command, versions, machine, data."""
+    record = run.record
+    pairs = [
+        ("Run folder", str(run.path)),
+        ("Command", _command(record)),
+        ("Started", str(record.get("started", "")).replace("T", " ")),
+        ("Ended", f"{_ended(run)}, after {duration(_number(record.get('seconds')))}" if record else ""),
+        ("Seed", str(record.get("seed", ""))),
+        ("Versions", _listed(record.get("versions"))),
+        ("Python", str(record.get("python", ""))),
+        ("Machine", _listed(record.get("machine"))),
+    ]
+    for name, keys in (("Image", "raw"), ("Labels", "labels")):
+        pairs.append((name, str(run.setting("student.yaml", "data", keys) or "")))
+    for name in ("train", "validation"):
+        span = run.setting("student.yaml", "data", name)
+        if isinstance(span, list) and len(span) == 2 and all(isinstance(n, int) for n in span):
+            pairs.append((f"Sections, {name}", f"{span[0]} to {span[1] - 1}"))
+    earlier = [one for one in record.get("earlier", []) if isinstance(one, dict)]
+    parts = [facts([pair for pair in pairs if pair[1]])]
+    if earlier:
+        head = ("Started", "From step", "Time", "Ended")
+        rows = [
+            (
+                str(one.get("started")),
+                one.get("first_step"),
+                duration(_number(one.get("seconds"))),
+                str(one.get("ended")),
+            )
+            for one in earlier
+        ]
+        parts.append(table("Earlier parts of this run", head, rows))
+    return parts
+
+
+def validation_scores(run: RunFolder) -> list[Html]:
+    """Every validation of both networks."""
+    head = ("Network", "Step", "VOI split", "VOI merge", "VOI", "ARAND", "F1 z", "F1 y", "F1 x", "Merged above")
+    rows: list[Sequence[Cell]] = []
+    best = _best(run)
+    presets = set()
+    for name, found in run.validations().items():
+        for step, scores in found:
+            presets.add(str(scores.get("preset", "skimage")))  # what `score` takes where none is named
+            f1 = [*(scores.get("boundary_f1_zyx") or []), None, None, None][:3]
+            seeds = scores.get("seed_thresholds")
+            threshold = scores.get("merge_threshold")
+            rows.append(
+                (
+                    f"{name}{', best' if best.get(name, (None,))[0] == step else ''}",
+                    step,
+                    *(scores.get(key) for key in ("voi_split", "voi_merge", "voi", "arand")),
+                    *f1,
+                    "not merged" if threshold is None else f"{threshold:g}",
+                    ", ".join(f"{s:g}" for s in seeds) if isinstance(seeds, list) else None,
+                )
+            )
+    if not rows:
+        return [paragraph("No validation was logged.")]
+    return [
+        paragraph(_MEASURES, "hint"),
+        table(f"Validation, preset {', '.join(sorted(presets))}", (*head, "Seeds above"), rows),
+        paragraph(
+            "The best step and the thresholds of seeds and merging were chosen on these sections: expect somewhat "
+            "worse on others.",
+            "hint",
+        ),
+    ]
+
+
+def figures(run: RunFolder) -> list[Html]:
+    """The images in figures/, with what they show."""
+    folder = run.path / "figures"
+    parts, left = [], []
+    paths = sorted(folder.glob("*.png"), key=lambda path: (path.stem not in _FIGURES, path.stem == "curves", path.name))
+    for path in paths[:_MOST_FIGURES]:
+        caption = _FIGURES.get(path.stem, path.stem.replace("_", " "))
+        try:
+            shown = figure([embed_file(path, f"{path.name}: {caption}")], f"{path.name}. {caption}")
+        except SourceError as error:
+            left.append(str(error))
+            continue
+        parts.append(folded("Curves for print", shown) if path.stem == "curves" else shown)
+    left += [f"{path.name}: not shown, this page holds {_MOST_FIGURES} figures" for path in paths[_MOST_FIGURES:]]
+    return parts + [paragraph(line, "hint") for line in left]
+
+
+def curves(run: RunFolder) -> list[Html]:
+    """Losses and validation scores over the steps."""
+    notes = _phases(run)
+    end = float(run.steps)
+    parts: list[Html] = []
+    names = list(_best(run))[:4]
+    scores = [
+        line_chart(
+            title, [Curve(name, run.curve(f"validation_{name}.{key}")) for name in names], size=(270, 190), end=end
+        )
+        for key, title in _SCORES.items()
+    ]
+    if names:
+        parts += [heading("Validation"), grid(scores, "small-charts")]
+    terms = run.terms()
+    if run.curve("loss"):
+        loss = [Curve("loss", run.curve("loss"))]
+        whole = line_chart("Loss, the sum of all terms", loss, log=True, notes=notes, size=(1110, 260), end=end)
+        small = [line_chart(_term(name), [Curve(name, run.curve(name))], log=True, end=end) for name in terms]
+        parts += [
+            heading("Training loss"),
+            paragraph("Weighted as they are summed, each point the mean since the one before it.", "hint"),
+            Html(whole),
+            grid(small, "charts"),
+        ]
+    return parts
+
+
+def timings(run: RunFolder) -> list[Html]:
+    """Steps, waiting, validations, and what is left of the run's time."""
+    edges = [0, *sorted({int(note.x) for note in _phases(run) if 0 < note.x < run.steps}), run.steps]
+    found = [one for one in (pace(run, a, b) for a, b in itertools.pairwise(edges)) if one]
+    if not found:
+        return []
+    rows: list[Sequence[Cell]] = [_pace_row(f"Steps {one.first + 1:,} to {one.last:,}", one) for one in found]
+    whole = pace(run, 0, run.steps)
+    if whole is not None and len(found) > 1:
+        rows.append(_pace_row("All steps", whole))
+    parts = [table("Training", ("Part", "Steps", "Time", "Seconds a step, median", "Waiting for data"), rows)]
+    validations = [seconds for _, seconds in run.curve("validation_seconds")]
+    pairs = []
+    if validations:
+        spent = sum(validations)
+        pairs.append(("Validation", f"{len(validations)} in {duration(spent)}, {spent / len(validations):.1f} s each"))
+    seconds = seconds_in_all(run)
+    if seconds and whole is not None:
+        rest = seconds - whole.seconds - sum(validations)
+        pairs.append(("All", duration(seconds)))
+        if rest >= 0 and not run.record.get("earlier"):
+            pairs.append(("Beside these", f"{duration(rest)}: starting, saving, figures"))
+    rates = [line_chart("Seconds a step", [Curve("seconds", run.curve("seconds"))], end=float(run.steps))]
+    rates.append(line_chart("Learning rate", [Curve("lr", run.curve("lr"))], end=float(run.steps)))
+    return [*parts, facts(pairs), grid(rates, "charts")]
+
+
+def configuration(run: RunFolder) -> list[Html]:
+    """Both files as they were resolved."""
+    files = [folded(name, code(text), opened=True) for name, text in run.configuration.items()]
+    return [grid(files, "columns")] if files else []
+
+
+def repeat(run: RunFolder, commands: Sequence[str]) -> list[Html]:
+    """Commands that give the run, and what was made with it, again."""
+    folder = str(run.path)
+    again = ["distill", "train", f"{folder}/teacher.yaml", f"{folder}/student.yaml", "--out", f"{folder}_again"]
+    parts = [
+        paragraph("As it was typed, in the folder where it was typed:"),
+        code(_command(run.record) or "not recorded"),
+        paragraph("From the resolved configuration in the run folder, whatever has become of the original files:"),
+        code(command_line(again)),
+    ]
+    data = run.setting("student.yaml", "data")
+    if isinstance(data, dict) and isinstance(data.get("validation"), list) and len(data["validation"]) == 2:
+        raw, labels = str(data.get("raw")), str(data.get("labels"))
+        first, last = data["validation"]
+        out, found = f"{folder}/validation.zarr", f"{folder}/evaluation.json"
+        lines = [
+            command_line(["distill", "stream", raw, "--sections", f"{first}:{last}", "--model", folder, "--out", out]),
+            command_line(["distill", "evaluate", f"{out}:segmentation", labels, "--json"]) + f" > {shlex.quote(found)}",
+            command_line(["distill", "view", out, "--labels", labels, "--evaluation", found]),
+        ]
+        parts += [
+            paragraph("The student over the validation sections, its scores, and both in the browser:"),
+            code("\n".join(lines)),
+        ]
+    if commands:
+        parts += [paragraph("What made the segmentations of this page:"), code("\n".join(commands))]
+    return [*parts, paragraph("This page:"), code(command_line(["distill", "report", folder]))]
+
+
+def command_line(words: object) -> str:
+    """A recorded command as it can be typed, in lines of a readable length; empty where none was recorded."""
+    if not isinstance(words, list) or not words:
+        return ""
+    lines = [Path(str(words[0])).name]
+    for word in words[1:]:
+        quoted = shlex.quote(str(word))
+        value = lines[-1].rpartition(" ")[2].startswith("--")  # stays beside its option
+        if len(lines[-1]) + len(quoted) < _LINE or value:
+            lines[-1] += f" {quoted}"
+        else:
+            lines.append(f"    {quoted}")
+    return " \\\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds."""
+    if not math.isfinite(seconds):
+        return "unknown time"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole % 3600 // 60
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole % 60:02d} s"
+
+
+def seconds_in_all(run: RunFolder) -> float:
+    """Of the run and of its earlier parts."""
+    parts = [run.record, *(one for one in run.record.get("earlier", []) if isinstance(one, dict))]
+    return sum(float(one["seconds"]) for one in parts if isinstance(one.get("seconds"), int | float))
+
+
+def _best(run: RunFolder) -> dict[str, tuple[int, dict[str, Any]]]:
+    """(step, scores) of the lowest validation VOI by network, student first."""
+    found = {
+        name: min(scored, key=lambda one: _number(one[1].get("voi"), math.inf))
+        for name, scored in run.validations().items()
+    }
+    return {name: found[name] for name in sorted(found, key=lambda name: (name not in _NETWORKS, name))}
+
+
+def _phases(run: RunFolder) -> list[Note]:
+    """Steps at which further losses begin."""
+    warmup, start = run.setting("student.yaml", "training", "warmup"), run.setting("teacher.yaml", "queries", "start")
+    begins: dict[int, list[str]] = {}
+    for step, what in ((warmup, "distillation"), (start, "queries")):
+        if isinstance(step, int) and step > 0:
+            begins.setdefault(step, []).append(what)
+    return [Note(float(step), " and ".join(what) + " begin") for step, what in sorted(begins.items())]
+
+
+def _pace_row(name: str, one: Pace) -> Sequence[Cell]:
+    waited = "–" if math.isnan(one.waited) else f"{100 * one.waited:.1f} %"
+    return name, one.last - one.first, duration(one.seconds), one.median, waited
+
+
+def _term(name: str) -> str:
+    for network in _NETWORKS:
+        if name.startswith(f"{network}_") and name not in _TERMS:
+            return f"Queries on {network}: {name.removeprefix(f'{network}_').replace('_', ' ')}"
+    return _TERMS.get(name, name.replace("_", " "))
+
+
+def _ended(run: RunFolder) -> str:
+    ended = run.record.get("ended")
+    return {"done": "finished", "running": "not finished when this page was written"}.get(str(ended), str(ended))
+
+
+def _command(record: Mapping[str, Any]) -> str:
+    return command_line(record.get("command"))
+
+
+def _listed(values: object) -> str:
+    if not isinstance(values, dict):
+        return "" if values is None else str(values)
+    return ", ".join(f"{name} {_listed(value)}" for name, value in values.items())
+
+
+def _number(value: object, default: float = math.nan) -> float:
+    return float(value) if isinstance(value, int | float) else default
