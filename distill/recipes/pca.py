@@ -37,7 +37,7 @@ from viz.insets import Inset, check_insets
 from viz.layout import figure_suffix
 from viz.movie import MovieFrames, movie_suffix, write_movie
 from viz.pca import Palette, fit_palettes
-from viz.seams import SeamScore, StrideScore, even_run, seam_profile, seam_score, stride_score
+from viz.seams import SeamScore, StrideScore, seam_profile, seam_score, stride_score
 from viz.shifts import ShiftScore, shift_score
 
 DECODER_GRID = 2  # both networks end with an upsampling by two; borders are compared on the same phase of it
@@ -73,7 +73,7 @@ class NetworkSeams:
     """Seam scores of one network at the teacher's window borders."""
 
     border: SeamScore
-    stride: StrideScore | None  # None where no axis has two borders at one stride
+    stride: StrideScore | None  # None where no axis has two borders at one stride, or too little beside them
     shift: ShiftScore | None  # None unless asked for
 
     def to_dict(self) -> dict[str, Any]:
@@ -211,11 +211,13 @@ def pca(
 
 
 def border_scores(embedding: Embedding, borders: tuple[list[int], list[int]], exclude: Mask) -> NetworkSeams:
-    """Border score and, where a stride repeats, the score of its spectrum."""
-    stride = None
-    if any(even_run(axis) for axis in borders):
+    """Border score and, where a stride repeats over two strips or more, the score of its spectrum."""
+    border = seam_score(embedding, *borders, exclude=exclude, grid=DECODER_GRID)
+    try:
         stride = stride_score(embedding, *borders, exclude=exclude, grid=NETWORK_GRID)
-    return NetworkSeams(seam_score(embedding, *borders, exclude=exclude, grid=DECODER_GRID), stride, None)
+    except DistillError:  # too few windows or pixels to compare: the border score stands alone
+        stride = None
+    return NetworkSeams(border, stride, None)
 
 
 def teacher_shift(one: Embedding, other: Embedding, sliding: Sliding, exclude: Mask) -> ShiftScore:
