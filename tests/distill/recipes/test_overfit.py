@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,17 @@ STEPS, QUERIES_FROM, RATE = 300, 60, 1e-2
 BLOCK = Box((0, 0, 128), (9, 96, 224))  # 11 ids, 9 % background
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The same arithmetic on every machine, and no barriers where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_a_real_block_is_learnt_by_heart(real_data: Callable[[str], Path]) -> None:
     file = real_data("ac4_quadrant.h5")
     raw = open_volume(f"{file}:volumes/raw").read(BLOCK)
