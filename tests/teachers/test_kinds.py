@@ -40,6 +40,7 @@ Values = Callable[[str], dict[str, Any]]
 
 def pair_of(values: dict[str, Any], **loss: float) -> Pair:
     student = {
+        "kind": "cad",
         **{"width": 4, "embedding": 4, "training": {"warmup": 0}},
         "data": {"raw": "raw.h5", "labels": "labels.h5", "train": [0, 8], "validation": [8, 12]},
     }
