@@ -81,33 +81,21 @@ class SeamScore:
     null_high: float
     n: int
 
-    def to_dict(self) -> dict[str, float | int]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class StrideScore:
+class StrideScore(SeamScore):
     """Power of the embedding's change at the windows' stride over the power between: no unit, 1 = nothing there.
 
+    As `SeamScore`, but resampled over strips, of which there are `n`.
+
     Attributes:
-        ratio: the score.
-        low: lower end of its 95 % interval, by a bootstrap over strips.
-        high: upper end.
-        null: mean ratio of shuffled borders, about 1.
-        null_low: 2.5th percentile of those ratios.
-        null_high: 97.5th percentile.
-        n: number of strips.
         stride: pixels from border to border in y and x; None where an axis has no two equal steps to compare.
     """
 
-    ratio: float
-    low: float
-    high: float
-    null: float
-    null_low: float
-    null_high: float
-    n: int
     stride: tuple[int | None, int | None]
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from torch import Tensor
 from distill.affinity import unit
 from distill.errors import DistillError
 from distill.geometry import Box, Triple
-from distill.layers import coordinates
 from distill.recipes.models import TrainedStudent, TrainedTeacher
 from distill.recipes.volumes import Runtime, student_sections
 from distill.sampling import as_unit_range
@@ -140,9 +139,8 @@ def teacher_slab(
     """
 
     def mask_features(output: TeacherOutput) -> Tensor:
-        given = output.decoder_input
         with torch.inference_mode():
-            found = unit(model.decoder.mask_branch(torch.cat([coordinates(given.features), given.features], 1)).float())
+            found = model.decoder.mask_features(output.decoder_input)
         full = found[0].repeat_interleave(2, -2).repeat_interleave(2, -1)
         return full[..., : output.levels[0].shape[-2], : output.levels[0].shape[-1]]
 
