@@ -8,6 +8,8 @@ Legend: D H W = z y x.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -18,25 +20,27 @@ Raw = NDArray[np.float32]
 Labels = NDArray[np.int64]
 
 
-def augment(raw: Raw, labels: Labels, config: AugmentConfig, rng: np.random.Generator) -> tuple[Raw, Labels]:
+def augment(
+    raw: Raw, labels: Labels | None, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[Raw, Labels | None]:
     """One random augmentation.
 
     Args:
         raw: (D, H, W) in [0, 1].
-        labels: (D, H, W).
+        labels: (D, H, W); None for a volume without labels, which draws the same changes of raw.
         config: which ones, how often.
         rng: all randomness comes from here.
 
     Returns:
-        Raw in [0, 1] and labels, same shapes; only square sections are transposed.
+        Raw in [0, 1] and labels (None if there were none), same shapes; only square sections are transposed.
     """
     if config.flips:
         axes = tuple(axis for axis in range(3) if rng.random() < 0.5)
-        raw, labels = np.flip(raw, axes), np.flip(labels, axes)
+        raw, labels = np.flip(raw, axes), None if labels is None else np.flip(labels, axes)
     if config.transposes and rng.random() < 0.5 and raw.shape[1] == raw.shape[2]:
-        raw, labels = raw.transpose(0, 2, 1), labels.transpose(0, 2, 1)
+        raw, labels = raw.transpose(0, 2, 1), None if labels is None else labels.transpose(0, 2, 1)
     raw = np.array(raw, dtype=np.float32)  # own copy from here on
-    labels = np.ascontiguousarray(labels)
+    labels = None if labels is None else np.ascontiguousarray(labels)
     if rng.random() < config.grey:
         raw = grey_values(raw, rng, strength=1.0)
     if rng.random() < config.grey_section:
@@ -61,13 +65,13 @@ def grey_values(raw: Raw, rng: np.random.Generator, strength: float) -> Raw:
 
 
 def misaligned_crop(
-    raw: Raw, labels: Labels, margin: int, rng: np.random.Generator, probability: float
-) -> tuple[Raw, Labels]:
+    raw: Raw, labels: Labels | None, margin: int, rng: np.random.Generator, probability: float
+) -> tuple[Raw, Labels | None]:
     """Cut a margin off in y and x; sometimes at another place from one section on (translation) or in one (slip).
 
     Args:
         raw: (D, H + 2 margin, W + 2 margin).
-        labels: same shape.
+        labels: same shape, or None.
         margin: largest shift in pixels.
         rng: randomness.
         probability: of a misalignment.
@@ -75,17 +79,19 @@ def misaligned_crop(
     Returns:
         (D, H, W) each, moved alike.
     """
-    depth, height, width = raw.shape
+    depth = len(raw)
     shift = np.zeros((depth, 2), dtype=np.int64)
     if margin and depth > 1 and rng.random() < probability:
         first = int(rng.integers(1, depth))
         last = depth if rng.random() < 0.5 else first + 1
         shift[first:last] = rng.integers(-margin, margin + 1, 2)
-    cut = []
-    for volume in (raw, labels):
-        rows = [
-            section[margin + dy : height - margin + dy, margin + dx : width - margin + dx]
-            for section, (dy, dx) in zip(volume, shift, strict=True)
-        ]
-        cut.append(np.stack(rows))
-    return cut[0], cut[1]
+    return _shifted(raw, shift, margin), None if labels is None else _shifted(labels, shift, margin)
+
+
+def _shifted(volume: NDArray[Any], shift: NDArray[np.int64], margin: int) -> NDArray[Any]:
+    _, height, width = volume.shape
+    rows = [
+        section[margin + dy : height - margin + dy, margin + dx : width - margin + dx]
+        for section, (dy, dx) in zip(volume, shift, strict=True)
+    ]
+    return np.stack(rows)

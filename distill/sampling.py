@@ -22,16 +22,16 @@ from distill.errors import ShapeError
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented random crops of one labelled volume; index = position in the run."""
+    """Augmented random crops of one volume; index = position in the run."""
 
     def __init__(
-        self, raw: NDArray[Any], labels: NDArray[Any], training: TrainingConfig, augmentation: AugmentConfig
+        self, raw: NDArray[Any], labels: NDArray[Any] | None, training: TrainingConfig, augmentation: AugmentConfig
     ) -> None:
         """Hold the training part in memory.
 
         Args:
             raw: (D, H, W) uint8, or float in [0, 1].
-            labels: (D, H, W) integers.
+            labels: (D, H, W) integers; None for a volume without labels, whose items carry zeros.
             training: crop size, seed, border widening, steps, batch.
             augmentation: see `distill.augment`.
 
@@ -45,24 +45,26 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
                 f"student.training.crop: {list(training.crop)} with a misalignment margin of {margin} needs "
                 f"{list(need)}, found a training volume of {list(raw.shape)} (z, y, x)"
             )
-        self.raw, self.labels, self.need, self.margin = raw, as_label_tensor(labels).numpy(), need, margin
+        self.raw, self.need, self.margin = raw, need, margin
+        self.labels = None if labels is None else as_label_tensor(labels).numpy()
         self.training, self.augmentation = training, augmentation
 
     def __len__(self) -> int:
         return self.training.steps * self.training.batch
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Raw (1, D, H, W) float32 in [0, 1] and labels (D, H, W) int64."""
+        """Raw (1, D, H, W) float32 in [0, 1] and labels (D, H, W) int64, all 0 for a volume without."""
         rng = np.random.default_rng((self.training.seed, 1, index))
         start = [int(rng.integers(0, size - n + 1)) for n, size in zip(self.need, self.raw.shape, strict=True)]
         at = tuple(slice(s, s + n) for s, n in zip(start, self.need, strict=True))
-        raw, labels = as_unit_range(self.raw[at]), self.labels[at]
+        raw, labels = as_unit_range(self.raw[at]), None if self.labels is None else self.labels[at]
         raw, labels = misaligned_crop(raw, labels, self.margin, rng, self.augmentation.misalign)
         raw, labels = augment(raw, labels, self.augmentation, rng)
+        image = torch.from_numpy(np.ascontiguousarray(raw)).unsqueeze(0)
+        if labels is None:
+            return image, torch.zeros(image.shape[1:], dtype=torch.int64)
         target = torch.from_numpy(np.ascontiguousarray(labels))
-        if self.training.widen_borders:
-            target = widen_borders(target)
-        return torch.from_numpy(np.ascontiguousarray(raw)).unsqueeze(0), target
+        return image, widen_borders(target) if self.training.widen_borders else target
 
 
 def as_unit_range(raw: NDArray[Any]) -> NDArray[np.float32]:

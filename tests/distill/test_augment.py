@@ -189,3 +189,14 @@ def test_no_misalignment_is_the_middle(depth: int, margin: int, probability: flo
     middle = (slice(None), slice(margin, 7 - margin), slice(margin, 8 - margin))
     np.testing.assert_array_equal(cut, labels[middle])
     np.testing.assert_array_equal(image, raw[middle])
+
+
+def test_a_volume_without_labels_is_changed_like_one_with_them() -> None:
+    raw, labels = numbered(4, 9, 9)
+    config = AugmentConfig(**{key: 1 for key in OFF})
+    image, moved = augment(raw, None, config, rng(7))
+    np.testing.assert_array_equal(image, augment(raw, labels, config, rng(7))[0])
+    assert moved is None
+    image, moved = misaligned_crop(raw, None, 2, rng(7), 1.0)
+    np.testing.assert_array_equal(image, misaligned_crop(raw, labels, 2, rng(7), 1.0)[0])
+    assert moved is None

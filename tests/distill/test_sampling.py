@@ -189,3 +189,12 @@ def test_grey_values_become_unit_range(raw: NDArray[Any], wanted: list[float]) -
 def test_other_grey_values_are_refused(dtype: str) -> None:
     with pytest.raises(ShapeError, match=f"raw: found {dtype}, expected uint8"):
         as_unit_range(np.zeros(3, dtype))
+
+
+def test_crops_of_a_volume_without_labels_are_those_of_one_with_them() -> None:
+    raw, labels = numbered()
+    known = items(Crops(raw, labels, training(), WILD))
+    for (image, none), (wanted, target) in zip(items(Crops(raw, None, training(), WILD)), known, strict=True):
+        assert torch.equal(image, wanted)
+        assert none.shape == target.shape
+        assert not none.any()
