@@ -193,7 +193,7 @@ def test_no_misalignment_is_the_middle(depth: int, margin: int, probability: flo
 
 def test_a_volume_without_labels_is_changed_like_one_with_them() -> None:
     raw, labels = numbered(4, 9, 9)
-    config = AugmentConfig(**{key: 1 for key in OFF})
+    config = AugmentConfig(**dict.fromkeys(OFF, 1))
     image, moved = augment(raw, None, config, rng(7))
     np.testing.assert_array_equal(image, augment(raw, labels, config, rng(7))[0])
     assert moved is None
