@@ -19,7 +19,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-import distill.cli
+import distill.cli.console
 from distill.metrics import PRESETS, score
 from distill.store import write_cremi
 from distill.volume import open_labels, open_volume
@@ -220,14 +220,14 @@ def test_info_on_volume_store_and_weights(cli: Cli, run: Path, phantom: Path, st
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], None]) -> None:
     """Do something right after a training step."""
-    update = distill.cli._Bar.update
+    update = distill.cli.console.Bar.update
 
     def hooked(bar: Any, done: int, total: int, note: str = "") -> None:
         update(bar, done, total, note)
         if done == step:
             how()
 
-    monkeypatch.setattr(distill.cli._Bar, "update", hooked)
+    monkeypatch.setattr(distill.cli.console.Bar, "update", hooked)
 
 
 def same_run(one: Path, other: Path) -> None:

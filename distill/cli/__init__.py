@@ -1,0 +1,40 @@
+"""The command line: parse, call one function, turn our errors into an exit code.
+
+0 done, 1 a failure inside, 2 wrong use, 130 interrupted. Everything heavy is imported inside the commands, so that
+`distill --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from distill.cli import learning, running, viewing  # noqa: F401  (they register their commands)
+from distill.cli.app import Stopped, app
+from distill.errors import DistillError
+
+
+def main() -> None:
+    """Entry point: errors of the user become one line and exit code 2."""
+    try:
+        if app(standalone_mode=False, prog_name="distill") == 130:  # Ctrl-C before a command had begun
+            _fail("interrupted", 130)
+    except DistillError as error:
+        _fail(str(error))
+    except (Stopped, typer.Abort, KeyboardInterrupt) as stop:
+        _fail(str(stop) or "interrupted", 130)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help
+            typer.echo(str(error), err=True)
+            sys.exit(2)
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's usage errors
+            _fail(error.format_message(), error.exit_code)
+        raise
+
+
+def _fail(message: str, code: int = 2) -> None:
+    typer.echo("distill: " + " ".join(message.split()), err=True)
+    sys.exit(code)

@@ -1,0 +1,56 @@
+"""Options that several commands take, and what their text means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distill.errors import DistillError
+
+if TYPE_CHECKING:
+    from distill.recipes.run_models import Options
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Precision = Annotated[str, typer.Option(help="bf16-mixed or 32-true")]
+Resolution = Annotated[str | None, typer.Option(metavar="Z,Y,X", help="nm per voxel, for files without one")]
+Sections = Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="only these sections, LAST excluded")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace OUT if it exists")]
+Merge = Annotated[
+    float | None,
+    typer.Option(help="merge above this mean affinity (waterz: below this score); default: the model's own"),
+]
+
+
+def run_options(
+    sections: str | None, resolution: str | None, merge: float | None, device: str, precision: str, overwrite: bool
+) -> Options:
+    from distill.geometry import parse_numbers
+    from distill.recipes.run_models import Options
+
+    if precision not in ("bf16-mixed", "32-true"):
+        raise DistillError(f"--precision: found {precision!r}, expected bf16-mixed or 32-true")
+    if merge is not None and not 0 <= merge <= 1:
+        raise DistillError(f"--merge: found {merge}, expected a number from 0 to 1")
+    nm = parse_numbers(resolution, "--resolution") if resolution else None
+    return Options(nm, section_range(sections), device, precision, merge, overwrite)
+
+
+def section_range(sections: str | None) -> tuple[int, int | None] | None:
+    if sections is None:
+        return None
+    first, colon, last = sections.partition(":")
+    try:
+        if not colon:
+            raise ValueError
+        return int(first or 0), int(last) if last else None
+    except ValueError:
+        raise DistillError(f"--sections: found {sections!r}, expected FIRST:LAST such as 64:80") from None
+
+
+def ids(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(",")) if text else ()
+    except ValueError:
+        raise DistillError(f"--neuron: found {text!r}, expected ids such as 12 or 12,40") from None
