@@ -33,12 +33,13 @@ from distill.errors import DistillError
 from distill.geometry import Box, parse_numbers
 from distill.recipes.embeddings import Embedding, Mask, Sliding, Windows, student_section, teacher_section
 from distill.recipes.models import TrainedStudent, load_student, load_teacher, pick_device
-from distill.recipes.pca import DECODER_GRID, border_scores, student_shift, teacher_shift
+from distill.recipes.seams import DECODER_GRID, border_scores, student_shift, teacher_shift
 from distill.recipes.volumes import Runtime
 from distill.volume import Volume, open_volume, volume_from_array
 from viz.pca import fit_palettes
-from viz.seams import seam_score, stride_score
+from viz.seams import seam_score
 from viz.shifts import ShiftScore, shift_score
+from viz.strides import stride_score
 
 SIDE, WINDOW = 256, 64  # pixels of a made section
 BORDERS = list(range(WINDOW, SIDE, WINDOW))

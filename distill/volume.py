@@ -28,6 +28,7 @@ LABELS_DATASET = "volumes/labels/neuron_ids"
 NO_LABEL = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 _BLOCK_BYTES = 256 * 2**20
+_SAME_GRID = 1e-3  # of a voxel
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,24 @@ def check_pair(raw: Volume, labels: Volume) -> None:
         raise ShapeError(
             f"{labels.source}: found resolution {labels.resolution} nm, expected {raw.resolution} nm as in {raw.source}"
         )
+
+
+def voxel_shift(inner: Volume, outer: Volume) -> Triple:
+    """Voxel of `outer` at which voxel (0, 0, 0) of `inner` lies.
+
+    Raises:
+        ShapeError: they do not share a voxel grid: their resolutions differ by more than 0.1 %, or their offsets by
+            part of a voxel.
+    """
+    if any(abs(a - b) > _SAME_GRID * b for a, b in zip(inner.resolution, outer.resolution, strict=True)):
+        raise ShapeError(
+            f"{inner.source}: voxels of {inner.resolution} nm, expected those of {outer.source}, {outer.resolution} nm"
+        )
+    exact = [(a - b) / r for a, b, r in zip(inner.offset, outer.offset, outer.resolution, strict=True)]
+    z, y, x = (round(e) for e in exact)
+    if any(abs(e - n) > _SAME_GRID for e, n in zip(exact, (z, y, x), strict=True)):
+        raise ShapeError(f"{inner.source}: lies {exact} voxels into {outer.source}, expected whole voxels")
+    return z, y, x
 
 
 def checked_resolution(name: str, found: Sequence[float]) -> Nanometres:

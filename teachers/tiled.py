@@ -25,7 +25,6 @@ class TeacherVolume:
     """What the sliding window leaves."""
 
     affinity: NDArray[np.float32]  # (3, D, H, W) in [0, 1]
-    embedding: NDArray[np.float32] | None  # (E, D, H, W) L2-normalised before blending; None unless asked for
     windows: list[Box]
 
 
@@ -37,7 +36,6 @@ def run_teacher(
     device: torch.device,
     precision: str,
     blend: bool = True,
-    embed: Callable[[TeacherOutput], Tensor] | None = None,
     on_block: Callable[[Box, TeacherOutput, NDArray[np.float32]], None] | None = None,
 ) -> TeacherVolume:
     """Run a teacher over a volume in memory.
@@ -50,12 +48,9 @@ def run_teacher(
         precision: `32-true` or `bf16-mixed`.
         blend: weigh windows by a pyramid that falls towards their borders; off, the last window wins (the
             checkerboard as it is).
-        embed: also stitch what this gives for a window, (E, D, H, W) at full resolution, e.g. `head_embedding`.
         on_block: called with every window, the teacher's output and its own affinities (3, D, H, W).
     """
     affinity = np.zeros((3, *raw.shape), dtype=np.float32)
-    embedding: NDArray[np.float32] | None = None
-    weight = np.zeros(raw.shape, dtype=np.float32)
     edge_weight = np.zeros_like(affinity)
     for window in windows:
         output = _run(teacher, raw[window.slices], device, precision)
@@ -66,24 +61,63 @@ def run_teacher(
         share = _pyramid(window.shape) if blend else np.ones(window.shape, dtype=np.float32)
         inside = share * _edges_inside(window.shape)
         if not blend:
-            weight[window.slices] = 0
             affinity[here] = np.where(inside > 0, 0, affinity[here])
             edge_weight[here] = np.where(inside > 0, 0, edge_weight[here])
         affinity[here] += own * inside
         edge_weight[here] += inside
-        if embed is not None:
-            features = unit(embed(output).float(), dim=0).cpu().numpy()
-            if embedding is None:
-                embedding = np.zeros((len(features), *raw.shape), dtype=np.float32)
-            if not blend:
-                embedding[here] = 0
-            embedding[here] += features * share
-        weight[window.slices] += share
     affinity /= np.maximum(edge_weight, np.finfo(np.float32).tiny)
-    if embedding is not None:
-        embedding /= weight
     fill_frame(affinity)
-    return TeacherVolume(affinity, embedding, list(windows))
+    return TeacherVolume(affinity, list(windows))
+
+
+def slide_embedding(
+    teacher: Teacher,
+    raw: NDArray[np.float32],
+    windows: Sequence[Box],
+    embed: Callable[[TeacherOutput], Tensor],
+    *,
+    device: torch.device,
+    precision: str,
+    blend: bool = True,
+    kept: range | None = None,
+) -> NDArray[np.float32]:
+    """An embedding of some sections of a volume in memory, stitched from windows; other sections are not held.
+
+    Args:
+        teacher: in evaluation mode, on the device.
+        raw: (D, H, W) in [0, 1].
+        windows: blocks that cover the volume, run in this order (see `sliding_windows`).
+        embed: what to take of a window's output, (E, D, H, W) at full resolution, e.g. `head_embedding`.
+        device: where to compute.
+        precision: `32-true` or `bf16-mixed`.
+        blend: as for `run_teacher`.
+        kept: consecutive sections of the volume; all of them by default.
+
+    Returns:
+        (E, len(kept), H, W), L2-normalised before blending.
+    """
+    sections = range(raw.shape[0]) if kept is None else kept
+    height, width = raw.shape[1:]
+    stitched = np.zeros((0, len(sections), height, width), dtype=np.float32)
+    weight = np.zeros((len(sections), height, width), dtype=np.float32)
+    for window in windows:
+        first, stop = max(window.start[0], sections.start), min(window.stop[0], sections.stop)
+        if first >= stop:
+            continue
+        own = slice(first - window.start[0], stop - window.start[0])
+        found = embed(_run(teacher, raw[window.slices], device, precision))[:, own]
+        features = unit(found.float(), dim=0).cpu().numpy()
+        if len(stitched) == 0:
+            stitched = np.zeros((len(features), *weight.shape), dtype=np.float32)
+        here = (slice(first - sections.start, stop - sections.start), *window.slices[1:])
+        if blend:
+            share = _pyramid(window.shape)[own]
+            stitched[:, *here] += features * share
+            weight[here] += share
+        else:
+            stitched[:, *here], weight[here] = features, 1
+    stitched /= weight
+    return stitched
 
 
 def sliding_windows(shape: Triple, block: Triple, overlap: Triple) -> list[Box]:

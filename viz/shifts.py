@@ -16,13 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.errors import DistillError, ShapeError
-from viz.seams import student_interval
+from viz.intervals import SHUFFLES, Floats, resampled, student_interval
 
-Floats = npt.NDArray[np.float64]
 _CHUNK = 1 << 18  # pixels at a time; bounds the memory of a large section
 _PAIRS = 20_000
-_RESAMPLES = 1000
-_SHUFFLES = 200
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def shift_score(
             f"shift_score: found {count} blocks of {block} pixels and a mean angle of {unrelated:g} between unrelated "
             "pixels, expected at least 2 and more than 0"
         )
-    draws = rng.multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) @ sums.T
+    draws = resampled(sums.T, rng)
     total = sums.sum(axis=1)
     ratio, excess = float(_mean(total) / unrelated), float(_excess(total) / unrelated)
     if np.isnan(excess):
@@ -242,7 +239,7 @@ def _null(
     rows = [v.sum(axis=1) for v in values]
     columns = [v.sum(axis=0) for v in values]
     found = []
-    for _ in range(_SHUFFLES):
+    for _ in range(SHUFFLES):
         y, x = (
             np.flatnonzero(_near(rng.choice(f, b.size), n, reach))
             for f, b, n in zip(free, borders, keep.shape, strict=True)

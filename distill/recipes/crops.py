@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.errors import ShapeError
 from distill.geometry import Box, Triple
-from distill.recipes.worst import Spot, shift
+from distill.recipes.worst import Spot
 from distill.sampling import as_unit_range
-from distill.volume import Volume
+from distill.volume import Volume, voxel_shift
 from viz.colour import overlay
 
 _SIDE = (128, 320)  # pixels of a crop
@@ -41,13 +42,11 @@ def crop(spot: Spot, segmentation: Volume, labels: Volume, raw: Volume | None) -
         raw: image on the same voxel grid; where it is not, or does not reach, the section is left grey.
     """
     window = _window(spot, segmentation.size)
-    to_labels = shift(segmentation, labels)
-    assert to_labels is not None
-    found, truth = segmentation.read(window)[0], labels.read(window.shift(to_labels))[0]
+    found, truth = segmentation.read(window)[0], labels.read(window.shift(voxel_shift(segmentation, labels)))[0]
     grey = np.full(found.shape, 128, np.uint8)
-    to_raw = None if raw is None else shift(segmentation, raw)
-    if raw is not None and to_raw is not None and raw.box.contains(window.shift(to_raw)):
-        grey = np.round(np.clip(as_unit_range(raw.read(window.shift(to_raw))[0]), 0, 1) * 255).astype(np.uint8)
+    in_raw = None if raw is None else _inside(raw, segmentation, window)
+    if raw is not None and in_raw is not None:
+        grey = np.round(np.clip(as_unit_range(raw.read(in_raw)[0]), 0, 1) * 255).astype(np.uint8)
     own, other = (truth, found) if spot.kind == "split" else (found, truth)
     pieces = np.zeros(other.shape, np.uint64)
     for rank, piece in enumerate(spot.pieces, 1):
@@ -58,6 +57,15 @@ def crop(spot: Spot, segmentation: Volume, labels: Volume, raw: Volume | None) -
     images = [np.repeat(grey[..., None], 3, -1), *(overlay(grey, part, _PAINT) for part in painted)]
     at = spot.voxel[1] - window.start[1], spot.voxel[2] - window.start[2]
     return Crop(*(_ringed(image, at) for image in images))
+
+
+def _inside(raw: Volume, segmentation: Volume, window: Box) -> Box | None:
+    """A window of the segmentation in the image's voxels; None where it is not there."""
+    try:
+        here = window.shift(voxel_shift(segmentation, raw))
+    except ShapeError:
+        return None
+    return here if raw.box.contains(here) else None
 
 
 def _ringed(image: NDArray[np.uint8], at: tuple[int, int]) -> NDArray[np.uint8]:

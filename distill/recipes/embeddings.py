@@ -24,7 +24,7 @@ from distill.sampling import as_unit_range
 from distill.volume import Volume
 from students.stream import SectionResult
 from teachers.teacher import TeacherOutput
-from teachers.tiled import head_embedding, run_teacher, sliding_windows
+from teachers.tiled import head_embedding, slide_embedding, sliding_windows
 
 _INSIDE = 0.5  # mean in-plane affinity of the student
 _FEW = 0.05  # share of pixels
@@ -131,11 +131,18 @@ def grey_volume(volume: Volume, source: str) -> None:
 
 
 def teacher_slab(
-    model: TrainedTeacher, raw: NDArray[Any], sliding: Sliding, runtime: Runtime, *, shifted: bool = False
+    model: TrainedTeacher,
+    raw: NDArray[Any],
+    sliding: Sliding,
+    runtime: Runtime,
+    *,
+    kept: range | None = None,
+    shifted: bool = False,
 ) -> Embedding:
     """The teacher's embedding of some sections (D, H, W) by sliding window: (E, D, H, W), unit length before blending.
 
-    It is the embedding head's; a teacher without one gives the mask features that its decoder works on.
+    It is the embedding head's; a teacher without one gives the mask features that its decoder works on. `kept` are
+    consecutive sections to keep, all by default: what the network sees, and what is held, need not be the same.
     """
 
     def mask_features(output: TeacherOutput) -> Tensor:
@@ -144,17 +151,16 @@ def teacher_slab(
         full = found[0].repeat_interleave(2, -2).repeat_interleave(2, -1)
         return full[..., : output.levels[0].shape[-2], : output.levels[0].shape[-1]]
 
-    found = run_teacher(
+    return slide_embedding(
         model.teacher,
         as_unit_range(raw),
         sliding.boxes(len(raw), shifted=shifted),
+        head_embedding if model.teacher.embedding_channels else mask_features,
         device=runtime.device,
         precision=runtime.precision,
         blend=sliding.blend,
-        embed=head_embedding if model.teacher.embedding_channels else mask_features,
+        kept=kept,
     )
-    assert found.embedding is not None
-    return found.embedding
 
 
 def teacher_section(
@@ -163,7 +169,8 @@ def teacher_section(
     """The teacher's embedding of one section, (E, H, W)."""
     first, stop = sliding.slab(section)
     raw = volume.read(Box((first, 0, 0), (stop, *volume.size[1:])))
-    return np.ascontiguousarray(teacher_slab(model, raw, sliding, runtime, shifted=shifted)[:, section - first])
+    here = range(section - first, section - first + 1)
+    return teacher_slab(model, raw, sliding, runtime, kept=here, shifted=shifted)[:, 0]
 
 
 def teacher_sections(
@@ -182,9 +189,10 @@ def teacher_sections(
         if len(owned) == 0:
             continue
         raw = volume.read(Box((start, 0, 0), (start + depth, *volume.size[1:])))
-        found = teacher_slab(model, raw, sliding, runtime)
-        for z in owned:
-            yield np.ascontiguousarray(found[:, z - start])
+        here = range(owned.start - start, owned.stop - start)
+        found = teacher_slab(model, raw, sliding, runtime, kept=here)
+        for k in range(len(here)):
+            yield np.ascontiguousarray(found[:, k])
 
 
 def student_section(model: TrainedStudent, pair: NDArray[Any], runtime: Runtime) -> tuple[Embedding, Mask]:

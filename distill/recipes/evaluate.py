@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distill.errors import ShapeError
-from distill.geometry import Box, Triple
+from distill.geometry import Box
 from distill.metrics import Contingency, Scores, WorstObjects, worst_objects
-from distill.volume import Volume, open_labels
-
-_SAME = 1e-3  # of a voxel
+from distill.volume import Volume, open_labels, voxel_shift
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,12 @@ def evaluate(
 
 
 def placed(found: Volume, truth: Volume) -> Box:
-    """Where the segmentation lies in the labels' voxels."""
-    if any(abs(a - b) > 1e-3 * b for a, b in zip(found.resolution, truth.resolution, strict=True)):
-        raise ShapeError(
-            f"{found.source}: voxels of {found.resolution} nm, expected those of {truth.source}, {truth.resolution} nm"
-        )
-    shift = [(a - b) / r for a, b, r in zip(found.offset, truth.offset, truth.resolution, strict=True)]
-    start: Triple = (round(shift[0]), round(shift[1]), round(shift[2]))
-    if any(abs(s - n) > _SAME for s, n in zip(shift, start, strict=True)):
-        raise ShapeError(f"{found.source}: lies {shift} voxels into {truth.source}, expected whole voxels")
-    box = Box.of_shape(found.size).shift(start)
+    """Where the segmentation lies in the labels' voxels.
+
+    Raises:
+        ShapeError: voxels of another size, part of a voxel between them, or a segmentation that reaches beyond.
+    """
+    box = Box.of_shape(found.size).shift(voxel_shift(found, truth))
     if not truth.box.contains(box):
         raise ShapeError(
             f"{found.source}: covers voxels {box.start} to {box.stop} (z, y, x) of {truth.source}, "

@@ -15,9 +15,8 @@ from scipy import ndimage
 from distill.errors import DistillError, ShapeError
 from distill.geometry import Box, Triple
 from distill.metrics import ObjectError, WorstObjects
-from distill.volume import Volume
+from distill.volume import Volume, voxel_shift
 
-_GRID = 1e-3  # of a voxel
 _MOST, _SHARE = 6, 0.05  # pieces of an object that are named: so many, with so much of it
 _NEAR = 2048  # pixels along an axis that distances are measured on; larger objects are thinned out
 
@@ -68,11 +67,11 @@ def find_spots(
         One spot an object, the most expensive first.
 
     Raises:
-        ShapeError: the labels do not cover the segmentation.
+        ShapeError: the labels do not cover the segmentation, voxel on voxel.
         DistillError: an object is not there.
     """
-    origin = shift(segmentation, labels)
-    if origin is None or not labels.box.contains(segmentation.box.shift(origin)):
+    origin = voxel_shift(segmentation, labels)
+    if not labels.box.contains(segmentation.box.shift(origin)):
         raise ShapeError(f"{labels.source}: does not cover the voxels of {segmentation.source}, expected it to")
     wanted: list[tuple[Literal["split", "merge"], ObjectError]] = [
         *(("split", error) for error in worst.split),
@@ -104,15 +103,6 @@ def find_spots(
         y, x = _closest(at & ~second, second)
         spots.append(Spot(kind, error, tuple(ranked), (z, y, x), _extent(z, at)))
     return sorted(spots, key=lambda spot: -spot.error.bits)
-
-
-def shift(inner: Volume, outer: Volume) -> Triple | None:
-    """Voxel of `outer` at which voxel (0, 0, 0) of `inner` lies; None where they do not share a voxel grid."""
-    if any(abs(a - b) > _GRID * b for a, b in zip(inner.resolution, outer.resolution, strict=True)):
-        return None
-    exact = [(a - b) / r for a, b, r in zip(inner.offset, outer.offset, outer.resolution, strict=True)]
-    z, y, x = (round(e) for e in exact)
-    return (z, y, x) if all(abs(e - n) < _GRID for e, n in zip(exact, (z, y, x), strict=True)) else None
 
 
 def _pieces(kind: str, wanted: int, found: NDArray[Any], truth: NDArray[Any]) -> Counter[int]:

@@ -26,7 +26,7 @@ from distill.losses import affinity_cross_entropy
 from distill.recipes.joint import Joint
 from distill.recipes.models import build_decoder, build_teacher, load_teacher, teacher_metadata
 from teachers.teacher import Teacher, TeacherOutput
-from teachers.tiled import head_embedding, run_teacher, sliding_windows
+from teachers.tiled import head_embedding, run_teacher, slide_embedding, sliding_windows
 
 CPU = torch.device("cpu")
 RESOLUTION = (30.0, 6.0, 6.0)
@@ -233,15 +233,15 @@ def raw(shape: tuple[int, int, int]) -> NDArray[np.float32]:
 def test_one_window_is_the_direct_run(embedding_kind: str, tiny_teacher: Build) -> None:
     network, volume = tiny_teacher(embedding_kind), raw((3, 20, 33))
     windows = sliding_windows((3, 20, 33), (17, 64, 64), (1, 8, 8))
-    found = run_teacher(network, volume, windows, device=CPU, precision="32-true", embed=head_embedding)
+    found = run_teacher(network, volume, windows, device=CPU, precision="32-true")
+    slid = slide_embedding(network, volume, windows, head_embedding, device=CPU, precision="32-true")
     with torch.no_grad():
         embedding = network(torch.from_numpy(volume)[None, None]).embedding
     assert found.windows == [Box.of_shape((3, 20, 33))]
     wanted = embedding_affinity(embedding, NEAREST)[0].numpy()
     fill_frame(wanted)
     np.testing.assert_allclose(found.affinity, wanted, rtol=1e-4, atol=1e-6)
-    assert found.embedding is not None
-    np.testing.assert_allclose(found.embedding, F.normalize(embedding[0], dim=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(slid, F.normalize(embedding[0], dim=0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -278,16 +278,15 @@ def test_windows_that_do_not_divide_the_volume(
         device=CPU,
         precision="32-true",
         blend=False,
-        embed=head_embedding,
         on_block=keep,
     )
-    assert found.embedding is not None
-    np.testing.assert_allclose(found.embedding, last, rtol=1e-4, atol=1e-5)
+    slid = slide_embedding(network, volume, windows, head_embedding, device=CPU, precision="32-true", blend=False)
+    np.testing.assert_allclose(slid, last, rtol=1e-4, atol=1e-5)
     assert sizes == {tuple(min(b, s) for b, s in zip(block, shape, strict=True))}
-    blended = run_teacher(network, volume, windows, device=CPU, precision="bf16-mixed", embed=head_embedding)
-    assert blended.embedding is not None
+    blended = run_teacher(network, volume, windows, device=CPU, precision="bf16-mixed")
+    slid = slide_embedding(network, volume, windows, head_embedding, device=CPU, precision="bf16-mixed")
     for given in (found.affinity, blended.affinity):
         assert given.shape == (3, *shape)
         assert float(given.min()) >= 0
         assert float(given.max()) <= 1 + 1e-5
-    assert float(np.linalg.norm(blended.embedding, axis=0).max()) <= 1 + 1e-2
+    assert float(np.linalg.norm(slid, axis=0).max()) <= 1 + 1e-2

@@ -17,7 +17,7 @@ from distill.decoder import DecoderInput
 from distill.geometry import Box
 from teachers.agq import AGQTeacher
 from teachers.teacher import Teacher, TeacherOutput
-from teachers.tiled import block_affinity, head_embedding, run_teacher, sliding_windows
+from teachers.tiled import block_affinity, head_embedding, run_teacher, slide_embedding, sliding_windows
 
 CPU = torch.device("cpu")
 SHAPE = (5, 12, 11)
@@ -71,20 +71,18 @@ def test_windows_share_the_overlap() -> None:
 def test_one_window_is_the_direct_run(embedding: int, blend: bool) -> None:
     network, volume = teacher(embedding), raw()
     windows = sliding_windows(SHAPE, SHAPE, (0, 0, 0))
-    embed = head_embedding if embedding else None
-    found = run_teacher(network, volume, windows, device=CPU, precision="32-true", blend=blend, embed=embed)
+    found = run_teacher(network, volume, windows, device=CPU, precision="32-true", blend=blend)
     with torch.no_grad():
         direct = network(torch.from_numpy(volume)[None, None])
     assert found.windows == windows == [Box.of_shape(SHAPE)]
     if embedding:
         wanted = embedding_affinity(direct.embedding, NEAREST)[0].numpy()
-        assert found.embedding is not None
         unit = torch.nn.functional.normalize(direct.embedding[0], dim=0)
-        np.testing.assert_allclose(found.embedding, unit, rtol=1e-4, atol=1e-6)
+        slid = slide_embedding(network, volume, windows, head_embedding, device=CPU, precision="32-true", blend=blend)
+        np.testing.assert_allclose(slid, unit, rtol=1e-4, atol=1e-6)
     else:
         half = direct.decoder_input.affinity_logits[0].sigmoid()
         wanted = half.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., : SHAPE[1], : SHAPE[2]].numpy()
-        assert found.embedding is None
     assert not found.affinity[0, 0].any()
     wanted[0, 0], wanted[1, :, 0], wanted[2, :, :, 0] = 0, wanted[1, :, 2], wanted[2, :, :, 2]
     np.testing.assert_allclose(found.affinity, wanted, rtol=1e-4, atol=1e-6)
@@ -107,17 +105,24 @@ def test_a_constant_teacher_leaves_no_seam_in_the_affinities(
 @pytest.mark.parametrize("blend", [False, True])
 def test_a_constant_teacher_leaves_no_seam_in_the_embedding(blend: bool) -> None:
     windows = sliding_windows(SHAPE, (3, 6, 5), (1, 2, 2))
-    found = run_teacher(
-        Constant(4),
-        raw(),
-        windows,
-        device=CPU,
-        precision="32-true",
-        blend=blend,
-        embed=head_embedding,
-    )
-    assert found.embedding is not None
-    np.testing.assert_allclose(found.embedding, 0.5, rtol=1e-5)
+    found = slide_embedding(Constant(4), raw(), windows, head_embedding, device=CPU, precision="32-true", blend=blend)
+    np.testing.assert_allclose(found, 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("blend", [False, True])
+@pytest.mark.parametrize("kept", [range(0, 1), range(3, 6), range(8, 9)])
+def test_kept_sections_are_those_of_the_whole(blend: bool, kept: range) -> None:
+    shape = (9, 20, 24)
+    windows = sliding_windows(shape, (5, 16, 18), (1, 2, 2))
+
+    def slide(kept: range | None) -> NDArray[np.float32]:
+        return slide_embedding(
+            teacher(4), raw(shape), windows, head_embedding, device=CPU, precision="32-true", blend=blend, kept=kept
+        )
+
+    found = slide(kept)
+    assert found.shape == (4, len(kept), *shape[1:])
+    np.testing.assert_array_equal(found, slide(None)[:, kept.start : kept.stop])
 
 
 def test_without_blending_the_last_window_wins() -> None:
@@ -144,11 +149,6 @@ def test_without_blending_the_last_window_wins() -> None:
     both = np.stack([first[:, :, 5:8], second[:, :, 1:4]])
     ramp = np.array([3, 2, 1], np.float32)[None, None, :, None] / 5  # the first window falls, the second rises
     np.testing.assert_allclose(blended.affinity[inner][:, :, 4:7], both[0] * ramp + both[1] * (1 - ramp), rtol=1e-4)
-
-
-def test_the_embedding_is_kept_only_if_asked_for() -> None:
-    windows = sliding_windows(SHAPE, SHAPE, (0, 0, 0))
-    assert run_teacher(teacher(4), raw(), windows, device=CPU, precision="32-true").embedding is None
 
 
 @pytest.mark.usefixtures("every_warning")

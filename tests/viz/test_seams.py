@@ -10,7 +10,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from distill.errors import DistillError
-from viz.seams import SeamScore, even_run, seam_profile, seam_score, stride_score
+from viz.seams import SeamScore, seam_profile, seam_score
+from viz.strides import even_run, stride_score
 
 BORDERS = [32, 64, 96]
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import distill.recipes.pca as recipe
+import distill.recipes.seams as seams
 from distill.errors import DistillError
 from distill.geometry import Box
 from distill.recipes.embeddings import Sliding, Windows, teacher_section, teacher_sections, teacher_slab
@@ -51,7 +52,8 @@ class Draw:
         def keep_figure(*given: Any, **named: Any) -> None:
             self.given, self.named = given, named
 
-        monkeypatch.setattr(recipe, "student_section", keep)
+        for module in (recipe, seams):
+            monkeypatch.setattr(module, "student_section", keep)
         monkeypatch.setattr(recipe, "pca_figure", keep_figure)
 
     def __call__(self, section: int, windows: Windows, *more: Any, alone: bool = False, **named: Any) -> Seams:
