@@ -14,7 +14,7 @@ from distill.cli.options import Device, Precision, Resolution, ids, section_rang
 from distill.errors import DistillError
 
 if TYPE_CHECKING:
-    from distill.recipes.pca import NetworkSeams
+    from distill.recipes.seams import NetworkSeams
 
 
 @app.command()
