@@ -199,6 +199,10 @@ class TeacherConfig(_Strict):
     """teacher.yaml: the 3D network, the shared decoder, their losses.
 
     A key of another kind is refused where it was set, and left out where the configuration is written.
+
+    With `weights` the teacher, and the shared decoder where its shapes fit, start as another run left them. `frozen`
+    keeps the teacher as it is: in evaluation mode, without gradients and without losses of its own, whatever `loss`
+    says. Its features still teach the decoder where `queries.teacher` is above 0.
     """
 
     kind: Literal["agq", "superhuman", "unetr", "swinunetr"] = "agq"
@@ -207,6 +211,8 @@ class TeacherConfig(_Strict):
     branch_width: int = Field(64, ge=1)
     branch_depth: int = Field(4, ge=0)
     embedding: int = Field(0, ge=0)  # 16 with all other kinds
+    weights: str | None = None  # of a trained teacher: run folder or weights file
+    frozen: bool = False
     unetr: UNETRConfig = UNETRConfig()
     swinunetr: SwinUNETRConfig = SwinUNETRConfig()
     decoder: DecoderConfig = DecoderConfig()
@@ -236,7 +242,9 @@ class TeacherConfig(_Strict):
             raise ValueError(f"filters: found {list(self.filters)}, expected at least 1 each")
         if self.kind != "agq" and not self.embedding:
             raise ValueError(f"embedding: found 0, expected at least 1 with kind {self.kind!r}")
-        if self.loss.multi_offset and not self.embedding:
+        if self.frozen and self.weights is None:
+            raise ValueError("frozen: true without weights, expected weights to name a run folder or a weights file")
+        if self.loss.multi_offset and not self.embedding and not self.frozen:
             raise ValueError(
                 "loss.multi_offset: needs an embedding head, expected embedding > 0 or loss.multi_offset 0"
             )
@@ -372,9 +380,12 @@ class Pair(_Strict):
 
     @model_validator(mode="after")
     def _fit(self) -> Pair:
-        if not self.student.loss.slice and self.student.training.teacher_every > 1:
+        if not (self.student_runs or self.teacher_learns):
+            raise ValueError("every loss is 0; expected one at least above 0 that trains the student or the teacher")
+        if not self._every_step_has_a_loss():
             raise ValueError(
-                "student.loss.slice: 0 leaves steps without any loss; expected student.training.teacher_every 1"
+                "student.loss.slice: 0 leaves steps without any loss; expected student.training.teacher_every 1, and "
+                "student.training.warmup 0 where the teacher has no loss of its own"
             )
         if self.student.loss.graft and self.teacher.embedding != self.student.embedding:
             raise ValueError(
@@ -384,6 +395,40 @@ class Pair(_Strict):
         if self.student.loss.cross and self.student.loss.cross_from == "embedding" and not self.teacher.embedding:
             raise ValueError("student.loss.cross_from: 'embedding' needs teacher.embedding > 0; expected 'logits'")
         return self
+
+    @property
+    def distils(self) -> bool:
+        """Whether the teacher teaches the student."""
+        loss = self.student.loss
+        return any((loss.cross, loss.graft))
+
+    @property
+    def student_runs(self) -> bool:
+        """Whether any loss needs the 2D network; else the teacher is trained alone."""
+        return self.distils or any((self.student.loss.slice, self.teacher.queries.student))
+
+    @property
+    def teacher_runs(self) -> bool:
+        """Whether any loss needs the 3D network; else the student is trained alone."""
+        return self.distils or self.teacher_losses or bool(self.teacher.queries.teacher)
+
+    @property
+    def teacher_learns(self) -> bool:
+        """Whether training changes what the teacher gives with the decoder, so that validation must look at it."""
+        return self.teacher_runs and (not self.teacher.frozen or bool(self.teacher.queries.teacher))
+
+    @property
+    def teacher_losses(self) -> bool:
+        """Whether the teacher has losses of its own."""
+        return not self.teacher.frozen and any((self.teacher.loss.multi_offset, self.teacher.loss.affinity))
+
+    def _every_step_has_a_loss(self) -> bool:
+        queries, training = self.teacher.queries, self.student.training
+        at_each = queries.start == 0 and queries.every == 1  # queries
+        of_teacher = self.teacher_losses or (self.distils and training.warmup == 0) or bool(queries.teacher and at_each)
+        return bool(
+            self.student.loss.slice or (queries.student and at_each) or (of_teacher and training.teacher_every == 1)
+        )
 
 
 def load_pair(teacher: Path, student: Path, overrides: Sequence[str] = ()) -> Pair:

@@ -1,7 +1,8 @@
 """Teacher, student and shared decoder as one module that turns a training volume into weighted loss terms.
 
 The two phases of Liu et al., CVPR 2024: teacher loss and slice loss alone, then all four distillation terms; with the
-query losses of Chen et al., ICLR 2025, on teacher and student features through the same decoder.
+query losses of Chen et al., ICLR 2025, on teacher and student features through the same decoder. A network that no loss
+needs is not built; a frozen teacher is run, but neither changed nor asked for gradients.
 
 Legend: B volumes, D sections, H W = y x, h w half resolution.
 """
@@ -42,8 +43,10 @@ from distill.losses import (
     multi_offset_loss,
 )
 from distill.matching import match
-from distill.recipes.models import build_decoder, build_slab, build_student, build_teacher
-from teachers.teacher import TeacherOutput
+from distill.recipes.models import build_decoder, build_slab, build_student, build_teacher, start_teacher
+from students.section import Student
+from students.slab import SlabAdapter
+from teachers.teacher import Teacher, TeacherOutput
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,37 @@ class StudentVolume:
 class Joint(nn.Module):
     """All that is trained together."""
 
+    teacher: Teacher | None  # None: the student is trained alone
+    student: Student | None  # None, and no slab: the teacher is trained alone
+    slab: SlabAdapter | None
+
     def __init__(self, config: Pair, resolution: Nanometres) -> None:
+        """Build what the losses need; the student first, so that it begins alike with every teacher and with none.
+
+        Raises:
+            CheckpointError: `teacher.weights` do not fit.
+        """
         super().__init__()
         self.config = config
-        self.teacher = build_teacher(config.teacher)
-        self.student = build_student(config.student, weights=config.student.encoder_weights)
-        self.slab = build_slab(self.student, config.teacher.fused)
+        self.student = self.slab = self.teacher = None
+        if config.student_runs:
+            self.student = build_student(config.student, weights=config.student.encoder_weights)
+            self.slab = build_slab(self.student, config.teacher.fused)
         self.decoder = build_decoder(config.teacher.decoder, config.teacher.fused, resolution)
+        self.decoder_started = False  # whether the decoder has the weights of a trained teacher's
+        if config.teacher_runs:
+            self.teacher = build_teacher(config.teacher)
+            if config.teacher.weights is not None:
+                self.decoder_started = start_teacher(self.teacher, self.decoder, config.teacher.weights)
+            if config.teacher.frozen:
+                self.teacher.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Joint:
+        """As every module; a frozen teacher stays in evaluation mode, so that its norms do not move."""
+        super().train(mode)
+        if self.teacher is not None and self.config.teacher.frozen:
+            self.teacher.eval()
+        return self
 
     def forward(self, batch: tuple[Tensor, Tensor], step: int) -> Mapping[str, Tensor]:
         """Weighted terms of one step.
@@ -75,14 +102,17 @@ class Joint(nn.Module):
             step: steps done so far; decides the phase and seeds what is random.
         """
         raw, labels = batch
-        with_teacher, with_queries = self._teacher_now(step), self._queries_now(step)
+        with_queries = self._queries_now(step)
         targets = affinity_targets(labels)
-        taught = self.teacher(raw) if with_teacher else None
-        seen = self.view(raw, with_queries)
-        terms = self._slice_term(seen, targets)
+        taught = self._taught(raw, step)
+        seen = None
+        terms: dict[str, Tensor] = {}
+        if self.student is not None:
+            seen = self.view(raw, with_queries and self.config.teacher.queries.student > 0)
+            terms.update(self._slice_term(seen, targets))
         if taught is not None:
             terms.update(self._teacher_terms(taught, labels, targets))
-            if step >= self.config.student.training.warmup:
+            if seen is not None and self._distils_now(step):
                 terms.update(self._distillation(taught, seen, labels, targets))
         if with_queries:
             terms.update(self._query_terms(taught, seen, labels, step))
@@ -90,6 +120,8 @@ class Joint(nn.Module):
 
     def view(self, raw: Tensor, with_slab: bool) -> StudentVolume:
         """Run the student over all slice pairs; every section is encoded once."""
+        assert self.student is not None
+        assert self.slab is not None
         batch, _, depth, _, _ = raw.shape
         encoded = self.student.encode(raw.transpose(1, 2).flatten(0, 1))
         first = [b * depth + z for b in range(batch) for z in range(depth - 1)]
@@ -115,10 +147,22 @@ class Joint(nn.Module):
         return wanted and step >= queries.start and (step - queries.start) % queries.every == 0
 
     def _teacher_now(self, step: int) -> bool:
-        """Whether the 3D network runs: never for a student alone, else every `teacher_every` steps."""
-        teacher, loss = self.config.teacher, self.config.student.loss
-        weights = (teacher.loss.multi_offset, teacher.loss.affinity, teacher.queries.teacher, loss.cross, loss.graft)
-        return any(weights) and step % self.config.student.training.teacher_every == 0
+        """Whether the 3D network may run: never for a student alone, else every `teacher_every` steps."""
+        return self.teacher is not None and step % self.config.student.training.teacher_every == 0
+
+    def _distils_now(self, step: int) -> bool:
+        return self.config.distils and step >= self.config.student.training.warmup
+
+    def _taught(self, raw: Tensor, step: int) -> TeacherOutput | None:
+        """What the teacher gives; None at steps at which no loss asks for it."""
+        if self.teacher is None or not self._teacher_now(step):
+            return None
+        of_queries = self.config.teacher.queries.teacher > 0 and self._queries_now(step)
+        if not (self.config.teacher_losses or self._distils_now(step) or of_queries):
+            return None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.teacher.frozen):
+            found: TeacherOutput = self.teacher(raw)
+        return found
 
     def _slice_term(self, seen: StudentVolume, targets: Targets) -> dict[str, Tensor]:
         weight = self.config.student.loss.slice
@@ -129,6 +173,8 @@ class Joint(nn.Module):
     def _teacher_terms(self, taught: TeacherOutput, labels: Tensor, targets: Targets) -> dict[str, Tensor]:
         weights = self.config.teacher.loss
         terms: dict[str, Tensor] = {}
+        if self.config.teacher.frozen:
+            return terms
         if weights.multi_offset:
             assert taught.embedding is not None
             terms["teacher_offsets"] = weights.multi_offset * multi_offset_loss(taught.embedding.float(), labels)
@@ -166,7 +212,7 @@ class Joint(nn.Module):
         return terms
 
     def _query_terms(
-        self, taught: TeacherOutput | None, seen: StudentVolume, labels: Tensor, step: int
+        self, taught: TeacherOutput | None, seen: StudentVolume | None, labels: Tensor, step: int
     ) -> dict[str, Tensor]:
         """Both networks' blocks go through the decoder as one batch, so that its batch norms see what they serve."""
         weights, seed = self.config.teacher.queries, self.config.student.training.seed
@@ -175,7 +221,7 @@ class Joint(nn.Module):
             whole = taught.decoder_input
             features = whole.features.detach() if weights.detach_teacher else whole.features
             given["teacher"] = DecoderInput(features[:, :, 1:], whole.affinity_logits[:, :, 1:].float().detach())
-        if weights.student and seen.decoder_input is not None:
+        if weights.student and seen is not None and seen.decoder_input is not None:
             given["student"] = DecoderInput(
                 seen.decoder_input.features, seen.decoder_input.affinity_logits.float().detach()
             )

@@ -111,6 +111,27 @@ def build_decoder(config: DecoderConfig, fused: int, resolution: Nanometres) -> 
     )
 
 
+def start_teacher(teacher: Teacher, decoder: QueryDecoder, weights: str) -> bool:
+    """Give a teacher, and the decoder where all its shapes fit, the weights of a trained one.
+
+    Returns:
+        Whether the decoder was filled too.
+
+    Raises:
+        CheckpointError: no teacher there, or one of another architecture.
+    """
+    found = read_weights(find_weights(weights, "teacher"))
+    if found.kind != "teacher":
+        raise CheckpointError(f"teacher.weights: {found.path} holds a {found.kind}, expected a teacher")
+    load_module(teacher, found.part("teacher"), f"teacher.weights: {found.path} (teacher)")
+    own = {name: value.shape for name, value in decoder.state_dict().items()}
+    given = found.part("decoder")
+    if own != {name: value.shape for name, value in given.items()}:
+        return False
+    decoder.load_state_dict(given)
+    return True
+
+
 def seed_rule(config: DecoderConfig) -> SeedRule:
     """The rule that a configuration asks for."""
     seeds = config.seeds
@@ -154,7 +175,7 @@ def student_metadata(
 
 def teacher_metadata(config: TeacherConfig, decoding: DecoderConfig, resolution: Nanometres) -> dict[str, Any]:
     """What a teacher's weights file must say so that it can be rebuilt."""
-    values = config.model_copy(update={"decoder": decoding}).model_dump(mode="json")
+    values = config.model_copy(update={"decoder": decoding}).model_dump(mode="json", exclude={"weights", "frozen"})
     return {**values, "resolution": list(resolution)}
 
 

@@ -28,12 +28,14 @@ from distill.errors import CheckpointError, ConfigError, SourceError
 from distill.geometry import Box, Nanometres
 from distill.recipes.figures import run_figures
 from distill.recipes.joint import Joint
-from distill.recipes.models import pick_device, student_metadata, teacher_metadata
+from distill.recipes.models import find_weights, pick_device, student_metadata, teacher_metadata
 from distill.recipes.report import report_after_training
 from distill.recipes.validation import Judged, validate
 from distill.recipes.volumes import Runtime
 from distill.sampling import Crops, loader
 from distill.volume import Volume, check_pair, open_labels, open_volume
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,13 @@ def train(config: Pair, out: Path, *, resume: bool, device: str, progress: Progr
     devices = [where.index] if where.index is not None else 1
     fabric = Fabric(accelerator=where.type, devices=devices, precision=training.precision)
     joint = Joint(config, parts.resolution)
-    joint.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.teacher_runs and config.teacher.weights is not None and not joint.decoder_started:
+        logger.warning(
+            "teacher.weights: the decoder in %s has other shapes than teacher.decoder asks for; it starts anew",
+            config.teacher.weights,
+        )
+    if joint.student is not None:
+        joint.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     joint.to(fabric.device)
     optimizer = make_optimizer(joint, training)
     module, wrapped = fabric.setup(joint, optimizer)
@@ -187,7 +195,7 @@ class _Bookkeeping:
         self.progress.on_step(report, training.steps)
 
     def validation(self, state: State, joint: Joint) -> None:
-        """Judge both networks, save their weights, keep the best of each."""
+        """Judge the networks that training changes, save their weights, keep the best of each."""
         began = time.perf_counter()
         judged = validate(joint, self.config, self.parts.validation_raw, self.parts.validation_labels, self.runtime)
         seconds = time.perf_counter() - began
@@ -197,6 +205,9 @@ class _Bookkeeping:
         self.log.write(row)
         for kind, found in judged.items():
             self._keep(kind, found, state, joint)
+        teacher = self.config.teacher
+        if self.config.teacher_runs and "teacher" not in judged and teacher.weights is not None:
+            self._put_best("teacher", find_weights(teacher.weights, "teacher"))  # so that the run folder is whole
         self.last = judged
         self.progress.on_validation(state.step, judged, seconds)
 
@@ -212,6 +223,8 @@ class _Bookkeeping:
         }
         path = self.out / "checkpoints" / f"{kind}-{state.step:07d}.safetensors"
         if kind == "student":
+            assert joint.student is not None
+            assert joint.slab is not None
             modules: dict[str, torch.nn.Module] = {
                 "student": joint.student,
                 "slab": joint.slab,
@@ -225,16 +238,20 @@ class _Bookkeeping:
                 notes,
             )
         else:
+            assert joint.teacher is not None
             modules = {"teacher": joint.teacher, "decoder": joint.decoder}
             save_weights(path, "teacher", modules, teacher_metadata(config.teacher, found.decoding, resolution), notes)
         voi = found.scores.voi_sum
         if voi < state.best.get(f"{kind}_voi", float("inf")):
             state.best.update({f"{kind}_voi": voi, f"{kind}_step": state.step})
-            best = self.out / "best" / f"{kind}.safetensors"
-            best.parent.mkdir(exist_ok=True)
-            temporary = best.with_name(best.name + ".writing")
-            shutil.copyfile(path, temporary)
-            os.replace(temporary, best)
+            self._put_best(kind, path)
+
+    def _put_best(self, kind: str, path: Path) -> None:
+        best = self.out / "best" / f"{kind}.safetensors"
+        best.parent.mkdir(exist_ok=True)
+        temporary = best.with_name(best.name + ".writing")
+        shutil.copyfile(path, temporary)
+        os.replace(temporary, best)
 
 
 class RunRecord:

@@ -89,7 +89,8 @@ def judge(
 def validate(
     joint: Joint, config: Pair, raw: NDArray[Any], labels: NDArray[np.uint64], runtime: Runtime
 ) -> dict[str, Judged]:
-    """Both networks through the shared decoder on the validation part, at the best of a few seed thresholds.
+    """The networks that training changes through the shared decoder on the validation part, at the best of a few seed
+    thresholds.
 
     Args:
         joint: in evaluation mode, with the weights to judge.
@@ -102,11 +103,13 @@ def validate(
     student, teacher = views(joint, config)
     judged: dict[str, Judged] = {}
     for decoding in seed_candidates(config.teacher.decoder):
-        learnt, taught = replace(student, decoding=decoding), with_decoding(teacher, decoding)
-        found = {
-            "student": judge(student_volume(learnt, iter(raw), (z, y, x), runtime), labels, decoding),
-            "teacher": judge(teacher_volume(taught, raw, runtime), labels, decoding),
-        }
+        found = {}
+        if student is not None:
+            learnt = replace(student, decoding=decoding)
+            found["student"] = judge(student_volume(learnt, iter(raw), (z, y, x), runtime), labels, decoding)
+        if teacher is not None:
+            taught = with_decoding(teacher, decoding)
+            found["teacher"] = judge(teacher_volume(taught, raw, runtime), labels, decoding)
         for name, one in found.items():
             if name not in judged or one.scores.voi_sum < judged[name].scores.voi_sum:
                 judged[name] = one
@@ -129,8 +132,12 @@ def with_decoding(teacher: TrainedTeacher, decoding: DecoderConfig) -> TrainedTe
     return replace(teacher, config=teacher.config.model_copy(update={"decoder": decoding}))
 
 
-def views(joint: Joint, config: Pair) -> tuple[TrainedStudent, TrainedTeacher]:
-    """The joint module's parts as trained networks."""
-    decoding = config.teacher.decoder
-    student = TrainedStudent(joint.student, joint.slab, joint.decoder, decoding, {}, Path("training"))
-    return student, TrainedTeacher(joint.teacher, joint.decoder, config.teacher, {}, Path("training"))
+def views(joint: Joint, config: Pair) -> tuple[TrainedStudent | None, TrainedTeacher | None]:
+    """The joint module's parts as trained networks; None for one that training does not change."""
+    decoding, here = config.teacher.decoder, Path("training")
+    student = teacher = None
+    if joint.student is not None:
+        student = TrainedStudent(joint.student, joint.slab, joint.decoder, decoding, {}, here)
+    if joint.teacher is not None and config.teacher_learns:
+        teacher = TrainedTeacher(joint.teacher, joint.decoder, config.teacher, {}, here)
+    return student, teacher

@@ -175,8 +175,62 @@ def test_terms_that_need_what_is_not_there(tmp_path: Path) -> None:
     without_graft = {**STUDENT, "loss": {"graft": 0}}
     assert "student.loss.cross_from: 'embedding' needs teacher.embedding" in refusal(tmp_path, plain, without_graft)
     assert load(tmp_path, plain, {**STUDENT, "loss": {"graft": 0, "cross_from": "logits"}})
-    lazy = {**STUDENT, "loss": {"slice": 0}, "training": {"teacher_every": 2}}
-    assert "leaves steps without any loss" in refusal(tmp_path, TEACHER, lazy)
+
+
+NO_LOSS = {"slice": 0, "cross": 0, "graft": 0}
+NO_OWN = {"multi_offset": 0, "affinity": 0}
+WEIGHTS = {"weights": "run", "frozen": True}
+AT_ONCE = {"warmup": 0}
+
+
+def test_a_frozen_teacher_needs_weights(tmp_path: Path) -> None:
+    assert "frozen: true without weights" in refusal(tmp_path, {**TEACHER, "frozen": True}, STUDENT)
+    assert load(tmp_path, {**TEACHER, "weights": "run"}, STUDENT).teacher_losses
+    found = load(tmp_path, {**TEACHER, **WEIGHTS}, STUDENT)
+    assert not found.teacher_losses
+    assert found.teacher_learns  # the decoder on its features
+    published = {**WEIGHTS, "embedding": 0}  # no head, and none needed: the loss of the embedding is not computed
+    assert load(tmp_path, published, {**STUDENT, "loss": {"graft": 0, "cross_from": "logits"}})
+
+
+@pytest.mark.parametrize(
+    ("teacher", "loss", "training", "learns"),
+    [
+        ({}, NO_LOSS, {}, True),
+        ({"queries": {"student": 0}}, NO_LOSS, {}, True),
+        ({"loss": NO_OWN, "queries": {"student": 0}}, NO_LOSS, {}, True),
+        (WEIGHTS, {"slice": 0}, AT_ONCE, True),
+        ({**WEIGHTS, "queries": {"teacher": 0, "student": 0}}, {"slice": 0}, AT_ONCE, False),
+        ({**WEIGHTS, "queries": {"teacher": 0, "start": 5}}, {"slice": 0}, AT_ONCE, False),
+    ],
+)
+def test_no_slice_loss_where_others_train(
+    tmp_path: Path, teacher: dict[str, Any], loss: dict[str, Any], training: dict[str, Any], learns: bool
+) -> None:
+    found = load(tmp_path, {**TEACHER, **teacher}, {**STUDENT, "loss": loss, "training": training})
+    assert found.teacher_learns is learns
+
+
+@pytest.mark.parametrize(
+    ("teacher", "loss", "training", "said"),
+    [
+        ({"loss": NO_OWN, "queries": {"student": 0, "teacher": 0}}, NO_LOSS, {}, "every loss is 0"),
+        ({**WEIGHTS, "queries": {"student": 0, "teacher": 0}}, NO_LOSS, {}, "every loss is 0"),
+        ({**WEIGHTS, "queries": {"start": 5}}, {"slice": 0}, {"warmup": 3}, "leaves steps without any loss"),
+        ({**WEIGHTS, "queries": {"every": 2}}, NO_LOSS, AT_ONCE, "leaves steps without any loss"),
+        ({"loss": NO_OWN, "queries": {"start": 5}}, NO_LOSS, {}, "leaves steps without any loss"),
+        ({}, {"slice": 0}, {"teacher_every": 2, "warmup": 9}, None),  # the student's queries are there at every step
+        ({"queries": {"student": 0}}, {"slice": 0}, {"teacher_every": 2}, "leaves steps without any loss"),
+    ],
+)
+def test_every_step_needs_a_loss(
+    tmp_path: Path, teacher: dict[str, Any], loss: dict[str, Any], training: dict[str, Any], said: str | None
+) -> None:
+    student = {**STUDENT, "loss": loss, "training": training}
+    if said is None:
+        assert load(tmp_path, {**TEACHER, **teacher}, student)
+    else:
+        assert said in refusal(tmp_path, {**TEACHER, **teacher}, student)
 
 
 def test_environment_variables_fill_strings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ RESOLUTION = (30.0, 6.0, 6.0)
 DECODER = {"width": 8, "depth": 1, "rounds": 1, "learned": 4}
 AGQ_KEYS = {
     *("kind", "filters", "fused", "branch_width", "branch_depth", "embedding", "decoder", "loss", "queries"),
+    *("weights", "frozen"),
 }
 Build = Callable[..., Teacher]
 Values = Callable[[str], dict[str, Any]]

@@ -15,8 +15,12 @@ import torch
 from skimage.measure import label
 from torch import Tensor
 
+from distill.checkpoint import read_weights, save_weights
 from distill.config import Pair, load_pair
+from distill.engine import Average, make_optimizer
+from distill.errors import CheckpointError
 from distill.recipes.joint import Joint, split_instances
+from distill.recipes.models import build_teacher, teacher_metadata
 from students.stream import SectionStream
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "phantom_cpu"
@@ -81,16 +85,129 @@ def test_terms_of_a_step(
         assert float(term.detach()) > 0, name
 
 
-def test_student_alone_runs_no_teacher(
-    build: Build, batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    off = (
-        *("teacher.loss.multi_offset=0", "teacher.loss.affinity=0", "teacher.queries.teacher=0"),
-        *("student.loss.cross=0", "student.loss.graft=0", "student.training.teacher_every=1"),
+STUDENT_ALONE = (
+    *("teacher.loss.multi_offset=0", "teacher.loss.affinity=0", "teacher.queries.teacher=0"),
+    *("student.loss.cross=0", "student.loss.graft=0", "student.training.teacher_every=1"),
+)
+TEACHER_ALONE = (
+    *("student.loss.slice=0", "student.loss.cross=0", "student.loss.graft=0", "teacher.queries.student=0"),
+    "student.training.teacher_every=1",
+)
+
+
+def test_a_network_without_a_loss_is_not_there(build: Build, batch: tuple[Tensor, Tensor]) -> None:
+    joint = build(*STUDENT_ALONE)
+    assert joint.teacher is None
+    assert not any(name.startswith("teacher") for name in joint.state_dict())
+    terms = joint(batch, 5)
+    assert set(terms) == {SLICE} | QUERIES - OF_TEACHER
+    assert reached(joint, list(terms.values())) == {"student", "slab", "decoder"}
+    joint = build(*TEACHER_ALONE)
+    assert joint.student is None
+    assert joint.slab is None
+    terms = joint(batch, 5)
+    assert set(terms) == TEACHER | OF_TEACHER
+    assert reached(joint, list(terms.values())) == {"teacher", "decoder"}
+
+
+def test_the_student_begins_alike_with_and_without_a_teacher(build: Build) -> None:
+    alone, taught = build(*STUDENT_ALONE).state_dict(), build().state_dict()
+    assert alone
+    assert all(torch.equal(value, taught[name]) for name, value in alone.items())
+
+
+@pytest.fixture
+def trained(build: Build, tmp_path: Path) -> Path:
+    """Weights of a teacher other than the one that `build` makes."""
+    joint = build()
+    torch.manual_seed(1)
+    modules = {"teacher": build_teacher(joint.config.teacher), "decoder": joint.decoder}
+    for parameter in joint.decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    config = joint.config.teacher
+    metadata = teacher_metadata(config, config.decoder, (30.0, 6.0, 6.0))
+    save_weights(tmp_path / "teacher.safetensors", "teacher", modules, metadata, {})
+    return tmp_path / "teacher.safetensors"
+
+
+def frozen_words(trained: Path, *words: str) -> tuple[str, ...]:
+    return (f"teacher.weights={trained}", "teacher.frozen=true", "student.training.warmup=0", *words)
+
+
+def test_training_leaves_a_frozen_teacher_alone(build: Build, batch: tuple[Tensor, Tensor], trained: Path) -> None:
+    joint = build(*frozen_words(trained), "student.training.teacher_every=1").train()
+    assert joint.decoder_started
+    assert joint.teacher is not None
+    given = read_weights(trained)
+    optimizer = make_optimizer(joint, joint.config.student.training)
+    assert {id(p) for p in joint.teacher.parameters()}.isdisjoint(
+        id(p) for group in optimizer.param_groups for p in group["params"]
     )
-    joint = build(*off)
-    monkeypatch.setattr(joint.teacher, "forward", lambda *_: pytest.fail("the teacher ran"))
-    assert set(joint(batch, 5)) == {SLICE} | QUERIES - OF_TEACHER
+    average = Average(joint, 0.5)
+    before = {name: value.clone() for name, value in joint.state_dict().items()}
+    for step in range(3):
+        terms = joint(batch, step)
+        assert set(terms) == {SLICE, CROSS, GRAFT} | QUERIES
+        optimizer.zero_grad()
+        torch.stack([term.float() for term in terms.values()]).sum().backward()
+        optimizer.step()
+        average.update(joint, step)
+    assert all(p.grad is None for p in joint.teacher.parameters())
+    after = joint.state_dict()
+    for name, value in given.part("teacher").items():
+        assert torch.equal(after[f"teacher.{name}"], value), name
+        assert torch.equal(average.values[f"teacher.{name}"], value), name
+    for part in ("student", "slab", "decoder"):
+        assert any(not torch.equal(after[n], before[n]) for n in after if n.startswith(f"{part}.")), part
+    assert not joint.teacher.training
+    assert joint.decoder.training
+
+
+@pytest.mark.parametrize(
+    ("words", "step", "ran"),
+    [
+        ((), 0, True),
+        ((), 1, False),  # every second step
+        (("student.training.warmup=4",), 2, True),  # the decoder learns on its features
+        (("student.training.warmup=4", "teacher.queries.teacher=0"), 2, False),
+        (("student.training.warmup=4", "teacher.queries.teacher=0"), 4, True),
+        (("student.training.warmup=4", "teacher.queries.every=4"), 2, False),
+        (("student.loss.cross=0", "student.loss.graft=0"), 0, True),
+    ],
+)
+def test_a_frozen_teacher_runs_where_a_loss_asks_for_it(
+    build: Build, batch: tuple[Tensor, Tensor], trained: Path, words: tuple[str, ...], step: int, ran: bool
+) -> None:
+    joint = build(*frozen_words(trained, *words))
+    assert joint.teacher is not None
+    with mock.patch.object(joint.teacher, "forward", wraps=joint.teacher.forward) as forward:
+        joint(batch, step)
+    assert bool(forward.called) == ran
+
+
+def test_a_teacher_may_start_from_weights_and_learn_on(
+    build: Build, batch: tuple[Tensor, Tensor], trained: Path
+) -> None:
+    joint = build(f"teacher.weights={trained}").train()
+    assert joint.teacher is not None
+    given = read_weights(trained).part("teacher")
+    assert all(torch.equal(value, given[name]) for name, value in joint.teacher.state_dict().items())
+    terms = joint(batch, 2)
+    assert set(terms) == {SLICE, CROSS, GRAFT} | TEACHER | QUERIES
+    assert "teacher" in reached(joint, list(terms.values()))
+
+
+def test_weights_that_do_not_fit(build: Build, trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"teacher\.weights: .*of another architecture: .*expected"):
+        build(f"teacher.weights={trained}", "teacher.branch_width=8")
+    with pytest.raises(CheckpointError, match="nowhere: no such file or run folder"):
+        build("teacher.weights=nowhere")
+    other = build(f"teacher.weights={trained}", "teacher.decoder.rounds=2")
+    assert not other.decoder_started
+    student = tmp_path / "student.safetensors"
+    save_weights(student, "student", {}, {}, {})
+    with pytest.raises(CheckpointError, match="holds a student, expected a teacher"):
+        build(f"teacher.weights={student}")
 
 
 def test_weights_scale_their_terms(build: Build, batch: tuple[Tensor, Tensor]) -> None:

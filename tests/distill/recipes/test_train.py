@@ -149,3 +149,52 @@ def test_a_student_on_a_librarys_encoder_trains(train: Callable[..., Any], phant
         found.decoding,
     )
     assert judged.to_dict() == found.notes["validation"]
+
+
+TEACHER_ALONE = (
+    *("student.loss.slice=0", "student.loss.cross=0", "student.loss.graft=0", "teacher.queries.student=0"),
+    "student.training.teacher_every=1",
+)
+
+
+def test_a_teacher_alone_then_a_student_of_the_frozen_teacher(train: Callable[..., Any], tmp_path: Path) -> None:
+    first, second = tmp_path / "teacher", tmp_path / "student"
+    said = train(first, *TEACHER_ALONE)
+    assert said.code == 0, said.err
+    rows = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
+    assert {name for row in rows for name in row if name.startswith("validation_")} == {
+        "validation_seconds",
+        "validation_teacher",
+    }
+    assert [path.name for path in (first / "best").iterdir()] == ["teacher.safetensors"]
+    assert not list((first / "checkpoints").glob("student*"))
+    assert (first / "report.html").exists()
+    best = min((row["validation_teacher"]["voi"], row["step"]) for row in rows if "validation_teacher" in row)
+    cpu = torch.device("cpu")
+    teacher = load_teacher(str(first), cpu)
+    assert (teacher.notes["validation"]["voi"], teacher.notes["step"]) == best
+
+    frozen = (f"teacher.weights={first}", "teacher.frozen=true", "student.training.warmup=0")
+    said = train(second, *frozen, "teacher.queries.teacher=0")
+    assert said.code == 0, said.err
+    rows = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
+    assert {"slice", "cross", "graft"} <= set(rows[0])
+    assert not any(name.startswith(("teacher_", "validation_teacher")) for row in rows for name in row)
+    given, kept = (folder / "best" / "teacher.safetensors" for folder in (first, second))
+    assert kept.read_bytes() == given.read_bytes()
+    assert load_student(str(second), cpu).decoder is not None
+
+    said = train(tmp_path / "shared", *frozen)  # the decoder learns on the teacher's features too
+    assert said.code == 0, said.err
+    found = load_teacher(str(tmp_path / "shared"), cpu)
+    state = teacher.teacher.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in found.teacher.state_dict().items())
+    decoder = teacher.decoder.state_dict()
+    assert any(not torch.equal(value, decoder[name]) for name, value in found.decoder.state_dict().items())
+
+
+def test_a_frozen_teacher_that_is_not_there(train: Callable[..., Any], tmp_path: Path) -> None:
+    said = train(tmp_path / "run", "teacher.weights=nowhere", "teacher.frozen=true")
+    assert said.code == 2
+    assert "nowhere: no such file or run folder" in said.err
+    assert "Traceback" not in said.err
