@@ -268,6 +268,7 @@ class DataConfig(_Strict):
     raw: str
     labels: str
     resolution: tuple[float, float, float] | None = None  # nm z, y, x, where the file has none
+    every: int = Field(1, ge=1)  # only every so many sections, for isotropic volumes; section numbers count those
     train: tuple[int, int]  # sections from, to (exclusive)
     validation: tuple[int, int]
 

@@ -201,6 +201,33 @@ def volume_from_array(
     return _placed(stored, resolution, offset)
 
 
+def every_section(volume: Volume, step: int) -> Volume:
+    """Every `step`-th section of a volume, the first one included; nothing is read.
+
+    Isotropic volumes become anisotropic ones that way, as serial sections are: the voxels get `step` times as thick.
+
+    Args:
+        volume: z, y, x, with or without channels.
+        step: at least 1.
+
+    Raises:
+        ShapeError: a step below 1.
+    """
+    if step < 1:
+        raise ShapeError(f"{volume.source}: found a step of {step} sections, expected at least 1")
+    if step == 1:
+        return volume
+    *before, depth, height, width = volume.shape
+    z, y, x = volume.resolution
+    return replace(
+        volume,
+        shape=(*before, -(-depth // step), height, width),
+        resolution=(z * step, y, x),
+        chunks=None,
+        _opener=partial(_open_every, volume._opener, step),
+    )
+
+
 def check_pair(raw: Volume, labels: Volume) -> None:
     """Check that an image and its labels cover the same voxels.
 
@@ -286,6 +313,19 @@ def _placed(stored: StoredArray, resolution: Nanometres | None, offset: Nanometr
 @contextmanager
 def _open_array(array: NDArray[Any]) -> Iterator[Cut]:
     yield lambda index: np.array(array[index])
+
+
+@contextmanager
+def _open_every(opener: Opener, step: int) -> Iterator[Cut]:
+    with opener() as cut:
+
+        def thinned(index: Index) -> NDArray[Any]:
+            *channels, z, y, x = index
+            sections = range(z.start * step, z.stop * step, step)
+            parts = [cut((*channels, slice(there, there + 1), y, x)) for there in sections]
+            return np.concatenate(parts, axis=-3)
+
+        yield thinned
 
 
 @contextmanager

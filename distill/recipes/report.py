@@ -27,7 +27,7 @@ from distill.recipes.run_folder import RunFolder, read_run
 from distill.recipes.validation import Judged
 from distill.recipes.worst import Spot, find_spots
 from distill.store import create_zarr
-from distill.volume import Volume, open_labels, open_volume
+from distill.volume import Volume, every_section, open_labels, open_volume
 from viz.report import Cell, Html, Part, embed_pixels, figure, grid, heading, page, paragraph, table
 
 LAST_VALIDATION = "last_validation.zarr"
@@ -137,7 +137,7 @@ def _keep_section(
 ) -> None:
     """last_validation.zarr: image, ground truth and both segmentations of one section, where it lies in the volume."""
     data = config.student.data
-    volume = open_volume(data.raw, resolution=data.resolution)
+    volume = every_section(open_volume(data.raw, resolution=data.resolution), data.every)
     middle = len(raw) // 2
     z, y, x = volume.offset
     place = (z + (data.validation[0] + middle) * volume.resolution[0], y, x)

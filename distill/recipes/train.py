@@ -33,7 +33,7 @@ from distill.recipes.report import report_after_training
 from distill.recipes.validation import Judged, validate
 from distill.recipes.volumes import Runtime
 from distill.sampling import Crops, loader
-from distill.volume import Volume, check_pair, open_labels, open_volume
+from distill.volume import Volume, check_pair, every_section, open_labels, open_volume
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ def open_parts(config: Pair) -> Parts:
         DistillError: anything that does not fit, naming the file.
     """
     data = config.student.data
-    raw = open_volume(data.raw, resolution=data.resolution)
-    labels = open_labels(data.labels, resolution=data.resolution)
+    raw = every_section(open_volume(data.raw, resolution=data.resolution), data.every)
+    labels = every_section(open_labels(data.labels, resolution=data.resolution), data.every)
     check_pair(raw, labels)
     for name, (_, last) in (("train", data.train), ("validation", data.validation)):
         if last > raw.size[0]:

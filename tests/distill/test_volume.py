@@ -28,7 +28,7 @@ from distill.errors import DistillError, ShapeError, SourceError
 from distill.formats import find_arrays
 from distill.geometry import Box
 from distill.stored import Index
-from distill.volume import Volume, check_pair, open_labels, open_volume, volume_from_array
+from distill.volume import Volume, check_pair, every_section, open_labels, open_volume, volume_from_array
 
 RESOLUTION = (40.0, 4.0, 5.0)
 ON_DISK = settings(deadline=None, max_examples=30)
@@ -530,6 +530,37 @@ def test_labels_must_be_3d_integers(tmp_path: Path) -> None:
         open_labels(f"{path}:b")
     with pytest.raises(SourceError, match=r"labels must be 3D \(z, y, x\): found shape \(2, 2, 3, 4\)"):
         open_labels(f"{path}:c")
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 8])
+@pytest.mark.parametrize("kind", ["hdf5", "tiff", "array"])
+def test_every_section(tmp_path: Path, kind: str, step: int) -> None:
+    array = np.random.default_rng(step).integers(0, 255, (7, 5, 6), dtype=np.uint8)
+    if kind == "hdf5":
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["volumes/raw"] = array
+        whole = open_volume(tmp_path / "a.h5", resolution=(10, 10, 10))
+    elif kind == "tiff":
+        tifffile.imwrite(tmp_path / "a.tif", array)
+        whole = open_volume(tmp_path / "a.tif", resolution=(10, 10, 10))
+    else:
+        whole = volume_from_array(array, (10, 10, 10))
+    volume, expected = every_section(whole, step), array[::step]
+    assert volume.shape == expected.shape
+    assert volume.resolution == (10 * step, 10, 10)
+    np.testing.assert_array_equal(volume.read(), expected)
+    np.testing.assert_array_equal(np.stack(list(volume.sections())), expected)
+    last = len(expected)
+    box = Box((last - 1, 1, 2), (last, 4, 6))
+    np.testing.assert_array_equal(volume.read(box), expected[-1:, 1:4, 2:6])
+
+
+def test_every_section_of_channels_and_labels() -> None:
+    array = np.arange(2 * 5 * 3 * 4, dtype=np.uint16).reshape(2, 5, 3, 4)
+    volume = every_section(volume_from_array(array, (10, 4, 4)), 2)
+    np.testing.assert_array_equal(volume.read(), array[:, ::2])
+    with pytest.raises(ShapeError, match="found a step of 0 sections, expected at least 1"):
+        every_section(volume, 0)
 
 
 def test_check_pair() -> None:
