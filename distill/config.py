@@ -259,7 +259,8 @@ class DistillLoss(_Strict):
     cross_from: Literal["embedding", "logits"] = "embedding"
     graft: float = Field(1.0, ge=0)
     graft_distances: tuple[int, ...] = (1, 2, 3, 4)
-    detach_teacher: bool = False  # stop cross and graft gradients at the teacher
+    masks: float = Field(0.0, ge=0)  # the teacher's soft instance masks, times the query losses' own weights
+    detach_teacher: bool = False  # stop cross and graft gradients at the teacher; masks never reach it
 
 
 class DataConfig(_Strict):
@@ -395,13 +396,19 @@ class Pair(_Strict):
             )
         if self.student.loss.cross and self.student.loss.cross_from == "embedding" and not self.teacher.embedding:
             raise ValueError("student.loss.cross_from: 'embedding' needs teacher.embedding > 0; expected 'logits'")
+        queries = self.teacher.queries
+        if self.student.loss.masks and not (queries.cross_entropy or queries.dice):
+            raise ValueError(
+                "student.loss.masks: multiplies teacher.queries.cross_entropy and teacher.queries.dice, found both 0; "
+                "expected one above 0, or student.loss.masks 0"
+            )
         return self
 
     @property
     def distils(self) -> bool:
         """Whether the teacher teaches the student."""
         loss = self.student.loss
-        return any((loss.cross, loss.graft))
+        return any((loss.cross, loss.graft, loss.masks))
 
     @property
     def student_runs(self) -> bool:
@@ -424,11 +431,14 @@ class Pair(_Strict):
         return not self.teacher.frozen and any((self.teacher.loss.multi_offset, self.teacher.loss.affinity))
 
     def _every_step_has_a_loss(self) -> bool:
-        queries, training = self.teacher.queries, self.student.training
-        at_each = queries.start == 0 and queries.every == 1  # queries
-        of_teacher = self.teacher_losses or (self.distils and training.warmup == 0) or bool(queries.teacher and at_each)
+        queries, loss, training = self.teacher.queries, self.student.loss, self.student.training
+        queries_at_each = queries.start == 0 and queries.every == 1
+        distilled = loss.cross or loss.graft or (loss.masks and queries_at_each)
+        with_teacher = (
+            self.teacher_losses or (distilled and training.warmup == 0) or (queries.teacher and queries_at_each)
+        )
         return bool(
-            self.student.loss.slice or (queries.student and at_each) or (of_teacher and training.teacher_every == 1)
+            loss.slice or (queries.student and queries_at_each) or (with_teacher and training.teacher_every == 1)
         )
 
 

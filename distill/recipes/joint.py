@@ -42,8 +42,9 @@ from distill.losses import (
     mask_dice,
     multi_offset_loss,
 )
-from distill.matching import match
+from distill.matching import Match, match
 from distill.recipes.models import build_decoder, build_slab, build_student, build_teacher, start_teacher
+from distill.soft_masks import QueryPairs, pairs_by_instance, soft_mask_cross_entropy, soft_mask_dice
 from students.section import Student
 from students.slab import SlabAdapter
 from teachers.teacher import Teacher, TeacherOutput
@@ -108,7 +109,7 @@ class Joint(nn.Module):
         seen = None
         terms: dict[str, Tensor] = {}
         if self.student is not None:
-            seen = self.view(raw, with_queries and self.config.teacher.queries.student > 0)
+            seen = self.view(raw, with_queries and (self.config.teacher.queries.student > 0 or self._masks_now(step)))
             terms.update(self._slice_term(seen, targets))
         if taught is not None:
             terms.update(self._teacher_terms(taught, labels, targets))
@@ -143,8 +144,13 @@ class Joint(nn.Module):
 
     def _queries_now(self, step: int) -> bool:
         queries = self.config.teacher.queries
-        wanted = (queries.teacher > 0 and self._teacher_now(step)) or queries.student > 0
-        return wanted and step >= queries.start and (step - queries.start) % queries.every == 0
+        due = step >= queries.start and (step - queries.start) % queries.every == 0
+        of_teacher = queries.teacher > 0 and self._teacher_now(step)
+        return due and (of_teacher or queries.student > 0 or self._masks_now(step))
+
+    def _masks_now(self, step: int) -> bool:
+        """Whether the teacher's masks teach, at steps with query losses."""
+        return self.config.student.loss.masks > 0 and self._teacher_now(step) and self._distils_now(step)
 
     def _teacher_now(self, step: int) -> bool:
         """Whether the 3D network may run: never for a student alone, else every `teacher_every` steps."""
@@ -157,8 +163,10 @@ class Joint(nn.Module):
         """What the teacher gives; None at steps at which no loss asks for it."""
         if self.teacher is None or not self._teacher_now(step):
             return None
-        of_queries = self.config.teacher.queries.teacher > 0 and self._queries_now(step)
-        if not (self.config.teacher_losses or self._distils_now(step) or of_queries):
+        loss = self.config.student.loss
+        to_pairs = (loss.cross > 0 or loss.graft > 0) and self._distils_now(step)
+        to_queries = self._queries_now(step) and (self.config.teacher.queries.teacher > 0 or self._masks_now(step))
+        if not (self.config.teacher_losses or to_pairs or to_queries):
             return None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.teacher.frozen):
             found: TeacherOutput = self.teacher(raw)
@@ -217,11 +225,13 @@ class Joint(nn.Module):
         """Both networks' blocks go through the decoder as one batch, so that its batch norms see what they serve."""
         weights, seed = self.config.teacher.queries, self.config.student.training.seed
         given: dict[str, DecoderInput] = {}
-        if weights.teacher and taught is not None:
+        with_masks = taught is not None and self._masks_now(step)
+        if taught is not None and (weights.teacher or with_masks):
             whole = taught.decoder_input
-            features = whole.features.detach() if weights.detach_teacher else whole.features
+            alone = weights.detach_teacher or not weights.teacher  # only read, for its masks
+            features = whole.features.detach() if alone else whole.features
             given["teacher"] = DecoderInput(features[:, :, 1:], whole.affinity_logits[:, :, 1:].float().detach())
-        if weights.student and seen is not None and seen.decoder_input is not None:
+        if seen is not None and seen.decoder_input is not None:
             given["student"] = DecoderInput(
                 seen.decoder_input.features, seen.decoder_input.affinity_logits.float().detach()
             )
@@ -235,22 +245,33 @@ class Joint(nn.Module):
         batch = len(labels)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         terms: dict[str, Tensor] = {}
+        pairs: dict[str, list[Match]] = {}
         for row, name in enumerate(given):
-            found = self._mask_terms(decoded, slice(row * batch, (row + 1) * batch), instances, generator)
+            part = slice(row * batch, (row + 1) * batch)
             factor = weights.teacher if name == "teacher" else weights.student
-            terms.update({f"{name}_{key}": factor * value for key, value in found.items()})
+            pairs[name] = match(decoded.masks[0][part], instances)
+            points = draw_points(instances, weights.points, generator) if weights.points else None
+            if factor:
+                found = self._mask_terms(decoded, part, instances, pairs[name], points, generator)
+                terms.update({f"{name}_{key}": factor * value for key, value in found.items()})
+            if with_masks and name == "student":
+                taught_masks = decoded.masks[-1][:batch].detach()
+                both = pairs_by_instance(pairs["student"], pairs["teacher"], taught_masks)
+                terms["masks"] = self._taught_masks_term(decoded, part, taught_masks, both, points)
         return terms
 
     def _mask_terms(
-        self, decoded: DecoderOutput, part: slice, instances: Tensor, generator: torch.Generator
+        self,
+        decoded: DecoderOutput,
+        part: slice,
+        instances: Tensor,
+        pairs: list[Match],
+        points: Tensor | None,
+        generator: torch.Generator,
     ) -> dict[str, Tensor]:
+        """A network's masks against the labels, all rounds."""
         weights = self.config.teacher.queries
-        rounds = [masks[part] for masks in decoded.masks]
-        pairs = match(rounds[0], instances)
-        seen = instances
-        if weights.points:
-            points = draw_points(instances, weights.points, generator)
-            rounds, seen = [at_points(masks, points) for masks in rounds], at_points(instances, points)
+        rounds, seen = _rounds(decoded, part, points), instances if points is None else at_points(instances, points)
         terms: dict[str, Tensor] = {}
         if weights.cross_entropy:
             terms["cross_entropy"] = weights.cross_entropy * _total(
@@ -263,6 +284,20 @@ class Joint(nn.Module):
                 decoded.mask_features[part], instances, samples=weights.samples, generator=generator
             )
         return terms
+
+    def _taught_masks_term(
+        self, decoded: DecoderOutput, part: slice, taught: Tensor, pairs: list[QueryPairs], points: Tensor | None
+    ) -> Tensor:
+        """The student's masks of all rounds against the teacher's last ones."""
+        weights = self.config.teacher.queries
+        target = taught if points is None else at_points(taught, points)
+        terms = []
+        for masks in _rounds(decoded, part, points):
+            if weights.cross_entropy:
+                terms.append(weights.cross_entropy * soft_mask_cross_entropy(masks, target, pairs))
+            if weights.dice:
+                terms.append(weights.dice * soft_mask_dice(masks, target, pairs))
+        return self.config.student.loss.masks * _total(terms)
 
 
 def split_instances(labels: Tensor) -> Tensor:
@@ -286,6 +321,12 @@ def _volumes(pairs: Tensor, batch: int) -> Tensor:
     """Rows of `slice_pairs` (B * (D - 1), C, H, W) as volumes (B, C, D - 1, H, W)."""
     volumes: Tensor = pairs.unflatten(0, (batch, -1))  # type: ignore[no-untyped-call]
     return volumes.transpose(1, 2)
+
+
+def _rounds(decoded: DecoderOutput, part: slice, points: Tensor | None) -> list[Tensor]:
+    """Masks of some blocks of the batch, first round to last, at drawn voxels if there are any."""
+    rounds = [masks[part] for masks in decoded.masks]
+    return rounds if points is None else [at_points(masks, points) for masks in rounds]
 
 
 def _total(values: list[Tensor]) -> Tensor:

@@ -221,6 +221,9 @@ def test_no_slice_loss_where_others_train(
         ({"loss": NO_OWN, "queries": {"start": 5}}, NO_LOSS, {}, "leaves steps without any loss"),
         ({}, {"slice": 0}, {"teacher_every": 2, "warmup": 9}, None),  # the student's queries are there at every step
         ({"queries": {"student": 0}}, {"slice": 0}, {"teacher_every": 2}, "leaves steps without any loss"),
+        ({**WEIGHTS, "queries": {"every": 2}}, {**NO_LOSS, "masks": 1}, AT_ONCE, "leaves steps without any loss"),
+        ({**WEIGHTS, "queries": {"student": 0}}, {**NO_LOSS, "masks": 1}, AT_ONCE, None),
+        ({"queries": {"cross_entropy": 0, "dice": 0}}, {"masks": 1}, {}, "student.loss.masks: multiplies"),
     ],
 )
 def test_every_step_needs_a_loss(

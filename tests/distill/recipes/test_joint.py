@@ -25,6 +25,8 @@ from students.stream import SectionStream
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "phantom_cpu"
 SLICE, CROSS, GRAFT = "slice", "cross", "graft"
+MASKS = "student.loss.masks=1"
+ONLY_MASKS = (MASKS, "student.loss.cross=0", "student.loss.graft=0", "teacher.queries.teacher=0")
 TEACHER = {"teacher_offsets", "teacher_affinity"}
 QUERIES = {
     f"{n}_{t}" for n, t in itertools.product(("teacher", "student"), ("cross_entropy", "dice", "discrimination"))
@@ -72,6 +74,13 @@ def batch() -> tuple[Tensor, Tensor]:
         (("student.loss.graft=0",), 2, {SLICE, CROSS} | TEACHER | QUERIES),
         (("student.loss.cross_from=logits",), 2, {SLICE, CROSS, GRAFT} | TEACHER | QUERIES),
         (("teacher.loss.affinity=0",), 0, {SLICE, "teacher_offsets"} | QUERIES),
+        ((MASKS,), 2, {SLICE, CROSS, GRAFT, "masks"} | TEACHER | QUERIES),
+        ((MASKS,), 0, {SLICE} | TEACHER | QUERIES),  # warm-up
+        ((MASKS,), 3, {SLICE} | QUERIES - OF_TEACHER),  # no teacher
+        ((MASKS, "teacher.queries.start=3"), 2, {SLICE, CROSS, GRAFT} | TEACHER),
+        ((MASKS, "teacher.queries.teacher=0"), 2, {SLICE, CROSS, GRAFT, "masks"} | TEACHER | QUERIES - OF_TEACHER),
+        ((MASKS, "teacher.queries.student=0"), 2, {SLICE, CROSS, GRAFT, "masks"} | TEACHER | OF_TEACHER),
+        ((MASKS, "teacher.queries.points=50"), 2, {SLICE, CROSS, GRAFT, "masks"} | TEACHER | QUERIES),
     ],
 )
 def test_terms_of_a_step(
@@ -173,6 +182,9 @@ def test_training_leaves_a_frozen_teacher_alone(build: Build, batch: tuple[Tenso
         (("student.training.warmup=4", "teacher.queries.teacher=0"), 4, True),
         (("student.training.warmup=4", "teacher.queries.every=4"), 2, False),
         (("student.loss.cross=0", "student.loss.graft=0"), 0, True),
+        ((*ONLY_MASKS, "teacher.queries.every=4"), 4, True),
+        ((*ONLY_MASKS, "teacher.queries.every=4"), 2, False),
+        ((*ONLY_MASKS, "student.training.warmup=4"), 2, False),
     ],
 )
 def test_a_frozen_teacher_runs_where_a_loss_asks_for_it(
@@ -211,8 +223,9 @@ def test_weights_that_do_not_fit(build: Build, trained: Path, tmp_path: Path) ->
 
 
 def test_weights_scale_their_terms(build: Build, batch: tuple[Tensor, Tensor]) -> None:
-    one = build()(batch, 2)
+    one = build(MASKS)(batch, 2)
     words = (
+        "student.loss.masks=2",
         *("student.loss.slice=2", "student.loss.cross=2", "student.loss.graft=2", "teacher.loss.multi_offset=2"),
         *("teacher.loss.affinity=2", "teacher.queries.teacher=2", "teacher.queries.student=2"),
     )
@@ -254,6 +267,8 @@ def test_gradients_go_where_the_configuration_says(build: Build, batch: tuple[Te
     assert of({CROSS}, "student.loss.detach_teacher=true") == {"student"}
     assert of({GRAFT}, "student.loss.detach_teacher=true") == {"student"}
     assert of({CROSS}, "student.loss.cross_from=logits", "student.loss.detach_teacher=true") == {"student"}
+    assert of({"masks"}, MASKS, "teacher.queries.detach_teacher=true") == {"slab", "decoder"}
+    assert of({"masks"}, MASKS, "teacher.queries.teacher=0", every[0]) == {"student", "slab", "decoder"}
     assert {"slab", "decoder"} <= of(student_queries)
     assert "student" not in of(student_queries)
     assert "student" in of(student_queries, *every)
