@@ -256,8 +256,8 @@ class Joint(nn.Module):
                 terms.update({f"{name}_{key}": factor * value for key, value in found.items()})
             if with_masks and name == "student":
                 taught_masks = decoded.masks[-1][:batch].detach()
-                both = pairs_by_instance(pairs["student"], pairs["teacher"], taught_masks)
-                terms["masks"] = self._taught_masks_term(decoded, part, taught_masks, both, points)
+                shared = pairs_by_instance(pairs["student"], pairs["teacher"], taught_masks)
+                terms["masks"] = self._taught_masks_term(decoded, part, taught_masks, shared, points)
         return terms
 
     def _mask_terms(
