@@ -12,13 +12,11 @@ them: false alarms, coverage of the intervals, detection. Definitions of the sco
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,16 +24,15 @@ from hardware import machine
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import KDTree
-from scipy.special import stdtrit
 from tables import provenance, table, write_json
 
 from distill.errors import DistillError
-from distill.geometry import Box, parse_numbers
-from distill.recipes.embeddings import Embedding, Mask, Sliding, Windows, student_section, teacher_section
-from distill.recipes.models import TrainedStudent, load_student, load_teacher, pick_device
-from distill.recipes.seams import DECODER_GRID, border_scores, student_shift, teacher_shift
+from distill.geometry import parse_numbers
+from distill.recipes.embeddings import Embedding, Mask
+from distill.recipes.models import load_student, load_teacher, pick_device
+from distill.recipes.seam_bench import HEADER, bench_seams
 from distill.recipes.volumes import Runtime
-from distill.volume import Volume, open_volume, volume_from_array
+from distill.volume import open_volume
 from viz.pca import fit_palettes
 from viz.seams import seam_score
 from viz.shifts import ShiftScore, shift_score
@@ -45,29 +42,6 @@ SIDE, WINDOW = 256, 64  # pixels of a made section
 BORDERS = list(range(WINDOW, SIDE, WINDOW))
 HALFWAY = list(range(WINDOW // 2, SIDE, WINDOW))
 CONTRASTS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
-
-
-class Scored(Protocol):
-    """A value with its 95 % interval, of n blocks."""
-
-    @property
-    def ratio(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-    @property
-    def n(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Pooled:
-    """A value over several sections, with the interval that follows from theirs."""
-
-    ratio: float
-    low: float
-    high: float
-    sections: int
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,101 +72,15 @@ def real(options: argparse.Namespace) -> dict[str, Any]:
         DistillError: no such run, sections or windows.
     """
     resolution = parse_numbers(options.resolution, "--resolution") if options.resolution else None
-    runtime = Runtime(pick_device("cpu"), "32-true")
+    runtime = Runtime(pick_device("cpu"), options.precision)
     teacher, student = load_teacher(options.run, runtime.device), load_student(options.run, runtime.device)
-    whole = open_volume(options.source, resolution=resolution)
-    found: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
-    for z in options.sections:
-        volume, section = cropped(whole, z, options.crop, options.depth)
-        pair = volume.read(Box((section - 1, 0, 0), (section + 1, *volume.size[1:])))
-        seen, inside = student_section(student, pair, runtime)
-        print(f"section {z}: {inside.mean():.0%} inside neurites", flush=True)
-        for size in options.windows:
-            for overlap in (0, size // 4):
-                windows = Windows((options.depth, size, size), (0, overlap, overlap))
-                sliding = Sliding.over(windows, windows.size or volume.size, volume.size)
-                runs = [teacher_section(teacher, volume, section, sliding, runtime, shifted=s) for s in (False, True)]
-                row = _row(runs[0], sliding, inside, teacher_shift(runs[0], runs[1], sliding, ~inside))
-                found.setdefault((size, windows.kind, "teacher"), []).append(row)
-                shift = student_shift(student, pair, seen, sliding, ~inside, runtime)
-                found.setdefault((size, windows.kind, "student, whole"), []).append(_row(seen, sliding, inside, shift))
-                if overlap == 0:
-                    cut = [student_windows(student, pair, sliding, runtime, shifted=s) for s in (False, True)]
-                    row = _row(cut[0], sliding, inside, teacher_shift(cut[0], cut[1], sliding, ~inside))
-                    found.setdefault((size, windows.kind, "student, windows"), []).append(row)
+    volume = open_volume(options.source, resolution=resolution)
+    where = options.sections, options.windows, options.crop, options.depth
+    rows = bench_seams(volume, teacher, student, *where, runtime)
     print(f"\n{options.crop} x {options.crop} pixels, sections {options.sections}, windows {options.depth} deep\n")
-    print(_real_table(found))
-    rows = [
-        {"window": size, "kind": kind, "network": name, "sections": [_plain(s) for s in sections]}
-        for (size, kind, name), sections in found.items()
-    ]
-    return {"crop": options.crop, "sections": options.sections, "depth": options.depth, "rows": rows}
-
-
-def cropped(whole: Volume, z: int, crop: int, depth: int) -> tuple[Volume, int]:
-    """The sections around z that windows of this depth and the student need, cut to the upper left corner."""
-    if not 1 <= z < whole.size[0] or crop > min(whole.size[1:]):
-        raise DistillError(f"section {z}, crop {crop}: found a volume of {whole.size} voxels")
-    first = max(0, min(z - max(1, depth // 2), whole.size[0] - depth))
-    stop = min(whole.size[0], max(first + depth, z + 1))
-    raw = whole.read(Box((first, 0, 0), (stop, crop, crop)))
-    return volume_from_array(raw, whole.resolution), z - first
-
-
-def student_windows(
-    student: TrainedStudent, pair: NDArray[Any], sliding: Sliding, runtime: Runtime, *, shifted: bool
-) -> Embedding:
-    """The student run by the teacher's windows, side by side; the last one wins."""
-    out: Embedding | None = None
-    for box in sliding.boxes(1, shifted=shifted):
-        _, y, x = box.slices
-        embedding, _ = student_section(student, pair[:, y, x], runtime)
-        if out is None:
-            out = np.zeros((len(embedding), *pair.shape[1:]), np.float32)
-        out[:, y, x] = embedding
-    assert out is not None
-    return out
-
-
-def _row(embedding: Embedding, sliding: Sliding, inside: Mask, shift: ShiftScore) -> dict[str, Any]:
-    borders = sliding.borders()
-    found = border_scores(embedding, borders, ~inside)
-    pairwise = seam_score(embedding, *borders, exclude=~inside, grid=DECODER_GRID, along=1)
-    return {"border": found.border, "pairwise": pairwise, "stride": found.stride, "shift": shift}
-
-
-def _plain(scores: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if score is None else asdict(score) for key, score in scores.items()}
-
-
-def pool(scored: Sequence[Scored | None], *, logarithmic: bool) -> Pooled | None:
-    """Mean of several sections' scores (geometric for ratios), each section as good as its own interval says."""
-    there = [s for s in scored if s is not None]
-    if not there:
-        return None
-    change: Callable[[float], float] = math.log if logarithmic else float
-    back: Callable[[float], float] = math.exp if logarithmic else float
-    middle = sum(change(s.ratio) for s in there) / len(there)
-    # By the upper end alone, as a disagreement's lower end is cut off at 0.
-    errors = [(change(s.high) - change(s.ratio)) / float(stdtrit(s.n - 1, 0.975)) for s in there]
-    half = 1.96 * math.sqrt(sum(e**2 for e in errors)) / len(there)
-    return Pooled(back(middle), back(middle - half), back(middle + half), len(there))
-
-
-def _real_table(found: dict[tuple[int, str, str], list[dict[str, Any]]]) -> str:
-    header = ["window, network", "border", "border, pair by pair", "stride", "shift", "degrees", "excess at borders"]
-    rows = []
-    for (size, kind, name), sections in found.items():
-        keys = "border", "pairwise", "stride", "shift"
-        scores = [pool([s[key] for s in sections], logarithmic=key != "shift") for key in keys]
-        degrees = np.mean([s["shift"].degrees for s in sections])
-        excess = np.mean([s["shift"].excess for s in sections])
-        rows.append([f"{size} {kind}, {name}", *map(_cell, scores), f"{degrees:.1f}", f"{excess:+.3f}"])
-    return table(header, rows)
-
-
-def _cell(score: Pooled | None) -> str:
-    return "-" if score is None else f"{score.ratio:.2f} ({score.low:.2f} to {score.high:.2f})"
+    print(table(list(HEADER), [row.cells() for row in rows]))
+    about = {"crop": options.crop, "sections": options.sections, "depth": options.depth}
+    return {**about, "precision": options.precision, "rows": [row.to_dict() for row in rows]}
 
 
 def synthetic(trials: int) -> dict[str, Any]:
@@ -327,6 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--crop", type=int, default=384, help="pixels, from the upper left corner")
     measured.add_argument("--depth", type=int, default=6, help="sections of a window")
     measured.add_argument("--windows", type=int, nargs="+", default=[96, 128], help="pixels")
+    measured.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
     made = modes.add_parser("synthetic", help="planted steps")
     made.add_argument("--trials", type=int, default=100)
     made.add_argument("--pictures", type=Path, help="folder for the made sections as colours: what can be seen?")

@@ -54,13 +54,14 @@ def pca_figure(
     insets: Sequence[Inset] = (),
     grid: bool = False,
     region: str = "",
+    basis: str = "",
 ) -> None:
     """Write the figure of `build_pca_figure` to `out` (.png, .svg or .pdf), whole or not at all.
 
     Raises:
         DistillError: as `build_pca_figure`, or an `out` that cannot be written.
     """
-    save_figure(build_pca_figure(raw, panels, resolution, windows, profile, dpi, insets, grid, region), out)
+    save_figure(build_pca_figure(raw, panels, resolution, windows, profile, dpi, insets, grid, region, basis), out)
 
 
 def build_pca_figure(
@@ -73,6 +74,7 @@ def build_pca_figure(
     insets: Sequence[Inset] = (),
     grid: bool = False,
     region: str = "",
+    basis: str = "",
 ) -> Figure:
     """The section and its embeddings as colours side by side, and below them the change by distance to the borders.
 
@@ -86,6 +88,7 @@ def build_pca_figure(
         insets: boxes to outline on every panel and to enlarge below it, at a whole number of device pixels per voxel.
         grid: also draw the windows' borders as lines across the panels.
         region: the pixels that colours and curves go by, such as `inside neurites`; said above the plot.
+        basis: the same as a sentence, below the section.
 
     Returns:
         Figure whose axes are raw, the panels in order, the insets panel by panel, then the plot.
@@ -103,10 +106,12 @@ def build_pca_figure(
     with rc_context(STYLE):
         titles = ["Section", *(p.title for p in panels)]
         size = f"{resolution[1]:g}" if resolution[0] == resolution[1] else f"y {resolution[0]:g}, x {resolution[1]:g}"
-        notes = [
-            f"{size} nm per pixel{'' if windows is None else '; ticks: window borders'}",
-            *(p.note for p in panels),
+        says = [
+            f"{size} nm per pixel",
+            *([] if windows is None else ["ticks: window borders"]),
+            *([basis] if basis else []),
         ]
+        notes = ["; ".join(says), *(p.note for p in panels)]
         plot = 1.75 if profile else 0.0
         images = [raw, *(p.rgb for p in panels)]
         fig, axes = image_grid(titles, notes, raw.shape, resolution, columns=len(titles), dpi=dpi, below=plot)

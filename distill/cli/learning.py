@@ -12,7 +12,7 @@ import typer
 from distill import __version__
 from distill.cli.app import app
 from distill.cli.console import Bar, say, say_error, took
-from distill.cli.options import Device, Resolution
+from distill.cli.options import Device, Precision, Resolution, runtime_of
 
 
 @app.command()
@@ -117,9 +117,17 @@ def report(
     ] = None,
     labels: Annotated[str | None, typer.Option(metavar="SOURCE", help="ground truth; default the run's")] = None,
     preset: Annotated[str, typer.Option(help="skimage, cremi, agq or cad")] = "skimage",
+    seams: Annotated[
+        bool, typer.Option("--seams", help="first run both networks on a validation section: embeddings, seam scores")
+    ] = False,
+    device: Device = "auto",
+    precision: Precision = "bf16-mixed",
 ) -> None:
     """Write a run as one web page: scores, figures, curves, worst errors, times, how to repeat it."""
     from distill.recipes.report import report as write
 
-    made = write(run, out, segmentations=segmentation or (), labels=labels, preset=preset, note=say_error)
+    runtime = runtime_of(device, precision) if seams else None
+    made = write(
+        run, out, segmentations=segmentation or (), labels=labels, preset=preset, seams=runtime, note=say_error
+    )
     say(f"{made}: {made.stat().st_size / 1e6:.1f} MB; open it in a browser, it needs no network")

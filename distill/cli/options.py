@@ -10,6 +10,7 @@ from distill.errors import DistillError
 
 if TYPE_CHECKING:
     from distill.recipes.run_models import Options
+    from distill.recipes.volumes import Runtime
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
@@ -29,12 +30,24 @@ def run_options(
     from distill.geometry import parse_numbers
     from distill.recipes.run_models import Options
 
-    if precision not in ("bf16-mixed", "32-true"):
-        raise DistillError(f"--precision: found {precision!r}, expected bf16-mixed or 32-true")
+    check_precision(precision)
     if merge is not None and not 0 <= merge <= 1:
         raise DistillError(f"--merge: found {merge}, expected a number from 0 to 1")
     nm = parse_numbers(resolution, "--resolution") if resolution else None
     return Options(nm, section_range(sections), device, precision, merge, overwrite)
+
+
+def check_precision(precision: str) -> None:
+    if precision not in ("bf16-mixed", "32-true"):
+        raise DistillError(f"--precision: found {precision!r}, expected bf16-mixed or 32-true")
+
+
+def runtime_of(device: str, precision: str) -> Runtime:
+    from distill.recipes.models import pick_device
+    from distill.recipes.volumes import Runtime
+
+    check_precision(precision)
+    return Runtime(pick_device(device), precision)
 
 
 def section_range(sections: str | None) -> tuple[int, int | None] | None:

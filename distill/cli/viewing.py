@@ -10,7 +10,7 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, say
-from distill.cli.options import Device, Precision, Resolution, ids, section_range
+from distill.cli.options import Device, Precision, Resolution, check_precision, ids, section_range
 from distill.errors import DistillError
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def pca(
         )
     if sections is not None and movie is None:
         raise DistillError("--sections: expected --movie beside it")
+    check_precision(precision)
     windows = Windows(
         parse_triple(window, "--window") if window else None,
         parse_triple(overlap, "--overlap") if overlap else (0, 0, 0),

@@ -7,7 +7,7 @@ checkerboard, the 2D student, which sees whole sections, does not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ from viz.pca import Palette, fit_palettes
 from viz.seams import seam_profile
 
 _SAMPLE = 50_000  # pixels that the colours are fitted on
+_NEURITES = "inside neurites"
+_BASIS = "colours and scores: pixels inside neurites (student's in-plane affinity above 0.5)"
 _DIM = 0.55  # grey values outside neurites, beside colours inside
 
 Grey = NDArray[np.uint8]
@@ -67,6 +69,15 @@ class Movie:
 
 
 @dataclass(frozen=True)
+class Networks:
+    """What is looked at, loaded on the device of `runtime`; no teacher = the student alone."""
+
+    teacher: TrainedTeacher | None
+    student: TrainedStudent
+    runtime: Runtime
+
+
+@dataclass(frozen=True)
 class Seams:
     """What was found; scores and windows are None where there was no teacher."""
 
@@ -90,6 +101,7 @@ class Seams:
             "window_zyx": None if self.sliding is None else list(self.sliding.size),
             "overlap_zyx": None if self.sliding is None else list(self.sliding.overlap),
             "blend": None if self.sliding is None else self.sliding.blend,
+            "region": self.region,
             "explained_variance": self.explained,
         }
 
@@ -137,62 +149,123 @@ def pca(
     volume = open_volume(source, resolution=resolution)
     runtime = Runtime(pick_device(device), precision)
     grey_volume(volume, source)
-    depth, height, width = volume.size
-    if not 1 <= section < depth:
-        raise DistillError(f"--section: found {section}, expected 1 to {depth - 1} for {source}")
-    check_insets(drawing.insets, (height, width))
-    through = None if movie is None else _through(movie, depth, source)
+    if not 1 <= section < volume.size[0]:
+        raise DistillError(f"--section: found {section}, expected 1 to {volume.size[0] - 1} for {source}")
+    check_insets(drawing.insets, (volume.size[1], volume.size[2]))
+    through = None if movie is None else _through(movie, volume.size[0], source)
     taught = None if teacher is None else load_teacher(teacher, runtime.device)
-    learnt = load_student(student, runtime.device)
-    sliding = None if taught is None else Sliding.over(windows, taught.config.decoder.block, volume.size)
+    networks = Networks(taught, load_student(student, runtime.device), runtime)
+    looked = look(volume, networks, section, windows)
+    seams, painter, panels = draw_pca(looked, out, drawing)
+    if shifted and looked.sliding is not None:
+        seams = with_shifts(seams, volume, networks, section, looked)
+    if movie is not None and through is not None:
+        grey = _grey(looked.pair[1])
+        frames = MovieFrames(grey, panels, volume.resolution[1:], looked.borders)
+        made = _frames(volume, through, networks, looked.sliding, painter, frames, on_section)
+        write_movie(made, movie.out, frames.draw(grey, [p.rgb for p in panels], section))
+    return seams
 
-    pair = volume.read(Box((section - 1, 0, 0), (section + 1, height, width)))
-    seen, inside = student_section(learnt, pair, runtime)
-    embeddings = [seen]
+
+@dataclass(frozen=True)
+class Looked:
+    """One section as the networks see it.
+
+    Attributes:
+        pair: (2, H, W) the section before and the section.
+        embeddings: (E, H, W) each: the teacher's, if there is one, and the student's.
+        inside: (H, W) pixels inside neurites.
+        sliding: the teacher's windows.
+        kind: of the windows, in words.
+        resolution: nm per pixel in y and x.
+    """
+
+    pair: NDArray[Any]
+    embeddings: tuple[Embedding, ...]
+    inside: Mask
+    sliding: Sliding | None
+    kind: str
+    resolution: tuple[float, float]
+
+    @property
+    def borders(self) -> tuple[list[int], list[int]] | None:
+        """Rows and columns at which a window begins."""
+        return None if self.sliding is None else self.sliding.borders()
+
+    @property
+    def region(self) -> str:
+        """Where the pixels lie that colours and scores go by."""
+        return "in all pixels" if self.inside.all() else _NEURITES
+
+
+def look(volume: Volume, networks: Networks, section: int, windows: Windows) -> Looked:
+    """Run the networks over one section.
+
+    Raises:
+        DistillError: windows that leave no border.
+    """
+    taught = networks.teacher
+    sliding = None if taught is None else Sliding.over(windows, taught.config.decoder.block, volume.size)
+    pair = volume.read(Box((section - 1, 0, 0), (section + 1, *volume.size[1:])))
+    seen, inside = student_section(networks.student, pair, networks.runtime)
+    embeddings: tuple[Embedding, ...] = (seen,)
     if taught is not None and sliding is not None:
-        embeddings.insert(0, teacher_section(taught, volume, section, sliding, runtime))
+        embeddings = (teacher_section(taught, volume, section, sliding, networks.runtime), seen)
+    return Looked(pair, embeddings, inside, sliding, windows.kind, (volume.resolution[1], volume.resolution[2]))
+
+
+def draw_pca(looked: Looked, out: Path, drawing: Drawing = PLAIN) -> tuple[Seams, Painter, list[Panel]]:
+    """Fit the colours, score the borders, write the figure.
+
+    Raises:
+        DistillError: colours or scores that cannot be had, or an `out` that cannot be written.
+    """
+    inside, borders, region = looked.inside, looked.borders, looked.region
     sample = np.random.default_rng(0).permutation(np.flatnonzero(inside))[:_SAMPLE]
-    palettes = fit_palettes([e.reshape(len(e), -1)[:, sample] for e in embeddings])
-    region = "in all pixels" if inside.all() else "inside neurites"
-    draw = _Draw(_titles(sliding, windows), palettes, region, drawing.membranes)
-    panels, grey = draw.panels(embeddings, inside, pair[1]), _grey(pair[1])
-    borders = None if sliding is None else sliding.borders()
+    palettes = fit_palettes([e.reshape(len(e), -1)[:, sample] for e in looked.embeddings])
+    painter = Painter(_titles(looked), palettes, region, drawing.membranes)
+    panels = painter.panels(looked.embeddings, inside, looked.pair[1])
     scored: list[NetworkSeams] = []
     profile = []
     if borders is not None:
-        for name, e in zip(("Teacher", "Student"), embeddings, strict=True):
+        for name, e in zip(("Teacher", "Student"), looked.embeddings, strict=True):
             scored.append(border_scores(e, borders, ~inside))
             profile.append((name, seam_profile(e, *borders, exclude=~inside), scored[-1].border))
     pca_figure(
-        grey,
+        _grey(looked.pair[1]),
         panels,
-        volume.resolution[1:],
+        looked.resolution,
         borders,
         profile,
         out,
         insets=drawing.insets,
         grid=drawing.grid,
         region=region,
+        basis=_BASIS if region == _NEURITES else "",
     )
-    if shifted and taught is not None and sliding is not None:
-        other = teacher_section(taught, volume, section, sliding, runtime, shifted=True)
-        shifts = [
-            teacher_shift(embeddings[0], other, sliding, ~inside),
-            student_shift(learnt, pair, seen, sliding, ~inside, runtime),
-        ]
-        scored = [NetworkSeams(s.border, s.stride, shift) for s, shift in zip(scored, shifts, strict=True)]
-    if movie is not None and through is not None:
-        frames = MovieFrames(grey, panels, volume.resolution[1:], borders)
-        made = _frames(volume, through, taught, learnt, sliding, runtime, draw, frames, on_section)
-        write_movie(made, movie.out, frames.draw(grey, [p.rgb for p in panels], section))
-    names = ("student",) if teacher is None else ("teacher", "student")
+    names = ("student",) if looked.sliding is None else ("teacher", "student")
     explained = {n: [float(v) for v in p.basis.explained] for n, p in zip(names, palettes, strict=True)}
-    teacher_seams, student_seams = scored or (None, None)
-    return Seams(teacher_seams, student_seams, sliding, region, explained)
+    teacher, student = scored or (None, None)
+    return Seams(teacher, student, looked.sliding, region, explained), painter, panels
+
+
+def with_shifts(seams: Seams, volume: Volume, networks: Networks, section: int, looked: Looked) -> Seams:
+    """The scores with those of runs whose windows lie half a step further; as they are without a teacher."""
+    taught, sliding = networks.teacher, looked.sliding
+    if taught is None or sliding is None or seams.teacher is None or seams.student is None:
+        return seams
+    one, seen = looked.embeddings
+    other = teacher_section(taught, volume, section, sliding, networks.runtime, shifted=True)
+    framed = student_shift(networks.student, looked.pair, seen, sliding, ~looked.inside, networks.runtime)
+    return replace(
+        seams,
+        teacher=replace(seams.teacher, shift=teacher_shift(one, other, sliding, ~looked.inside)),
+        student=replace(seams.student, shift=framed),
+    )
 
 
 @dataclass(frozen=True)
-class _Draw:
+class Painter:
     """How an embedding becomes a panel, the same in every section."""
 
     titles: Sequence[str]
@@ -211,11 +284,11 @@ class _Draw:
         ]
 
 
-def _titles(sliding: Sliding | None, windows: Windows) -> list[str]:
+def _titles(looked: Looked) -> list[str]:
     student = "Student, whole section"
-    if sliding is None:
+    if looked.sliding is None:
         return [student]
-    return [f"Teacher, {sliding.size[1]} × {sliding.size[2]} windows, {windows.kind}", student]
+    return [f"Teacher, {looked.sliding.size[1]} × {looked.sliding.size[2]} windows, {looked.kind}", student]
 
 
 def _grey(section: NDArray[Any]) -> Grey:
@@ -233,15 +306,14 @@ def _through(movie: Movie, depth: int, source: str) -> range:
 def _frames(
     volume: Volume,
     through: range,
-    taught: TrainedTeacher | None,
-    learnt: TrainedStudent,
+    networks: Networks,
     sliding: Sliding | None,
-    runtime: Runtime,
-    draw: _Draw,
+    painter: Painter,
     frames: MovieFrames,
     on_section: Callable[[int, int], None] | None,
 ) -> Iterator[Grey]:
     """One picture (H, W, 3) a section; what is held is one slab of windows and the student's last section."""
+    taught, learnt, runtime = networks.teacher, networks.student, networks.runtime
     results = student_sections(learnt, volume.sections(through.start - 1, through.stop), runtime, with_slab=False)
     next(results)
     slid: Iterator[Embedding | None] = iter([None] * len(through))
@@ -250,7 +322,7 @@ def _frames(
     sections = volume.sections(through.start, through.stop)
     for done, (z, section, result, windowed) in enumerate(zip(through, sections, results, slid, strict=True), 1):
         embeddings = [e for e in (windowed, embedding_of(result)) if e is not None]
-        panels = draw.panels(embeddings, inside_neurites(result), section)
+        panels = painter.panels(embeddings, inside_neurites(result), section)
         yield frames.draw(_grey(section), [p.rgb for p in panels], z)
         if on_section is not None:
             on_section(done, len(through))

@@ -19,12 +19,14 @@ from distill.config import Pair
 from distill.errors import DistillError, SourceError
 from distill.formats_zarr import zarr_node, zarr_ranks
 from distill.metrics import Scores
-from distill.recipes import report_parts
+from distill.recipes import report_parts, report_seams, report_time
 from distill.recipes.crops import crop
 from distill.recipes.evaluate import evaluate
 from distill.recipes.outputs import check_place
+from distill.recipes.report_images import seam_image, sweep_image
 from distill.recipes.run_folder import RunFolder, read_run
 from distill.recipes.validation import Judged
+from distill.recipes.volumes import Runtime
 from distill.recipes.worst import Spot, find_spots
 from distill.store import create_zarr
 from distill.volume import Volume, every_section, open_labels, open_volume
@@ -67,6 +69,7 @@ def report(
     segmentations: Sequence[str] = (),
     labels: str | None = None,
     preset: str = "skimage",
+    seams: Runtime | None = None,
     note: Note,
 ) -> Path:
     """Write the report of a run, under a temporary name first.
@@ -78,6 +81,8 @@ def report(
             folder, and where there are none the section that training kept of its last validation.
         labels: their ground truth; by default that of the run.
         preset: see `distill.metrics`.
+        seams: where to run both networks over a validation section first, for the embedding figure and the seam scores;
+            by default those of the run folder are shown, which training leaves there.
         note: called with lines about what had to be left out.
 
     Returns:
@@ -91,6 +96,9 @@ def report(
         raise SourceError(f"--out: found {str(target)!r}, expected a name that ends in .html")
     check_place(target)
     found = read_run(run)
+    if seams is not None:
+        seam_image(found, seams)
+    _sweep(found, note)
     truth = labels or _setting(found, "labels")
     if labels is not None:
         open_labels(labels, resolution=_resolution(found))
@@ -106,9 +114,14 @@ def report(
 
 
 def report_after_training(
-    run: Path, config: Pair, judged: Mapping[str, Judged], raw: NDArray[Any], labels: NDArray[np.uint64]
+    run: Path,
+    config: Pair,
+    judged: Mapping[str, Judged],
+    raw: NDArray[Any],
+    labels: NDArray[np.uint64],
+    runtime: Runtime,
 ) -> None:
-    """Keep the section that the last validation was judged on, and write the report.
+    """Keep the section that the last validation was judged on, measure the seams, and write the report.
 
     A report that cannot be written does not fail the run, whose weights and record are on disk by now: what went wrong
     is logged, and `distill report` makes it good.
@@ -119,11 +132,14 @@ def report_after_training(
         judged: the last validation; may be empty.
         raw: (D, H, W) of the validation part.
         labels: (D, H, W) ground truth.
+        runtime: where to run the networks.
     """
     try:
         if judged:
             _keep_section(run, config, judged, raw, labels)
         found = read_run(run)
+        _seams(found, judged, runtime, logger.info)
+        _sweep(found, logger.warning)
         scored = _score_those_there(_last_validation(found), found, "skimage", logger.warning)
         _write(run / "report.html", _document(found, scored))
     except (DistillError, OSError) as error:
@@ -156,15 +172,32 @@ def _keep_section(
         ).write_section(0, section)
 
 
+def _sweep(run: RunFolder, note: Note) -> None:
+    try:
+        sweep_image(run)
+    except (DistillError, ValueError, TypeError, KeyError) as error:
+        note(f"the threshold sweep is not drawn: {error}")
+
+
+def _seams(run: RunFolder, judged: Mapping[str, Judged], runtime: Runtime, note: Note) -> None:
+    """Where both networks were trained; young ones may have embeddings too flat to compare."""
+    if {"student", "teacher"} <= judged.keys():
+        try:
+            seam_image(run, runtime)
+        except DistillError as error:
+            note(f"seams are not measured: {error}")
+
+
 def _document(run: RunFolder, scored: Sequence[_Scored]) -> str:
     commands = [report_parts.command_line(one.of.made.get("command")) for one in scored]
     parts = [
         Part("run", "What was run", report_parts.what_was_run(run)),
         Part("scores", "Scores", [*report_parts.validation_scores(run), *_score_table(scored)]),
         Part("figures", "Figures", report_parts.figures(run)),
+        Part("seams", "Seams", report_seams.seams(run)),
         Part("errors", "Worst errors", _errors(scored)),
         Part("curves", "Curves", report_parts.curves(run)),
-        Part("time", "Time", report_parts.timings(run)),
+        Part("time", "Time", report_time.timings(run)),
         Part("configuration", "Configuration", report_parts.configuration(run)),
         Part("repeat", "How to repeat it", report_parts.repeat(run, [line for line in commands if line])),
     ]

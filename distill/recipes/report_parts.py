@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import SourceError
-from distill.recipes.run_folder import Pace, RunFolder, pace
+from distill.recipes.report_time import duration, phases, seconds_in_all
+from distill.recipes.run_folder import RunFolder
 from viz.report import Cell, Html, code, embed_file, facts, figure, folded, grid, heading, paragraph, table, tiles
-from viz.svg import Curve, Note, line_chart
+from viz.svg import Curve, line_chart
 
 _MEASURES = (
     "VOI: variation of information in bits, the sum of split and merge. ARAND: adapted Rand error. For both, lower is "
@@ -21,6 +21,7 @@ _MEASURES = (
 _COLOURS = "One colour is one segment; the colours of segmentation and ground truth do not correspond."
 
 _MOST_FIGURES = 24
+_ELSEWHERE = ("pca",)  # shown with the seam scores
 _LINE = 96  # characters of a command's line
 _NETWORKS = ("student", "teacher")
 _TERMS = {
@@ -35,6 +36,8 @@ _FIGURES = {
     "validation_student": "One validation section, student and query decoder: image, segmentation, ground truth, and "
     f"the affinities to the neighbour in z, y and x. {_COLOURS}",
     "validation_teacher": f"The same section, teacher and query decoder. {_COLOURS}",
+    "sweep": "Validation: VOI split against merge, and ARAND, as neighbours are merged above each mean affinity (1 = "
+    "nothing merged), at the best step of each network. The ring is the threshold that was chosen here.",
     "curves": "Loss terms and validation VOI over the steps, for print; the charts below show the same.",
 }
 
@@ -134,7 +137,9 @@ def figures(run: RunFolder) -> list[Html]:
     """The images in figures/, with what they show."""
     folder = run.path / "figures"
     parts, left = [], []
-    paths = sorted(folder.glob("*.png"), key=lambda path: (path.stem not in _FIGURES, path.stem == "curves", path.name))
+    rank = {name: k for k, name in enumerate(_FIGURES)}
+    there = [path for path in folder.glob("*.png") if path.stem not in _ELSEWHERE]
+    paths = sorted(there, key=lambda path: (rank.get(path.stem, len(rank)), path.name))
     for path in paths[:_MOST_FIGURES]:
         caption = _FIGURES.get(path.stem, path.stem.replace("_", " "))
         try:
@@ -149,7 +154,7 @@ def figures(run: RunFolder) -> list[Html]:
 
 def curves(run: RunFolder) -> list[Html]:
     """Losses and validation scores over the steps."""
-    notes = _phases(run)
+    notes = phases(run)
     end = float(run.steps)
     parts: list[Html] = []
     names = list(_best(run))[:4]
@@ -173,33 +178,6 @@ def curves(run: RunFolder) -> list[Html]:
             grid(small, "charts"),
         ]
     return parts
-
-
-def timings(run: RunFolder) -> list[Html]:
-    """Steps, waiting, validations, and what is left of the run's time."""
-    edges = [0, *sorted({int(note.x) for note in _phases(run) if 0 < note.x < run.steps}), run.steps]
-    found = [one for one in (pace(run, a, b) for a, b in itertools.pairwise(edges)) if one]
-    if not found:
-        return []
-    rows: list[Sequence[Cell]] = [_pace_row(f"Steps {one.first + 1:,} to {one.last:,}", one) for one in found]
-    whole = pace(run, 0, run.steps)
-    if whole is not None and len(found) > 1:
-        rows.append(_pace_row("All steps", whole))
-    parts = [table("Training", ("Part", "Steps", "Time", "Seconds a step, median", "Waiting for data"), rows)]
-    validations = [seconds for _, seconds in run.curve("validation_seconds")]
-    pairs = []
-    if validations:
-        spent = sum(validations)
-        pairs.append(("Validation", f"{len(validations)} in {duration(spent)}, {spent / len(validations):.1f} s each"))
-    seconds = seconds_in_all(run)
-    if seconds and whole is not None:
-        rest = seconds - whole.seconds - sum(validations)
-        pairs.append(("All", duration(seconds)))
-        if rest >= 0 and not run.record.get("earlier"):
-            pairs.append(("Beside these", f"{duration(rest)}: starting, saving, figures"))
-    rates = [line_chart("Seconds a step", [Curve("seconds", run.curve("seconds"))], end=float(run.steps))]
-    rates.append(line_chart("Learning rate", [Curve("lr", run.curve("lr"))], end=float(run.steps)))
-    return [*parts, facts(pairs), grid(rates, "charts")]
 
 
 def configuration(run: RunFolder) -> list[Html]:
@@ -252,23 +230,6 @@ def command_line(words: object) -> str:
     return " \\\n".join(lines)
 
 
-def duration(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds."""
-    if not math.isfinite(seconds):
-        return "unknown time"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {whole % 60:02d} s"
-
-
-def seconds_in_all(run: RunFolder) -> float:
-    """Of the run and of its earlier parts."""
-    parts = [run.record, *(one for one in run.record.get("earlier", []) if isinstance(one, dict))]
-    return sum(float(one["seconds"]) for one in parts if isinstance(one.get("seconds"), int | float))
-
-
 def _best(run: RunFolder) -> dict[str, tuple[int, dict[str, Any]]]:
     """(step, scores) of the lowest validation VOI by network, student first."""
     found = {
@@ -276,21 +237,6 @@ def _best(run: RunFolder) -> dict[str, tuple[int, dict[str, Any]]]:
         for name, scored in run.validations().items()
     }
     return {name: found[name] for name in sorted(found, key=lambda name: (name not in _NETWORKS, name))}
-
-
-def _phases(run: RunFolder) -> list[Note]:
-    """Steps at which further losses begin."""
-    warmup, start = run.setting("student.yaml", "training", "warmup"), run.setting("teacher.yaml", "queries", "start")
-    begins: dict[int, list[str]] = {}
-    for step, what in ((warmup, "distillation"), (start, "queries")):
-        if isinstance(step, int) and step > 0:
-            begins.setdefault(step, []).append(what)
-    return [Note(float(step), " and ".join(what) + " begin") for step, what in sorted(begins.items())]
-
-
-def _pace_row(name: str, one: Pace) -> Sequence[Cell]:
-    waited = "–" if math.isnan(one.waited) else f"{100 * one.waited:.1f} %"
-    return name, one.last - one.first, duration(one.seconds), one.median, waited
 
 
 def _term(name: str) -> str:

@@ -143,7 +143,7 @@ def train(config: Pair, out: Path, *, resume: bool, device: str, progress: Progr
         )
         if book.last:  # after the last state is safe: a figure must not cost a run
             run_figures(out, book.last, parts.validation_raw, parts.validation_labels, parts.resolution)
-    report_after_training(out, config, book.last, parts.validation_raw, parts.validation_labels)
+    report_after_training(out, config, book.last, parts.validation_raw, parts.validation_labels, runtime)
 
 
 def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:
@@ -201,7 +201,7 @@ class _Bookkeeping:
         seconds = time.perf_counter() - began
         row: dict[str, Any] = {"step": state.step, "validation_seconds": seconds}
         for name, found in judged.items():
-            row[f"validation_{name}"] = found.to_dict()
+            row[f"validation_{name}"] = {**found.to_dict(), "sweep": found.sweep_rows()}
         self.log.write(row)
         for kind, found in judged.items():
             self._keep(kind, found, state, joint)

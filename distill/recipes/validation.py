@@ -27,6 +27,14 @@ SEED_THRESHOLDS = ((0.65, 0.8, 0.8), (0.8, 0.8, 0.8), (0.8, 0.9, 0.9), (0.9, 0.9
 
 
 @dataclass(frozen=True)
+class Swept:
+    """Scores of the query segmentation at one merge threshold; None = nothing merged."""
+
+    threshold: float | None
+    scores: Scores
+
+
+@dataclass(frozen=True)
 class Judged:
     """One network's validation."""
 
@@ -37,6 +45,7 @@ class Judged:
     decoding: DecoderConfig  # with the seed thresholds that gave these scores
     labels_section: NDArray[np.uint64]  # (H, W) middle section of the segmentation
     affinity_section: NDArray[np.float32]  # (3, H, W) its affinities
+    sweep: tuple[Swept, ...]  # every threshold that was tried
 
     def to_dict(self) -> dict[str, Any]:
         """For metrics.jsonl and the weights file's notes."""
@@ -50,6 +59,10 @@ class Judged:
             "seed_thresholds": list(self.decoding.seeds.thresholds),
             "boundary_f1_zyx": [round(f, 4) for f in self.boundary_f1],
         }
+
+    def sweep_rows(self) -> list[list[float | None]]:
+        """For metrics.jsonl: threshold (None = nothing merged), VOI split, VOI merge, ARAND."""
+        return [[s.threshold, s.scores.voi_split, s.scores.voi_merge, s.scores.arand] for s in self.sweep]
 
 
 def judge(
@@ -66,23 +79,20 @@ def judge(
         decoding: how it was decoded.
         thresholds: candidates, beside no merging.
     """
-    unmerged = score(segmented.labels(None), labels)
-    best: tuple[Scores, float | None] = (unmerged, None)
-    for threshold in thresholds:
-        found = score(segmented.labels(threshold), labels)
-        if found.voi_sum < best[0].voi_sum:
-            best = (found, threshold)
+    sweep = tuple(Swept(t, score(segmented.labels(t), labels)) for t in (None, *thresholds))
+    unmerged, best = sweep[0], min(sweep, key=lambda one: one.scores.voi_sum)
     targets = affinity_targets(as_label_tensor(labels))
     edges = affinity_scores(segmented.affinity, targets.target.numpy(), targets.valid.numpy())
     middle = len(labels) // 2
     return Judged(
-        best[0],
-        unmerged,
-        best[1],
+        best.scores,
+        unmerged.scores,
+        best.threshold,
         tuple(edge.boundary.f1 for edge in edges),
         decoding,
-        segmented.labels(best[1])[middle],
+        segmented.labels(best.threshold)[middle],
         segmented.affinity[:, middle],
+        sweep,
     )
 
 

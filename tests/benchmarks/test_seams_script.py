@@ -11,6 +11,8 @@ import pytest
 import seams
 from scipy.special import stdtrit
 
+from distill.recipes.seam_bench import pool
+
 
 @pytest.mark.parametrize("make", [seams.smooth, seams.cells])
 @pytest.mark.parametrize("first", [0, 32])
@@ -55,13 +57,13 @@ def test_pool_is_the_mean_with_the_interval_of_a_mean() -> None:
 
     t = float(stdtrit(9, 0.975))
     scores = [One(np.exp(m), np.exp(m - 0.1 * t), np.exp(m + 0.1 * t), 10) for m in (0.2, 0.4)]
-    found = seams.pool([*scores, None], logarithmic=True)
+    found = pool([*scores, None], logarithmic=True)
     assert found is not None
     assert found.ratio == pytest.approx(np.exp(0.3))
     assert found.high / found.ratio == pytest.approx(np.exp(1.96 * 0.1 / np.sqrt(2)))
     assert found.ratio / found.low == pytest.approx(found.high / found.ratio)
     assert found.sections == 2
-    assert seams.pool([None], logarithmic=True) is None
+    assert pool([None], logarithmic=True) is None
 
 
 def test_wrong_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

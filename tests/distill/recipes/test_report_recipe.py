@@ -13,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from browser import browser, find_browser
 from pages import Page
 from PIL import Image
@@ -21,14 +22,28 @@ from distill.config import load_pair
 from distill.errors import DistillError, SourceError
 from distill.recipes.evaluate import evaluate
 from distill.recipes.report import report, report_after_training
-from distill.recipes.report_parts import command_line, duration
+from distill.recipes.report_parts import command_line
+from distill.recipes.report_time import duration, split
 from distill.recipes.run_folder import pace, read_run
+from distill.recipes.validation import MERGE_THRESHOLDS
+from distill.recipes.volumes import Runtime
 from distill.store import create_zarr
 from distill.volume import open_labels, open_volume
 
 Cli = Callable[..., Any]
 NM = (30.0, 6.0, 6.0)
-SECTIONS = ["What was run", "Scores", "Figures", "Worst errors", "Curves", "Time", "Configuration", "How to repeat it"]
+CPU = Runtime(torch.device("cpu"), "32-true")
+SECTIONS = [
+    "What was run",
+    "Scores",
+    "Figures",
+    "Seams",
+    "Worst errors",
+    "Curves",
+    "Time",
+    "Configuration",
+    "How to repeat it",
+]
 
 
 @pytest.fixture
@@ -99,7 +114,7 @@ def test_training_ends_with_a_report(run: Path, phantom: Path) -> None:
     assert len(charts) == 4 + 1 + len(terms) + 2
     assert f"loss: {rows[-2]['loss']:.4g} at 4." in next(label for label in charts if label.startswith("Loss, the sum"))
     pictures = [image.attributes["alt"] or "" for image in found.all("img")]
-    for name in ("validation_student.png", "validation_teacher.png", "curves.png"):
+    for name in ("validation_student.png", "validation_teacher.png", "sweep.png", "pca.png", "curves.png"):
         assert sum(alt.startswith(name) for alt in pictures) == 1
     assert found.text_of("code")[:2] == [(run / name).read_text() for name in ("teacher.yaml", "student.yaml")]
     assert not list(run.glob("*.writing"))
@@ -243,11 +258,16 @@ def test_figures_are_bounded_in_number_and_size(copy: Path) -> None:
     (folder / "extra_05.png").write_bytes(b"no image")
     found = written(copy)
     shown = [text for text in found.text_of("figcaption") if ".png" in text]
-    assert len(shown) == 24 - 1
+    assert len(shown) == 24 - 1 + 1  # the embeddings have a section of their own
     hints = "\n".join(found.text_of("p"))
-    assert hints.count("not shown, this page holds 24 figures") == 33 - 24
+    assert hints.count("not shown, this page holds 24 figures") == 34 - 24
     assert "extra_05.png: cannot be shown" in hints
-    assert [text.partition(".")[0] for text in shown[:3]] == ["validation_student", "validation_teacher", "curves"]
+    assert [text.partition(".")[0] for text in shown[:4]] == [
+        "validation_student",
+        "validation_teacher",
+        "sweep",
+        "curves",
+    ]
 
 
 @pytest.mark.parametrize("error", [SourceError("no room"), OSError(28, "No space left"), KeyError("defect")])
@@ -256,15 +276,95 @@ def test_a_failing_report_does_not_fail_the_run(copy: Path, error: Exception, ca
     before = {path: path.read_bytes() for path in (copy / "best").iterdir()}
     nothing = np.zeros((1, 2, 2), np.uint64)
     with mock.patch("distill.recipes.report._document", side_effect=error), caplog.at_level(logging.WARNING):
-        report_after_training(copy, config, {}, nothing, nothing)
+        report_after_training(copy, config, {}, nothing, nothing, CPU)
     (said,) = caplog.records
     assert said.getMessage().startswith("no report")
     assert f"distill report {copy}" in said.getMessage()
     assert (said.exc_info is not None) == isinstance(error, KeyError)
     assert {path: path.read_bytes() for path in (copy / "best").iterdir()} == before
     assert not (copy / "report.html").exists()
-    report_after_training(copy, config, {}, nothing, nothing)  # a resumed run that was done already
+    report_after_training(copy, config, {}, nothing, nothing, CPU)  # a resumed run that was done already
     assert (copy / "report.html").is_file()
+
+
+def test_seam_scores_of_training_are_shown(run: Path) -> None:
+    found = json.loads((run / "figures" / "seams.json").read_text())
+    assert found["section"] == 14
+    assert found["window_zyx"] == [4, 48, 48]
+    rows = table(
+        read(run / "report.html"), "Seam scores with 95 % intervals, section 14, windows of 4 × 48 × 48 voxels"
+    )
+    assert rows[0][2:4] == ["Teacher", "Student"]
+    for row, key in zip(rows[1:], ("border", "shift"), strict=True):  # one border has no stride
+        for cell, name in zip(row[2:4], ("teacher", "student"), strict=True):
+            score = found[name] if key == "border" else found[name][key]
+            assert cell == f"{score['ratio']:.2f} ({score['low']:.2f} to {score['high']:.2f})"
+    assert [row[1] for row in rows[1:]] == ["1", "0"]
+
+
+def test_seams_are_measured_on_demand(copy: Path, cli: Cli) -> None:
+    before = (copy / "figures" / "seams.json").read_text()
+    for name in ("seams.json", "pca.png"):
+        (copy / "figures" / name).unlink()
+    assert "Seams" not in written(copy).text_of("h2")
+    assert cli("report", copy, "--seams", "--device", "cpu", "--precision", "bf16-mixed").code == 0
+    assert json.loads((copy / "figures" / "seams.json").read_text())["section"] == json.loads(before)["section"]
+    assert "Seams" in read(copy / "report.html").text_of("h2")
+    (copy / "figures" / "pca.png").write_bytes(b"no image")
+    (copy / "figures" / "seams.json").write_text('{"teacher": {"ratio": "<b>"}, "student": 3}')
+    assert any("pca.png: cannot be shown" in text for text in written(copy).text_of("p"))
+    said = cli("report", copy, "--seams", "--precision", "fp16")
+    assert (said.code, said.err) == (2, "distill: --precision: found 'fp16', expected bf16-mixed or 32-true\n")
+
+
+def test_the_sweep_is_that_of_the_best_validation(copy: Path) -> None:
+    rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if "validation_student" in row:
+            one = row["validation_student"]
+            assert [t for t, *_ in one["sweep"]] == [None, *MERGE_THRESHOLDS]
+            best = min(one["sweep"], key=lambda s: s[1] + s[2])
+            assert (best[0], best[1] + best[2]) == (one["merge_threshold"], pytest.approx(one["voi"]))
+    drawn: list[Any] = []
+    with mock.patch("distill.recipes.report_images.sweep_figure", side_effect=lambda *given: drawn.append(given)):
+        written(copy)
+        [(points, out, chosen, _)] = drawn
+        assert out == copy / "figures" / "sweep.png"
+        for name in ("student", "teacher"):
+            scored = [row[f"validation_{name}"] for row in rows if f"validation_{name}" in row]
+            best = min(scored, key=lambda one: one["voi"])
+            own = [p for p in points if p.method == f"{name} + queries"]
+            assert [(p.split, p.merge, p.arand) for p in own] == [tuple(s[1:]) for s in best["sweep"]]
+            assert chosen[f"{name} + queries"] == (best["merge_threshold"] or 1.0)
+            assert own[0].threshold == 1.0
+        broken = {"step": 1, "validation_student": {"voi": 1, "sweep": [[1]]}}
+        (copy / "metrics.jsonl").write_text(json.dumps(broken))
+        said: list[str] = []
+        report(copy, note=said.append)
+        assert said[0].startswith("the threshold sweep is not drawn")
+
+
+def test_time_split_against_single_steps(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    steps, names = [10, 20, 25, 40], ("data", "teacher", "backward")
+    rows, each, before = [], [], 0
+    for step in steps:
+        parts = dict(zip(names, rng.uniform(0.1, 0.3, 3).tolist(), strict=True))
+        rows.append({"step": step, "loss": 1.0, "seconds": sum(parts.values()) + 0.05, "parts": parts})
+        each += [[*parts.values(), 0.05]] * (step - before)
+        before = step
+    rows.insert(2, {"step": 20, "validation_seconds": 9.0})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = read_run(tmp_path)
+    for first, last in ((0, 40), (0, 20), (20, 40)):
+        found = split(run, first, last)
+        assert list(found) == [*names, "other"]
+        np.testing.assert_allclose(list(found.values()), np.mean(each[first:last], axis=0))
+    assert split(run, 40, 50) == {}
+    head, row = table(written(tmp_path), "Where the time of a step goes")
+    assert head == ["Part", "Data", "Teacher", "Backward", "Other"]
+    shares = [int(re.search(r"\((\d+) %\)", cell)[1]) for cell in row[1:]]  # type: ignore[index]
+    assert abs(sum(shares) - 100) <= 2
 
 
 def test_resumed_runs_tell_their_parts(copy: Path) -> None:
