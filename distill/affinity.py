@@ -11,7 +11,7 @@ Sources: Liu et al., CVPR 2024 (cross-dimension affinity distillation); the offs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any
@@ -213,29 +213,35 @@ def embedding_affinity(embedding: Tensor, offsets: Sequence[Triple] = NEAREST, *
     return found.clamp(0, 1) if clamp else found
 
 
-def pair_affinity(previous: Tensor, current: Tensor) -> Tensor:
+def channel_sum(values: Tensor) -> Tensor:
+    """Sum over the channels, (B, E, H, W) -> (B, 1, H, W)."""
+    return values.sum(1, keepdim=True)
+
+
+def pair_affinity(previous: Tensor, current: Tensor, *, total: Callable[[Tensor], Tensor] = channel_sum) -> Tensor:
     """Affinities of the current section from a slice pair's embeddings (Liu et al., CVPR 2024).
 
     Args:
         previous: (B, E, H, W) embedding of section z - 1, any scale.
         current: (B, E, H, W) embedding of section z.
+        total: the sum over channels, where another way to write `channel_sum` runs faster.
 
     Returns:
         (B, 3, H, W) in [0, 1], channels z, y, x. The first row of y and the first column of x have no partner and
         are filled by reflection (row 0 = row 2, as the published code does), so that a boundary map made of them has
         no dark frame.
     """
-    before, now = unit(previous), unit(current)
-    along_z = (before * now).sum(1)
-    return torch.stack([along_z, _in_plane(now, 1), _in_plane(now, 2)], 1).clamp(0, 1)
+    before, now = (torch.rsqrt(total(part.square()).clamp(min=1e-24)) for part in (previous, current))
+    along_z = total(previous * current) * (before * now)
+    return torch.cat([along_z, *(_in_plane(current, now, total, axis) for axis in (2, 3))], 1).clamp(0, 1)
 
 
-def _in_plane(normed: Tensor, axis: int) -> Tensor:
-    size = normed.shape[axis + 1]
+def _in_plane(embedding: Tensor, inverse: Tensor, total: Callable[[Tensor], Tensor], axis: int) -> Tensor:
+    size = embedding.shape[axis]
     if size == 1:
-        return torch.ones_like(normed[:, 0])
-    upper, lower = normed.narrow(axis + 1, 1, size - 1), normed.narrow(axis + 1, 0, size - 1)
-    cosine = (upper * lower).sum(1)
+        return torch.ones_like(inverse)
+    upper, lower = ([part.narrow(axis, n, size - 1) for part in (embedding, inverse)] for n in (1, 0))
+    cosine = total(upper[0] * lower[0]) * (upper[1] * lower[1])
     mirror = cosine.narrow(axis, min(1, size - 2), 1)
     return torch.cat([mirror, cosine], dim=axis)
 

@@ -1,11 +1,12 @@
 """What every 2D student has in common: it encodes a section once and decodes pairs of neighbours.
 
-Legend: B pairs, H W = y x, E embedding channels.
+Legend: B pairs, H W = y x, E embedding channels, L levels, N map length.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,17 +20,19 @@ class SectionFeatures:
 
     maps: tuple[Tensor, ...]  # fine to coarse, (B, C, H', W') each with its own channels and stride
     size: tuple[int, int]  # (H, W) before padding
+    samples: tuple[Samples, ...] = ()  # of a tile, fine to coarse: see `Student.aligned_levels`
 
     def rows(self, index: Tensor) -> SectionFeatures:
         """The features of some sections of a batch, in this order."""
-        return SectionFeatures(tuple(part[index] for part in self.maps), self.size)
+        return SectionFeatures(tuple(part[index] for part in self.maps), self.size, self.samples)
 
-    def followed_by(self, others: SectionFeatures, count: int) -> SectionFeatures:
-        """These features and then those of the first `count` of others of the same size."""
-        if count == 0:
-            return self
-        both = zip(self.maps, others.maps, strict=True)
-        return SectionFeatures(tuple(torch.cat([mine, theirs[:count]]) for mine, theirs in both), self.size)
+
+@dataclass(frozen=True)
+class Samples:
+    """Where the doubled map of a tile samples the smaller one, for each axis (y, x): between `lower` and the next."""
+
+    lower: tuple[Tensor, Tensor]  # (2 N,) int64, index in the tile
+    weight: tuple[Tensor, Tensor]  # (2 N,) float32, of the next one
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Student(nn.Module, ABC):
     half_channels: int
     full_channels: int
     embedding_channels: int
+    aligned_levels: int = 0  # finest upsampling steps whose sampling positions depend on the size of the whole map
 
     @abstractmethod
     def encode(self, section: Tensor) -> SectionFeatures:
@@ -73,7 +77,7 @@ def pad_to_stride(section: Tensor, stride: int) -> Tensor:
     Works for sections smaller than the stride too: the reflection goes back and forth.
     """
     for axis in (-2, -1):
-        size = section.shape[axis]
+        size = int(section.shape[axis])  # a number, not a step of a trace
         wanted = -(-size // stride) * stride
         if wanted != size:
             period = max(1, 2 * (size - 1))
@@ -109,3 +113,41 @@ def join(skip: Tensor, deep: Tensor, *, align_corners: bool) -> Tensor:
     """The deeper map at twice its size behind the skipped one."""
     larger = F.interpolate(deep, scale_factor=2, mode="bilinear", align_corners=align_corners)
     return torch.cat([skip, larger], 1)
+
+
+def join_samples(skip: Tensor, deep: Tensor, samples: Samples) -> Tensor:
+    """As `join` with aligned corners, but for a tile: sampled where the whole section would be."""
+    for axis, (lower, weight) in enumerate(zip(samples.lower, samples.weight, strict=True), start=2):
+        upper = (lower + 1).clamp(max=deep.shape[axis] - 1)
+        along = weight.to(deep.dtype).view(-1, 1) if axis == 2 else weight.to(deep.dtype)
+        before, after = deep.index_select(axis, lower), deep.index_select(axis, upper)
+        deep = before * (1 - along) + after * along
+    return torch.cat([skip, deep], 1)
+
+
+def tile_samples(
+    origin: Sequence[int], size: Sequence[int], section: Sequence[int], levels: int, device: torch.device
+) -> tuple[Samples, ...]:
+    """Sampling positions of a tile's upsampling steps, fine to coarse, with aligned corners of the whole section.
+
+    The arithmetic is that of torch's own upsampling in float32, so that weights agree to the last bit.
+
+    Args:
+        origin: (y, x) of the tile in the padded section, multiples of the student's stride.
+        size: (H, W) of the tile, likewise.
+        section: (H, W) of the padded section.
+        levels: how many steps, the finest one doubles a map of stride 2.
+        device: where the positions are wanted.
+    """
+    found = []
+    for level in range(1, levels + 1):
+        lower, weight = [], []
+        for first, length, whole in zip(origin, size, section, strict=True):
+            start, count, total = first >> level, length >> level, whole >> level
+            scale = torch.tensor(total - 1, dtype=torch.float32) / max(1, 2 * total - 1)
+            position = torch.arange(2 * start, 2 * (start + count), dtype=torch.float32) * scale
+            below = position.floor().clamp(max=total - 1)
+            lower.append((below.long() - start).clamp(0, count - 1).to(device))
+            weight.append((position - below).to(device))
+        found.append(Samples((lower[0], lower[1]), (weight[0], weight[1])))
+    return tuple(found)

@@ -49,7 +49,8 @@ class SlabAdapter(nn.Module):
             Mixed features (N, 64, h, w) and affinity logits (N, 3, h, w).
         """
         small = half_resolution(affinity)
-        logits = torch.logit(small.float().clamp(_CERTAIN, 1 - _CERTAIN))
+        sure = small.float().clamp(_CERTAIN, 1 - _CERTAIN)
+        logits = torch.log(sure / (1 - sure))
         pooled = F.avg_pool2d(full, 2, ceil_mode=True, count_include_pad=False)
         joined = torch.cat([half, pooled, small.to(half.dtype)], 1)
         return self.within(joined.unsqueeze(2)).squeeze(2), logits

@@ -6,17 +6,32 @@ default widths this is the published network (900,816 parameters).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from students.section import PairOutput, SectionFeatures, Student, cropped, double_conv, join, pad_to_stride
+from students.section import (
+    PairOutput,
+    SectionFeatures,
+    Student,
+    cropped,
+    double_conv,
+    join,
+    join_samples,
+    pad_to_stride,
+)
+
+_join = partial(join, align_corners=True)
 
 
 class YShape(Student):
     """Shared encoder, fused trunk, one decoder branch for each of the two sections."""
 
     stride = 16
+    aligned_levels = 4
 
     def __init__(self, *, width: int = 16, embedding: int = 16) -> None:
         """Build the network.
@@ -51,11 +66,14 @@ class YShape(Student):
         stage2 = self.down[1](F.max_pool2d(torch.cat([previous_half, current_half], 1), 2))
         stage3 = self.down[2](F.max_pool2d(stage2, 2))
         stage4 = self.down[3](F.max_pool2d(stage3, 2))
-        trunk = self.up2(_join(stage2, self.up1(_join(stage3, stage4))))
-        half_previous = self.up3_t(_join(previous_half, trunk))
-        half_current = self.up3_tn(_join(current_half, trunk))
-        full_previous = self.up4_t(_join(previous_full, half_previous))
-        full_current = self.up4_tn(_join(current_full, half_current))
+        up: list[Callable[[Tensor, Tensor], Tensor]] = [_join] * 4
+        if current.samples:
+            up = [partial(join_samples, samples=level) for level in current.samples]
+        trunk = self.up2(up[2](stage2, self.up1(up[3](stage3, stage4))))
+        half_previous = self.up3_t(up[1](previous_half, trunk))
+        half_current = self.up3_tn(up[1](current_half, trunk))
+        full_previous = self.up4_t(up[0](previous_full, half_previous))
+        full_current = self.up4_tn(up[0](current_full, half_current))
         return cropped(
             current.size,
             previous=self.outc_t(full_previous),
@@ -63,7 +81,3 @@ class YShape(Student):
             half=half_current,
             full=full_current,
         )
-
-
-def _join(skip: Tensor, deep: Tensor) -> Tensor:
-    return join(skip, deep, align_corners=True)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Precision = Annotated[str, typer.Option(help="bf16-mixed or 32-true")]
+Backend = Annotated[
+    str, typer.Option(help="of the student: auto (the fastest here), eager, compile, openvino or onnxruntime")
+]
 Resolution = Annotated[str | None, typer.Option(metavar="Z,Y,X", help="nm per voxel, for files without one")]
 Sections = Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="only these sections, LAST excluded")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace OUT if it exists")]
@@ -25,7 +28,13 @@ Merge = Annotated[
 
 
 def run_options(
-    sections: str | None, resolution: str | None, merge: float | None, device: str, precision: str, overwrite: bool
+    sections: str | None,
+    resolution: str | None,
+    merge: float | None,
+    device: str,
+    precision: str,
+    overwrite: bool,
+    backend: str,
 ) -> Options:
     from distill.geometry import parse_numbers
     from distill.recipes.run_models import Options
@@ -34,7 +43,7 @@ def run_options(
     if merge is not None and not 0 <= merge <= 1:
         raise DistillError(f"--merge: found {merge}, expected a number from 0 to 1")
     nm = parse_numbers(resolution, "--resolution") if resolution else None
-    return Options(nm, section_range(sections), device, precision, merge, overwrite)
+    return Options(nm, section_range(sections), device, precision, merge, overwrite, backend)
 
 
 def check_precision(precision: str) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, Recorded, say
-from distill.cli.options import Device, Merge, Overwrite, Precision, Resolution, Sections, run_options
+from distill.cli.options import Backend, Device, Merge, Overwrite, Precision, Resolution, Sections, run_options
 from distill.errors import DistillError
 
 
@@ -27,6 +27,7 @@ def stream(
     merge: Merge = None,
     device: Device = "auto",
     precision: Precision = "bf16-mixed",
+    backend: Backend = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Run a student over sections: affinities, and instances through the query decoder."""
@@ -34,7 +35,7 @@ def stream(
     from distill.geometry import parse_triple
     from distill.recipes.run_models import stream as run
 
-    options = run_options(sections, resolution, merge, device, precision, overwrite)
+    options = run_options(sections, resolution, merge, device, precision, overwrite, backend)
     offsets = (*NEAREST, *(parse_triple(text, "--offset") for text in offset or []))
     with Recorded(out) as record, Bar("sections") as bar:
         about = run(
@@ -63,6 +64,7 @@ def segment(
     merge: Merge = None,
     device: Device = "auto",
     precision: Precision = "bf16-mixed",
+    backend: Backend = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Segment a volume that fits in memory, with the student or the teacher."""
@@ -72,7 +74,7 @@ def segment(
         raise DistillError(f"--network: found {network!r}, expected student or teacher")
     if method not in ("query", "waterz"):
         raise DistillError(f"--method: found {method!r}, expected query or waterz")
-    options = run_options(sections, resolution, merge, device, precision, overwrite)
+    options = run_options(sections, resolution, merge, device, precision, overwrite, backend)
     with Recorded(out) as record, Bar("sections") as bar:
         about = run(
             source,

@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.affinity import unit
+from distill.affinity import from_uint8
 from distill.errors import DistillError
 from distill.geometry import Box, Triple
 from distill.recipes.models import TrainedStudent, TrainedTeacher
 from distill.recipes.volumes import Runtime, student_sections
 from distill.sampling import as_unit_range
 from distill.volume import Volume
-from students.stream import SectionResult
+from students.runner import SectionOutput
 from teachers.teacher import TeacherOutput
 from teachers.tiled import head_embedding, slide_embedding, sliding_windows
 
@@ -197,24 +197,24 @@ def teacher_sections(
 
 def student_section(model: TrainedStudent, pair: NDArray[Any], runtime: Runtime) -> tuple[Embedding, Mask]:
     """The second section's embedding (E, H, W), and where it lies inside neurites (`inside_neurites`)."""
-    *_, last = student_sections(model, pair, runtime, with_slab=False)
+    *_, last = student_sections(model, pair, runtime, with_slab=False, embedding="float32")
     return embedding_of(last), inside_neurites(last)
 
 
-def embedding_of(result: SectionResult) -> Embedding:
+def embedding_of(result: SectionOutput) -> Embedding:
     """A section's embedding (E, H, W), scaled to unit length."""
-    embedding: Embedding = unit(result.embedding.float(), dim=0).cpu().numpy()
-    return embedding
+    assert result.embedding is not None, "not asked for"
+    return result.embedding
 
 
-def inside_neurites(result: SectionResult) -> Mask:
+def inside_neurites(result: SectionOutput) -> Mask:
     """Where a section lies inside neurites, (H, W): mean in-plane affinity of the student above 0.5.
 
     Trained with background edges at 0, neighbouring membrane pixels get orthogonal or opposite embeddings: a pixel-wide
     pattern that has nothing to do with windows. Colours and seam scores therefore go by the pixels inside neurites
     alone, the same ones for both networks; a student too young to tell them apart leaves all pixels in.
     """
-    inside: Mask = (result.affinity[1:3].mean(0) > _INSIDE).cpu().numpy()
+    inside: Mask = from_uint8(result.affinity[1:3]).mean(0) > _INSIDE
     return inside if inside.mean() >= _FEW else np.ones_like(inside)
 
 

@@ -314,7 +314,9 @@ def _frames(
 ) -> Iterator[Grey]:
     """One picture (H, W, 3) a section; what is held is one slab of windows and the student's last section."""
     taught, learnt, runtime = networks.teacher, networks.student, networks.runtime
-    results = student_sections(learnt, volume.sections(through.start - 1, through.stop), runtime, with_slab=False)
+    results = student_sections(
+        learnt, volume.sections(through.start - 1, through.stop), runtime, with_slab=False, embedding="float32"
+    )
     next(results)
     slid: Iterator[Embedding | None] = iter([None] * len(through))
     if taught is not None and sliding is not None:

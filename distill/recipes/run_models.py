@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import distill
-from distill.affinity import NEAREST, to_uint8
+from distill.affinity import NEAREST
 from distill.agglomerate import waterz
 from distill.errors import CheckpointError, DistillError
 from distill.geometry import Triple
@@ -31,7 +31,7 @@ from distill.recipes.volumes import (
     teacher_volume,
 )
 from distill.volume import Volume, open_volume
-from students.stream import SectionResult, check_offsets
+from students.runner import SectionOutput, check_offsets
 
 WATERZ_THRESHOLD = 0.5  # Liu et al., CVPR 2024
 
@@ -49,6 +49,7 @@ class Options:
     precision: str = "bf16-mixed"
     merge: float | None = None  # None = the model's own, chosen on its validation part
     overwrite: bool = False
+    backend: str = "auto"  # of the student, see `students.backend`
 
 
 def stream(
@@ -70,7 +71,7 @@ def stream(
         out: Zarr store to make.
         options: see `Options`.
         segment: also write `segmentation`.
-        offsets: affinities to write, the nearest three first (see `students.stream`).
+        offsets: affinities to write, the nearest three first (see `students.runner`).
         on_section: called with sections done and their number.
         note: called with lines that the user should see.
 
@@ -82,7 +83,7 @@ def stream(
     check_offsets(offsets)
     volume = open_volume(source, resolution=options.resolution)
     frame = frame_of(volume, options.sections)
-    runtime = Runtime(pick_device(options.device), options.precision)
+    runtime = Runtime(pick_device(options.device), options.precision, options.backend)
     trained = load_student(model, runtime.device)
     segment = _can_segment(trained, segment, note)
     check_resolution(trained.notes, volume, note)
@@ -128,9 +129,9 @@ def _can_segment(trained: TrainedStudent, segment: bool, note: Note) -> bool:
     return segment
 
 
-def _written(results: Iterator[SectionResult], output: Output, on_section: OnSection) -> Iterator[SectionResult]:
+def _written(results: Iterator[SectionOutput], output: Output, on_section: OnSection) -> Iterator[SectionOutput]:
     for z, result in enumerate(results):
-        output.write_affinity(z, to_uint8(result.affinity).cpu().numpy())
+        output.write_affinity(z, result.affinity)
         on_section(z + 1, output.frame.shape[0])
         yield result
 
@@ -165,7 +166,7 @@ def segment(
     _check_precision(options)
     volume = open_volume(source, resolution=options.resolution)
     frame = frame_of(volume, options.sections)
-    runtime = Runtime(pick_device(options.device), options.precision)
+    runtime = Runtime(pick_device(options.device), options.precision, options.backend)
     sections = volume.sections(frame.first, frame.first + frame.shape[0])
     counted = _counted(sections, frame.shape[0], on_section)
     if network == "student":

@@ -5,6 +5,7 @@ Legend: D H W = z y x, h w half resolution.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distill.affinity import NEAREST
+from distill.affinity import NEAREST, from_uint8
 from distill.agglomerate import RegionGraph, agglomerate_graph, region_graph
 from distill.config import DecoderConfig
 from distill.decoder import DecoderInput, QueryDecoder
@@ -24,7 +25,7 @@ from distill.recipes.models import TrainedStudent, TrainedTeacher, seed_rule
 from distill.sampling import as_unit_range
 from distill.segment import block_instances
 from distill.stitch import Stitcher, largest_overlap
-from students.stream import SectionResult, SectionStream
+from students.runner import EmbeddingType, SectionOutput, SectionRunner
 from teachers.teacher import TeacherOutput
 from teachers.tiled import run_teacher
 
@@ -37,6 +38,7 @@ class Runtime:
 
     device: torch.device
     precision: str = "bf16-mixed"
+    backend: str = "eager"  # of the student, see `students.backend`; others are worth their start for long streams
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Slab:
     """Consecutive sections that are decoded together."""
 
     first: int  # section number of the first
-    sections: list[SectionResult]
+    sections: list[SectionOutput]
 
     @property
     def stop(self) -> int:
@@ -53,7 +55,7 @@ class Slab:
 
     def affinity(self) -> Affinity:
         """(3, D, H, W) of the slab's sections: the nearest offsets."""
-        return torch.stack([s.affinity[:3] for s in self.sections], 1).float().cpu().numpy()
+        return from_uint8(np.stack([s.affinity[:3] for s in self.sections], 1))
 
 
 @dataclass(frozen=True)
@@ -71,20 +73,29 @@ def student_sections(
     *,
     with_slab: bool,
     offsets: Sequence[Triple] = NEAREST,
-) -> Iterator[SectionResult]:
+    embedding: EmbeddingType | None = None,
+) -> Iterator[SectionOutput]:
     """Stream sections (H, W) through the student, one result a section."""
-    slab = model.slab if with_slab else None
-    stream = SectionStream(model.student, slab, device=runtime.device, precision=runtime.precision, offsets=offsets)
-    for section in sections:
-        yield stream.push(torch.from_numpy(as_unit_range(section)))
+    runner = SectionRunner(
+        model.student,
+        model.slab if with_slab else None,
+        device=runtime.device,
+        precision=runtime.precision,
+        backend=runtime.backend,
+        offsets=offsets,
+        embedding=embedding,
+    )
+    together = iter(sections)
+    while group := list(itertools.islice(together, runner.batch)):
+        yield from runner.push(np.stack(group))
 
 
-def slabs(results: Iterable[SectionResult], depth: int) -> Iterator[Slab]:
+def slabs(results: Iterable[SectionOutput], depth: int) -> Iterator[Slab]:
     """Group a stream into slabs of `depth` sections; neighbouring slabs share one section.
 
     The last slab may be thinner, but never repeats only what is already there.
     """
-    held: list[SectionResult] = []
+    held: list[SectionOutput] = []
     first = 0
     fresh = 0
     for result in results:
@@ -265,7 +276,7 @@ def student_affinity(
     """The student's affinities (3, D, H, W) of a volume that fits in memory."""
     affinity = np.zeros((3, *shape), dtype=np.float32)
     for z, result in enumerate(student_sections(model, sections, runtime, with_slab=False)):
-        affinity[:, z] = result.affinity.float().cpu().numpy()
+        affinity[:, z] = from_uint8(result.affinity)
     return affinity
 
 

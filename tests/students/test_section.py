@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -11,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from distill.affinity import NEAREST
-from students.section import SectionFeatures, Student
+from distill.affinity import pair_affinity
+from students.section import PairOutput, SectionFeatures, Student
 from students.smp import SmpYShape
-from students.stream import SectionStream
 from students.yshape import YShape
 
 Build = Callable[..., Student]
@@ -74,6 +74,14 @@ def test_exchanged_sections_exchange_the_branches(
     assert all(torch.equal(value, again[key]) for key, value in network.state_dict().items())
 
 
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def embeddings(pair: PairOutput) -> tuple[Tensor, Tensor]:
+    return pair.previous, pair.current
+
+
 @settings(max_examples=10)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -85,14 +93,11 @@ def test_affinities_lie_between_zero_and_one(
     student: Build, name: str, seed: int, size: tuple[int, int], contrast: float
 ) -> None:
     """Whatever the grey values: blank sections and such as were never scaled too."""
-    offsets = (*NEAREST, (0, 2, -3), (-1, 1, 0), (-2, 0, 0), (-3, -1, 4))
-    stream = SectionStream(student(name), None, device=torch.device("cpu"), precision="32-true", offsets=offsets)
-    sections = contrast * torch.randn(4, *size, generator=torch.Generator().manual_seed(seed))
-    for found in stream.push_many(sections):
-        assert found.affinity.shape == (7, *size)
-        assert found.affinity.dtype == torch.float32
-        assert float(found.affinity.min()) >= 0
-        assert float(found.affinity.max()) <= 1
+    network, sections = student(name), contrast * torch.randn(4, 1, 1, *size, generator=generator(seed))
+    with torch.inference_mode():
+        affinity = torch.cat([pair_affinity(*embeddings(network(*pair))) for pair in itertools.pairwise(sections)])
+    assert float(affinity.min()) >= 0
+    assert float(affinity.max()) <= 1
 
 
 def test_rows_of_features_are_those_of_the_sections() -> None:
@@ -101,11 +106,3 @@ def test_rows_of_features_are_those_of_the_sections() -> None:
     assert found.size == (3, 3)
     for part, whole in zip(found.maps, maps, strict=True):
         assert torch.equal(part, torch.stack([whole[2], whole[0], whole[2]]))
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_features_followed_by_some_of_others(count: int) -> None:
-    mine, theirs = torch.rand(1, 2, 3, 3), torch.rand(3, 2, 3, 3)
-    found = SectionFeatures((mine,), (3, 3)).followed_by(SectionFeatures((theirs,), (3, 3)), count)
-    assert torch.equal(found.maps[0], torch.cat([mine, theirs])[: 1 + count])
-    assert found.size == (3, 3)

@@ -18,7 +18,7 @@ from distill.recipes.models import build_student, load_student
 from distill.recipes.run_models import Options, segment, stream
 from distill.volume import open_volume
 
-OPTIONS = Options(None, (3, 6), "cpu", "32-true")
+OPTIONS = Options(None, (3, 6), "cpu", "32-true", backend="eager")
 
 
 def published_name(key: str) -> str:

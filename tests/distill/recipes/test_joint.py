@@ -15,13 +15,14 @@ import torch
 from skimage.measure import label
 from torch import Tensor
 
+from distill.affinity import from_uint8, unit
 from distill.checkpoint import read_weights, save_weights
 from distill.config import Pair, load_pair
 from distill.engine import Average, make_optimizer
 from distill.errors import CheckpointError
 from distill.recipes.joint import Joint, split_instances
 from distill.recipes.models import build_teacher, teacher_metadata
-from students.stream import SectionStream
+from students.runner import SectionRunner
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "phantom_cpu"
 SLICE, CROSS, GRAFT = "slice", "cross", "graft"
@@ -280,13 +281,15 @@ def test_training_sees_what_the_stream_sees(build: Build, shape: tuple[int, int,
     raw = torch.from_numpy(np.random.default_rng(1).random((1, 1, *shape), np.float32))
     with torch.no_grad():
         seen = joint.view(raw, True)
-    stream = SectionStream(joint.student, joint.slab, device=torch.device("cpu"), precision="32-true")
-    results = [stream.push(section) for section in raw[0, 0]][1:]
-    affinity = torch.stack([result.affinity for result in results], 1)
-    torch.testing.assert_close(seen.affinity[0], affinity, atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        seen.current[0], torch.stack([result.embedding for result in results], 1), atol=1e-5, rtol=1e-4
+    cpu = torch.device("cpu")
+    stream = SectionRunner(
+        joint.student, joint.slab, device=cpu, precision="32-true", backend="eager", embedding="float32"
     )
+    results = stream.push(raw[0, 0].numpy())[1:]
+    affinity = np.stack([result.affinity for result in results], 1)
+    np.testing.assert_allclose(seen.affinity[0].numpy(), from_uint8(affinity), atol=0.5 / 255 + 1e-5, rtol=0)
+    embedding = np.stack([result.embedding for result in results], 1)
+    np.testing.assert_allclose(unit(seen.current[0], dim=0).numpy(), embedding, atol=1e-5, rtol=1e-4)
     mixed, logits = (torch.stack([getattr(r, name) for r in results], 1)[None] for name in ("mixed", "logits"))
     with torch.no_grad():
         slab = joint.slab.slab(mixed, logits)

@@ -18,9 +18,8 @@ from distill.recipes.embeddings import Sliding, Windows, teacher_section, teache
 from distill.recipes.models import load_student, load_teacher
 from distill.recipes.pca import Drawing, Movie, Seams, pca
 from distill.recipes.volumes import Runtime
-from distill.sampling import as_unit_range
 from distill.volume import open_volume
-from students.stream import SectionStream
+from students.runner import SectionRunner
 from teachers.tiled import sliding_windows
 from viz.insets import Inset
 
@@ -69,10 +68,10 @@ def test_student_sees_the_section_and_the_one_before(draw: Draw, run: Path, sect
     found = draw(section, Windows((depth, 48, 48)))
     raw = open_volume(draw.phantom).read()
     student = load_student(str(run), torch.device("cpu"))
-    stream = SectionStream(student.student, None, device=torch.device("cpu"), precision="32-true")
-    pair = [stream.push(torch.from_numpy(as_unit_range(raw[z]))) for z in (section - 1, section)]
-    embedding = pair[1].embedding / pair[1].embedding.norm(dim=0).clamp(min=1e-12)
-    np.testing.assert_allclose(draw.seen[0], embedding.numpy(), atol=1e-5)
+    cpu = torch.device("cpu")
+    runner = SectionRunner(student.student, None, device=cpu, precision="32-true", backend="eager", embedding="float32")
+    _, second = runner.push(raw[section - 1 : section + 1])
+    np.testing.assert_allclose(draw.seen[0], second.embedding, atol=1e-5)
     np.testing.assert_array_equal(draw.given[0], raw[section])
     assert found.sliding is not None
     assert found.sliding.size == (depth, 48, 48)

@@ -23,7 +23,7 @@ from distill.store import write_cremi
 from distill.volume import open_labels, open_volume, volume_from_array
 
 CPU = torch.device("cpu")
-EXACT = Options(device="cpu", precision="32-true")
+EXACT = Options(device="cpu", precision="32-true", backend="eager")
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
@@ -58,7 +58,7 @@ def arrays(out: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 def test_stream_is_segment(
     run: Path, phantom: Path, tmp_path: Path, merge: float | None, precision: str, sections: tuple[int, int]
 ) -> None:
-    options = Options(sections=sections, device="cpu", precision=precision, merge=merge)
+    options = Options(sections=sections, device="cpu", precision=precision, merge=merge, backend="eager")
     about = run_stream(phantom, run, tmp_path / "a.zarr", options)
     again = run_segment(phantom, run, tmp_path / "b.zarr", options)
     (affinity, labels), (other_affinity, other_labels) = arrays(tmp_path / "a.zarr"), arrays(tmp_path / "b.zarr")
@@ -74,7 +74,9 @@ def test_stream_is_segment(
 def test_sections_are_streamed_as_the_whole(run: Path, phantom: Path, tmp_path: Path) -> None:
     """From the second section on, a part has the affinities of the whole stream; its first has no z edge."""
     run_stream(phantom, run, tmp_path / "whole.zarr", EXACT, segment=False)
-    run_stream(phantom, run, tmp_path / "part.zarr", Options(None, (7, None), "cpu", "32-true"), segment=False)
+    run_stream(
+        phantom, run, tmp_path / "part.zarr", Options(None, (7, None), "cpu", "32-true", backend="eager"), segment=False
+    )
     whole, part = (open_volume(tmp_path / f"{name}.zarr:affinity") for name in ("whole", "part"))
     np.testing.assert_array_equal(part.read()[:, 1:], whole.read()[:, 8:])
     assert (part.read()[0, 0] == 0).all()
@@ -96,7 +98,7 @@ def test_offset_moves_by_the_first_section(
     source = tmp_path / "raw.h5"
     raw = np.random.default_rng(0).integers(0, 255, (5, 33, 40), np.uint8)
     write_cremi(source, raw=raw, resolution=(40, 8, 7), offset=(90, -6, 4))
-    command(source, run, tmp_path / "out.zarr", Options(None, sections, "cpu", "32-true"))
+    command(source, run, tmp_path / "out.zarr", Options(None, sections, "cpu", "32-true", backend="eager"))
     for name in ("affinity", "segmentation"):
         found = open_volume(f"{tmp_path / 'out.zarr'}:{name}")
         assert found.offset == offset
@@ -137,8 +139,8 @@ def test_broken_run_leaves_nothing(
 def test_broken_run_leaves_what_was_there(
     run: Path, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any]
 ) -> None:
-    out, again = tmp_path / "out.zarr", Options(None, (2, 6), "cpu", "32-true", None, True)
-    run_stream(phantom, run, out, Options(None, (0, 4), "cpu", "32-true"))
+    out, again = tmp_path / "out.zarr", Options(None, (2, 6), "cpu", "32-true", None, True, "eager")
+    run_stream(phantom, run, out, Options(None, (0, 4), "cpu", "32-true", backend="eager"))
     before = tree(tmp_path)
     with monkeypatch.context() as patch:
         break_in(patch, KeyboardInterrupt())
@@ -153,9 +155,9 @@ def test_broken_run_leaves_what_was_there(
 
 def test_what_was_there_stays_while_the_new_is_written(run: Path, phantom: Path, tmp_path: Path) -> None:
     out, seen = tmp_path / "out.zarr", []
-    run_stream(phantom, run, out, Options(None, (0, 4), "cpu", "32-true"))
+    run_stream(phantom, run, out, Options(None, (0, 4), "cpu", "32-true", backend="eager"))
     before = tree(out)
-    again = Options(None, (2, 6), "cpu", "32-true", None, True)
+    again = Options(None, (2, 6), "cpu", "32-true", None, True, "eager")
     run_stream(phantom, run, out, again, on_section=lambda done, total: seen.append((done, total, tree(out) == before)))
     assert seen == [(1, 4, True), (2, 4, True), (3, 4, True), (4, 4, True)]
     assert tree(out) != before
@@ -172,15 +174,19 @@ def test_waterz_merges_more_at_a_higher_score(run: Path, phantom: Path, tmp_path
     pytest.importorskip("waterz")
     objects = []
     for merge in (0.0, 0.99):
-        options = Options(None, (0, 3), "cpu", "32-true", merge, True)
+        options = Options(None, (0, 3), "cpu", "32-true", merge, True, "eager")
         about = run_segment(phantom, run, tmp_path / "out.zarr", options, method="waterz")
         assert about["merge_threshold"] == merge
         objects.append(about["objects"])
     assert objects[0] > objects[1] >= 1
     assert (
-        run_segment(phantom, run, tmp_path / "own.zarr", Options(None, (0, 2), "cpu", "32-true"), method="waterz")[
-            "merge_threshold"
-        ]
+        run_segment(
+            phantom,
+            run,
+            tmp_path / "own.zarr",
+            Options(None, (0, 2), "cpu", "32-true", backend="eager"),
+            method="waterz",
+        )["merge_threshold"]
         == recipe.WATERZ_THRESHOLD
     )
 
@@ -213,14 +219,14 @@ def test_other_voxels_are_warned_of_on_the_way(
     run: Path, phantom: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     notes: list[str] = []
-    options = Options((8, 8, 8), (0, 2), "cpu", "32-true")
+    options = Options((8, 8, 8), (0, 2), "cpu", "32-true", backend="eager")
     command(phantom, run, tmp_path / "out.zarr", options, note=notes.append)
     assert [note.split(" has ")[0] for note in notes] == [f"warning: {phantom}:volumes/raw"]
 
 
 def test_segment_counts_the_sections(run: Path, phantom: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    options = Options(None, (5, 9), "cpu", "32-true")
+    options = Options(None, (5, 9), "cpu", "32-true", backend="eager")
     run_segment(phantom, run, tmp_path / "out.zarr", options, on_section=lambda *s: seen.append(s))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
@@ -247,7 +253,7 @@ FURTHER = ((-2, 0, 0), (0, 9, -4), (-3, -1, 2))
 
 
 def test_stored_channels_are_the_offsets_asked_for(run: Path, phantom: Path, tmp_path: Path) -> None:
-    offsets, options = (*NEAREST, *FURTHER), Options(None, (3, 8), "cpu", "32-true")
+    offsets, options = (*NEAREST, *FURTHER), Options(None, (3, 8), "cpu", "32-true", backend="eager")
     about = run_stream(phantom, run, tmp_path / "more.zarr", options, offsets=offsets)
     plain = run_stream(phantom, run, tmp_path / "plain.zarr", options)
     assert (about["offsets"], plain["offsets"]) == ([list(o) for o in offsets], [list(o) for o in NEAREST])

@@ -32,15 +32,15 @@ from distill.recipes.volumes import (
     teacher_volume,
 )
 from distill.volume import open_volume
-from students.stream import SectionResult
+from students.runner import SectionOutput
 
 Ids = NDArray[np.uint64]
 CPU = Runtime(torch.device("cpu"), "32-true")
 
 
-def results(depth: int) -> list[SectionResult]:
+def results(depth: int) -> list[SectionOutput]:
     """Sections that carry their number."""
-    return [SectionResult(torch.full((3, 1, 1), float(z)), torch.zeros(1, 1, 1), None, None) for z in range(depth)]
+    return [SectionOutput(np.full((3, 1, 1), z, np.uint8), None, None, None) for z in range(depth)]
 
 
 @pytest.mark.parametrize(("length", "depth"), [*itertools.product(range(12), range(2, 7))])
@@ -48,7 +48,7 @@ def test_slabs_share_one_section_and_end_with_something_fresh(length: int, depth
     found = list(slabs(results(length), depth))
     owned: list[int] = []
     for slab in found:
-        own = slab.affinity()[0, :, 0, 0]
+        own = np.rint(slab.affinity()[0, :, 0, 0] * 255)
         assert own.tolist() == list(range(slab.first, slab.stop))
         owned += range(slab.first + (slab.first > 0), slab.stop)
     assert owned == list(range(length))
@@ -61,7 +61,7 @@ def test_slabs_share_one_section_and_end_with_something_fresh(length: int, depth
 def test_slabs_are_given_as_soon_as_they_are_full() -> None:
     taken: list[int] = []
 
-    def stream() -> Iterator[SectionResult]:
+    def stream() -> Iterator[SectionOutput]:
         for z, result in enumerate(results(8)):
             taken.append(z)
             yield result
