@@ -51,7 +51,7 @@ def test_there_are_pairs_to_start_from() -> None:
 def test_the_pairs_that_come_along_load(name: str) -> None:
     found = load_pair(CONFIGS / name / "teacher.yaml", CONFIGS / name / "student.yaml")
     assert "$" not in found.student.data.raw + found.student.data.labels
-    assert all(f % 8 == 0 for f in found.teacher.filters)
+    assert found.teacher.kind != "agq" or all(f % 8 == 0 for f in found.teacher.filters)
 
 
 def test_defaults_are_the_published_settings_but_for_seeds_and_prior(tmp_path: Path) -> None:
