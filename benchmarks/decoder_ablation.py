@@ -30,7 +30,6 @@ from distill.affinity import as_label_tensor, pair_affinity
 from distill.agglomerate import merge_by_mean_affinity, waterz
 from distill.config import PUBLISHED_DECODER, DecoderConfig
 from distill.decoder import DecoderInput
-from distill.engine import Average
 from distill.geometry import Box
 from distill.losses import instance_discrimination, instance_targets, mask_cross_entropy, mask_dice
 from distill.matching import match
@@ -39,6 +38,7 @@ from distill.recipes.joint import split_instances
 from distill.recipes.models import TrainedStudent, build_decoder, load_student
 from distill.sampling import as_unit_range
 from distill.segment import block_instances
+from distill.state import Average
 from distill.volume import open_labels, open_volume
 from students.slab import SlabAdapter
 

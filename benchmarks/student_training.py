@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from distill.affinity import affinity_targets, as_label_tensor
 from distill.agglomerate import waterz
 from distill.config import Pair
-from distill.engine import Average, make_optimizer
+from distill.engine import make_optimizer
 from distill.metrics import affinity_scores, score
 from distill.recipes.joint import Joint
 from distill.recipes.models import TrainedStudent
 from distill.recipes.train import open_parts
 from distill.recipes.volumes import Runtime, student_affinity
 from distill.sampling import Crops
+from distill.state import Average
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 

@@ -6,9 +6,7 @@ A file of ours holds one network with everything that it needs to segment: `teac
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from distill.durable import replacing
 from distill.errors import CheckpointError
 
 Kind = Literal["teacher", "student"]
@@ -62,14 +61,11 @@ def write_tensors(
         CheckpointError: the place cannot be written.
     """
     metadata = {"format": _FORMAT, "kind": kind, "config": json.dumps(dict(config)), "notes": json.dumps(dict(notes))}
-    temporary = path.with_name(path.name + ".writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(tensors), temporary, metadata)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(dict(tensors), temporary, metadata)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{path}: cannot be written: {error}") from None
 
 

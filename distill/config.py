@@ -314,6 +314,7 @@ class TrainingConfig(_Strict):
     clip: float = Field(0.0, ge=0)  # norm of the gradient, 0 = off
     ema: float = Field(0.0, ge=0, lt=1)  # decay of averaged weights, 0 = off
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    compile: bool = False  # teacher and student through torch.compile; see docs/training.md
     workers: int = Field(2, ge=0)
     seed: int = Field(0, ge=0)
     log_every: int = Field(20, ge=1)

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import pickle
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -23,11 +21,17 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from distill.config import TrainingConfig
-from distill.errors import CheckpointError, DistillError
+from distill.durable import append_line, replacing
+from distill.errors import DistillError
+from distill.state import State, random_state
+from distill.timing import StepClock
 
 
 class Objective(Protocol):
-    """What the loop trains: `module(batch, step)` gives weighted, named terms whose sum is the loss."""
+    """What the loop trains: `module(batch, step)` gives weighted, named terms whose sum is the loss.
+
+    Which terms there are depends on the step, never on the batch: ranks take means of them.
+    """
 
     def __call__(self, batch: Any, step: int) -> Mapping[str, Tensor]:
         """Terms of one step."""
@@ -37,79 +41,8 @@ class Interrupted(KeyboardInterrupt):
     """Raised after a clean stop: the state of the last finished step has been saved."""
 
 
-@dataclass
-class State:
-    """Everything that a resumed run needs, beside the configuration."""
-
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
-    average: Average | None
-    step: int = 0
-    best: dict[str, Any] = field(default_factory=dict)
-
-    def save(self, path: Path) -> None:
-        """Write to a temporary name, then rename."""
-        temporary = path.with_name(path.name + ".writing")
-        torch.save(
-            {
-                "module": self.module.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "average": self.average.values if self.average else None,
-                "step": self.step,
-                "best": self.best,
-                "rng": torch.get_rng_state(),
-            },
-            temporary,
-        )
-        os.replace(temporary, path)
-
-    def load(self, path: Path) -> None:
-        """Take everything back from a saved state.
-
-        Raises:
-            CheckpointError: the file is unreadable or of another network.
-        """
-        try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-            self.module.load_state_dict(found["module"])
-            self.optimizer.load_state_dict(found["optimizer"])
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise CheckpointError(f"{path}: cannot be resumed: {reason}") from None
-        if self.average is not None and found["average"] is not None:
-            for name, value in found["average"].items():
-                self.average.values[name].copy_(value)
-        self.step, self.best = int(found["step"]), found["best"]
-        torch.set_rng_state(found["rng"])
-
-
-class Average:
-    """Exponential moving average of a module's parameters and batch-norm statistics; counters are copied."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.values = {name: value.detach().clone() for name, value in module.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        """Move towards the module; the first steps move faster so that the start is forgotten."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in module.state_dict().items():
-            kept = self.values[name]
-            if value.dtype.is_floating_point:
-                kept.lerp_(value.detach().to(kept.dtype), 1 - decay)
-            else:
-                kept.copy_(value)
-
-    @contextmanager
-    def applied(self, module: nn.Module) -> Iterator[None]:
-        """The module carries the averaged weights inside the block."""
-        own = {name: value.detach().clone() for name, value in module.state_dict().items()}
-        module.load_state_dict(self.values)
-        try:
-            yield
-        finally:
-            module.load_state_dict(own)
+class NotFiniteError(DistillError):
+    """A loss or gradient that is not finite, on every rank at the same step."""
 
 
 def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
@@ -136,10 +69,11 @@ class StepReport:
     """What one step gave."""
 
     step: int  # steps done
-    terms: dict[str, float]  # weighted loss terms, and their sum as `loss`
+    terms: dict[str, float]  # weighted loss terms and their sum as `loss`, means over the ranks
     lr: float
     seconds: float
     waited: float  # of these, for data
+    parts: dict[str, float]  # seconds by part, see `StepClock.parts`
 
 
 def fit(
@@ -149,73 +83,105 @@ def fit(
     training: TrainingConfig,
     fabric: Fabric,
     *,
+    clock: StepClock,
     state_path: Path,
     on_step: Callable[[StepReport], None],
     on_validate: Callable[[State], None],
 ) -> None:
     """Train from `state.step` to `training.steps`.
 
+    All ranks take the same steps and stop at the same one. The first rank alone validates and writes; the others wait.
+
     Args:
         state: module, optimiser, average; advanced in place.
         objective: the same module as set up by fabric.
-        batches: one a step, beginning with step `state.step`.
+        batches: one a step, beginning with step `state.step`; every rank has its own.
         training: schedule and intervals.
-        fabric: device and precision.
+        fabric: device, precision and ranks.
+        clock: marks the parts of a step; the objective marks its own.
         state_path: where the state goes every `save_every` steps, at the end, and on Ctrl-C.
         on_step: called after every step.
-        on_validate: called every `validate_every` steps and after the last, with the averaged weights in place.
+        on_validate: called every `validate_every` steps and after the last, on the first rank, with the averaged
+            weights in place.
 
     Raises:
-        DistillError: a loss that is not finite; the state of the last good step is kept on disk.
-        Interrupted: after Ctrl-C or SIGTERM, state saved.
+        NotFiniteError: a loss or gradient that is not finite on any rank; the state saved last is kept on disk.
+        Interrupted: after Ctrl-C or SIGTERM on any rank, state saved.
     """
     state.module.train()
-    with _stop_signals() as stopped:
+    with _stop_signals(breaks_off=fabric.world_size == 1) as stopped:
         iterator = iter(batches)
         while state.step < training.steps:
             began = time.perf_counter()
+            clock.start()
             batch = next(iterator)
             waited = time.perf_counter() - began
             lr = learning_rate(state.step, training)
-            terms = _step(state, objective, batch, training, fabric, lr, state_path)
+            terms = _step(state, objective, batch, training, fabric, lr, clock, state_path)
             state.step += 1
-            on_step(StepReport(state.step, terms, lr, time.perf_counter() - began, waited))
+            on_step(StepReport(state.step, terms, lr, time.perf_counter() - began, waited, clock.parts()))
             last = state.step == training.steps
-            if state.step % training.validate_every == 0 or last:
+            if fabric.is_global_zero and (state.step % training.validate_every == 0 or last):
                 _validate(state, on_validate)
-            if state.step % training.save_every == 0 or last or stopped:
+            stopping = _on_any_rank(bool(stopped), fabric)
+            if state.step % training.save_every == 0 or last or stopping:
                 _save(state, state_path, fabric)
-            if stopped:
+            if stopping:
                 raise Interrupted(f"stopped after step {state.step}; state saved in {state_path}")
 
 
 def _step(
-    state: State, objective: Objective, batch: Any, training: TrainingConfig, fabric: Fabric, lr: float, path: Path
+    state: State,
+    objective: Objective,
+    batch: Any,
+    training: TrainingConfig,
+    fabric: Fabric,
+    lr: float,
+    clock: StepClock,
+    path: Path,
 ) -> dict[str, float]:
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    terms = objective(fabric.to_device(batch), state.step)
+    placed = fabric.to_device(batch)
+    clock.mark("data")
+    terms = objective(placed, state.step)
     loss = torch.stack([term.float() for term in terms.values()]).sum()
-    value = float(loss.detach())
-    if not math.isfinite(value):  # nothing is saved now: batch-norm statistics may already be spoilt
-        raise _not_finite(f"the loss of step {state.step} is {value}", terms, path)
+    values = _mean_values({**terms, "loss": loss}, fabric)
+    clock.mark("losses")
+    if not math.isfinite(values["loss"]):  # nothing is saved now: batch-norm statistics may already be spoilt
+        raise _not_finite(f"the loss of step {state.step} is {values['loss']}", values, path)
     state.optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
+    clock.mark("backward")
     # Part by part: the teacher's large losses must not shrink the student's steps.
     limit = training.clip or math.inf
     norms = [torch.nn.utils.clip_grad_norm_(part.parameters(), limit) for part in state.module.children()]
-    if norms and not math.isfinite(float(torch.stack(norms).sum())):
-        raise _not_finite(f"the gradient of step {state.step} is not finite", terms, path)
+    if norms and not math.isfinite(float(torch.stack(norms).sum())):  # the ranks have the same gradient
+        raise _not_finite(f"the gradient of step {state.step} is not finite", values, path)
     state.optimizer.step()
     if state.average is not None:
         state.average.update(state.module, state.step)
-    return {**{name: float(term.detach()) for name, term in terms.items()}, "loss": value}
+    clock.mark("optimiser")
+    return values
 
 
-def _not_finite(what: str, terms: Mapping[str, Tensor], path: Path) -> DistillError:
-    listed = ", ".join(f"{name} {float(term.detach()):.4g}" for name, term in terms.items())
+def _mean_values(terms: Mapping[str, Tensor], fabric: Fabric) -> dict[str, float]:
+    """Means over the ranks, one exchange for all; not finite if it is so on any rank, and then on every one."""
+    own = torch.stack([term.detach().double() for term in terms.values()])
+    return dict(zip(terms, fabric.all_reduce(own, reduce_op="mean").tolist(), strict=True))
+
+
+def _on_any_rank(flag: bool, fabric: Fabric) -> bool:
+    if fabric.world_size == 1:
+        return flag
+    found = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
+    return bool(found > 0)
+
+
+def _not_finite(what: str, values: Mapping[str, float], path: Path) -> NotFiniteError:
+    listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "loss")
     kept = f"the last saved state is kept in {path}" if path.exists() else "no state had been saved yet"
-    return DistillError(
+    return NotFiniteError(
         f"training: {what} ({listed}); expected a finite number; {kept}. Try a lower student.training.lr, "
         "student.training.clip=1 or student.training.precision=32-true"
     )
@@ -234,17 +200,27 @@ def _validate(state: State, on_validate: Callable[[State], None]) -> None:
 
 
 def _save(state: State, path: Path, fabric: Fabric) -> None:
+    random = [random_state()]
+    if fabric.world_size > 1:
+        own = random[0].to(fabric.device)
+        every = [torch.empty_like(own) for _ in range(fabric.world_size)]
+        torch.distributed.all_gather(every, own)
+        random = [one.cpu() for one in every]
     if fabric.is_global_zero:
-        state.save(path)
+        state.save(path, random)
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of breaking off in the middle of a step; a second one breaks off."""
+def _stop_signals(*, breaks_off: bool) -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of breaking off in the middle of a step; a second one breaks off.
+
+    Under torchrun a second one is usual (the terminal's and torchrun's own) and `breaks_off` is False; torchrun kills
+    what has not stopped in time.
+    """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received:
+        if received and breaks_off:
             raise KeyboardInterrupt
         received.append(number)
 
@@ -257,20 +233,18 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line, appended and flushed; cut back to a step when a run is resumed."""
+    """metrics.jsonl: one JSON object a line, appended and forced to disk; cut back to a step when a run is resumed."""
 
     def __init__(self, path: Path, keep_to_step: int) -> None:
         self.path = path
         if path.exists():
             kept = [row for row in _rows(path) if row["step"] <= keep_to_step]
-            temporary = path.with_name(path.name + ".writing")
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row; it must carry `step`."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(row)) + "\n")
+        append_line(self.path, json.dumps(dict(row)))
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

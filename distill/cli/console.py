@@ -55,13 +55,14 @@ class Recorded:
 class Bar:
     """Progress with rate and time left; plain lines when the output is no terminal."""
 
-    def __init__(self, unit: str) -> None:
+    def __init__(self, unit: str, *, shown: bool = True) -> None:
+        self.terminal = shown and sys.stderr.isatty()
         self.unit, self.began, self.shown, self.first = unit, time.perf_counter(), 0.0, -1
         self.progress: Any = None
         self.task: Any = None
 
     def __enter__(self) -> Bar:
-        if sys.stderr.isatty():
+        if self.terminal:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

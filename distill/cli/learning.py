@@ -57,16 +57,18 @@ def train(
 ) -> None:
     """Train a 3D teacher, a 2D student and the query decoder that they share."""
     from distill.config import load_pair
+    from distill.ranks import from_environment
 
-    pair = load_pair(teacher, student, overrides or [])
+    pair, ranks = load_pair(teacher, student, overrides or []), from_environment()
     folder = out or Path("runs") / (student.resolve().parent.name or "run")
 
+    from distill.engine import Interrupted, NotFiniteError
     from distill.recipes.models import pick_device
     from distill.recipes.train import Progress
     from distill.recipes.train import train as run
 
     pick_device(device)
-    with Bar("steps") as bar:
+    with Bar("steps", shown=ranks.first) as bar:
 
         def on_step(report: Any, steps: int) -> None:
             bar.update(report.step, steps, f"loss {report.terms['loss']:.3f}")
@@ -80,7 +82,17 @@ def train(
                     f"y {found.boundary_f1[1]:.3f}, x {found.boundary_f1[2]:.3f}"
                 )
 
-        run(pair, folder, resume=resume, device=device, progress=Progress(on_step, on_validation), command=sys.argv)
+        progress = Progress(on_step, on_validation)
+        try:
+            split = run(pair, folder, resume=resume, device=device, progress=progress, command=sys.argv)
+        except (Interrupted, NotFiniteError):  # every rank stops so; one says it
+            if ranks.first:
+                raise
+            return
+    if split is None:
+        return
+    if split.steps:
+        say(split.line())
     say(f"run folder: {folder}")
     data = pair.student.data
     first, last = data.validation

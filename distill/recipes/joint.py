@@ -45,6 +45,7 @@ from distill.losses import (
 from distill.matching import Match, match
 from distill.recipes.models import build_decoder, build_slab, build_student, build_teacher, start_teacher
 from distill.soft_masks import QueryPairs, pairs_by_instance, soft_mask_cross_entropy, soft_mask_dice
+from distill.timing import StepClock
 from students.section import Student
 from students.slab import SlabAdapter
 from teachers.teacher import Teacher, TeacherOutput
@@ -80,6 +81,7 @@ class Joint(nn.Module):
             self.student = build_student(config.student, weights=config.student.encoder_weights)
             self.slab = build_slab(self.student, config.teacher.fused)
         self.decoder = build_decoder(config.teacher.decoder, config.teacher.fused, resolution)
+        self.clock = StepClock(torch.device("cpu"))  # whoever measures puts in the one of the loop
         self.decoder_started = False  # whether the decoder has the weights of a trained teacher's
         if config.teacher_runs:
             self.teacher = build_teacher(config.teacher)
@@ -105,11 +107,14 @@ class Joint(nn.Module):
         raw, labels = batch
         with_queries = self._queries_now(step)
         targets = affinity_targets(labels)
+        self.clock.mark("losses")
         taught = self._taught(raw, step)
+        self.clock.mark("teacher")
         seen = None
         terms: dict[str, Tensor] = {}
         if self.student is not None:
             seen = self.view(raw, with_queries and (self.config.teacher.queries.student > 0 or self._masks_now(step)))
+            self.clock.mark("student")
             terms.update(self._slice_term(seen, targets))
         if taught is not None:
             terms.update(self._teacher_terms(taught, labels, targets))
@@ -241,7 +246,9 @@ class Joint(nn.Module):
             torch.cat([part.affinity_logits for part in parts]),
         )
         instances = compact_blocks(instance_targets(split_instances(labels[:, 1:])))
+        self.clock.mark("losses")
         decoded = self.decoder(both, order="random", rng=np.random.default_rng((seed, 2, step)))
+        self.clock.mark("decoder")
         batch = len(labels)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         terms: dict[str, Tensor] = {}

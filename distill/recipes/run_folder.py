@@ -14,7 +14,7 @@ import yaml
 
 from distill.errors import SourceError
 
-_NO_TERM = ("step", "lr", "seconds", "waited", "validation_seconds", "loss")
+_NO_TERM = ("step", "lr", "seconds", "waited", "parts", "validation_seconds", "loss")
 _VALIDATION = "validation_"
 
 

@@ -9,33 +9,39 @@ import platform
 import shutil
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 import distill
 from distill.checkpoint import save_weights
 from distill.config import Pair, dump
-from distill.engine import Average, MetricsLog, State, StepReport, fit, make_optimizer
+from distill.durable import replacing
+from distill.engine import MetricsLog, StepReport, fit, make_optimizer
 from distill.errors import CheckpointError, ConfigError, SourceError
 from distill.geometry import Box, Nanometres
+from distill.ranks import from_environment
 from distill.recipes.figures import run_figures
 from distill.recipes.joint import Joint
-from distill.recipes.models import find_weights, pick_device, student_metadata, teacher_metadata
+from distill.recipes.launch import compile_networks, launch, lay_out, leave
+from distill.recipes.models import find_weights, student_metadata, teacher_metadata
 from distill.recipes.report import report_after_training
 from distill.recipes.validation import Judged, validate
 from distill.recipes.volumes import Runtime
 from distill.sampling import Crops, loader
+from distill.state import Average, State
+from distill.timing import Split, StepClock
 from distill.volume import Volume, check_pair, every_section, open_labels, open_volume
 
 logger = logging.getLogger(__name__)
+
+_PART = "parts."  # before the names of a step's parts among the values of the log
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,9 @@ def _sections(volume: Volume, span: tuple[int, int]) -> NDArray[Any]:
     return volume.read(Box((span[0], 0, 0), (span[1], *volume.size[1:])))
 
 
-def train(config: Pair, out: Path, *, resume: bool, device: str, progress: Progress, command: list[str]) -> None:
+def train(
+    config: Pair, out: Path, *, resume: bool, device: str, progress: Progress, command: list[str]
+) -> Split | None:
     """Train and fill the run folder.
 
     Args:
@@ -100,50 +108,66 @@ def train(config: Pair, out: Path, *, resume: bool, device: str, progress: Progr
         progress: what to call on the way.
         command: what was typed, for run.json.
 
+    Returns:
+        Time of the steps; None on all ranks of torchrun but the first, which write and print nothing.
+
     Raises:
         DistillError: bad input; nothing has been written then.
     """
+    ranks = from_environment()
     parts = open_parts(config)
     training = config.student.training
     crops = Crops(parts.train_raw, parts.train_labels, training, config.student.augment)
-    where = pick_device(device)
-    state_path = prepare_folder(out, config, resume)
+    fabric = launch(device, training.precision, ranks)
     torch.manual_seed(training.seed)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision on the terminal
-    devices = [where.index] if where.index is not None else 1
-    fabric = Fabric(accelerator=where.type, devices=devices, precision=training.precision)
     joint = Joint(config, parts.resolution)
-    if config.teacher_runs and config.teacher.weights is not None and not joint.decoder_started:
+    unfilled = config.teacher_runs and config.teacher.weights is not None and not joint.decoder_started
+    if unfilled and ranks.first:
         logger.warning(
             "teacher.weights: the decoder in %s has other shapes than teacher.decoder asks for; it starts anew",
             config.teacher.weights,
         )
+    if training.compile:
+        compile_networks(joint, fabric.device)
     if joint.student is not None:
-        joint.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_out(joint.student)
     joint.to(fabric.device)
     optimizer = make_optimizer(joint, training)
     module, wrapped = fabric.setup(joint, optimizer)
+    if not ranks.first:  # weights are the same on every rank, what is drawn later is not
+        torch.manual_seed(training.seed + 1_000_003 * ranks.rank)
+    state_path = out / "checkpoints" / "state.pt"
+    if ranks.first:
+        prepare_folder(out, config, resume)
+    fabric.barrier()
     state = State(joint, wrapped, Average(joint, training.ema) if training.ema else None)
     if resume and state_path.exists():
-        state.load(state_path)
+        state.load(state_path, rank=ranks.rank, ranks=ranks.size)
+    joint.clock = StepClock(fabric.device)
+    follow = partial(
+        fit,
+        state,
+        module,
+        loader(crops, state.step, rank=ranks.rank, ranks=ranks.size),
+        training,
+        fabric,
+        clock=joint.clock,
+        state_path=state_path,
+    )
+    if not ranks.first:
+        follow(on_step=lambda report: None, on_validate=lambda state: None)
+        leave()
+        return None
     log = MetricsLog(out / "metrics.jsonl", state.step)
     runtime = Runtime(fabric.device, training.precision)
-    book = _Bookkeeping(config, parts, out, log, runtime, progress)
-    record = RunRecord(out / "run.json", command, config, state.step)
-    with record:
-        fit(
-            state,
-            module,
-            loader(crops, state.step),
-            training,
-            fabric,
-            state_path=state_path,
-            on_step=book.step,
-            on_validate=lambda s: book.validation(s, joint),
-        )
+    book = _Bookkeeping(config, parts, out, log, runtime, progress, state)
+    with RunRecord(out / "run.json", command, config, state.step, ranks.size, book.split):
+        follow(on_step=book.step, on_validate=lambda s: book.validation(s, joint))
+        leave()
         if book.last:  # after the last state is safe: a figure must not cost a run
             run_figures(out, book.last, parts.validation_raw, parts.validation_labels, parts.resolution)
     report_after_training(out, config, book.last, parts.validation_raw, parts.validation_labels, runtime)
+    return book.split
 
 
 def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:
@@ -176,22 +200,33 @@ class _Bookkeeping:
     """Logs steps, validates, keeps the best weights."""
 
     def __init__(
-        self, config: Pair, parts: Parts, out: Path, log: MetricsLog, runtime: Runtime, progress: Progress
+        self,
+        config: Pair,
+        parts: Parts,
+        out: Path,
+        log: MetricsLog,
+        runtime: Runtime,
+        progress: Progress,
+        state: State,
     ) -> None:
         self.config, self.parts, self.out, self.log = config, parts, out, log
-        self.runtime, self.progress = runtime, progress
-        self.sums: dict[str, list[float]] = defaultdict(list)
+        self.runtime, self.progress, self.state = runtime, progress, state
+        self.split = Split()
         self.last: dict[str, Judged] = {}
 
     def step(self, report: StepReport) -> None:
-        """Collect; write means every `log_every` steps."""
-        training = self.config.student.training
-        for name, value in {**report.terms, "seconds": report.seconds, "waited": report.waited}.items():
-            self.sums[name].append(value)
+        """Collect in the state, so that a resumed run forgets nothing; write means every `log_every` steps."""
+        training, pending = self.config.student.training, self.state.pending
+        values = {**report.terms, "seconds": report.seconds, "waited": report.waited}
+        for name, value in {**values, **{_PART + part: value for part, value in report.parts.items()}}.items():
+            pending.setdefault(name, []).append(value)
         if report.step % training.log_every == 0 or report.step == training.steps:
-            means = {name: float(np.mean(values)) for name, values in self.sums.items()}
-            self.log.write({"step": report.step, "lr": report.lr, **means})
-            self.sums.clear()
+            means = {name: float(np.mean(values)) for name, values in pending.items()}
+            row = {name: value for name, value in means.items() if not name.startswith(_PART)}
+            parts = {name.removeprefix(_PART): value for name, value in means.items() if name.startswith(_PART)}
+            self.log.write({"step": report.step, "lr": report.lr, **row, "parts": parts})
+            pending.clear()
+        self.split.add(report.seconds, report.parts)
         self.progress.on_step(report, training.steps)
 
     def validation(self, state: State, joint: Joint) -> None:
@@ -249,16 +284,15 @@ class _Bookkeeping:
     def _put_best(self, kind: str, path: Path) -> None:
         best = self.out / "best" / f"{kind}.safetensors"
         best.parent.mkdir(exist_ok=True)
-        temporary = best.with_name(best.name + ".writing")
-        shutil.copyfile(path, temporary)
-        os.replace(temporary, best)
+        with replacing(best) as temporary:
+            shutil.copyfile(path, temporary)
 
 
 class RunRecord:
     """run.json: what was run, with what, when, how it ended. Written at the start and at the end."""
 
-    def __init__(self, path: Path, command: list[str], config: Pair, first_step: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, command: list[str], config: Pair, first_step: int, ranks: int, split: Split) -> None:
+        self.path, self.split = path, split
         before = json.loads(path.read_text(encoding="utf-8")) if path.exists() and first_step else {}
         self.values: dict[str, Any] = {
             "command": command,
@@ -267,6 +301,7 @@ class RunRecord:
             "versions": {"affinity-distill": distill.__version__, "torch": torch.__version__, "numpy": np.__version__},
             "python": sys.version.split()[0],
             "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+            "processes": ranks,
             "seed": config.student.training.seed,
             "earlier": [*before.pop("earlier", []), before] if before else [],
         }
@@ -281,6 +316,6 @@ class RunRecord:
 
     def _write(self, ended: str) -> None:
         values = {**self.values, "seconds": round(time.perf_counter() - self.began, 2), "ended": ended}
-        temporary = self.path.with_name(self.path.name + ".writing")
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.path)
+        values["time_per_step"] = self.split.to_dict()
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -26,7 +26,7 @@ from distill.volume import open_labels, open_volume
 
 REPO = Path(__file__).resolve().parents[2]
 PAIR = tuple(REPO / "configs" / "phantom_cpu" / name for name in ("teacher.yaml", "student.yaml"))
-TIMES = ("seconds", "waited", "validation_seconds")
+TIMES = ("seconds", "waited", "validation_seconds", "parts")
 Cli = Callable[..., Any]
 
 

@@ -16,8 +16,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from distill.config import TrainingConfig
-from distill.engine import Average, Interrupted, MetricsLog, State, StepReport, fit, learning_rate, make_optimizer
+from distill.engine import Interrupted, MetricsLog, NotFiniteError, StepReport, fit, learning_rate, make_optimizer
 from distill.errors import CheckpointError, DistillError
+from distill.state import Average, State
+from distill.timing import PARTS, StepClock
 
 
 class Toy(nn.Module):
@@ -88,6 +90,7 @@ class Run:
             batches(self.state.step, bad),
             self.config,
             self.fabric,
+            clock=StepClock(torch.device("cpu")),
             state_path=self.path,
             on_step=note,
             on_validate=lambda state: self.validated.append(state.step),
@@ -181,7 +184,10 @@ def test_a_run_reports_validates_and_saves(tmp_path: Path) -> None:
     for report in run.reports:
         assert set(report.terms) == {"square", "size", "loss"}
         assert report.terms["loss"] == pytest.approx(report.terms["square"] + report.terms["size"], rel=1e-5)
-        assert 0 <= report.waited <= report.seconds
+        assert 0 <= report.waited <= report.parts["data"] <= report.seconds
+        assert set(report.parts) == set(PARTS)
+        assert report.parts["teacher"] == 0  # the toy marks nothing
+        assert sum(report.parts.values()) <= report.seconds
     assert run.module.training
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 9
@@ -222,6 +228,7 @@ def test_validation_sees_averaged_weights_in_evaluation_mode(tmp_path: Path) -> 
         batches(0),
         run.config,
         run.fabric,
+        clock=StepClock(torch.device("cpu")),
         state_path=run.path,
         on_step=lambda report: None,
         on_validate=validate,
@@ -322,7 +329,9 @@ def test_a_state_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
 
 def test_a_loss_that_is_not_finite_stops_and_leaves_the_saved_state(tmp_path: Path) -> None:
     run = Run(tmp_path / "state.pt", training())
-    with pytest.raises(DistillError, match=r"the loss of step 5 is nan \(square nan, size [\d.e-]+\).*kept in .*state"):
+    with pytest.raises(
+        NotFiniteError, match=r"the loss of step 5 is nan \(square nan, size [\d.e-]+\).*kept in .*state"
+    ):
         run.fit(bad=5)
     kept = torch.load(run.path, weights_only=True)
     assert kept["step"] == 3
@@ -351,9 +360,10 @@ class Cliff(nn.Module):
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_a_gradient_that_is_not_finite_does_not_reach_the_saved_state(tmp_path: Path, clip: float) -> None:
     run = Run(tmp_path / "state.pt", training(save_every=1, clip=clip), module=Cliff())
-    with pytest.raises(DistillError):
+    with pytest.raises(NotFiniteError, match=r"the gradient of step 2 is not finite \(root 0\).*kept in .*state\.pt"):
         run.fit()
     kept = torch.load(run.path, weights_only=True)
+    assert kept["step"] == 2
     assert all(bool(value.isfinite().all()) for value in kept["module"].values())
 
 

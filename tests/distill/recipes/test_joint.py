@@ -18,10 +18,11 @@ from torch import Tensor
 from distill.affinity import from_uint8, unit
 from distill.checkpoint import read_weights, save_weights
 from distill.config import Pair, load_pair
-from distill.engine import Average, make_optimizer
+from distill.engine import make_optimizer
 from distill.errors import CheckpointError
 from distill.recipes.joint import Joint, split_instances
 from distill.recipes.models import build_teacher, teacher_metadata
+from distill.state import Average
 from students.runner import SectionRunner
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "phantom_cpu"

@@ -20,6 +20,7 @@ from distill.recipes.train import RunRecord, open_parts, prepare_folder
 from distill.recipes.validation import validate, views
 from distill.recipes.volumes import Runtime, student_volume
 from distill.store import write_cremi
+from distill.timing import Split
 from distill.volume import open_labels, open_volume
 from students.smp import SmpYShape
 
@@ -79,11 +80,13 @@ def test_folder_is_prepared_once(load: Load, tmp_path: Path) -> None:
 
 def test_record_says_how_it_ended_and_what_came_before(load: Load, tmp_path: Path) -> None:
     path, config = tmp_path / "run.json", load("student.training.seed=5")
-    with RunRecord(path, ["distill", "one"], config, 0):
+    split = Split()
+    split.add(2.0, {"data": 0.5, "teacher": 1.0})
+    with RunRecord(path, ["distill", "one"], config, 0, 1, split):
         assert json.loads(path.read_text())["ended"] == "running"
-    with pytest.raises(RuntimeError), RunRecord(path, ["distill", "two"], config, 3):
+    with pytest.raises(RuntimeError), RunRecord(path, ["distill", "two"], config, 3, 1, split):
         raise RuntimeError("no")
-    with RunRecord(path, ["distill", "three"], config, 4):
+    with RunRecord(path, ["distill", "three"], config, 4, 2, split):
         pass
     found = json.loads(path.read_text())
     assert (found["command"], found["ended"], found["seed"], found["first_step"]) == (
@@ -92,6 +95,8 @@ def test_record_says_how_it_ended_and_what_came_before(load: Load, tmp_path: Pat
         5,
         4,
     )
+    assert (found["processes"], found["time_per_step"]["steps"], found["time_per_step"]["seconds"]) == (2, 1, 2.0)
+    assert found["time_per_step"]["parts"]["teacher"] == 1.0
     assert [(one["command"][1], one["ended"]) for one in found["earlier"]] == [
         ("one", "done"),
         ("two", "RuntimeError: no"),

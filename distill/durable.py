@@ -1,0 +1,44 @@
+"""Files that are whole or not there at all, even after the process was killed or the machine lost its power."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`; what was written there is forced to disk and takes its place after the block.
+
+    An exception inside the block leaves `path` as it was and removes the temporary file. A process that is killed
+    leaves `path` as it was; the next writer overwrites the temporary file.
+    """
+    temporary = path.with_name(path.name + ".writing")
+    try:
+        yield temporary
+        _force(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    _force(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line to a text file and force it to disk."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _force(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
