@@ -7,9 +7,10 @@ pairs in `configs/` say where each of their values comes from.
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -272,14 +273,23 @@ class DataConfig(_Strict):
     every: int = Field(1, ge=1)  # only every so many sections, for isotropic volumes; section numbers count those
     train: tuple[int, int]  # sections from, to (exclusive)
     validation: tuple[int, int]
+    test: tuple[int, int] | None = None  # for the scores of `distill ablate`; neither trained nor chosen on
+
+    @property
+    def parts(self) -> dict[str, tuple[int, int]]:
+        """The parts that there are, by name."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: span for name, span in named.items() if span is not None}
 
     @model_validator(mode="after")
     def _apart(self) -> DataConfig:
-        for name, (first, last) in (("train", self.train), ("validation", self.validation)):
+        for name, (first, last) in self.parts.items():
             if not 0 <= first < last:
                 raise ValueError(f"{name}: found [{first}, {last}], expected 0 <= first < last section")
-        if self.train[0] < self.validation[1] and self.validation[0] < self.train[1]:
-            raise ValueError(f"validation: {list(self.validation)} overlaps train {list(self.train)}")
+        for one, other in itertools.combinations(self.parts, 2):
+            own, theirs = self.parts[one], self.parts[other]
+            if own[0] < theirs[1] and theirs[0] < own[1]:
+                raise ValueError(f"{other}: {list(theirs)} overlaps {one} {list(own)}")
         return self
 
 
@@ -460,8 +470,21 @@ def load_pair(teacher: Path, student: Path, overrides: Sequence[str] = ()) -> Pa
     names = {"teacher": str(teacher), "student": str(student)}
     _known_keys(found["teacher"], TeacherConfig, names["teacher"], "")
     _known_keys(found["student"], StudentConfig, names["student"], "")
+    return checked_pair(_expand(found), names)
+
+
+def checked_pair(values: Mapping[str, Any], names: Mapping[str, str]) -> Pair:
+    """A pair from the values of both files.
+
+    Args:
+        values: under `teacher` and `student`.
+        names: what to call the two in messages.
+
+    Raises:
+        ConfigError: a bad value, or values that do not go together.
+    """
     try:
-        return Pair.model_validate(_expand(found))
+        return Pair.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error, names)) from None
 
@@ -556,7 +579,7 @@ def _expand(value: Any) -> Any:
     return _VARIABLE.sub(fill, value)
 
 
-def _explain(error: ValidationError, names: dict[str, str]) -> str:
+def _explain(error: ValidationError, names: Mapping[str, str]) -> str:
     first = error.errors()[0]
     part, *rest = [str(step) for step in first["loc"]] or ["pair"]
     key = ".".join(rest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,10 @@ from distill import __version__
 from distill.cli.app import app
 from distill.cli.console import Bar, say, say_error, took
 from distill.cli.options import Device, Precision, Resolution, runtime_of
+from distill.errors import DistillError
+
+if TYPE_CHECKING:
+    from distill.recipes.train import Progress
 
 
 @app.command()
@@ -64,27 +68,12 @@ def train(
 
     from distill.engine import Interrupted, NotFiniteError
     from distill.recipes.models import pick_device
-    from distill.recipes.train import Progress
     from distill.recipes.train import train as run
 
     pick_device(device)
     with Bar("steps", shown=ranks.first) as bar:
-
-        def on_step(report: Any, steps: int) -> None:
-            bar.update(report.step, steps, f"loss {report.terms['loss']:.3f}")
-
-        def on_validation(step: int, judged: Any, seconds: float) -> None:
-            for name, found in judged.items():
-                s = found.scores
-                bar.line(
-                    f"step {step}, {name} + queries on validation: VOI {s.voi_sum:.3f} (split {s.voi_split:.3f}, merge "
-                    f"{s.voi_merge:.3f}), ARAND {s.arand:.3f}, boundary F1 z {found.boundary_f1[0]:.3f}, "
-                    f"y {found.boundary_f1[1]:.3f}, x {found.boundary_f1[2]:.3f}"
-                )
-
-        progress = Progress(on_step, on_validation)
         try:
-            split = run(pair, folder, resume=resume, device=device, progress=progress, command=sys.argv)
+            split = run(pair, folder, resume=resume, device=device, progress=_progress(bar), command=sys.argv)
         except (Interrupted, NotFiniteError):  # every rank stops so; one says it
             if ranks.first:
                 raise
@@ -96,7 +85,75 @@ def train(
     say(f"run folder: {folder}")
     data = pair.student.data
     first, last = data.validation
-    say(f"next: distill stream {data.raw} --sections {first}:{last} --model {folder} --out {folder}/validation.zarr")
+    command = "stream" if pair.student_runs else "segment --network teacher"
+    say(f"next: distill {command} {data.raw} --sections {first}:{last} --model {folder} --out {folder}/validation.zarr")
+
+
+@app.command(context_settings={"ignore_unknown_options": False})
+def ablate(
+    teacher: Annotated[Path, typer.Argument(metavar="TEACHER.yaml")],
+    student: Annotated[Path, typer.Argument(metavar="STUDENT.yaml")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="one run folder a variant and seed, and the table")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    variants: Annotated[
+        str, typer.Option(metavar="NAME,...", help="of none, cross, graft, masks, both, both+masks")
+    ] = "none,cross,graft,both,both+masks",
+    seeds: Annotated[str, typer.Option(metavar="N,...", help="every variant is trained with each")] = "0,1,2",
+    device: Device = "auto",
+) -> None:
+    """Train a student with and without each term of the distillation and score all of them in one table.
+
+    Finished runs in FOLDER are kept, unfinished ones go on where they were.
+    """
+    from distill.config import load_pair
+
+    pair = load_pair(teacher, student, overrides or [])
+
+    from distill.recipes.ablate import ablate as run
+
+    with Bar("steps") as bar:
+        found = run(
+            pair,
+            out,
+            variants=[name.strip() for name in variants.split(",")],
+            seeds=_seeds(seeds),
+            device=device,
+            progress=lambda before, runs: _progress(bar, before, runs),
+            note=bar.line,
+            command=sys.argv,
+        )
+    say(found.text)
+    for file in found.files:
+        say(f"written: {file}")
+
+
+def _progress(bar: Bar, before: int = 0, runs: int = 1) -> Progress:
+    """Steps of a run on the bar, after those of the runs before it; validations as lines."""
+    from distill.recipes.train import Progress
+
+    def on_step(report: Any, steps: int) -> None:
+        bar.update(before * steps + report.step, runs * steps, f"loss {report.terms['loss']:.3f}")
+
+    def on_validation(step: int, judged: Any, seconds: float) -> None:
+        for name, found in judged.items():
+            s = found.scores
+            bar.line(
+                f"step {step}, {name} + queries on validation: VOI {s.voi_sum:.3f} (split {s.voi_split:.3f}, merge "
+                f"{s.voi_merge:.3f}), ARAND {s.arand:.3f}, boundary F1 z {found.boundary_f1[0]:.3f}, "
+                f"y {found.boundary_f1[1]:.3f}, x {found.boundary_f1[2]:.3f}"
+            )
+
+    return Progress(on_step, on_validation)
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        found = [int(number) for number in text.split(",")]
+    except ValueError:
+        found = [-1]
+    if min(found) < 0:
+        raise DistillError(f"--seeds: found {text!r}, expected numbers from 0 such as 0,1,2")
+    return found
 
 
 @app.command()

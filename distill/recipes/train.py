@@ -63,8 +63,8 @@ class Progress:
     on_validation: Callable[[int, dict[str, Judged], float], None]  # step, scores, seconds
 
 
-def open_parts(config: Pair) -> Parts:
-    """Open the volumes, check that they go together and that the sections exist, read the parts.
+def open_data(config: Pair) -> tuple[Volume, Volume]:
+    """Image and labels, checked against each other and against the sections that the configuration names.
 
     Raises:
         DistillError: anything that does not fit, naming the file.
@@ -73,25 +73,36 @@ def open_parts(config: Pair) -> Parts:
     raw = every_section(open_volume(data.raw, resolution=data.resolution), data.every)
     labels = every_section(open_labels(data.labels, resolution=data.resolution), data.every)
     check_pair(raw, labels)
-    for name, (_, last) in (("train", data.train), ("validation", data.validation)):
+    for name, (_, last) in data.parts.items():
         if last > raw.size[0]:
             raise ConfigError(f"student.data.{name}: ends at section {last}, but {data.raw} has {raw.size[0]} sections")
-    crop = config.student.training.crop
+    return raw, labels
+
+
+def open_parts(config: Pair) -> Parts:
+    """Open the volumes, check that they go together and that the sections exist, read the parts.
+
+    Raises:
+        DistillError: anything that does not fit, naming the file.
+    """
+    raw, labels = open_data(config)
+    data, crop = config.student.data, config.student.training.crop
     room = (data.train[1] - data.train[0], *raw.size[1:])
     if any(c > r for c, r in zip(crop, room, strict=True)):
         raise ConfigError(
             f"student.training.crop: {list(crop)} is larger than the training part {list(room)} (z, y, x)"
         )
     return Parts(
-        _sections(raw, data.train),
-        _sections(labels, data.train).astype(np.uint64),
-        _sections(raw, data.validation),
-        _sections(labels, data.validation).astype(np.uint64),
+        read_sections(raw, data.train),
+        read_sections(labels, data.train).astype(np.uint64),
+        read_sections(raw, data.validation),
+        read_sections(labels, data.validation).astype(np.uint64),
         raw.resolution,
     )
 
 
-def _sections(volume: Volume, span: tuple[int, int]) -> NDArray[Any]:
+def read_sections(volume: Volume, span: tuple[int, int]) -> NDArray[Any]:
+    """Whole sections, first to last (exclusive)."""
     return volume.read(Box((span[0], 0, 0), (span[1], *volume.size[1:])))
 
 
