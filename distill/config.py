@@ -293,18 +293,61 @@ class DataConfig(_Strict):
         return self
 
 
+AUGMENTATIONS = (
+    *("flips", "transposes", "rotate", "rescale", "elastic", "misalign"),
+    *("grey", "grey_section", "contrast_jump", "noise", "blur", "out_of_focus", "motion_blur"),
+    *("missing", "missing_part"),
+)
+
+
 class AugmentConfig(_Strict):
-    """Augmentation of training volumes; probabilities per volume unless stated."""
+    """Augmentation of training volumes: probabilities per volume, each with its strengths (docs/augmentation.md)."""
 
     flips: bool = True
     transposes: bool = True
-    grey: float = Field(0.5, ge=0, le=1)  # brightness, contrast, gamma of the volume
-    grey_section: float = Field(0.3, ge=0, le=1)  # the same, lighter, anew for every section
-    noise: float = Field(0.3, ge=0, le=1)
-    blur: float = Field(0.1, ge=0, le=1)
-    missing: float = Field(0.05, ge=0, le=1)  # one section blank
-    misalign: float = Field(0.2, ge=0, le=1)  # sections from one on shifted
+    rotate: float = Field(0.3, ge=0, le=1)
+    rotate_degrees: float = Field(180.0, ge=0, le=180)  # at most, either way
+    rescale: float = Field(0.2, ge=0, le=1)
+    rescale_by: float = Field(0.2, ge=0, le=1)  # larger or smaller by a factor of up to 1 + this
+    elastic: float = Field(0.3, ge=0, le=1)
+    elastic_pixels: float = Field(8.0, ge=0)  # nothing moves further
+    elastic_spacing: int = Field(32, ge=4)  # pixels between control points
+    elastic_sections: int = Field(8, ge=1)  # the same in z
+    misalign: float = Field(0.2, ge=0, le=1)  # one section, or all from one on, shifted
     misalign_pixels: int = Field(4, ge=0)
+    grey: float = Field(0.5, ge=0, le=1)  # contrast, brightness, gamma of the volume
+    grey_strength: float = Field(1.0, ge=0)  # 1: up to 30 %, 0.15, a factor of 1.5
+    grey_section: float = Field(0.3, ge=0, le=1)  # the same, anew for every section
+    grey_section_strength: float = Field(0.5, ge=0)
+    contrast_jump: float = Field(0.05, ge=0, le=1)  # the same, in one section
+    contrast_jump_strength: float = Field(2.0, ge=0)
+    noise: float = Field(0.3, ge=0, le=1)
+    noise_sigma: float = Field(0.06, ge=0)  # at most, grey values 0 to 1
+    blur: float = Field(0.1, ge=0, le=1)
+    blur_sigma: float = Field(1.0, gt=0)  # at most, pixels
+    out_of_focus: float = Field(0.05, ge=0, le=1)  # one section
+    out_of_focus_pixels: float = Field(4.0, ge=1)  # largest radius
+    motion_blur: float = Field(0.05, ge=0, le=1)  # one section
+    motion_blur_pixels: float = Field(11.0, ge=1)  # largest length
+    missing: float = Field(0.05, ge=0, le=1)  # one section blank
+    missing_part: float = Field(0.05, ge=0, le=1)  # a part of one section blank
+    missing_part_share: float = Field(0.35, gt=0, le=1)  # largest radius as a share of the shorter side
+    device: Literal["worker", "train"] = "worker"  # carried out by data workers, or where the networks are trained
+
+    @model_validator(mode="after")
+    def _does_not_fold(self) -> AugmentConfig:
+        most = 0.4 * self.elastic_spacing  # Choi and Lee, 2000: 0.48 in a plane
+        if self.elastic and self.elastic_pixels > most:
+            raise ValueError(
+                f"elastic_pixels: found {self.elastic_pixels:g}, expected at most 0.4 elastic_spacing = {most:g}, "
+                "so that no place is shown twice"
+            )
+        return self
+
+    def only(self, *names: str) -> AugmentConfig:
+        """The same strengths, but of all `AUGMENTATIONS` these for certain and no other."""
+        switches = {name: type(getattr(self, name))(name in names) for name in AUGMENTATIONS}
+        return self.model_copy(update=switches)
 
 
 class TrainingConfig(_Strict):

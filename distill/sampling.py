@@ -7,6 +7,8 @@ have seen, whatever the number of workers.
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,41 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from distill.affinity import as_label_tensor, widen_borders
-from distill.augment import augment, misaligned_crop
+from distill.augment import Plan, apply, draw
 from distill.config import AugmentConfig, TrainingConfig
 from distill.errors import ShapeError
 
+Batch = tuple[Tensor, Tensor]
 
-class Crops(Dataset[tuple[Tensor, Tensor]]):
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A crop before its augmentation: what is cut from the volume, and the plan of what is to be done to it.
+
+    Attributes:
+        raw: (D, h, w) float32 in [0, 1], the crop with the plan's margin as far as the volume reaches.
+        labels: (D, h, w) int64; None for a volume without.
+        plan: drawn already.
+        origin: where the crop would begin without the augmentation, y and x.
+    """
+
+    raw: Tensor
+    labels: Tensor | None
+    plan: Plan
+    origin: tuple[int, int]
+
+    def to(self, device: torch.device) -> Window:
+        """The same window on a device."""
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        return replace(self, raw=self.raw.to(device, non_blocking=True), labels=labels)
+
+    def pin_memory(self) -> Window:
+        """In memory from which a GPU copies without waiting; called by the data loader."""
+        labels = None if self.labels is None else self.labels.pin_memory()
+        return replace(self, raw=self.raw.pin_memory(), labels=labels)
+
+
+class Crops(Dataset[Batch]):
     """Augmented random crops of one volume; index = position in the run."""
 
     def __init__(
@@ -36,35 +67,61 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             augmentation: see `distill.augment`.
 
         Raises:
-            ShapeError: the crop and the misalignment margin do not fit into the volume.
+            ShapeError: the crop does not fit into the volume.
         """
-        margin = augmentation.misalign_pixels if augmentation.misalign else 0
-        need = (training.crop[0], training.crop[1] + 2 * margin, training.crop[2] + 2 * margin)
-        if any(n > size for n, size in zip(need, raw.shape, strict=True)):
+        if any(n > size for n, size in zip(training.crop, raw.shape, strict=True)):
             raise ShapeError(
-                f"student.training.crop: {list(training.crop)} with a misalignment margin of {margin} needs "
-                f"{list(need)}, found a training volume of {list(raw.shape)} (z, y, x)"
+                f"student.training.crop: {list(training.crop)}, found a training volume of {list(raw.shape)} (z, y, x)"
             )
-        self.raw, self.need, self.margin = raw, need, margin
+        self.raw, self.training, self.augmentation = raw, training, augmentation
         self.labels = None if labels is None else as_label_tensor(labels).numpy()
-        self.training, self.augmentation = training, augmentation
 
     def __len__(self) -> int:
         return self.training.steps * self.training.batch
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Raw (1, D, H, W) float32 in [0, 1] and labels (D, H, W) int64, all 0 for a volume without."""
+    def window(self, index: int) -> Window:
+        """Cut a crop and draw its augmentation.
+
+        The window lies inside the volume wherever it can: only a volume too small for crop and margin makes the
+        augmentation mirror what is missing.
+        """
         rng = np.random.default_rng((self.training.seed, 1, index))
-        start = [int(rng.integers(0, size - n + 1)) for n, size in zip(self.need, self.raw.shape, strict=True)]
-        at = tuple(slice(s, s + n) for s, n in zip(start, self.need, strict=True))
-        raw, labels = as_unit_range(self.raw[at]), None if self.labels is None else self.labels[at]
-        raw, labels = misaligned_crop(raw, labels, self.margin, rng, self.augmentation.misalign)
-        raw, labels = augment(raw, labels, self.augmentation, rng)
-        image = torch.from_numpy(np.ascontiguousarray(raw)).unsqueeze(0)
+        crop = self.training.crop
+        plan = draw(crop, self.augmentation, rng)
+        cut, origin = [], []
+        for size, length, margin in zip(self.raw.shape, crop, (0, *plan.margin), strict=True):
+            spare = margin if length + 2 * margin <= size else 0
+            start = int(rng.integers(spare, size - length - spare + 1))
+            first = max(0, start - margin)
+            cut.append(slice(first, min(size, start + length + margin)))
+            origin.append(start - first)
+        at = tuple(cut)
+        labels = None if self.labels is None else torch.from_numpy(np.array(self.labels[at]))
+        return Window(torch.from_numpy(np.array(as_unit_range(self.raw[at]))), labels, plan, (origin[1], origin[2]))
+
+    def __getitem__(self, index: int) -> Batch:
+        """Raw (1, D, H, W) float32 in [0, 1] and labels (D, H, W) int64, all 0 for a volume without."""
+        return self.finish(self.window(index))
+
+    def finish(self, window: Window) -> Batch:
+        """Carry the augmentation of a window out, on the device where it lies; the item it gives."""
+        raw, labels = apply(window.raw, window.labels, window.plan, window.origin)
         if labels is None:
-            return image, torch.zeros(image.shape[1:], dtype=torch.int64)
-        target = torch.from_numpy(np.ascontiguousarray(labels))
-        return image, widen_borders(target) if self.training.widen_borders else target
+            return raw[None], torch.zeros(raw.shape, dtype=torch.int64, device=raw.device)
+        return raw[None], widen_borders(labels) if self.training.widen_borders else labels
+
+
+class _Windows(Dataset[Window]):
+    """What data workers make where the augmentation is carried out later."""
+
+    def __init__(self, crops: Crops) -> None:
+        self.crops = crops
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, index: int) -> Window:
+        return self.crops.window(index)
 
 
 def as_unit_range(raw: NDArray[Any]) -> NDArray[np.float32]:
@@ -86,18 +143,47 @@ def _leave_signals_to_the_loop(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def loader(crops: Crops, first_step: int, *, rank: int = 0, ranks: int = 1) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Batches from `first_step` on; with several ranks each gets its share of every step's batch."""
-    training = crops.training
+def batches(crops: Crops, first_step: int, device: torch.device, *, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+    """Batches from `first_step` on, augmented where `student.augment.device` says; what they hold is the same.
+
+    Args:
+        crops: the items.
+        first_step: steps done already.
+        device: of the training; with `augment.device: train` batches come from there, else from the CPU.
+        rank: this process.
+        ranks: how many share every step's batch.
+    """
+    if crops.augmentation.device == "worker":
+        yield from loader(crops, first_step, rank=rank, ranks=ranks)
+        return
+    for windows in _load(_Windows(crops), crops.training, first_step, rank, ranks, collate=list):
+        raw, labels = zip(*(crops.finish(window.to(device)) for window in windows), strict=True)
+        yield torch.stack(raw), torch.stack(labels)
+
+
+def loader(crops: Crops, first_step: int, *, rank: int = 0, ranks: int = 1) -> DataLoader[Batch]:
+    """Batches from `first_step` on, augmented by the workers; with several ranks each gets its share of every batch."""
+    return _load(crops, crops.training, first_step, rank, ranks)
+
+
+def _load(
+    items: Dataset[Any],
+    training: TrainingConfig,
+    first_step: int,
+    rank: int,
+    ranks: int,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> DataLoader[Any]:
     order = [
         (step * ranks + rank) * training.batch + item
         for step in range(first_step, training.steps)
         for item in range(training.batch)
     ]
     return DataLoader(
-        crops,
+        items,
         generator=torch.Generator(),  # so that making a loader leaves torch's own random state alone
         worker_init_fn=_leave_signals_to_the_loop,
+        collate_fn=collate,
         batch_size=training.batch,
         sampler=order,
         num_workers=training.workers,

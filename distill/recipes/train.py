@@ -34,7 +34,7 @@ from distill.recipes.models import find_weights, student_metadata, teacher_metad
 from distill.recipes.report import report_after_training
 from distill.recipes.validation import Judged, validate
 from distill.recipes.volumes import Runtime
-from distill.sampling import Crops, loader
+from distill.sampling import Crops, batches
 from distill.state import Average, State
 from distill.timing import Split, StepClock
 from distill.volume import Volume, check_pair, every_section, open_labels, open_volume
@@ -159,7 +159,7 @@ def train(
         fit,
         state,
         module,
-        loader(crops, state.step, rank=ranks.rank, ranks=ranks.size),
+        batches(crops, state.step, fabric.device, rank=ranks.rank, ranks=ranks.size),
         training,
         fabric,
         clock=joint.clock,

@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.affinity import as_label_tensor, widen_borders
-from distill.config import AugmentConfig, TrainingConfig
+from distill.config import AUGMENTATIONS, AugmentConfig, TrainingConfig
 from distill.errors import ShapeError
-from distill.sampling import Crops, as_unit_range, loader
+from distill.sampling import Crops, as_unit_range, batches, loader
 
 SHAPE = (6, 20, 24)
-STILL = AugmentConfig(
-    flips=False, transposes=False, grey=0, grey_section=0, noise=0, blur=0, missing=0, misalign=0, misalign_pixels=0
-)
+STILL = AugmentConfig().only()
 MOVING = STILL.model_copy(update={"flips": True, "transposes": True, "misalign": 0.7, "misalign_pixels": 3})
-WILD = AugmentConfig(grey=1, grey_section=1, noise=1, blur=1, missing=1, misalign=1)
+WILD = AugmentConfig(elastic_pixels=2, elastic_spacing=5, elastic_sections=2).only(*AUGMENTATIONS)
 
 
 def training(**changes: Any) -> TrainingConfig:
@@ -90,7 +88,7 @@ def test_the_same_seed_and_index_give_the_same_crop() -> None:
     assert not same([first[0]], [first[1]])
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:This DataLoader will create:UserWarning")
 def test_the_number_of_workers_changes_nothing() -> None:
     raw, labels = numbered()
     alone, helped = (
@@ -150,24 +148,77 @@ def test_large_ids_stay_distinct() -> None:
     assert set(target.flatten().tolist()) <= set(as_label_tensor(labels).flatten().tolist())
 
 
-@pytest.mark.parametrize(
-    ("crop", "augmentation", "fits"),
-    [
-        ((6, 20, 24), STILL, True),
-        ((7, 20, 24), STILL, False),
-        ((6, 21, 24), STILL, False),
-        ((6, 14, 18), MOVING, True),
-        ((6, 15, 18), MOVING, False),
-        ((6, 20, 24), MOVING.model_copy(update={"misalign": 0.0}), True),
-    ],
-)
-def test_a_crop_must_fit_with_its_margin(crop: tuple[int, int, int], augmentation: AugmentConfig, fits: bool) -> None:
+def test_a_crop_must_fit() -> None:
     raw, labels = numbered()
-    if fits:
-        assert Crops(raw, labels, training(crop=crop), augmentation)[0][1].shape == crop
-    else:
+    assert Crops(raw, labels, training(crop=SHAPE), WILD)[0][1].shape == SHAPE
+    for crop in ((7, 20, 24), (6, 21, 24), (6, 20, 25)):
         with pytest.raises(ShapeError, match=r"student\.training\.crop: .* found a training volume of \[6, 20, 24\]"):
-            Crops(raw, labels, training(crop=crop), augmentation)
+            Crops(raw, labels, training(crop=crop), WILD)
+
+
+def test_the_window_has_its_margin_where_the_volume_has_room() -> None:
+    raw, labels = numbered()
+    big, known = raw.repeat(4, 1).repeat(4, 2), labels.repeat(4, 1).repeat(4, 2)
+    margins = set()
+    for index in range(60):
+        window = Crops(big, known, training(steps=60), WILD).window(index)
+        margin = window.plan.margin
+        margins.add(margin)
+        assert window.origin == margin
+        assert window.raw.shape == (3, 8 + 2 * margin[0], 8 + 2 * margin[1])
+        assert window.labels is not None
+        assert window.labels.shape == window.raw.shape
+    assert len(margins) > 5
+
+
+def test_a_window_takes_what_a_small_volume_has() -> None:
+    raw, labels = numbered()
+    for index in range(20):
+        window = Crops(raw, labels, training(crop=(6, 16, 16), steps=20), WILD).window(index)
+        assert window.labels is not None
+        corner = np.unravel_index(int(window.labels[0, 0, 0]) - 1, SHAPE)
+        for axis, size in ((1, 20), (2, 24)):
+            margin, origin = window.plan.margin[axis - 1], window.origin[axis - 1]
+            start = int(corner[axis]) + origin
+            assert 0 <= start <= size - 16
+            assert origin == min(start, margin)
+            assert int(corner[axis]) + window.raw.shape[axis] == min(size, start + 16 + margin)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("known", [True, False])
+def test_augmented_where_the_networks_are_trained_batches_are_the_same(workers: int, known: bool) -> None:
+    raw, labels = numbered()
+    there = WILD.model_copy(update={"device": "train"})
+    by_workers, here = (
+        [
+            tuple(batch)
+            for batch in batches(
+                Crops(raw, labels if known else None, training(workers=workers, widen_borders=True), augmentation),
+                2,
+                torch.device("cpu"),
+            )
+        ]
+        for augmentation in (WILD, there)
+    )
+    assert len(here) == 3
+    assert same(by_workers, here)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_augments_like_a_worker() -> None:
+    raw, labels = numbered()
+    there = WILD.model_copy(update={"device": "train"})
+    here = loader(Crops(raw, labels, training(), WILD), 0)
+    for (image, target), (wanted, known) in zip(
+        batches(Crops(raw, labels, training(), there), 0, torch.device("cuda")), here, strict=True
+    ):
+        assert image.is_cuda
+        assert target.is_cuda
+        torch.testing.assert_close(image.cpu(), wanted, atol=1e-3, rtol=0)
+        assert float((target.cpu() != known).float().mean()) < 0.01  # places half-way between two voxels
 
 
 @pytest.mark.parametrize(
