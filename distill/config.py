@@ -320,7 +320,7 @@ class AugmentConfig(_Strict):
     grey_section: float = Field(0.3, ge=0, le=1)  # the same, anew for every section
     grey_section_strength: float = Field(0.5, ge=0)
     contrast_jump: float = Field(0.05, ge=0, le=1)  # the same, in one section
-    contrast_jump_strength: float = Field(2.0, ge=0)
+    contrast_jump_strength: float = Field(1.5, ge=0)
     noise: float = Field(0.3, ge=0, le=1)
     noise_sigma: float = Field(0.06, ge=0)  # at most, grey values 0 to 1
     blur: float = Field(0.1, ge=0, le=1)

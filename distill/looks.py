@@ -99,24 +99,22 @@ def draw_look(shape: Triple, config: AugmentConfig, rng: np.random.Generator) ->
 
 def _draw_tone(count: int, strength: float, rng: np.random.Generator) -> Tone:
     """Strength 1: contrast changed by up to 30 %, brightness by 0.15, gamma by a factor of up to 1.5."""
-    drawn = rng.uniform(-strength, strength, (3, count))
-    return _tone(*drawn)
+    return _tone(rng.uniform(-strength, strength, (3, count)), None)
 
 
 def _draw_jump(section: int, strength: float, rng: np.random.Generator) -> Tone:
     """As `_draw_tone`, but at least half as strong as it can be, so that the section stands out."""
-    drawn = strength * rng.uniform(0.5, 1, (3, 1)) * rng.choice([-1, 1], (3, 1))
-    return _tone(*drawn, section=section)
+    return _tone(strength * rng.uniform(0.5, 1, (3, 1)) * rng.choice([-1, 1], (3, 1)), section)
 
 
-def _tone(
-    contrast: NDArray[np.float64],
-    brightness: NDArray[np.float64],
-    gamma: NDArray[np.float64],
-    section: int | None = None,
-) -> Tone:
-    values = (np.maximum(0, 1 + 0.3 * contrast), 0.15 * brightness, 2.0 ** (0.6 * gamma))
-    return Tone(*(value.astype(np.float32) for value in values), section=section)
+def _tone(drawn: NDArray[np.float64], section: int | None) -> Tone:
+    contrast, brightness, gamma = drawn
+    return Tone(
+        np.maximum(0, 1 + 0.3 * contrast).astype(np.float32),
+        (0.15 * brightness).astype(np.float32),
+        (2.0 ** (0.6 * gamma)).astype(np.float32),
+        section,
+    )
 
 
 def _draw_blank(rng: np.random.Generator) -> float | None:
@@ -132,7 +130,7 @@ def _draw_part(height: int, width: int, share: float, rng: np.random.Generator) 
     y, x = y - rng.integers(height), x - rng.integers(width)
     along, across = math.cos(turn) * y + math.sin(turn) * x, (math.cos(turn) * x - math.sin(turn) * y) / flat
     if rng.random() < 0.5:
-        angle, edge = np.arctan2(across, along), 1.0
+        angle, edge = np.arctan2(across, along), np.ones((height, width))
         for k in range(2, 6):
             edge = edge + rng.uniform(0, 0.4) / k * np.cos(k * angle + rng.uniform(0, 2 * math.pi))
         part: NDArray[np.bool_] = np.hypot(along, across) <= radius * edge
@@ -140,8 +138,8 @@ def _draw_part(height: int, width: int, share: float, rng: np.random.Generator) 
     corners = int(rng.integers(3, 7))
     inside = np.ones((height, width), dtype=bool)
     for k in range(corners):
-        angle = 2 * math.pi * (k + rng.uniform(-0.3, 0.3)) / corners
-        inside &= along * math.cos(angle) + across * math.sin(angle) <= radius * rng.uniform(0.5, 1)
+        turned = 2 * math.pi * (k + rng.uniform(-0.3, 0.3)) / corners
+        inside &= along * math.cos(turned) + across * math.sin(turned) <= radius * rng.uniform(0.5, 1)
     return inside
 
 
@@ -149,7 +147,7 @@ def gaussian(sigma: float) -> Floats:
     """Gaussian weights (K,), cut off at three sigma."""
     reach = max(1, math.ceil(3 * sigma))
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 1e-3)) ** 2)
-    return (weights / weights.sum()).astype(np.float32)
+    return _of_sum_one(weights)
 
 
 def disc(radius: float) -> Floats:
@@ -157,7 +155,7 @@ def disc(radius: float) -> Floats:
     reach = math.ceil(radius)
     y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
     weights = np.clip(radius + 0.5 - np.hypot(y, x), 0, 1)
-    return (weights / weights.sum()).astype(np.float32)
+    return _of_sum_one(weights)
 
 
 def line(length: float, angle: float) -> Floats:
@@ -172,7 +170,12 @@ def line(length: float, angle: float) -> Floats:
             share = (1 - np.abs(y - top - dy)) * (1 - np.abs(x - left - dx))
             np.add.at(weights, (top + dy, left + dx), share)
     weights = weights[:-1, :-1]  # the last row and column take shares of 0 alone
-    return (weights / weights.sum()).astype(np.float32)
+    return _of_sum_one(weights)
+
+
+def _of_sum_one(weights: NDArray[np.float64]) -> Floats:
+    scaled: Floats = (weights / weights.sum()).astype(np.float32)
+    return scaled
 
 
 def apply_look(raw: Tensor, look: Look) -> Tensor:

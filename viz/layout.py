@@ -72,8 +72,9 @@ def image_grid(
         bottom = up - (row + 1) * (head + tall) - row * foot
         ax = fig.add_axes((left / across, bottom / up, wide / across, tall / up))
         top = 72 * head / dpi - 2
-        _annotate(ax, chr(ord("a") + k), (0, 1), (0, top + 0.8)).set(fontsize=8, fontweight="bold", gid="letter")
-        _annotate(ax, "\n".join(title), (0, 1), (9.5, top)).set_gid("title")
+        letter = chr(ord("a") + k)
+        _annotate(ax, letter, (0, 1), (0, top + 0.8)).set(fontsize=8, fontweight="bold", gid="letter")
+        _annotate(ax, "\n".join(title), (0, 1), (11.5 if letter in "mw" else 9.5, top)).set_gid("title")
         _annotate(ax, "\n".join(note), (0, 0), (0, -5)).set(fontsize=6, color="0.3", gid="note")
         axes.append(ax)
     return fig, axes
