@@ -28,7 +28,7 @@ from distill.ranks import Ranks
 from distill.recipes.joint import Joint
 from distill.recipes.launch import compile_networks, launch, lay_out
 from distill.recipes.train import Parts, open_parts
-from distill.sampling import Crops, loader
+from distill.sampling import Crops, batches
 from distill.state import Average, State
 from distill.timing import PARTS, Split, StepClock
 
@@ -70,7 +70,11 @@ class Variant:
             fit(
                 self.state,
                 self.module,
-                loader(Crops(self.parts.train_raw, self.parts.train_labels, training, found.augment), self.state.step),
+                batches(
+                    Crops(self.parts.train_raw, self.parts.train_labels, training, found.augment),
+                    self.state.step,
+                    self.fabric.device,
+                ),
                 training,
                 self.fabric,
                 clock=self.joint.clock,
