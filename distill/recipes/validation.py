@@ -23,7 +23,7 @@ from distill.recipes.volumes import Runtime, Segmented, student_volume, teacher_
 
 MERGE_THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
 # z, y, x; tried beside the configured ones
-SEED_THRESHOLDS = ((0.65, 0.8, 0.8), (0.8, 0.8, 0.8), (0.8, 0.9, 0.9), (0.9, 0.9, 0.9), (0.97, 0.95, 0.95))
+SEED_THRESHOLDS = ((0.8, 0.8, 0.8), (0.8, 0.9, 0.9), (0.9, 0.9, 0.9), (0.9, 0.95, 0.95), (0.97, 0.95, 0.95))
 
 
 @dataclass(frozen=True)
