@@ -260,8 +260,24 @@ class DistillLoss(_Strict):
     cross_from: Literal["embedding", "logits"] = "embedding"
     graft: float = Field(1.0, ge=0)
     graft_distances: tuple[int, ...] = (1, 2, 3, 4)
+    graft_from: Literal["labels", "teacher"] = "labels"  # targets: of the labels, or the teacher's own clamped cosines
     masks: float = Field(0.0, ge=0)  # the teacher's soft instance masks, times the query losses' own weights
     detach_teacher: bool = False  # stop cross and graft gradients at the teacher; masks never reach it
+
+
+class UnlabelledVolume(_Strict):
+    """A raw volume for the terms that need no labels."""
+
+    raw: str
+    sections: tuple[int, int] | None = None  # from, to (exclusive); left out, all of them
+    resolution: tuple[float, float, float] | None = None  # nm z, y, x, where the file has none
+    every: int = Field(1, ge=1)  # only every so many sections; section numbers count those
+
+    @model_validator(mode="after")
+    def _in_order(self) -> UnlabelledVolume:
+        if self.sections is not None and not 0 <= self.sections[0] < self.sections[1]:
+            raise ValueError(f"sections: found {list(self.sections)}, expected 0 <= first < last section")
+        return self
 
 
 class DataConfig(_Strict):
@@ -274,6 +290,7 @@ class DataConfig(_Strict):
     train: tuple[int, int]  # sections from, to (exclusive)
     validation: tuple[int, int]
     test: tuple[int, int] | None = None  # for the scores of `distill ablate`; neither trained nor chosen on
+    unlabelled: tuple[UnlabelledVolume, ...] = ()
 
     @property
     def parts(self) -> dict[str, tuple[int, int]]:
@@ -290,6 +307,18 @@ class DataConfig(_Strict):
             own, theirs = self.parts[one], self.parts[other]
             if own[0] < theirs[1] and theirs[0] < own[1]:
                 raise ValueError(f"{other}: {list(theirs)} overlaps {one} {list(own)}")
+        for k, volume in enumerate(self.unlabelled):
+            if volume.raw != self.raw:
+                continue
+            if volume.every != self.every:
+                raise ValueError(
+                    f"unlabelled.{k}.every: found {volume.every}, expected {self.every} as of the same raw"
+                )
+            for name in self.parts.keys() - {"train"}:
+                kept = self.parts[name]
+                if volume.sections is None or (volume.sections[0] < kept[1] and kept[0] < volume.sections[1]):
+                    shown = "all" if volume.sections is None else list(volume.sections)
+                    raise ValueError(f"unlabelled.{k}.sections: {shown} of the same raw overlap {name} {list(kept)}")
         return self
 
 
@@ -358,6 +387,7 @@ class TrainingConfig(_Strict):
     crop: tuple[int, int, int] = (18, 160, 160)
     batch: int = Field(2, ge=1)
     teacher_every: int = Field(1, ge=1)  # the 3D network runs every so many steps, the student at each
+    unlabelled_every: int = Field(2, ge=2)  # after the warm-up every so many steps one is of `data.unlabelled`
     widen_borders: bool = True
     lr: float = Field(1e-4, gt=0)
     lr_warmup: int = Field(0, ge=0)
@@ -457,6 +487,34 @@ class Pair(_Strict):
                 "expected one above 0, or student.loss.masks 0"
             )
         return self
+
+    @model_validator(mode="after")
+    def _unlabelled_steps_have_losses(self) -> Pair:
+        loss, queries = self.student.loss, self.teacher.queries
+        if self.student.data.unlabelled and not (
+            loss.cross
+            or (loss.graft and loss.graft_from == "teacher")
+            or (loss.masks and queries.every == 1 and queries.start <= self.student.training.warmup)
+        ):
+            raise ValueError(
+                "student.data.unlabelled: no loss at every step without labels; expected student.loss.cross above 0, "
+                "student.loss.graft with graft_from teacher, or student.loss.masks at every step after the warm-up "
+                "(teacher.queries.every 1, start no later than the warm-up)"
+            )
+        return self
+
+    def unlabelled_at(self, step: int) -> bool:
+        """Whether a step is of the unlabelled volumes: after the warm-up the last of every `unlabelled_every`."""
+        training = self.student.training
+        phase = step % training.unlabelled_every == training.unlabelled_every - 1
+        return bool(self.student.data.unlabelled) and step >= training.warmup and phase
+
+    def labelled_before(self, step: int) -> int:
+        """How many of the steps before this one are of the labelled volume; `teacher_every` and such count those."""
+        training = self.student.training
+        if not self.student.data.unlabelled or step <= training.warmup:
+            return step
+        return step - (step // training.unlabelled_every - training.warmup // training.unlabelled_every)
 
     @property
     def distils(self) -> bool:

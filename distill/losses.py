@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.affinity import MULTI, affinity_targets, class_balance, embedding_affinity, section_labels, unit
+from distill.affinity import (
+    MULTI,
+    Targets,
+    affinity_targets,
+    class_balance,
+    embedding_affinity,
+    section_labels,
+    unit,
+)
 from distill.geometry import Triple
 from distill.matching import Match
 
@@ -85,7 +93,7 @@ def cross_dimension_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Ten
 
 
 def grafting_loss(
-    previous: Tensor, current: Tensor, teacher: Tensor, labels: Tensor, distances: Sequence[int] = (1, 2, 3, 4)
+    previous: Tensor, current: Tensor, teacher: Tensor, labels: Tensor | None, distances: Sequence[int] = (1, 2, 3, 4)
 ) -> Tensor:
     """FGI: the student's embeddings take a place in the teacher's volume (Liu et al., CVPR 2024).
 
@@ -97,17 +105,19 @@ def grafting_loss(
         previous: (B, E, D - 1, H, W) previous-branch embeddings of sections 0 .. D - 2.
         current: (B, E, D - 1, H, W) current-branch embeddings of sections 1 .. D - 1.
         teacher: (B, E, D, H, W).
-        labels: (B, D, H, W) int64.
+        labels: (B, D, H, W) int64; None: the targets are the teacher's own clamped cosines at each distance, without
+            gradient.
         distances: in sections, each at least 1; those that leave the block are left out.
 
     Returns:
         Mean over the branches and distances that fit.
     """
-    depth = labels.shape[1]
+    depth = teacher.shape[2]
     losses = []
     before, now, taught = unit(previous), unit(current), unit(teacher)
     for k in distances:
-        truth = section_labels(labels, k)  # section z against z - k
+        # section z against z - k
+        truth = _section_cosines(teacher.detach(), k) if labels is None else section_labels(labels, k)
         for student, first in ((before, 0), (now, 1)):
             count = min(student.shape[2], depth - k - first)
             if count < 1:
@@ -117,6 +127,13 @@ def grafting_loss(
             target, valid = truth.target[:, there], truth.valid[:, there]
             losses.append(weighted_mse(predicted, target, class_balance(target, valid), valid))
     return torch.stack(losses).mean() if losses else teacher.new_zeros((), dtype=torch.float32)
+
+
+def _section_cosines(embedding: Tensor, distance: int) -> Targets:
+    """Soft z-targets of an embedding volume (B, E, D, H, W), as `section_labels` gives them of labels."""
+    nothing = embedding.new_zeros((len(embedding), *embedding.shape[2:]), dtype=torch.int64)
+    cosine = embedding_affinity(embedding, [(-distance, 0, 0)])[:, 0]
+    return Targets(cosine, section_labels(nothing, distance).valid)
 
 
 def instance_targets(labels_HW: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ have seen, whatever the number of workers.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,6 +122,37 @@ class _Windows(Dataset[Window]):
 
     def __getitem__(self, index: int) -> Window:
         return self.crops.window(index)
+
+
+class MixedCrops(Crops):
+    """Crops of a labelled volume and, at some steps, of volumes without labels; index = position in the run."""
+
+    def __init__(
+        self,
+        labelled: Crops,
+        others: Sequence[Crops],
+        unlabelled_at: Callable[[int], bool],
+        *,
+        ranks: int = 1,
+    ) -> None:
+        """Mix volumes that are in memory already.
+
+        Args:
+            labelled: of the steps with labels.
+            others: at least one, without labels, with the same settings.
+            unlabelled_at: whether a step is of the others; the whole batch is then.
+            ranks: processes that share every step.
+        """
+        super().__init__(labelled.raw, labelled.labels, labelled.training, labelled.augmentation)
+        self.others, self.unlabelled_at, self.per_step = others, unlabelled_at, labelled.training.batch * ranks
+        self.share = np.array([crops.raw.size for crops in others], dtype=np.float64)
+
+    def window(self, index: int) -> Window:
+        """As `Crops`; without labels a volume is drawn by its size."""
+        if not self.unlabelled_at(index // self.per_step):
+            return super().window(index)
+        rng = np.random.default_rng((self.training.seed, 3, index))
+        return self.others[int(rng.choice(len(self.others), p=self.share / self.share.sum()))].window(index)
 
 
 def as_unit_range(raw: NDArray[Any]) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import distill
-from distill.config import Pair, checked_pair, dump
+from distill.config import Pair, checked_pair
 from distill.errors import CheckpointError, DistillError, SourceError
 from distill.ranks import from_environment
 from distill.recipes.ablation_scores import (
@@ -25,7 +25,7 @@ from distill.recipes.ablation_scores import (
 )
 from distill.recipes.ablation_table import Row, bars, markdown
 from distill.recipes.models import find_weights, pick_device
-from distill.recipes.train import Progress, open_data, read_sections, train
+from distill.recipes.train import Progress, differing_file, open_data, read_sections, train
 from distill.recipes.volumes import Runtime
 from viz.charts import ablation_figure
 
@@ -76,7 +76,7 @@ def variant_of(config: Pair, variant: str, seed: int) -> Pair:
     for term in _TERMS:
         loss[term] = (loss[term] or 1.0) if term in terms else 0.0
     if not terms:
-        values["teacher"]["loss"] = {"multi_offset": 0.0, "affinity": 0.0}
+        values["teacher"] |= {"weights": None, "frozen": False, "loss": {"multi_offset": 0.0, "affinity": 0.0}}
         values["teacher"]["queries"]["teacher"] = 0.0
     values["student"]["training"]["seed"] = seed
     return checked_pair(values, {part: f"variant {variant!r}, {part}" for part in values})
@@ -180,17 +180,16 @@ def is_finished(run: Run) -> bool:
     """
     try:
         ended = json.loads((run.folder / "run.json").read_text(encoding="utf-8")).get("ended")
-        texts = {name: (run.folder / name).read_text(encoding="utf-8") for name in ("teacher.yaml", "student.yaml")}
     except (OSError, ValueError, AttributeError):
         return False
     if ended != "done":
         return False
-    for name, wanted in (("teacher.yaml", dump(run.config.teacher)), ("student.yaml", dump(run.config.student))):
-        if texts[name] != wanted:
-            raise CheckpointError(
-                f"{run.folder / name}: a finished run of another configuration; expected that of variant "
-                f"{run.variant!r}, or another --out"
-            )
+    different = differing_file(run.folder, run.config)
+    if different is not None:
+        raise CheckpointError(
+            f"{different}: a finished run of another configuration; expected that of variant {run.variant!r}, or "
+            "another --out"
+        )
     return True
 
 

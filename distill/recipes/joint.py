@@ -44,7 +44,7 @@ from distill.losses import (
 )
 from distill.matching import Match, match
 from distill.recipes.models import build_decoder, build_slab, build_student, build_teacher, start_teacher
-from distill.soft_masks import QueryPairs, pairs_by_instance, soft_mask_cross_entropy, soft_mask_dice
+from distill.soft_masks import QueryPairs, pairs_by_instance, pairs_by_overlap, soft_mask_cross_entropy, soft_mask_dice
 from distill.timing import StepClock
 from students.section import Student
 from students.slab import SlabAdapter
@@ -102,9 +102,11 @@ class Joint(nn.Module):
 
         Args:
             batch: raw (B, 1, D, H, W) in [0, 1] and labels (B, D, H, W) int64.
-            step: steps done so far; decides the phase and seeds what is random.
+            step: steps done so far; decides the phase, whether there are labels, and seeds what is random.
         """
         raw, labels = batch
+        if self.config.unlabelled_at(step):
+            return self._unlabelled_terms(raw, step)
         with_queries = self._queries_now(step)
         targets = affinity_targets(labels)
         self.clock.mark("losses")
@@ -123,6 +125,28 @@ class Joint(nn.Module):
         if with_queries:
             terms.update(self._query_terms(taught, seen, labels, step))
         return terms
+
+    def _unlabelled_terms(self, raw: Tensor, step: int) -> dict[str, Tensor]:
+        """What the teacher teaches on a volume without labels; it is taken as it is there, without gradients."""
+        assert self.teacher is not None
+        nothing = raw.new_zeros((len(raw), *raw.shape[2:]), dtype=torch.int64)
+        targets = affinity_targets(nothing)  # for the edges that there are
+        with torch.no_grad():
+            taught: TeacherOutput = self.teacher(raw)
+        self.clock.mark("teacher")
+        queries, turn = self.config.teacher.queries, step // self.config.student.training.unlabelled_every
+        with_masks = self.config.student.loss.masks > 0 and step >= queries.start and turn % queries.every == 0
+        seen = self.view(raw, with_masks)
+        self.clock.mark("student")
+        terms = self._distillation(taught, seen, None, targets)
+        if with_masks:
+            given = self._decoder_inputs(taught, seen)
+            decoded = self._decode(given, step)
+            of_student, taught_masks = slice(len(raw), None), decoded.masks[-1][: len(raw)].detach()
+            pairs = pairs_by_overlap(decoded.masks[0][of_student], taught_masks)
+            points = draw_points(taught_masks[:, 0], queries.points, self._drawing(step)) if queries.points else None
+            terms["masks"] = self._taught_masks_term(decoded, of_student, taught_masks, pairs, points)
+        return {f"unlabelled_{name}": term for name, term in terms.items()}
 
     def view(self, raw: Tensor, with_slab: bool) -> StudentVolume:
         """Run the student over all slice pairs; every section is encoded once."""
@@ -149,7 +173,8 @@ class Joint(nn.Module):
 
     def _queries_now(self, step: int) -> bool:
         queries = self.config.teacher.queries
-        due = step >= queries.start and (step - queries.start) % queries.every == 0
+        since = self.config.labelled_before(step) - self.config.labelled_before(queries.start)
+        due = step >= queries.start and since % queries.every == 0
         of_teacher = queries.teacher > 0 and self._teacher_now(step)
         return due and (of_teacher or queries.student > 0 or self._masks_now(step))
 
@@ -159,7 +184,8 @@ class Joint(nn.Module):
 
     def _teacher_now(self, step: int) -> bool:
         """Whether the 3D network may run: never for a student alone, else every `teacher_every` steps."""
-        return self.teacher is not None and step % self.config.student.training.teacher_every == 0
+        every = self.config.student.training.teacher_every
+        return self.teacher is not None and self.config.labelled_before(step) % every == 0
 
     def _distils_now(self, step: int) -> bool:
         return self.config.distils and step >= self.config.student.training.warmup
@@ -200,7 +226,7 @@ class Joint(nn.Module):
         return terms
 
     def _distillation(
-        self, taught: TeacherOutput, seen: StudentVolume, labels: Tensor, targets: Targets
+        self, taught: TeacherOutput, seen: StudentVolume, labels: Tensor | None, targets: Targets
     ) -> dict[str, Tensor]:
         loss = self.config.student.loss
         terms: dict[str, Tensor] = {}
@@ -217,40 +243,28 @@ class Joint(nn.Module):
                 given = given.detach() if loss.detach_teacher else given
                 mine, valid = half_resolution(seen.affinity), half_resolution(valid.float()) > 0
             terms["cross"] = loss.cross * cross_dimension_loss(mine, given, valid)
-        if loss.graft:
+        own = loss.graft_from == "teacher"
+        if loss.graft and (own or labels is not None):
             assert embedding is not None
             terms["graft"] = loss.graft * grafting_loss(
-                seen.previous.float(), seen.current.float(), embedding, labels, loss.graft_distances
+                seen.previous.float(),
+                seen.current.float(),
+                embedding,
+                None if own else labels,
+                loss.graft_distances,
             )
         return terms
 
     def _query_terms(
         self, taught: TeacherOutput | None, seen: StudentVolume | None, labels: Tensor, step: int
     ) -> dict[str, Tensor]:
-        """Both networks' blocks go through the decoder as one batch, so that its batch norms see what they serve."""
-        weights, seed = self.config.teacher.queries, self.config.student.training.seed
-        given: dict[str, DecoderInput] = {}
+        """Masks of both networks against the labels, and of the student against the teacher's."""
+        weights = self.config.teacher.queries
         with_masks = taught is not None and self._masks_now(step)
-        if taught is not None and (weights.teacher or with_masks):
-            whole = taught.decoder_input
-            alone = weights.detach_teacher or not weights.teacher  # only read, for its masks
-            features = whole.features.detach() if alone else whole.features
-            given["teacher"] = DecoderInput(features[:, :, 1:], whole.affinity_logits[:, :, 1:].float().detach())
-        if seen is not None and seen.decoder_input is not None:
-            given["student"] = DecoderInput(
-                seen.decoder_input.features, seen.decoder_input.affinity_logits.float().detach()
-            )
-        parts = list(given.values())
-        both = DecoderInput(
-            torch.cat([part.features.to(parts[0].features.dtype) for part in parts]),
-            torch.cat([part.affinity_logits for part in parts]),
-        )
+        given = self._decoder_inputs(taught if weights.teacher or with_masks else None, seen)
         instances = compact_blocks(instance_targets(split_instances(labels[:, 1:])))
-        self.clock.mark("losses")
-        decoded = self.decoder(both, order="random", rng=np.random.default_rng((seed, 2, step)))
-        self.clock.mark("decoder")
-        batch = len(labels)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        decoded = self._decode(given, step)
+        batch, generator = len(labels), self._drawing(step)
         terms: dict[str, Tensor] = {}
         pairs: dict[str, list[Match]] = {}
         for row, name in enumerate(given):
@@ -266,6 +280,38 @@ class Joint(nn.Module):
                 shared = pairs_by_instance(pairs["student"], pairs["teacher"], taught_masks)
                 terms["masks"] = self._taught_masks_term(decoded, part, taught_masks, shared, points)
         return terms
+
+    def _decoder_inputs(self, taught: TeacherOutput | None, seen: StudentVolume | None) -> dict[str, DecoderInput]:
+        """What there is for the decoder, the teacher's first."""
+        weights = self.config.teacher.queries
+        given: dict[str, DecoderInput] = {}
+        if taught is not None:
+            whole = taught.decoder_input
+            alone = weights.detach_teacher or not weights.teacher  # only read, for its masks
+            features = whole.features.detach() if alone else whole.features
+            given["teacher"] = DecoderInput(features[:, :, 1:], whole.affinity_logits[:, :, 1:].float().detach())
+        if seen is not None and seen.decoder_input is not None:
+            given["student"] = DecoderInput(
+                seen.decoder_input.features, seen.decoder_input.affinity_logits.float().detach()
+            )
+        return given
+
+    def _decode(self, given: Mapping[str, DecoderInput], step: int) -> DecoderOutput:
+        """Both networks' blocks go through the decoder as one batch, so that its batch norms see what they serve."""
+        parts = list(given.values())
+        both = DecoderInput(
+            torch.cat([part.features.to(parts[0].features.dtype) for part in parts]),
+            torch.cat([part.affinity_logits for part in parts]),
+        )
+        self.clock.mark("losses")
+        seed = self.config.student.training.seed
+        decoded: DecoderOutput = self.decoder(both, order="random", rng=np.random.default_rng((seed, 2, step)))
+        self.clock.mark("decoder")
+        return decoded
+
+    def _drawing(self, step: int) -> torch.Generator:
+        """Randomness of the voxels that a step's query losses draw."""
+        return torch.Generator().manual_seed(self.config.student.training.seed * 1_000_003 + step)
 
     def _mask_terms(
         self,

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 import distill
 from distill.checkpoint import save_weights
-from distill.config import Pair, dump
+from distill.config import Pair, dump, load_pair
 from distill.durable import replacing
 from distill.engine import MetricsLog, StepReport, fit, make_optimizer
-from distill.errors import CheckpointError, ConfigError, SourceError
+from distill.errors import CheckpointError, ConfigError, ShapeError, SourceError
 from distill.geometry import Box, Nanometres
 from distill.ranks import from_environment
 from distill.recipes.figures import run_figures
@@ -32,9 +32,10 @@ from distill.recipes.joint import Joint
 from distill.recipes.launch import compile_networks, launch, lay_out, leave
 from distill.recipes.models import find_weights, student_metadata, teacher_metadata
 from distill.recipes.report import report_after_training
+from distill.recipes.run_models import check_resolution
 from distill.recipes.validation import Judged, validate
 from distill.recipes.volumes import Runtime
-from distill.sampling import Crops, batches
+from distill.sampling import Crops, MixedCrops, batches
 from distill.state import Average, State
 from distill.timing import Split, StepClock
 from distill.volume import Volume, check_pair, every_section, open_labels, open_volume
@@ -106,6 +107,37 @@ def read_sections(volume: Volume, span: tuple[int, int]) -> NDArray[Any]:
     return volume.read(Box((span[0], 0, 0), (span[1], *volume.size[1:])))
 
 
+def training_crops(config: Pair, parts: Parts, ranks: int, note: Callable[[str], None]) -> Crops:
+    """Crops of the training part and, where the configuration names some, of unlabelled volumes.
+
+    Args:
+        config: of the run.
+        parts: the labelled volume.
+        ranks: processes that share every step.
+        note: called where voxels of an unlabelled volume are of another shape.
+
+    Raises:
+        DistillError: a volume that cannot be read or is too small for the crop.
+    """
+    training, augmentation = config.student.training, config.student.augment
+    labelled = Crops(parts.train_raw, parts.train_labels, training, augmentation)
+    others = []
+    for k, entry in enumerate(config.student.data.unlabelled):
+        volume = every_section(open_volume(entry.raw, resolution=entry.resolution), entry.every)
+        first, last = entry.sections or (0, volume.size[0])
+        if last > volume.size[0]:
+            raise ConfigError(
+                f"student.data.unlabelled.{k}.sections: ends at section {last}, but {entry.raw} has {volume.size[0]} "
+                "sections"
+            )
+        check_resolution({"resolution": parts.resolution}, volume, note)
+        try:
+            others.append(Crops(read_sections(volume, (first, last)), None, training, augmentation))
+        except ShapeError as error:
+            raise ConfigError(f"student.data.unlabelled.{k}: {entry.raw}: {error}") from None
+    return MixedCrops(labelled, others, config.unlabelled_at, ranks=ranks) if others else labelled
+
+
 def train(
     config: Pair, out: Path, *, resume: bool, device: str, progress: Progress, command: list[str]
 ) -> Split | None:
@@ -128,7 +160,7 @@ def train(
     ranks = from_environment()
     parts = open_parts(config)
     training = config.student.training
-    crops = Crops(parts.train_raw, parts.train_labels, training, config.student.augment)
+    crops = training_crops(config, parts, ranks.size, logger.warning if ranks.first else lambda text: None)
     fabric = launch(device, training.precision, ranks)
     torch.manual_seed(training.seed)
     joint = Joint(config, parts.resolution)
@@ -194,17 +226,30 @@ def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:
         raise SourceError(f"{out}: holds a run already; expected a new folder, or --resume to go on with it")
     if (out / "student.yaml").exists() and not (out / "checkpoints").exists():
         raise SourceError(f"{out}: holds a configuration of yours; expected a new folder")
+    different = differing_file(out, config) if state_path.exists() else None
+    if different is not None:
+        raise CheckpointError(f"{different}: differs from the configuration given; expected the same to resume")
     try:
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
         for name, text in resolved.items():
-            if state_path.exists() and (out / name).exists() and (out / name).read_text(encoding="utf-8") != text:
-                raise CheckpointError(
-                    f"{out / name}: differs from the configuration given; expected the same to resume"
-                )
             (out / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise SourceError(f"{out}: cannot be written: {error.strerror or error}") from None
     return state_path
+
+
+def differing_file(out: Path, config: Pair) -> Path | None:
+    """The file of a run folder that says another thing than a configuration; None where both say the same.
+
+    Compared is what the files mean: a key that they lack because it is newer than they are has its default.
+    """
+    teacher, student = out / "teacher.yaml", out / "student.yaml"
+    if not (teacher.exists() and student.exists()):
+        return None
+    found = load_pair(teacher, student)
+    if found.teacher != config.teacher:
+        return teacher
+    return student if found.student != config.student else None
 
 
 class _Bookkeeping:

@@ -350,3 +350,49 @@ def test_the_students_network_survives_a_dump(tmp_path: Path) -> None:
 def test_bad_networks_name_file_and_key(tmp_path: Path, student: Any, parts: list[str]) -> None:
     message = refusal(tmp_path, TEACHER, {**STUDENT, **student})
     assert all(part in message for part in parts), message
+
+
+def test_test_sections_are_nobody_elses(tmp_path: Path) -> None:
+    assert load(tmp_path, TEACHER, {"data": {**DATA, "test": [10, 12]}}).student.data.test == (10, 12)
+    for span, said in (
+        ([7, 9], "test: [7, 9] overlaps train [0, 8]"),
+        ([9, 12], "test: [9, 12] overlaps validation [8, 10]"),
+        ([12, 12], "test: found [12, 12], expected 0 <= first < last section"),
+    ):
+        assert said in refusal(tmp_path, TEACHER, {"data": {**DATA, "test": span}})
+
+
+def unlabelled(*volumes: dict[str, Any], loss: dict[str, Any] | None = None, **training: int) -> dict[str, Any]:
+    data = {**DATA, "test": [12, 14], "unlabelled": list(volumes)}
+    return {"data": data, "loss": loss or {}, "training": {"warmup": 0, **training}}
+
+
+def test_unlabelled_volumes(tmp_path: Path) -> None:
+    found = load(tmp_path, TEACHER, unlabelled({"raw": "b.h5"}, {"raw": DATA["raw"], "sections": [10, 12]}))
+    assert [volume.sections for volume in found.student.data.unlabelled] == [None, (10, 12)]
+    for volume, said in (
+        ({"raw": "b.h5", "sections": [3, 3]}, "sections: found [3, 3], expected 0 <= first < last section"),
+        ({"raw": DATA["raw"]}, "sections: all of the same raw overlap"),
+        ({"raw": DATA["raw"], "sections": [4, 9]}, "sections: [4, 9] of the same raw overlap validation [8, 10]"),
+        ({"raw": DATA["raw"], "sections": [13, 20]}, "sections: [13, 20] of the same raw overlap test [12, 14]"),
+        ({"raw": DATA["raw"], "sections": [0, 4], "every": 2}, "every: found 2, expected 1 as of the same raw"),
+    ):
+        assert said in refusal(tmp_path, TEACHER, unlabelled(volume))
+    other = {"raw": "b.h5"}
+    for loss in ({"cross": 0}, {"cross": 0, "graft": 0}):
+        assert "no loss at every step without labels" in refusal(tmp_path, TEACHER, unlabelled(other, loss=loss))
+    for loss in ({"cross": 0, "graft_from": "teacher"}, {"cross": 0, "graft": 0, "masks": 1}):
+        assert load(tmp_path, TEACHER, unlabelled(other, loss=loss))
+    seldom = {**TEACHER, "queries": {"every": 2}}
+    assert "no loss at every step" in refusal(tmp_path, seldom, unlabelled(other, loss={"cross": 0, "masks": 1}))
+
+
+@pytest.mark.parametrize(("every", "warmup"), [(2, 0), (2, 5), (3, 0), (3, 4), (5, 10)])
+def test_steps_with_and_without_labels_are_counted(tmp_path: Path, every: int, warmup: int) -> None:
+    found = load(tmp_path, TEACHER, unlabelled({"raw": "b.h5"}, unlabelled_every=every, warmup=warmup))
+    without = [found.unlabelled_at(step) for step in range(60)]
+    assert without == [step >= warmup and step % every == every - 1 for step in range(60)]
+    assert [found.labelled_before(step) for step in range(60)] == [without[:step].count(False) for step in range(60)]
+    plain = load(tmp_path, TEACHER, STUDENT)
+    assert not any(plain.unlabelled_at(step) for step in range(60))
+    assert plain.labelled_before(41) == 41

@@ -216,6 +216,57 @@ def test_grafting_equals_a_loop(distances: tuple[int, ...]) -> None:
     assert float(grafting_loss(previous, current, teacher, labels, distances)) == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize("distances", [(1,), (1, 2, 3, 4), (9,)])
+def test_grafting_on_the_teachers_own_cosines_equals_a_loop(distances: tuple[int, ...]) -> None:
+    previous, current = random(2, 3, 4, 2, 3, seed=1), random(2, 3, 4, 2, 3, seed=2)
+    teacher = random(2, 3, 5, 2, 3, seed=3)
+    losses = []
+    for k, (branch, first) in itertools.product(distances, ((previous, 0), (current, 1))):
+        total, count = 0.0, 0
+        for b in range(2):
+            predicted, target = [], []
+            for i in range(4):
+                own, other = i + first, i + first + k
+                if other < 5:
+                    far = teacher[b, :, other]
+                    predicted += F.cosine_similarity(branch[b, :, i], far, dim=0).clamp(0, 1).flatten().tolist()
+                    target += F.cosine_similarity(teacher[b, :, own], far, dim=0).clamp(0, 1).flatten().tolist()
+            if target:  # the balance counts all edges of the volume at this distance
+                total += sum(w * (p - t) ** 2 for w, p, t in zip(balance(target), predicted, target, strict=True))
+            count += len(predicted)
+        if count:
+            losses.append(total / count)
+    wanted = sum(losses) / len(losses) if losses else 0.0
+    found = grafting_loss(previous, current, teacher, None, distances)
+    assert float(found) == pytest.approx(wanted, rel=1e-5)
+    assert (wanted > 0) == (distances != (9,))
+
+
+def test_grafting_on_the_teachers_own_cosines_is_free_for_the_teachers_embeddings() -> None:
+    teacher = random(1, 3, 5, 2, 3)
+    previous, current = 2 * teacher[:, :, :-1], 3 * teacher[:, :, 1:]
+    assert float(grafting_loss(previous, current, teacher, None)) == pytest.approx(0, abs=1e-9)
+    assert float(grafting_loss(current, previous, teacher, None)) > 1e-3
+
+
+@pytest.mark.usefixtures("in_double")
+def test_gradients_of_grafting_without_labels_spare_the_targets() -> None:
+    tensors = [random(1, 2, n, 2, 2, seed=n + 5, dtype=torch.float64).requires_grad_() for n in (2, 2, 3)]
+    fixed = tensors[2].detach()
+    assert torch.autograd.gradcheck(lambda p, c: grafting_loss(p, c, fixed, None), tensors[:2])
+    grafting_loss(*tensors, None).backward()
+    through = tensors[2].grad
+    assert through is not None
+    labels = torch.ones(1, 3, 2, 2, dtype=torch.int64)
+    assert bool(through.any())  # as the student's partner alone: with the student equal to it nothing pulls
+    (flat,) = torch.autograd.grad(
+        grafting_loss(fixed[:, :, :-1], fixed[:, :, 1:], tensors[2], None), tensors[2], allow_unused=True
+    )
+    assert float(flat.abs().max()) < 1e-9
+    (pulled,) = torch.autograd.grad(grafting_loss(fixed[:, :, :-1], fixed[:, :, 1:], tensors[2], labels), tensors[2])
+    assert float(pulled.abs().max()) > 1e-3
+
+
 def four_sections() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Ids that change from section to section, the student's right embeddings and the teacher's."""
     labels = torch.tensor([[1, 1, 2, 3, 2, 0], [1, 2, 2, 3, 1, 0], [2, 2, 2, 1, 1, 3], [1, 2, 3, 3, 2, 3]])

@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.affinity import as_label_tensor, widen_borders
 from distill.config import AUGMENTATIONS, AugmentConfig, TrainingConfig
 from distill.errors import ShapeError
-from distill.sampling import Crops, as_unit_range, batches, loader
+from distill.sampling import Crops, MixedCrops, as_unit_range, batches, loader
 
 SHAPE = (6, 20, 24)
 STILL = AugmentConfig().only()
@@ -249,3 +249,43 @@ def test_crops_of_a_volume_without_labels_are_those_of_one_with_them() -> None:
         assert torch.equal(image, wanted)
         assert none.shape == target.shape
         assert not none.any()
+
+
+def every_third(step: int) -> bool:
+    """Steps 2, 5, 8, ... are without labels."""
+    return step % 3 == 2
+
+
+def mixed(setting: TrainingConfig, ranks: int = 1, augmentation: AugmentConfig = STILL) -> MixedCrops:
+    """The numbered volume and two of even grey, 0.25 and, ten times as large, 0.5."""
+    raw, labels = numbered()
+    small, large = np.full((3, 8, 8), 0.25, np.float32), np.full((30, 8, 8), 0.5, np.float32)
+    others = [Crops(volume, None, setting, augmentation) for volume in (small, large)]
+    return MixedCrops(Crops(raw, labels, setting, augmentation), others, every_third, ranks=ranks)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_whole_steps_are_without_labels(ranks: int) -> None:
+    setting = training(steps=30)
+    crops, labelled = mixed(setting, ranks), Crops(*numbered(), setting, STILL)
+    greys = []
+    for rank in range(ranks):
+        for step, (image, target) in enumerate(loader(crops, 0, rank=rank, ranks=ranks)):
+            assert len(image) == len(target) == 2
+            if every_third(step):
+                assert not target.any()
+                greys += [float(one.mean()) for one in image]
+            else:
+                at = [(step * ranks + rank) * 2 + item for item in (0, 1)]
+                assert torch.equal(image, torch.stack([labelled[n][0] for n in at]))
+                assert torch.equal(target, torch.stack([labelled[n][1] for n in at]))
+    assert set(greys) == {0.25, 0.5}
+    assert greys.count(0.5) > 3 * greys.count(0.25)  # drawn by size
+
+
+def test_mixed_crops_go_on_where_they_were_with_any_number_of_workers() -> None:
+    whole = list(loader(mixed(training(steps=7), augmentation=WILD), 0))
+    later = list(loader(mixed(training(steps=7, workers=1), augmentation=WILD), 4))
+    for (image, target), (again, labels) in zip(whole[4:], later, strict=True):
+        assert torch.equal(image, again)
+        assert torch.equal(target, labels)

@@ -74,6 +74,8 @@ def test_variants_differ_in_their_terms_alone(pair: Callable[..., Pair]) -> None
         assert same == given.student
         if terms:
             assert made.teacher == given.teacher
+    frozen = pair("teacher.weights=run", "teacher.frozen=true", "student.loss.masks=0.25")
+    assert variant_of(frozen, "none", 7).teacher == variant_of(given, "none", 7).teacher  # whatever the teacher
 
 
 def test_variants_that_cannot_be(pair: Callable[..., Pair], tmp_path: Path) -> None:

@@ -224,6 +224,58 @@ def test_weights_that_do_not_fit(build: Build, trained: Path, tmp_path: Path) ->
         build(f"teacher.weights={student}")
 
 
+UNLABELLED = ("student.data.unlabelled=[{raw: other.h5}]", "student.training.teacher_every=1")
+
+
+@pytest.mark.parametrize(
+    ("words", "step", "names"),
+    [
+        ((), 1, {CROSS}),
+        ((), 2, None),
+        ((), 3, {CROSS}),
+        (("student.training.warmup=2",), 1, None),
+        (("student.training.unlabelled_every=3",), 1, None),
+        (("student.training.unlabelled_every=3",), 2, {CROSS}),
+        (("student.loss.graft_from=teacher",), 1, {CROSS, GRAFT}),
+        (("student.loss.cross=0", "student.loss.graft_from=teacher"), 1, {GRAFT}),
+        (("student.loss.cross_from=logits",), 1, {CROSS}),
+        ((MASKS,), 1, {CROSS, "masks"}),
+        ((*ONLY_MASKS,), 3, {"masks"}),
+        ((MASKS, "teacher.queries.points=50"), 1, {CROSS, "masks"}),
+        ((MASKS, "teacher.queries.every=2"), 1, {CROSS, "masks"}),
+        ((MASKS, "teacher.queries.every=2"), 3, {CROSS}),
+        ((MASKS, "teacher.queries.start=2"), 1, {CROSS}),
+    ],
+)
+def test_terms_of_a_step_without_labels(
+    build: Build, batch: tuple[Tensor, Tensor], words: tuple[str, ...], step: int, names: set[str] | None
+) -> None:
+    joint = build(*UNLABELLED, *words)
+    terms = joint((batch[0], torch.zeros_like(batch[1])) if names else batch, step)
+    if names is None:
+        assert SLICE in terms
+        return
+    assert set(terms) == {f"unlabelled_{name}" for name in names}
+    assert all(math.isfinite(float(term.detach())) and float(term.detach()) > 0 for term in terms.values())
+    with_masks = "masks" in names
+    assert reached(joint, list(terms.values())) - {"student"} == ({"slab", "decoder"} if with_masks else set())
+    labelled = joint(batch, step)  # whatever labels there are, they are not looked at
+    assert all(torch.equal(value, labelled[name]) for name, value in terms.items())
+
+
+def test_steps_without_labels_do_not_count_for_the_others(build: Build, batch: tuple[Tensor, Tensor]) -> None:
+    joint = build(
+        UNLABELLED[0], "student.training.teacher_every=2", "teacher.queries.every=2", "teacher.queries.start=1"
+    )
+    ran = []
+    for step in range(1, 13):  # unlabelled: 1, 3, 5, ...
+        terms = joint(batch, step)
+        if SLICE in terms:
+            ran.append((set(terms) >= TEACHER, "student_dice" in terms))
+    # labelled steps 2, 4, 6, 8, 10, 12 are numbers 1 to 6; queries count from the one at or after their start
+    assert ran == [(False, True), (True, False)] * 3
+
+
 def test_weights_scale_their_terms(build: Build, batch: tuple[Tensor, Tensor]) -> None:
     one = build(MASKS)(batch, 2)
     words = (

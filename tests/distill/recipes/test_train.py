@@ -73,6 +73,11 @@ def test_folder_is_prepared_once(load: Load, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"student\.yaml: differs from the configuration given"):
         prepare_folder(tmp_path / "run", config, resume=True)
     assert prepare_folder(tmp_path / "run", load("student.training.lr=0.5"), resume=True) == state
+    older = tmp_path / "run" / "student.yaml"  # written before there was a key
+    lines = older.read_text().splitlines()
+    older.write_text("\n".join(line for line in lines if "detach_teacher" not in line))
+    assert older.read_text() != "\n".join(lines)
+    assert prepare_folder(tmp_path / "run", load("student.training.lr=0.5"), resume=True) == state
     (tmp_path / "file").touch()
     with pytest.raises(SourceError, match=r"run: cannot be written"):
         prepare_folder(tmp_path / "file" / "run", config, resume=False)
@@ -204,3 +209,36 @@ def test_a_frozen_teacher_that_is_not_there(train: Callable[..., Any], tmp_path:
     assert said.code == 2
     assert "nowhere: no such file or run folder" in said.err
     assert "Traceback" not in said.err
+
+
+def test_steps_on_volumes_without_labels(train: Callable[..., Any], phantom: Path, tmp_path: Path) -> None:
+    coarse = tmp_path / "coarse.h5"
+    raw = open_volume(phantom).read()
+    write_cremi(coarse, raw=raw[:, :48, :48], resolution=(30, 12, 12))
+    entries = f"[{{raw: {phantom}:volumes/raw, sections: [16, 20]}}, {{raw: {coarse}}}]"
+    words = (
+        f"student.data.unlabelled={entries}",
+        "student.loss.graft_from=teacher",
+        "student.training.teacher_every=1",
+    )
+    with mock.patch("distill.recipes.train.logger.warning") as warned:
+        said = train(tmp_path / "run", *words)
+    assert said.code == 0, said.err
+    assert [call.args[0] for call in warned.call_args_list] == [
+        f"warning: {coarse}:volumes/raw has voxels of 30 x 12 x 12 nm, the model was trained on 30 x 6 x 6 nm (z, y, x)"
+    ]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = {row["step"]: {name for name in row if name.startswith("unlabelled_")} for row in rows if "loss" in row}
+    assert steps == {
+        1: set(),
+        2: {"unlabelled_cross", "unlabelled_graft"},
+        3: set(),
+        4: {"unlabelled_cross", "unlabelled_graft"},
+    }
+    for entry, wanted in (
+        (f"{{raw: {coarse}, sections: [0, 21]}}", "student.data.unlabelled.0.sections: ends at section 21"),
+        (f"{{raw: {coarse}, sections: [0, 2]}}", "student.data.unlabelled.0: "),
+    ):
+        found = train(tmp_path / "other", f"student.data.unlabelled=[{entry}]")
+        assert found.code == 2
+        assert wanted in found.err
