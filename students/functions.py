@@ -58,14 +58,14 @@ class Decode(nn.Module):
     ones: Tensor
 
     def __init__(
-        self, student: Student, slab: SlabAdapter | None, size: tuple[int, int], wanted: Wanted, *, maps: int
+        self, student: Student, slab: SlabAdapter | None, size: tuple[int, int] | None, wanted: Wanted, *, maps: int
     ) -> None:
         """Fix what depends on the size.
 
         Args:
             student: in evaluation mode.
             slab: its adapter, needed for the features.
-            size: (H, W) of a section (or tile) before padding.
+            size: (H, W) of a section (or tile) before padding; None: any that needs none.
             wanted: which results.
             maps: K, how many maps `Encode` gives.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import warnings
 from collections.abc import Mapping, Sequence
@@ -104,12 +105,7 @@ def to_onnx(
     Raises:
         DistillError: ONNX is not installed.
     """
-    try:
-        import onnx  # noqa: F401 - what torch's exporter writes with
-    except ModuleNotFoundError as error:
-        if error.name != "onnx":
-            raise
-        raise DistillError("onnx: not installed, expected `pip install affinity-distill[export]`") from None
+    load_onnx()
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # tracing says that sizes become constants, which is what is wanted
@@ -126,6 +122,17 @@ def to_onnx(
     return file.getvalue()
 
 
+def load_onnx() -> None:
+    """Make sure that torch's exporter finds what it writes with.
+
+    Raises:
+        DistillError: it is not installed.
+    """
+    for name in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(name) is None:
+            raise DistillError(f"{name}: not installed, expected `pip install affinity-distill[export]`")
+
+
 def load_runtime() -> ModuleType:
     """ONNX Runtime.
 
@@ -137,6 +144,6 @@ def load_runtime() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
-        raise DistillError("--backend: onnxruntime is not installed, expected `pip install onnx onnxruntime`") from None
+        raise DistillError("onnxruntime: not installed, expected `pip install affinity-distill[export]`") from None
     found: ModuleType = onnxruntime
     return found

@@ -9,11 +9,9 @@ Legend: N sections, K offsets, E embedding channels, H W = y x, h w half resolut
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,22 +22,15 @@ from distill.geometry import Triple
 from distill.sampling import as_unit_range
 from students.backend import Maps, make_backend
 from students.functions import Decoded, Wanted
-from students.section import Student
+from students.outputs import EmbeddingType, SectionOutput, assembled, stored
+from students.section import Student, tile_samples
 from students.slab import SlabAdapter
+from students.tiling import Tile, cut, halo
+from students.transfer import Transfer
 
-EmbeddingType = Literal["uint8", "float16", "float32"]
+__all__ = ["EmbeddingType", "SectionOutput", "SectionRunner", "check_offsets"]
 
 _STEP_PIXELS = 8 * 2**20  # a step of so many pixels fills any device
-
-
-@dataclass(frozen=True)
-class SectionOutput:
-    """What the stream gives for a section, or for a tile of it."""
-
-    affinity: NDArray[np.uint8]  # (K, H, W); edges to a section that the stream has not seen are 0
-    embedding: NDArray[Any] | None  # (E, H, W) of length one if asked for; uint8: -1..1 as 0..255
-    mixed: Tensor | None  # (64, h, w): the slab adapter's features, None without an adapter
-    logits: Tensor | None  # (3, h, w): affinity logits at half resolution
 
 
 class SectionRunner:
@@ -84,12 +75,19 @@ class SectionRunner:
         self.embedding = embedding
         self.reach = max([1, *(-z for z, _, _ in self.further)])  # sections back
         earlier = any(z < 0 for z, _, _ in self.further)
-        wanted = Wanted(bool(embedding or self.further), earlier, slab is not None)
-        self._backend = make_backend(backend, student, slab, wanted, device=device, precision=precision)
+        self._wanted = Wanted(bool(embedding or self.further), earlier, slab is not None)
+        self._offsets, self._tile, self._stride, self._levels = (
+            tuple(offsets),
+            tile,
+            student.stride,
+            student.aligned_levels,
+        )
+        self.halo = None if tile is None else halo(student, offsets)
+        self._backend = make_backend(backend, student, slab, self._wanted, device=device, precision=precision)
         if batch is not None and not 1 <= batch <= self._backend.batch:
             raise DistillError(f"batch: found {batch}, expected 1 to {self._backend.batch} with {self._backend.name}")
         self.batch = batch or self._backend.batch
-        self.device = device
+        self._transfer = Transfer(device)
         self.reset()
 
     @property
@@ -101,6 +99,7 @@ class SectionRunner:
         """Forget the sections so far: the next one has no previous one."""
         self._last: Maps | None = None
         self._size: tuple[int, int] | None = None
+        self._raw: deque[NDArray[Any]] = deque(maxlen=self.reach)  # with tiles: the sections z - 1, z - 2, ...
         # embeddings of the sections z - 1, z - 2, ...
         self._earlier: deque[Tensor] = deque(maxlen=max([0, *(-z for z, _, _ in self.further)]))
 
@@ -115,10 +114,15 @@ class SectionRunner:
         Raises:
             ShapeError: its size is not the previous section's, or its type is another.
         """
+        if self._tile is not None:
+            self._check(section[None])
+            self._raw.appendleft(section)
+            return
         if self.reach > 1:
             self.push(section[None])
             return
-        grey, _ = self._checked(section[None])
+        self._check(section[None])
+        grey = self._transfer.sections(section[None])
         self._last = self._backend.last(self._backend.encode(self._filled(grey)), 0)
 
     def push(self, sections: NDArray[Any]) -> list[SectionOutput]:
@@ -130,12 +134,75 @@ class SectionRunner:
         Raises:
             ShapeError: their size is not the previous section's, their type is another, or there are none.
         """
-        grey, size = self._checked(sections)
+        if self._tile is not None:
+            self._check(sections)
+            return [assembled(self.tiles(section), (section.shape[0], section.shape[1])) for section in sections]
+        size = self._check(sections)
         step = self._step(size)
-        return [found for first in range(0, len(grey), step) for found in self._run(grey[first : first + step], size)]
+        found = [self._run(sections[first : first + step], size) for first in range(0, len(sections), step)]
+        self._transfer.wait()
+        return [output for outputs in found for output in outputs]
 
-    def _run(self, grey: Tensor, size: tuple[int, int]) -> list[SectionOutput]:
-        count = len(grey)
+    def tiles(self, section: NDArray[Any]) -> Iterator[tuple[slice, slice, SectionOutput]]:
+        """Run the next section piece by piece; it has become the previous one when the last piece is taken.
+
+        Affinities, embeddings and logits are those of the whole section. Each piece encodes both sections anew, for
+        features of a whole section would not fit. The slab adapter normalises `mixed` over a piece and its halo, not
+        over the section.
+
+        Args:
+            section: (H, W) uint8, uint16, or float in [0, 1]; kept as it is until the next one, so do not change it.
+
+        Returns:
+            Rows and columns of each piece in the section, and its results, in order of y, then x.
+
+        Raises:
+            DistillError: the runner was made without `tile`.
+            ShapeError: its size is not the previous section's, or its type is another.
+        """
+        if self._tile is None or self.halo is None:
+            raise DistillError("tile: found none, expected the side of a tile, in pixels")
+        size = self._check(section[None])
+        pieces = cut(size, self._tile, self.halo, self._stride)
+        return self._pieces(section, pieces)
+
+    def _pieces(self, section: NDArray[Any], pieces: list[Tile]) -> Iterator[tuple[slice, slice, SectionOutput]]:
+        for piece in pieces:
+            yield (*piece.core, self._piece(section, piece))
+        self._raw.appendleft(section)
+
+    def _piece(self, section: NDArray[Any], tile: Tile) -> SectionOutput:
+        height, width = section.shape
+        padded = [-(-length // self._stride) * self._stride for length in section.shape]
+        samples = tile_samples(tile.origin, tile.size, padded, self._levels, torch.device("cpu"))
+        # pixels beyond the section count where they are averaged, mirrored or reached; else all tiles are alike
+        size = tile.size
+        if self._wanted.features or self.further or min(height, width) < 3:
+            size = min(size[0], height - tile.origin[0]), min(size[1], width - tile.origin[1])
+
+        def decoded(previous: NDArray[Any] | None, current: NDArray[Any]) -> Decoded:
+            given = (current,) if previous is None else (previous, current)
+            maps = [self._backend.encode(self._transfer.sections(tile.grey(raw)[None])) for raw in given]
+            linked = torch.full((1, 1, 1, 1), float(previous is not None))
+            return self._backend.decode(maps[0], maps[-1], linked, size, samples)
+
+        found = decoded(self._raw[0] if self._raw else None, section)
+        earlier = {1: found.previous} if self._raw else {}
+        for step in {-z for z, _, _ in self.further if 1 < -z <= len(self._raw)}:
+            earlier[step] = decoded(self._raw[step - 1], self._raw[step - 2]).previous
+        further = [] if found.current is None else list(self._further(found.current, earlier))
+        full, half = tile.inside(1), tile.inside(2)
+        output = SectionOutput(
+            self._transfer.host(torch.cat([found.affinity[0], *further])[:, *full]),
+            self._embedding(found, 0, full),
+            None if found.mixed is None else found.mixed[0][:, *half],
+            None if found.logits is None else found.logits[0][:, *half],
+        )
+        self._transfer.wait()
+        return output
+
+    def _run(self, sections: NDArray[Any], size: tuple[int, int]) -> list[SectionOutput]:
+        count, grey = len(sections), self._transfer.sections(sections)
         current = self._backend.encode(self._filled(grey))
         previous = self._backend.previous(self._last, current)
         linked = torch.ones(self._step(size), 1, 1, 1)
@@ -145,18 +212,18 @@ class SectionRunner:
         self._last = self._backend.last(current, count - 1)
         return outputs
 
-    def _checked(self, sections: NDArray[Any]) -> tuple[Tensor, tuple[int, int]]:
-        """Sections as (N, 1, H, W) grey values, and their size."""
+    def _check(self, sections: NDArray[Any]) -> tuple[int, int]:
+        """Make sure that sections can follow those before, and note their size."""
         if sections.ndim != 3 or not len(sections):
             raise ShapeError(f"sections: found shape {sections.shape}, expected (N, H, W) with at least one section")
+        as_unit_range(sections[:0])  # refuses types that sections do not have
         size = sections.shape[1], sections.shape[2]
         if 0 in size:
             raise ShapeError(f"section: found size {size}, expected at least one pixel")
         if self._size is not None and size != self._size:
             raise ShapeError(f"section: found size {size}, expected {self._size} as the one before it")
-        grey = torch.from_numpy(np.ascontiguousarray(as_unit_range(sections)))[:, None]
         self._size = size
-        return grey, size
+        return size
 
     def _step(self, size: tuple[int, int]) -> int:
         """Sections a step: a power of two, so that every number up to `batch` ends on a whole step."""
@@ -172,34 +239,34 @@ class SectionRunner:
     def _output(self, found: Decoded, n: int, linked: bool) -> SectionOutput:
         affinity = found.affinity[n]
         if self.further:
-            affinity = torch.cat([affinity, *self._with_further(found, n, linked)])
+            assert found.current is not None
+            if linked and found.previous is not None:
+                self._earlier.appendleft(found.previous[n : n + 1].clone())  # not a view of the whole batch
+            earlier = dict(enumerate(self._earlier, start=1))
+            affinity = torch.cat([affinity, *self._further(found.current[n : n + 1], earlier)])
         return SectionOutput(
-            affinity.cpu().numpy(),
-            None if self.embedding is None or found.current is None else stored(found.current[n], self.embedding),
+            self._transfer.host(affinity),
+            self._embedding(found, n),
             None if found.mixed is None else found.mixed[n],
             None if found.logits is None else found.logits[n],
         )
 
-    def _with_further(self, found: Decoded, n: int, linked: bool) -> Iterator[Tensor]:
-        """The section's affinities (1, H, W) uint8 of every further offset."""
-        assert found.current is not None
-        if linked and found.previous is not None:
-            self._earlier.appendleft(found.previous[n : n + 1].clone())  # not a view of the whole batch
-        now = found.current[n : n + 1]
+    def _embedding(self, found: Decoded, n: int, part: tuple[slice, ...] = ()) -> NDArray[Any] | None:
+        if self.embedding is None or found.current is None:
+            return None
+        return self._transfer.host(stored(found.current[n][:, *part], self.embedding))
+
+    def _further(self, now: Tensor, earlier: Mapping[int, Tensor | None]) -> Iterator[Tensor]:
+        """Affinities (1, H, W) uint8 of every further offset.
+
+        Args:
+            now: (1, E, H, W) embedding of the section.
+            earlier: the same of the sections so many steps before, where they are known.
+        """
         for z, y, x in self.further:
-            other = now if z == 0 else self._earlier[-z - 1] if -z <= len(self._earlier) else None
+            other = now if z == 0 else earlier.get(-z)
             edges = torch.zeros_like(now[:, 0]) if other is None else section_affinity(now, other, (y, x))
             yield to_uint8(edges)
-
-
-def stored(embedding: Tensor, kind: EmbeddingType) -> NDArray[Any]:
-    """Embeddings in [-1, 1] as they are stored: uint8 takes -1..1 to 0..255, floats stay as they are."""
-    if kind == "uint8":
-        embedding = (embedding * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
-    elif kind == "float16":
-        embedding = embedding.half()
-    found: NDArray[Any] = embedding.cpu().numpy()
-    return found
 
 
 def check_offsets(offsets: Sequence[Triple]) -> None:

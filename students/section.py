@@ -19,7 +19,7 @@ class SectionFeatures:
     """What one section leaves behind for the pairs that it belongs to (padded to the stride)."""
 
     maps: tuple[Tensor, ...]  # fine to coarse, (B, C, H', W') each with its own channels and stride
-    size: tuple[int, int]  # (H, W) before padding
+    size: tuple[int, int] | None  # (H, W) before padding; None where an exported function takes whole strides only
     samples: tuple[Samples, ...] = ()  # of a tile, fine to coarse: see `Student.aligned_levels`
 
     def rows(self, index: Tensor) -> SectionFeatures:
@@ -77,17 +77,26 @@ def pad_to_stride(section: Tensor, stride: int) -> Tensor:
     Works for sections smaller than the stride too: the reflection goes back and forth.
     """
     for axis in (-2, -1):
-        size = int(section.shape[axis])  # a number, not a step of a trace
-        wanted = -(-size // stride) * stride
-        if wanted != size:
-            period = max(1, 2 * (size - 1))
-            position = torch.arange(wanted, device=section.device) % period
-            section = section.index_select(axis, torch.where(position < size, position, period - position))
+        if section.shape[axis] % stride != 0:
+            size = int(section.shape[axis])  # a number, not a step of a trace
+            wanted = -(-size // stride) * stride
+            section = section.index_select(axis, reflected(torch.arange(wanted, device=section.device), size))
     return section
 
 
-def cropped(size: tuple[int, int], *, previous: Tensor, current: Tensor, half: Tensor, full: Tensor) -> PairOutput:
-    """Padded maps cut back to a section of this size."""
+def reflected(position: Tensor, size: int) -> Tensor:
+    """Which pixel of an axis of this size stands at a position from 0 on, when the axis is reflected to and fro."""
+    period = max(1, 2 * (size - 1))
+    within = position % period
+    return torch.where(within < size, within, period - within)
+
+
+def cropped(
+    size: tuple[int, int] | None, *, previous: Tensor, current: Tensor, half: Tensor, full: Tensor
+) -> PairOutput:
+    """Padded maps cut back to a section of this size; None: of a size that needs no padding."""
+    if size is None:
+        return PairOutput(previous, current, half, full)
     height, width = size
     return PairOutput(
         previous=previous[..., :height, :width],

@@ -106,6 +106,30 @@ def convert(
     say(f"next: distill {command} --model {out} --out OUT.zarr")
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="run folder or weights file of a student")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER")],
+    form: Annotated[str, typer.Option("--format", help="onnx, openvino or torch")] = "onnx",
+    sample: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="two sections to check on; default a phantom")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a student's two functions, encode and decode, for another runtime, and check them against torch."""
+    from distill.recipes.export import export as run
+
+    found = run(model, form, out, sample, overwrite=overwrite)
+    for file in found.files:
+        say(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
+    say(f"height and width: multiples of {found.stride}")
+    d = found.difference
+    say(
+        f"largest difference from torch on {found.sample}: maps {d.maps:.1e} of their largest value, "
+        f"affinity {d.affinity:.1e}, embedding {d.embedding:.1e}"
+    )
+
+
 def _say_result(out: Path, about: dict[str, Any]) -> None:
     if about.get("method") is None:
         say(f"{out}:affinity")

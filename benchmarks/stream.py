@@ -1,0 +1,373 @@
+"""How fast a student goes through sections: every backend and precision against the plain loop, on one machine.
+
+    python benchmarks/stream.py --checkpoint AC34.ckpt --sections SECTIONS --labels VOLUME.h5 --json OUT.json
+
+The plain loop is what the papers' code does: both sections of a pair are encoded anew each time, in float32,
+contiguous, eager, affinities after that; its time is per section. Backends run as `distill stream` runs them, from a
+section in memory to uint8 affinities in memory; building their functions is timed apart. Accuracy: affinities against
+the plain loop's, and waterz segmentations of labelled sections (threshold of the CAD paper). With --teacher, a 3D
+teacher of the default size over the same sections by sliding window, a few windows timed and scaled to their number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hardware import DTYPES, copy_rate, machine, peak_rate
+from numpy.typing import NDArray
+from tables import milliseconds, provenance, table, write_json
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.affinity import from_uint8, pair_affinity
+from distill.agglomerate import waterz
+from distill.checkpoint import load_module, read_published
+from distill.config import StudentNetwork, TeacherConfig
+from distill.errors import DistillError
+from distill.geometry import Box
+from distill.metrics import score
+from distill.recipes.models import build_student, build_teacher, pick_device
+from distill.recipes.run_models import WATERZ_THRESHOLD
+from distill.sampling import as_unit_range
+from distill.volume import open_volume
+from students.functions import Wanted
+from students.openvino_backend import OpenVINOBackend
+from students.runner import SectionRunner
+from students.section import Student
+from students.transfer import grey_values
+from teachers.tiled import run_teacher, sliding_windows
+
+WAYS = (
+    ("eager", "32-true"),
+    ("eager", "bf16-mixed"),
+    ("compile", "32-true"),
+    ("compile", "bf16-mixed"),
+    ("onnxruntime", "32-true"),
+    ("openvino", "32-true"),
+    ("openvino", "bf16-mixed"),
+)
+WINDOW, STRIDE = (18, 160, 160), (10, 80, 80)  # of the CAD paper's teacher
+Sections = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One backend in one precision, against the plain loop of the same student."""
+
+    backend: str
+    precision: str
+    build_seconds: float  # the first section: functions are built
+    seconds: float  # per section after that, least
+    seconds_median: float
+    speedup: float  # of the least, over the plain loop's least
+    voxels_per_second: float
+    operations_per_second: float
+    of_peak: float  # of the best matrix product or convolution in the same precision
+    largest_difference: float  # of affinities in [0, 1]
+    mean_difference: float
+    voi: float | None  # bits, split and merge together
+    plain_voi: float | None
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A 3D teacher on the same sections."""
+
+    kind: str
+    overlap: bool
+    windows: int
+    timed: int
+    seconds: float  # of all windows, scaled
+    student_seconds: float  # of all sections, the fastest way
+    ratio: float
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print tables, write JSON."""
+    argv = sys.argv[1:] if argv is None else argv
+    options = _parser().parse_args(argv)
+    try:
+        result = run(options)
+    except DistillError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.json is not None:
+        write_json(options.json, {**provenance(Path(__file__).name, argv), **result})
+    return 0
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that the options ask for, printed as it is measured.
+
+    Raises:
+        DistillError: a file cannot be read, or a backend cannot be had.
+    """
+    device = pick_device(options.device)
+    about = machine(device)
+    print(f"{about['gpu'] or about['cpu']}, {about['cores']} cores, torch {about['torch']}, {about['threads']} threads")
+    peaks = {precision: peak_rate(device, kind) for precision, kind in DTYPES.items()}
+    copied = copy_rate(device)
+    for precision, peak in peaks.items():
+        print(f"peak {precision}: {peak.per_second / 1e9:.0f} G operations/s ({peak.by})")
+    print(f"copy: {copied / 1e9:.1f} GB/s read and written")
+    volume = open_volume(options.sections, resolution=(30.0, 6.0, 6.0))
+    size = volume.size
+    sections: Sections = volume.read(Box((0, 0, 0), (min(options.count, size[0]), *size[1:])))
+    student = make(options.preset, options.checkpoint)
+    counted = operations(student, sections[:2])
+    plain, wanted = plain_loop(student, sections[: options.plain], device)
+    print(f"plain loop: {milliseconds(min(plain))} ms a section, {counted / 1e9:.1f} G operations in the stream")
+    labelled, labels = _labelled(options)
+    exact = None if labelled is None else np.stack(plain_loop(student, labelled, device)[1], 1)
+    plain_voi = None if exact is None or labels is None else voi(exact, labels)
+    ways = []
+    for backend, precision in WAYS:
+        if f"{backend}:{precision}" not in options.ways:
+            continue
+        ways.append(
+            measure(
+                student,
+                backend,
+                precision,
+                sections,
+                device,
+                plain,
+                wanted,
+                counted,
+                peaks[precision].per_second,
+                labelled,
+                labels,
+                plain_voi,
+            )
+        )
+        print(f"  {backend} {precision}: {milliseconds(ways[-1].seconds)} ms, {ways[-1].speedup:.1f} times", flush=True)
+    print(f"\n{_table(ways, min(plain))}")
+    profile = layers(student, sections[:2], options.repeat) if options.profile else None
+    fastest = min((way.seconds for way in ways), default=min(plain))
+    teachers = [t for kind in options.teacher for t in sliding(kind, sections, device, fastest, options.windows)]
+    for t in teachers:
+        print(
+            f"{t.kind}, {'with' if t.overlap else 'without'} overlap: {t.windows} windows ({t.timed} timed), "
+            f"{t.seconds:.0f} s; student {t.student_seconds:.1f} s: {t.ratio:.1f} times faster"
+        )
+    return {
+        "machine": about,
+        "peaks": {name: asdict(peak) for name, peak in peaks.items()},
+        "copy_bytes_per_second": copied,
+        "preset": options.preset,
+        "size": list(sections.shape[1:]),
+        "sections": len(sections),
+        "operations_per_section": counted,
+        "plain_seconds": plain,
+        "ways": [asdict(way) for way in ways],
+        "profile": profile,
+        "teachers": [asdict(t) for t in teachers],
+    }
+
+
+def make(preset: str, checkpoint: Path | None) -> Student:
+    """The published network (random weights without a checkpoint), or the default student with random weights."""
+    torch.manual_seed(0)
+    student = build_student(StudentNetwork(kind="cad") if preset == "cad" else StudentNetwork())
+    if preset == "cad" and checkpoint is not None:
+        tensors = read_published(checkpoint).tensors
+        load_module(student, {k.removeprefix("student."): v for k, v in tensors.items()}, str(checkpoint))
+    return student.eval().requires_grad_(False)
+
+
+def operations(student: Student, pair: Sections) -> int:
+    """Operations of a section in a stream: encoded once, decoded with the one before it (a multiply-add is two)."""
+    grey = grey_values(pair)
+    with torch.inference_mode():
+        before = student.encode(grey[:1])
+        with FlopCounterMode(display=False) as counter:
+            student.decode(before, student.encode(grey[1:]))
+    return int(counter.get_total_flops())
+
+
+def plain_loop(
+    student: Student, sections: Sections, device: torch.device
+) -> tuple[list[float], list[NDArray[np.float32]]]:
+    """Seconds and affinities (3, H, W) of every section from the second on; the first's are of the pair with itself."""
+    student = student.to(device).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    seconds, found = [], []
+    for z in range(len(sections)):
+        began = time.perf_counter()
+        before, now = (torch.from_numpy(as_unit_range(sections[n])).to(device)[None, None] for n in (max(0, z - 1), z))
+        with torch.inference_mode():
+            pair = student(before, now)
+            affinity = pair_affinity(pair.previous, pair.current)[0]
+        found.append(affinity.cpu().numpy())
+        seconds.append(time.perf_counter() - began)
+        if z == 0:
+            found[0][0] = 0
+    return (seconds[1:] or seconds), found
+
+
+def measure(
+    student: Student,
+    backend: str,
+    precision: str,
+    sections: Sections,
+    device: torch.device,
+    plain: Sequence[float],
+    wanted: Sequence[NDArray[np.float32]],
+    counted: int,
+    peak: float,
+    labelled: Sections | None,
+    labels: NDArray[np.uint64] | None,
+    plain_voi: float | None,
+) -> Way:
+    """Time one way, and compare what it gives."""
+    runner = SectionRunner(student, None, device=device, precision=precision, backend=backend)
+    began = time.perf_counter()
+    first = runner.push(sections[:1])
+    build = time.perf_counter() - began
+    seconds, found = [], [first[0].affinity]
+    for start in range(1, len(sections), runner.batch):
+        group = sections[start : start + runner.batch]
+        began = time.perf_counter()
+        outputs = runner.push(group)
+        seconds.append((time.perf_counter() - began) / len(group))
+        found += [output.affinity for output in outputs]
+    apart = [np.abs(from_uint8(a) - b) for a, b in zip(found, wanted, strict=False)]
+    scored = None
+    if labelled is not None and labels is not None:
+        runner.reset()
+        runner = SectionRunner(student, None, device=device, precision=precision, backend=backend)
+        scored = voi(np.stack([from_uint8(o.affinity) for o in runner.push(labelled)], 1), labels)
+    least = min(seconds)
+    return Way(
+        backend,
+        precision,
+        build,
+        least,
+        float(np.median(seconds)),
+        min(plain) / least,
+        sections[0].size / least,
+        counted / least,
+        counted / least / peak,
+        float(max(a.max() for a in apart)),
+        float(np.mean([a.mean() for a in apart])),
+        scored,
+        plain_voi,
+    )
+
+
+def voi(affinity: NDArray[np.float32], labels: NDArray[np.uint64]) -> float:
+    """VOI in bits of the waterz segmentation at the CAD paper's threshold, preset `skimage`."""
+    return score(waterz(affinity, [WATERZ_THRESHOLD])[WATERZ_THRESHOLD], labels, "skimage").voi_sum
+
+
+class _Profiled(OpenVINOBackend):
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "PERF_COUNT": True}
+
+
+def layers(student: Student, pair: Sections, repeat: int) -> dict[str, dict[str, float]]:
+    """Seconds of a section by kind of layer, OpenVINO in bfloat16: where the time goes, least of some runs."""
+    backend = _Profiled(student, None, Wanted(), precision="bf16-mixed")
+    grey, best = grey_values(pair), {}
+    for _ in range(repeat + 1):
+        before = backend.encode(grey[:1])
+        now = backend.encode(grey[1:])
+        backend.decode(before, now, torch.ones(1, 1, 1, 1), (pair.shape[1], pair.shape[2]))
+        for name, nodes in backend.profile().items():
+            kinds: dict[str, float] = {}
+            for kind, seconds in nodes:
+                kinds[kind] = kinds.get(kind, 0.0) + seconds
+            if name not in best or sum(kinds.values()) < sum(best[name].values()):
+                best[name] = kinds
+    for name, kinds in best.items():
+        total = sum(kinds.values())
+        print(
+            f"{name}: {milliseconds(total)} ms; "
+            + ", ".join(
+                f"{kind} {100 * s / total:.0f} %" for kind, s in sorted(kinds.items(), key=lambda item: -item[1])[:7]
+            )
+        )
+    return best
+
+
+def sliding(kind: str, sections: Sections, device: torch.device, student: float, timed: int) -> list[Teacher]:
+    """A teacher of the default size over the same sections, in bfloat16, with and without overlap."""
+    torch.manual_seed(0)
+    teacher = build_teacher(TeacherConfig.model_validate({"kind": kind})).eval().to(device)
+    raw = as_unit_range(sections)
+    found = []
+    for overlap in (True, False):
+        shared = tuple(w - s for w, s in zip(WINDOW, STRIDE, strict=True)) if overlap else (0, 0, 0)
+        shape = raw.shape
+        windows = sliding_windows((shape[0], shape[1], shape[2]), WINDOW, (shared[0], shared[1], shared[2]))
+        run_teacher(teacher, raw, windows[:1], device=device, precision="bf16-mixed")
+        began = time.perf_counter()
+        run_teacher(teacher, raw, windows[:timed], device=device, precision="bf16-mixed")
+        seconds = (time.perf_counter() - began) / min(timed, len(windows)) * len(windows)
+        mine = student * len(sections)
+        found.append(Teacher(kind, overlap, len(windows), min(timed, len(windows)), seconds, mine, seconds / mine))
+    return found
+
+
+def _labelled(options: argparse.Namespace) -> tuple[Sections | None, NDArray[np.uint64] | None]:
+    if options.labels is None:
+        return None, None
+    raw, labels = (open_volume(f"{options.labels}:{name}", resolution=(30.0, 6.0, 6.0)) for name in options.datasets)
+    box = Box((0, 0, 0), (options.labelled, *raw.size[1:]))
+    return raw.read(box), labels.read(box)
+
+
+def _table(ways: Sequence[Way], plain: float) -> str:
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.4f}"
+
+    exact = ways[0].plain_voi if ways else None
+    rows = [["plain loop", "32-true", "", milliseconds(plain), "1.0", "", "", "", "", number(exact)]]
+    rows += [
+        [
+            way.backend,
+            way.precision,
+            f"{way.build_seconds:.1f}",
+            milliseconds(way.seconds),
+            f"{way.speedup:.1f}",
+            f"{way.voxels_per_second / 1e6:.2f}",
+            f"{way.operations_per_second / 1e9:.0f} ({100 * way.of_peak:.0f} %)",
+            f"{way.largest_difference:.4f}",
+            f"{way.mean_difference:.5f}",
+            number(way.voi),
+        ]
+        for way in ways
+    ]
+    header = ["backend", "precision", "first s", "ms a section", "times", "Mvoxel/s", "G operations/s (of peak)"]
+    return table([*header, "largest", "mean difference", "VOI"], rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--sections", required=True, help="SOURCE of unlabelled sections")
+    parser.add_argument("--count", type=int, default=6, help="sections to run")
+    parser.add_argument("--plain", type=int, default=4, help="sections of the plain loop")
+    parser.add_argument("--preset", choices=["cad", "smp"], default="cad")
+    parser.add_argument("--checkpoint", type=Path, help="published weights of preset cad")
+    parser.add_argument("--labels", type=Path, metavar="FILE.h5", help="labelled volume, for waterz")
+    parser.add_argument("--datasets", nargs=2, default=["volumes/raw", "volumes/labels/neuron_ids"])
+    parser.add_argument("--labelled", type=int, default=16, help="sections of it")
+    every = [f"{backend}:{precision}" for backend, precision in WAYS]
+    parser.add_argument("--ways", nargs="*", choices=every, default=every, metavar="BACKEND:PRECISION")
+    parser.add_argument("--profile", action="store_true", help="time by kind of layer, OpenVINO")
+    parser.add_argument("--teacher", nargs="*", default=[], metavar="KIND", help="superhuman or agq")
+    parser.add_argument("--windows", type=int, default=3, help="windows of the teacher to time")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of the profile")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the numbers here")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
