@@ -210,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     measured = modes.add_parser("real", help="teacher against student on sections")
     measured.add_argument("source", help="volume of sections")
     measured.add_argument("--run", required=True, help="run folder of `distill train`")
-    measured.add_argument("--sections", type=int, nargs="+", default=[6, 16])
+    measured.add_argument("--sections", type=int, nargs="+", default=[6])
     measured.add_argument("--resolution", metavar="Z,Y,X", help="nm per voxel, for files without one")
     measured.add_argument("--crop", type=int, default=384, help="pixels, from the upper left corner")
     measured.add_argument("--depth", type=int, default=6, help="sections of a window")

@@ -134,8 +134,8 @@ def build_pca_figure(
 
 def section_figure(
     raw: Image,
-    affinity: npt.NDArray[Any],
-    segmentation: npt.NDArray[Any],
+    affinity: npt.NDArray[Any] | None,
+    segmentation: npt.NDArray[Any] | None,
     labels: npt.NDArray[Any] | None,
     resolution: tuple[float, float],
     out: Path,
@@ -151,53 +151,62 @@ def section_figure(
 
 def build_section_figure(
     raw: Image,
-    affinity: npt.NDArray[Any],
-    segmentation: npt.NDArray[Any],
+    affinity: npt.NDArray[Any] | None,
+    segmentation: npt.NDArray[Any] | None,
     labels: npt.NDArray[Any] | None,
     resolution: tuple[float, float],
     dpi: int = 300,
 ) -> Figure:
-    """One section with its affinities, its segmentation and, where there is one, the ground truth.
+    """One section with what there is of segmentation, ground truth and affinities.
 
     Args:
         raw: (Y, X) uint8.
-        affinity: (3, Y, X) in channel order z, y, x; uint8 0..255 or float 0..1, 1 = same neuron.
-        segmentation: (Y, X) label ids, 0 = background.
+        affinity: (3, Y, X) in channel order z, y, x; uint8 0..255 or float 0..1, 1 = same neuron; or none.
+        segmentation: (Y, X) label ids, 0 = background, or none.
         labels: (Y, X) ground truth ids, or none.
         resolution: nm per voxel in y and x.
         dpi: device pixels per inch of the layout.
 
     Returns:
-        Figure whose axes are raw, segmentation, ground truth if any, the affinities, then their colour bar.
+        Figure whose axes are raw, segmentation and ground truth if any, the affinities below them, their colour bar.
 
     Raises:
         DistillError: shapes or types that do not fit.
     """
     from matplotlib import rc_context
 
-    if affinity.shape != (3, *raw.shape) or not (affinity.dtype == np.uint8 or affinity.dtype.kind == "f"):
-        raise ShapeError(
-            f"affinity: found {affinity.shape} {affinity.dtype}, expected {(3, *raw.shape)} uint8 or float"
-        )
-    scaled = affinity / np.float32(255) if affinity.dtype == np.uint8 else affinity
-    images: list[tuple[str, npt.NDArray[Any]]] = [("Section", raw), ("Segmentation", overlay(raw, segmentation))]
-    if labels is not None:
-        images.append(("Ground truth", overlay(raw, labels)))
-    images += [(f"Affinity {axis}", channel) for axis, channel in zip("zyx", scaled, strict=True)]
+    images: list[tuple[str, npt.NDArray[Any]]] = [("Section", raw)]
+    images += [
+        (title, overlay(raw, ids))
+        for title, ids in (("Segmentation", segmentation), ("Ground truth", labels))
+        if ids is not None
+    ]
+    first = len(images)
+    if affinity is not None:
+        images += [(f"Affinity {axis}", c) for axis, c in zip("zyx", _unit_affinity(affinity, raw.shape), strict=True)]
     with rc_context(STYLE):
-        titles = [title for title, _ in images]
-        first = len(images) - 3
-        fig, axes = image_grid(titles, [""] * len(titles), raw.shape, resolution, 3, dpi, below=0.42, first_row=first)
+        titles, below = [title for title, _ in images], 0.0 if affinity is None else 0.42
+        fig, axes = image_grid(titles, [""] * len(titles), raw.shape, resolution, 3, dpi, below, first)
         shown = [show(ax, image, resolution) for ax, (_, image) in zip(axes, images, strict=True)]
         scale_bar(axes[0], raw.shape[1], resolution[1])
-        height = fig.get_size_inches()[1]
-        bar = fig.colorbar(
-            shown[-1], cax=fig.add_axes((0.35, 0.30 / height, 0.30, 0.07 / height)), orientation="horizontal"
-        )
-        bar.set_label("Affinity (0 = boundary, 1 = same neuron)", labelpad=1)
-        bar.set_ticks([0, 0.5, 1], labels=["0", "0.5", "1"])
-        bar.ax.tick_params(width=0.6, length=2, pad=1.5)
+        if affinity is not None:
+            _affinity_bar(fig, shown[-1])
     return fig
+
+
+def _unit_affinity(affinity: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """(3, Y, X) from 0 to 1."""
+    if affinity.shape != (3, *shape) or not (affinity.dtype == np.uint8 or affinity.dtype.kind == "f"):
+        raise ShapeError(f"affinity: found {affinity.shape} {affinity.dtype}, expected {(3, *shape)} uint8 or float")
+    return affinity / np.float32(255) if affinity.dtype == np.uint8 else affinity
+
+
+def _affinity_bar(fig: Figure, shown: Any) -> None:
+    height = fig.get_size_inches()[1]
+    bar = fig.colorbar(shown, cax=fig.add_axes((0.35, 0.30 / height, 0.30, 0.07 / height)), orientation="horizontal")
+    bar.set_label("Affinity (0 = boundary, 1 = same neuron)", labelpad=1)
+    bar.set_ticks([0, 0.5, 1], labels=["0", "0.5", "1"])
+    bar.ax.tick_params(width=0.6, length=2, pad=1.5)
 
 
 def curves_figure(rows: Sequence[Mapping[str, Any]], out: Path, dpi: int = 300) -> None:

@@ -34,7 +34,7 @@ _RGB = (
     "void main() {{ emitRGB(vec3({0}(getDataValue(0)), {0}(getDataValue(1)), {0}(getDataValue(2))) + brightness); }}\n"
 )
 _SHOWN = {"b": np.uint8, "f": np.float32, "i": np.int32, "u": np.uint32}  # for types that the browser cannot take
-_KEYS = "Keys: j next, k previous, x all segments; a right click on the list goes to that one"
+_KEYS = "Keys: j next, k previous, x all segments; in the list a left click shows the ids, a right click goes there"
 _TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "float32")
 
 
@@ -175,7 +175,8 @@ def viewer_state(shown: Sequence[Shown], marks: Sequence[Mark] = ()) -> Any:
     for one in shown:
         state.layers.append(name=one.name, layer=_layer(one))
     if marks:
-        state.layers.append(name="errors", layer=_mark_layer(unit, marks))
+        labelled = [one.name for one in shown if one.kind == "labels"]
+        state.layers.append(name="errors", layer=_mark_layer(unit, marks, labelled))
         state.selected_layer = neuroglancer.SelectedLayerState(layer="errors", visible=True, size=300)
         go_to(state, marks[0], unit)
     raw = [one.name for one in shown if one.kind == "raw"]
@@ -304,16 +305,22 @@ def _source(volume: Volume, reader: Reader, kind: str, meshes: bool = True) -> A
     return source
 
 
-def _mark_layer(unit: Volume, marks: Sequence[Mark]) -> Any:
+def _mark_layer(unit: Volume, marks: Sequence[Mark], labelled: Sequence[str]) -> Any:
+    """The list of places; each is linked to its ids in the layers named `labelled`, which a click on it shows."""
     neuroglancer = _neuroglancer()
     return neuroglancer.LocalAnnotationLayer(
         dimensions=_space(unit, "xyz"),
         annotations=[
             neuroglancer.PointAnnotation(
-                id=str(number), point=_voxels(mark.place, unit)[::-1], description=f"{number}. {mark.short}"
+                id=str(number),
+                point=_voxels(mark.place, unit)[::-1],
+                description=f"{number}. {mark.short}",
+                segments=[mark.ids.get(name, ()) for name in labelled],
             )
             for number, mark in enumerate(marks, 1)
         ],
+        annotation_relationships=list(labelled),
+        linked_segmentation_layer={name: name for name in labelled},
         annotation_color="#ffd400",
         tab="annotations",
         shader="void main() { setColor(defaultColor()); setPointMarkerSize(9.0); }",

@@ -128,6 +128,25 @@ def pca(
 
 
 @app.command()
+def section(
+    store: Annotated[Path, typer.Argument(metavar="OUT.zarr")],
+    section: Annotated[int, typer.Option(help="number in the image")],
+    out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
+    raw: Annotated[str | None, typer.Option(metavar="SOURCE", help="image; default what OUT was made from")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="SOURCE", help="ground truth")] = None,
+    resolution: Resolution = None,
+) -> None:
+    """Draw a section of a result: image, segmentation and ground truth in stable colours, affinities."""
+    from distill.geometry import parse_numbers
+    from distill.recipes.section import section as run
+    from distill.recipes.view import Sources
+
+    nm = parse_numbers(resolution, "--resolution") if resolution else None
+    shown = run(store, Sources(raw, labels, resolution=nm), section, out)
+    say(f"section {section}: {', '.join(shown)}\nfigure: {out}")
+
+
+@app.command()
 def errors(
     segmentation: str,
     labels: str,

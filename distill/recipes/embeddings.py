@@ -197,7 +197,9 @@ def teacher_sections(
 
 def student_section(model: TrainedStudent, pair: NDArray[Any], runtime: Runtime) -> tuple[Embedding, Mask]:
     """The second section's embedding (E, H, W), and where it lies inside neurites (`inside_neurites`)."""
-    *_, last = student_sections(model, pair, runtime, with_slab=False, embedding="float32")
+    results = student_sections(model, pair, runtime, with_slab=False, embedding="float32")
+    next(results)  # not kept: its embedding is as large as the one that counts
+    last = next(results)
     return embedding_of(last), inside_neurites(last)
 
 

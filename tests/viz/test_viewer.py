@@ -176,6 +176,10 @@ def test_every_result_has_a_panel_over_the_image() -> None:
     (note,) = state.layers["errors"].layer.annotations
     np.testing.assert_allclose(note.point, state.position)
     assert note.description == "1. short"
+    listed = state.layers["errors"].layer
+    assert dict(listed.linked_segmentation_layer) == {"ids": "ids", "truth": "truth"}
+    linked = dict(zip(listed.annotation_relationships, note.segments, strict=True))
+    assert {name: list(ids) for name, ids in linked.items()} == {"ids": [5, 6], "truth": [7]}
     assert {name: set(state.layers[name].layer.segments) for name in ("ids", "truth")} == {"ids": {5, 6}, "truth": {7}}
     go_to(state, Mark((0.0, 0.0, 4.0), "", "", {"ids": (9,)}), shown[1].volume)
     assert list(state.position) == [1, 0, 0]
