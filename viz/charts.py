@@ -48,18 +48,25 @@ class RunScore:
 
 
 def sweep_figure(
-    points: Sequence[SweepPoint], out: Path, chosen: Mapping[str, float] | None = None, dpi: int = 300
+    points: Sequence[SweepPoint],
+    out: Path,
+    chosen: Mapping[str, float] | None = None,
+    dpi: int = 300,
+    ring: str = "chosen beforehand",
 ) -> None:
     """Write the figure of `build_sweep_figure` to `out` (.png, .svg or .pdf), whole or not at all.
 
     Raises:
         DistillError: as `build_sweep_figure`, or an `out` that cannot be written.
     """
-    save_figure(build_sweep_figure(points, chosen, dpi), out)
+    save_figure(build_sweep_figure(points, chosen, dpi, ring), out)
 
 
 def build_sweep_figure(
-    points: Sequence[SweepPoint], chosen: Mapping[str, float] | None = None, dpi: int = 300
+    points: Sequence[SweepPoint],
+    chosen: Mapping[str, float] | None = None,
+    dpi: int = 300,
+    ring: str = "chosen beforehand",
 ) -> Figure:
     """VOI split against VOI merge along the thresholds of each method, over contours of their sum; and ARAND.
 
@@ -68,6 +75,7 @@ def build_sweep_figure(
         chosen: the threshold of each method that was chosen elsewhere, such as on validation data, which gets a ring.
             Without it the ring marks each method's lowest sum, and the legend says that it was chosen on these scores.
         dpi: device pixels per inch.
+        ring: what the legend says of the chosen thresholds' rings.
 
     Returns:
         Figure with the axes split and merge, and ARAND by threshold where a point has one. Rings carry the gid
@@ -105,10 +113,10 @@ def build_sweep_figure(
             axes[1].set_ylim(bottom=0)
             for ax, letter in zip(axes, "ab", strict=True):
                 ax.set_title(letter, loc="left", fontsize=8, fontweight="bold", pad=4)
-        what = "chosen beforehand" if chosen is not None else "lowest sum of these scores"
-        ring = axes[0].plot([], [], "o", markersize=7, markerfacecolor="none", color="black", label=what)
+        what = ring if chosen is not None else "lowest sum of these scores"
+        rings = axes[0].plot([], [], "o", markersize=7, markerfacecolor="none", color="black", label=what)
         equal = axes[0].plot([], [], color=_CONTOUR, lw=0.5, label="equal sum (bits)")
-        _legend(fig, {str(line.get_label()): line for line in (*drawn, *ring, *equal)})
+        _legend(fig, {str(line.get_label()): line for line in (*drawn, *rings, *equal)})
         _threshold_labels(fig, axes[0], methods, marked)
     return fig
 

@@ -46,7 +46,7 @@ def sweep_image(run: RunFolder) -> bool:
         chosen[method] = _NOT_MERGED if threshold is None else float(threshold)
     if not points:
         return False
-    sweep_figure(points, _folder(run) / "sweep.png", chosen, 200)
+    sweep_figure(points, _folder(run) / "sweep.png", chosen, 200, "chosen, on these sections")
     return True
 
 

@@ -328,7 +328,7 @@ def test_the_sweep_is_that_of_the_best_validation(copy: Path) -> None:
     drawn: list[Any] = []
     with mock.patch("distill.recipes.report_images.sweep_figure", side_effect=lambda *given: drawn.append(given)):
         written(copy)
-        [(points, out, chosen, _)] = drawn
+        [(points, out, chosen, *_)] = drawn
         assert out == copy / "figures" / "sweep.png"
         for name in ("student", "teacher"):
             scored = [row[f"validation_{name}"] for row in rows if f"validation_{name}" in row]
