@@ -95,6 +95,15 @@ def read_weights(path: Path) -> Weights:
     return Weights(kind, config, notes, tensors, path)
 
 
+_BUNDLED = Path(__file__).parent / "bundled"  # one folder a model, as `distill bundle` makes it
+
+
+def bundled_models() -> dict[str, Path]:
+    """Folders of the models that come with the package, by name."""
+    found = sorted(_BUNDLED.glob("*/student.safetensors"))
+    return {file.parent.name: file.parent for file in found}
+
+
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Fill a module, naming the first thing that does not fit.
 

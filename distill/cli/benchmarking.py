@@ -20,7 +20,7 @@ app.add_typer(bench, name="bench", help="Measure a model on this machine.")
 def seams(
     source: str,
     model: Annotated[str, typer.Option(help="run folder, or a teacher's weights file with --student")],
-    student: Annotated[str | None, typer.Option(help="run folder or weights file; default --model")] = None,
+    student: Annotated[str | None, typer.Option(help="run folder, weights file or bundled; default --model")] = None,
     section: Annotated[list[int] | None, typer.Option(help="number; may be repeated; default the middle one")] = None,
     window: Annotated[list[int] | None, typer.Option(help="side in pixels; may be repeated; default 96, 128")] = None,
     crop: Annotated[int, typer.Option(min=32, help="pixels along y and x, from the upper left corner")] = 384,

@@ -127,6 +127,34 @@ def ablate(
         say(f"written: {file}")
 
 
+@app.command()
+def bundle(
+    run: Annotated[str, typer.Argument(metavar="MODEL", help="run folder, weights file or bundled model")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="new folder, named as the model is to be called")],
+    about: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", help="attribution, limits: goes into the model card")
+    ] = None,
+    sample: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="volume to compare outputs on; default the run's own")
+    ] = None,
+    resolution: Resolution = None,
+) -> None:
+    """Pack a run's best weights at half precision, with a model card, and check that their outputs stay the same."""
+    from distill.geometry import parse_numbers
+    from distill.recipes.bundle import bundle as pack
+
+    found = pack(
+        run,
+        out,
+        about=about,
+        sample=sample,
+        resolution=parse_numbers(resolution, "--resolution") if resolution else None,
+    )
+    for kind, change in found.changes.items():
+        say(f"{kind}: affinities differ by {change.mean:.5f} on average, by {change.largest:.4f} at most")
+    say(f"{out}: {found.size / 1e6:.2f} MB, {', '.join(file.name for file in found.files)}")
+
+
 def _progress(bar: Bar, before: int = 0, runs: int = 1) -> Progress:
     """Steps of a run on the bar, after those of the runs before it; validations as lines."""
     from distill.recipes.train import Progress

@@ -16,7 +16,7 @@ from distill.errors import DistillError
 @app.command()
 def stream(
     source: str,
-    model: Annotated[str, typer.Option(help="run folder or weights file of a student")],
+    model: Annotated[str, typer.Option(help="run folder, weights file or bundled model")],
     out: Annotated[Path, typer.Option(metavar="OUT.zarr")],
     no_segment: Annotated[bool, typer.Option("--no-segment", help="affinities only")] = False,
     offset: Annotated[
@@ -55,7 +55,7 @@ def stream(
 @app.command()
 def segment(
     source: str,
-    model: Annotated[str, typer.Option(help="run folder or weights file")],
+    model: Annotated[str, typer.Option(help="run folder, weights file or bundled model")],
     out: Annotated[Path, typer.Option(metavar="OUT.zarr")],
     network: Annotated[str, typer.Option(help="student or teacher")] = "student",
     method: Annotated[str, typer.Option(help="query, or waterz (watershed + agglomeration)")] = "query",

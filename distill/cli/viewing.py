@@ -49,10 +49,10 @@ def evaluate(
 @app.command()
 def pca(
     source: str,
-    student: Annotated[str, typer.Option(help="run folder or weights file")],
+    student: Annotated[str, typer.Option(help="run folder, weights file or bundled model")],
     section: Annotated[int, typer.Option(help="section number")],
     out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
-    teacher: Annotated[str | None, typer.Option(help="run folder or weights file")] = None,
+    teacher: Annotated[str | None, typer.Option(help="run folder, weights file or bundled model")] = None,
     raw_only_student: Annotated[
         bool, typer.Option("--raw-only-student", help="section and student alone, without a teacher")
     ] = False,
@@ -242,11 +242,14 @@ def view(
 @app.command()
 def info(source: str) -> None:
     """Say what a volume or a weights file holds."""
-    run = Path(source) / "best"
-    files = [Path(source)] if source.endswith(".safetensors") else sorted(run.glob("*.safetensors"))
-    if files:
-        from distill.checkpoint import read_weights
+    from distill.checkpoint import bundled_models, read_weights
 
+    files = [Path(source)] if source.endswith(".safetensors") else sorted((Path(source) / "best").glob("*.safetensors"))
+    bundled = bundled_models().get(source)
+    if not files and bundled is not None and not Path(source).exists():
+        say(f"bundled model {source}: {bundled}")
+        files = sorted(bundled.glob("*.safetensors"))
+    if files:
         for file in files:
             weights = read_weights(file)
             count = sum(t.numel() for t in weights.tensors.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from distill.checkpoint import Kind, load_module, read_weights
+from distill.checkpoint import Kind, bundled_models, load_module, read_weights
 from distill.config import DecoderConfig, StudentConfig, StudentNetwork, TeacherConfig
 from distill.decoder import QueryDecoder
 from distill.errors import CheckpointError, DistillError
@@ -25,6 +26,8 @@ from teachers.superhuman import SuperHumanTeacher
 from teachers.swin_unetr import SwinUNETRTeacher
 from teachers.teacher import Teacher
 from teachers.unetr import UNETRTeacher
+
+logger = logging.getLogger(__name__)
 
 
 def build_teacher(config: TeacherConfig) -> Teacher:
@@ -180,21 +183,33 @@ def teacher_metadata(config: TeacherConfig, decoding: DecoderConfig, resolution:
 
 
 def find_weights(model: str, kind: Kind) -> Path:
-    """The weights file behind MODEL: a file, or a run folder's best (else last) one of this kind.
+    """The weights file behind MODEL: a file, a run folder's best (else last) one of this kind, or a bundled model's.
+
+    A file or folder here goes before a bundled model of the same name, and it is said that it does.
 
     Raises:
-        CheckpointError: neither exists.
+        CheckpointError: none of them exists.
     """
-    path = Path(model)
+    path, bundled = Path(model), bundled_models()
+    if path.exists() and model in bundled:
+        logger.warning(
+            "%s: taken from here, not the bundled model of that name; elsewhere %s means that one", path, path
+        )
     if path.is_file():
         return path
     if path.is_dir():
         folder = path / "best" if (path / "best").is_dir() else path / "checkpoints"
-        files = sorted(folder.glob(f"{kind}*.safetensors"))
+        files = sorted(folder.glob(f"{kind}*.safetensors")) or sorted(path.glob(f"{kind}.safetensors"))
         if files:
             return files[-1]
         raise CheckpointError(f"{model}: no {kind}*.safetensors in {folder}; expected a run folder of `distill train`")
-    raise CheckpointError(f"{model}: no such file or run folder; expected a run folder or a weights file")
+    if model in bundled:
+        file = bundled[model] / f"{kind}.safetensors"
+        if file.exists():
+            return file
+        raise CheckpointError(f"{model}: the bundled model of that name has no {kind}")
+    known = f", or a bundled model: {', '.join(bundled)}" if bundled else "; no model is bundled here"
+    raise CheckpointError(f"{model}: no such file or run folder; expected a run folder or a weights file{known}")
 
 
 def load_student(model: str, device: torch.device) -> TrainedStudent:
