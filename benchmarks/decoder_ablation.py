@@ -34,8 +34,8 @@ from distill.geometry import Box
 from distill.losses import instance_discrimination, instance_targets, mask_cross_entropy, mask_dice
 from distill.matching import match
 from distill.metrics import score
-from distill.recipes.joint import split_instances
 from distill.recipes.models import TrainedStudent, build_decoder, load_student
+from distill.recipes.query_terms import split_instances
 from distill.sampling import as_unit_range
 from distill.segment import block_instances
 from distill.state import Average

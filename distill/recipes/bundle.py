@@ -81,7 +81,7 @@ def bundle(
     temporary = out.with_name(out.name + ".writing")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        changes = {}
+        changes: dict[str, Change] = {}
         for kind, weights in found.items():
             path = temporary / f"{kind}.safetensors"
             write_tensors(path, kind, half_precision(weights), weights.config, _shareable(weights.notes))

@@ -12,10 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import cc3d
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distill.affinity import (
@@ -25,26 +23,23 @@ from distill.affinity import (
     half_resolution,
     pair_affinity,
 )
-from distill.components import compact_blocks, label_components
+from distill.components import compact_blocks
 from distill.config import Pair
 from distill.decoder import DecoderInput, DecoderOutput
 from distill.geometry import Nanometres
 from distill.losses import (
     affinity_cross_entropy,
     affinity_loss,
-    at_points,
     cross_dimension_loss,
     draw_points,
     grafting_loss,
-    instance_discrimination,
     instance_targets,
-    mask_cross_entropy,
-    mask_dice,
     multi_offset_loss,
 )
 from distill.matching import Match, match
 from distill.recipes.models import build_decoder, build_slab, build_student, build_teacher, start_teacher
-from distill.soft_masks import QueryPairs, pairs_by_instance, pairs_by_overlap, soft_mask_cross_entropy, soft_mask_dice
+from distill.recipes.query_terms import mask_terms, split_instances, taught_masks_term
+from distill.soft_masks import pairs_by_instance, pairs_by_overlap
 from distill.timing import StepClock
 from students.section import Student
 from students.slab import SlabAdapter
@@ -145,7 +140,8 @@ class Joint(nn.Module):
             of_student, taught_masks = slice(len(raw), None), decoded.masks[-1][: len(raw)].detach()
             pairs = pairs_by_overlap(decoded.masks[0][of_student], taught_masks)
             points = draw_points(taught_masks[:, 0], queries.points, self._drawing(step)) if queries.points else None
-            terms["masks"] = self._taught_masks_term(decoded, of_student, taught_masks, pairs, points)
+            taught_term = taught_masks_term(decoded, of_student, taught_masks, pairs, points, queries)
+            terms["masks"] = self.config.student.loss.masks * taught_term
         return {f"unlabelled_{name}": term for name, term in terms.items()}
 
     def view(self, raw: Tensor, with_slab: bool) -> StudentVolume:
@@ -273,12 +269,13 @@ class Joint(nn.Module):
             pairs[name] = match(decoded.masks[0][part], instances)
             points = draw_points(instances, weights.points, generator) if weights.points else None
             if factor:
-                found = self._mask_terms(decoded, part, instances, pairs[name], points, generator)
+                found = mask_terms(decoded, part, instances, pairs[name], points, weights, generator)
                 terms.update({f"{name}_{key}": factor * value for key, value in found.items()})
             if with_masks and name == "student":
                 taught_masks = decoded.masks[-1][:batch].detach()
                 shared = pairs_by_instance(pairs["student"], pairs["teacher"], taught_masks)
-                terms["masks"] = self._taught_masks_term(decoded, part, taught_masks, shared, points)
+                taught_term = taught_masks_term(decoded, part, taught_masks, shared, points, weights)
+                terms["masks"] = self.config.student.loss.masks * taught_term
         return terms
 
     def _decoder_inputs(self, taught: TeacherOutput | None, seen: StudentVolume | None) -> dict[str, DecoderInput]:
@@ -313,74 +310,8 @@ class Joint(nn.Module):
         """Randomness of the voxels that a step's query losses draw."""
         return torch.Generator().manual_seed(self.config.student.training.seed * 1_000_003 + step)
 
-    def _mask_terms(
-        self,
-        decoded: DecoderOutput,
-        part: slice,
-        instances: Tensor,
-        pairs: list[Match],
-        points: Tensor | None,
-        generator: torch.Generator,
-    ) -> dict[str, Tensor]:
-        """A network's masks against the labels, all rounds."""
-        weights = self.config.teacher.queries
-        rounds, seen = _rounds(decoded, part, points), instances if points is None else at_points(instances, points)
-        terms: dict[str, Tensor] = {}
-        if weights.cross_entropy:
-            terms["cross_entropy"] = weights.cross_entropy * _total(
-                [mask_cross_entropy(masks, seen, pairs) for masks in rounds]
-            )
-        if weights.dice:
-            terms["dice"] = weights.dice * _total([mask_dice(masks, seen, pairs) for masks in rounds])
-        if weights.discrimination:
-            terms["discrimination"] = weights.discrimination * instance_discrimination(
-                decoded.mask_features[part], instances, samples=weights.samples, generator=generator
-            )
-        return terms
-
-    def _taught_masks_term(
-        self, decoded: DecoderOutput, part: slice, taught: Tensor, pairs: list[QueryPairs], points: Tensor | None
-    ) -> Tensor:
-        """The student's masks of all rounds against the teacher's last ones."""
-        weights = self.config.teacher.queries
-        target = taught if points is None else at_points(taught, points)
-        terms = []
-        for masks in _rounds(decoded, part, points):
-            if weights.cross_entropy:
-                terms.append(weights.cross_entropy * soft_mask_cross_entropy(masks, target, pairs))
-            if weights.dice:
-                terms.append(weights.dice * soft_mask_dice(masks, target, pairs))
-        return self.config.student.loss.masks * _total(terms)
-
-
-def split_instances(labels: Tensor) -> Tensor:
-    """Every connected component (26 neighbours) its own instance, compact in every block.
-
-    Args:
-        labels: (B, D, H, W) int64, 0 = background.
-    """
-    if labels.device.type == "cuda":
-        return label_components(labels).numbers
-    blocks = []
-    for block in labels.cpu().numpy():
-        _, rank = np.unique(block, return_inverse=True)
-        compact: NDArray[np.uint32] = rank.reshape(block.shape).astype(np.uint32) + np.uint32(1)
-        compact[block == 0] = 0
-        blocks.append(cc3d.connected_components(compact, connectivity=26).astype(np.int64))
-    return torch.from_numpy(np.stack(blocks)).to(labels.device)
-
 
 def _volumes(pairs: Tensor, batch: int) -> Tensor:
     """Rows of `slice_pairs` (B * (D - 1), C, H, W) as volumes (B, C, D - 1, H, W)."""
     volumes: Tensor = pairs.unflatten(0, (batch, -1))  # type: ignore[no-untyped-call]
     return volumes.transpose(1, 2)
-
-
-def _rounds(decoded: DecoderOutput, part: slice, points: Tensor | None) -> list[Tensor]:
-    """Masks of some blocks of the batch, first round to last, at drawn voxels if there are any."""
-    rounds = [masks[part] for masks in decoded.masks]
-    return rounds if points is None else [at_points(masks, points) for masks in rounds]
-
-
-def _total(values: list[Tensor]) -> Tensor:
-    return torch.stack(values).sum()

@@ -192,9 +192,7 @@ def find_weights(model: str, kind: Kind) -> Path:
     """
     path, bundled = Path(model), bundled_models()
     if path.exists() and model in bundled:
-        logger.warning(
-            "%s: taken from here, not the bundled model of that name; elsewhere %s means that one", path, path
-        )
+        logger.warning("%s: taken from this folder, not the bundled model of that name", path.resolve())
     if path.is_file():
         return path
     if path.is_dir():

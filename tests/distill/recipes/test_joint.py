@@ -20,8 +20,9 @@ from distill.checkpoint import read_weights, save_weights
 from distill.config import Pair, load_pair
 from distill.engine import make_optimizer
 from distill.errors import CheckpointError
-from distill.recipes.joint import Joint, split_instances
+from distill.recipes.joint import Joint
 from distill.recipes.models import build_teacher, teacher_metadata
+from distill.recipes.query_terms import split_instances
 from distill.state import Average
 from students.runner import SectionRunner
 

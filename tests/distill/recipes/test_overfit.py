@@ -24,8 +24,8 @@ from distill.losses import (
 )
 from distill.matching import match
 from distill.metrics import score
-from distill.recipes.joint import split_instances
 from distill.recipes.models import build_decoder, build_teacher
+from distill.recipes.query_terms import split_instances
 from distill.segment import block_instances
 from distill.volume import open_labels, open_volume
 
