@@ -125,6 +125,12 @@ def parse_numbers(text: str, name: str) -> Nanometres:
     return z, y, x
 
 
+def of_another_shape(one: Nanometres, other: Nanometres) -> bool:
+    """Whether voxels differ so much, by more than half along an axis, that a network sees other things in them."""
+    ratio = [a / b for a, b in zip(one, other, strict=True)]
+    return max(ratio) > 1.5 or min(ratio) < 1 / 1.5
+
+
 def _add(a: Triple, b: Triple) -> Triple:
     return a[0] + b[0], a[1] + b[1], a[2] + b[2]
 

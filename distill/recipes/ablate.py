@@ -197,7 +197,7 @@ def _about(config: Pair, scored: str, spans: Mapping[str, tuple[int, int]], seed
     training, data = config.student.training, config.student.data
     first, last = spans[scored]
     chosen = spans["validation"]
-    volume = Path(data.raw.partition(":")[0]).name + (f", every {data.every}th section" if data.every > 1 else "")
+    volume = Path(data.raw.partition(":")[0]).name + (f", one section in {data.every}" if data.every > 1 else "")
     lines = [
         f"{volume}: trained on sections {data.train[0]} to {data.train[1] - 1}, {training.steps:,} steps of "
         f"{training.batch} x {' x '.join(map(str, training.crop))}, seeds {', '.join(map(str, seeds))}; mean (range).",

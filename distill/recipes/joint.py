@@ -122,12 +122,18 @@ class Joint(nn.Module):
         return terms
 
     def _unlabelled_terms(self, raw: Tensor, step: int) -> dict[str, Tensor]:
-        """What the teacher teaches on a volume without labels; it is taken as it is there, without gradients."""
+        """What the teacher teaches on a volume without labels.
+
+        It is taken as it is there: no gradient reaches it, and its norms do not move towards a volume that none of its
+        own losses sees.
+        """
         assert self.teacher is not None
         nothing = raw.new_zeros((len(raw), *raw.shape[2:]), dtype=torch.int64)
         targets = affinity_targets(nothing)  # for the edges that there are
+        learning = self.teacher.training
         with torch.no_grad():
-            taught: TeacherOutput = self.teacher(raw)
+            taught: TeacherOutput = self.teacher.eval()(raw)
+        self.teacher.train(learning)
         self.clock.mark("teacher")
         queries, turn = self.config.teacher.queries, step // self.config.student.training.unlabelled_every
         with_masks = self.config.student.loss.masks > 0 and step >= queries.start and turn % queries.every == 0

@@ -15,7 +15,7 @@ import distill
 from distill.affinity import NEAREST
 from distill.agglomerate import waterz
 from distill.errors import CheckpointError, DistillError
-from distill.geometry import Triple
+from distill.geometry import Triple, of_another_shape
 from distill.ids import Relabelling, compact, distinct_ids, ranks
 from distill.recipes.models import TrainedStudent, load_student, load_teacher, pick_device
 from distill.recipes.outputs import Output, check_free, frame_of
@@ -229,8 +229,7 @@ def check_resolution(notes: dict[str, Any], volume: Volume, note: Note) -> None:
     trained = notes.get("resolution")
     if trained is None:
         return
-    ratio = [found / wanted for found, wanted in zip(volume.resolution, trained, strict=True)]
-    if max(ratio) > 1.5 or min(ratio) < 1 / 1.5:
+    if of_another_shape(volume.resolution, trained):
         found, wanted = (" x ".join(f"{n:g}" for n in r) for r in (volume.resolution, trained))
         note(f"warning: {volume.source} has voxels of {found} nm, the model was trained on {wanted} nm (z, y, x)")
 

@@ -25,14 +25,13 @@ from distill.config import Pair, dump, load_pair
 from distill.durable import replacing
 from distill.engine import MetricsLog, StepReport, fit, make_optimizer
 from distill.errors import CheckpointError, ConfigError, ShapeError, SourceError
-from distill.geometry import Box, Nanometres
+from distill.geometry import Box, Nanometres, of_another_shape
 from distill.ranks import from_environment
 from distill.recipes.figures import run_figures
 from distill.recipes.joint import Joint
 from distill.recipes.launch import compile_networks, launch, lay_out, leave
 from distill.recipes.models import find_weights, student_metadata, teacher_metadata
 from distill.recipes.report import report_after_training
-from distill.recipes.run_models import check_resolution
 from distill.recipes.validation import Judged, validate
 from distill.recipes.volumes import Runtime
 from distill.sampling import Crops, MixedCrops, batches
@@ -130,7 +129,12 @@ def training_crops(config: Pair, parts: Parts, ranks: int, note: Callable[[str],
                 f"student.data.unlabelled.{k}.sections: ends at section {last}, but {entry.raw} has {volume.size[0]} "
                 "sections"
             )
-        check_resolution({"resolution": parts.resolution}, volume, note)
+        if of_another_shape(volume.resolution, parts.resolution):
+            nm = [" x ".join(f"{n:g}" for n in voxel) for voxel in (volume.resolution, parts.resolution)]
+            note(
+                f"student.data.unlabelled.{k}: {entry.raw} has voxels of {nm[0]} nm, the labelled volume of {nm[1]} nm "
+                "(z, y, x); trained on as they are"
+            )
         try:
             others.append(Crops(read_sections(volume, (first, last)), None, training, augmentation))
         except ShapeError as error:
