@@ -19,7 +19,7 @@ from torch import Tensor
 
 from distill.affinity import NEAREST, affinity_targets, embedding_affinity, fill_frame, half_resolution
 from distill.checkpoint import save_weights
-from distill.config import Pair, TeacherConfig
+from distill.config import Pair, TeacherConfig, UnlabelledVolume
 from distill.errors import CheckpointError, DistillError
 from distill.geometry import Box
 from distill.losses import affinity_cross_entropy
@@ -196,6 +196,54 @@ def test_a_joint_step(kind: str, tiny_values: Values, batch: tuple[Tensor, Tenso
         if name.startswith(("teacher.", "student.")):
             assert parameter.grad is not None, name
             assert bool(parameter.grad.any()), name
+
+
+def norms_of(joint: Joint) -> dict[str, Tensor]:
+    assert joint.teacher is not None
+    return {name: value.clone() for name, value in joint.teacher.state_dict().items()}
+
+
+def test_training_changes_no_bit_of_a_frozen_teacher(
+    kind: str, tiny_values: Values, batch: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    given, path = Joint(pair_of(tiny_values(kind)), RESOLUTION).train(), tmp_path / "teacher.safetensors"
+    given(batch, 0)  # statistics of norms that are not those of a new network
+    modules = {"teacher": given.teacher, "decoder": given.decoder}
+    metadata = teacher_metadata(given.config.teacher, given.config.teacher.decoder, RESOLUTION)
+    save_weights(path, "teacher", modules, metadata, {})
+    joint = Joint(pair_of({**tiny_values(kind), "weights": str(path), "frozen": True}), RESOLUTION).train()
+    before = norms_of(joint)
+    assert all(torch.equal(value, norms_of(given)[name]) for name, value in before.items())
+    optimizer = torch.optim.SGD([p for p in joint.parameters() if p.requires_grad], lr=0.1)
+    for step in range(2):
+        terms = joint(batch, step)
+        assert {"cross", "graft", "teacher_dice"} <= set(terms)
+        torch.stack(list(terms.values())).sum().backward()
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in norms_of(joint).items())
+    assert all(p.grad is None for p in joint.teacher.parameters())
+
+
+def test_a_step_without_labels_leaves_a_learning_teacher_as_it_is(
+    kind: str, tiny_values: Values, batch: tuple[Tensor, Tensor]
+) -> None:
+    torch.manual_seed(0)
+    pair = pair_of(tiny_values(kind))
+    data = pair.student.data.model_copy(update={"unlabelled": (UnlabelledVolume(raw="other.h5"),)})
+    pair = pair.model_copy(update={"student": pair.student.model_copy(update={"data": data})})
+    joint = Joint(pair, RESOLUTION).train()
+    before = norms_of(joint)
+    terms = joint(batch, 1)
+    assert set(terms) == {"unlabelled_cross"}
+    terms["unlabelled_cross"].backward()
+    assert all(torch.equal(value, before[name]) for name, value in norms_of(joint).items())
+    assert all(p.grad is None for p in joint.teacher.parameters())
+    assert joint.teacher.training
+    joint(batch, 2)
+    moving = [name for name in before if name.endswith("running_mean")]
+    assert all(not torch.equal(norms_of(joint)[name], before[name]) for name in moving)
+    assert moving or kind != "superhuman"
 
 
 @pytest.mark.parametrize("term", ["teacher_offsets", "teacher_affinity", "cross", "graft", "teacher_dice"])

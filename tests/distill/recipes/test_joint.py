@@ -264,20 +264,6 @@ def test_terms_of_a_step_without_labels(
     assert all(torch.equal(value, labelled[name]) for name, value in terms.items())
 
 
-def test_a_step_without_labels_leaves_a_learning_teacher_as_it_is(build: Build, batch: tuple[Tensor, Tensor]) -> None:
-    joint = build(*UNLABELLED, MASKS).train()
-    assert joint.teacher is not None
-    norms = [name for name, _ in joint.teacher.named_buffers() if name.endswith("running_mean")]
-    assert norms
-    before = {name: value.clone() for name, value in joint.teacher.state_dict().items()}
-    torch.stack(list(joint(batch, 1).values())).sum().backward()
-    assert all(torch.equal(value, before[name]) for name, value in joint.teacher.state_dict().items())
-    assert all(p.grad is None for p in joint.teacher.parameters())
-    assert joint.teacher.training
-    joint(batch, 2)
-    assert not torch.equal(joint.teacher.state_dict()[norms[0]], before[norms[0]])
-
-
 def test_steps_without_labels_do_not_count_for_the_others(build: Build, batch: tuple[Tensor, Tensor]) -> None:
     joint = build(
         UNLABELLED[0], "student.training.teacher_every=2", "teacher.queries.every=2", "teacher.queries.start=1"
