@@ -109,25 +109,28 @@ def fit(
         Interrupted: after Ctrl-C or SIGTERM on any rank, state saved.
     """
     state.module.train()
-    with _stop_signals(breaks_off=fabric.world_size == 1) as stopped:
-        iterator = iter(batches)
-        while state.step < training.steps:
-            began = time.perf_counter()
-            clock.start()
-            batch = next(iterator)
-            waited = time.perf_counter() - began
-            lr = learning_rate(state.step, training)
-            terms = _step(state, objective, batch, training, fabric, lr, clock, state_path)
-            state.step += 1
-            on_step(StepReport(state.step, terms, lr, time.perf_counter() - began, waited, clock.parts()))
-            last = state.step == training.steps
-            if fabric.is_global_zero and (state.step % training.validate_every == 0 or last):
-                _validate(state, on_validate)
-            stopping = _on_any_rank(bool(stopped), fabric)
-            if state.step % training.save_every == 0 or last or stopping:
-                _save(state, state_path, fabric)
-            if stopping:
-                raise Interrupted(f"stopped after step {state.step}; state saved in {state_path}")
+    iterator = iter(batches)
+    try:
+        with _stop_signals(breaks_off=fabric.world_size == 1) as stopped:
+            while state.step < training.steps:
+                began = time.perf_counter()
+                clock.start()
+                batch = next(iterator)
+                waited = time.perf_counter() - began
+                lr = learning_rate(state.step, training)
+                terms = _step(state, objective, batch, training, fabric, lr, clock, state_path)
+                state.step += 1
+                on_step(StepReport(state.step, terms, lr, time.perf_counter() - began, waited, clock.parts()))
+                last = state.step == training.steps
+                if fabric.is_global_zero and (state.step % training.validate_every == 0 or last):
+                    _validate(state, on_validate)
+                stopping = _on_any_rank(bool(stopped), fabric)
+                if state.step % training.save_every == 0 or last or stopping:
+                    _save(state, state_path, fabric)
+                if stopping:
+                    raise Interrupted(f"stopped after step {state.step}; state saved in {state_path}")
+    finally:
+        del iterator  # ends the loader's workers, also where an exception keeps this frame alive; they ignore signals
 
 
 def _step(

@@ -218,7 +218,6 @@ def _load(
         batch_size=training.batch,
         sampler=order,
         num_workers=training.workers,
-        persistent_workers=training.workers > 0,
         prefetch_factor=4 if training.workers else None,
         pin_memory=torch.cuda.is_available(),
     )

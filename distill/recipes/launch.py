@@ -37,7 +37,9 @@ def launch(device: str, precision: str, ranks: Ranks) -> Fabric:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision on the terminal
     if ranks.size == 1:
         alone = [where.index] if where.index is not None else 1
-        return Fabric(accelerator=where.type, devices=alone, precision=precision, plugins=[LightningEnvironment()])
+        fabric = Fabric(accelerator=where.type, devices=alone, precision=precision, plugins=[LightningEnvironment()])
+        fabric.launch()  # makes the device the current one
+        return fabric
     if ":" in device:
         raise DistillError(f"--device: found {device!r} for {ranks.size} processes, expected cuda, cpu or auto")
     if where.type == "cuda" and torch.cuda.device_count() < ranks.local_size:
