@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from distill.config import TrainingConfig
+from distill.config import AugmentConfig, TrainingConfig
 from distill.engine import Interrupted, MetricsLog, NotFiniteError, StepReport, fit, learning_rate, make_optimizer
 from distill.errors import CheckpointError, DistillError
+from distill.sampling import Crops, loader
 from distill.state import Average, State
 from distill.timing import PARTS, StepClock
 
@@ -400,6 +403,47 @@ def test_a_second_signal_breaks_off_at_once(tmp_path: Path) -> None:
         run.fit(stop)
     assert not isinstance(caught.value, Interrupted)
     assert not run.path.exists()
+
+
+class Scale(nn.Module):
+    """One number for crops of a volume."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Linear(1, 1)
+
+    def forward(self, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
+        return {"scaled": self.part(batch[0].mean().view(1)).square().mean()}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_an_error_ends_the_loaders_workers(tmp_path: Path) -> None:
+    """They ignore signals, so a process that ended with an error would wait for them for ever."""
+    config = training(crop=(2, 8, 8), workers=1, widen_borders=False)
+    run = Run(tmp_path / "state.pt", config, module=Scale())
+    volume = np.ones((4, 32, 32), np.uint8)
+    batches = loader(Crops(volume, volume, config, AugmentConfig()), 0)
+    seen = []
+
+    def fail(report: StepReport) -> None:
+        seen.extend(multiprocessing.active_children())
+        raise Killed
+
+    with pytest.raises(Killed) as kept:
+        fit(
+            run.state,
+            run.objective,
+            batches,
+            config,
+            run.fabric,
+            clock=StepClock(torch.device("cpu")),
+            state_path=run.path,
+            on_step=fail,
+            on_validate=lambda state: None,
+        )
+    assert kept.traceback  # its frames are alive
+    assert len(seen) == 1
+    assert not seen[0].is_alive()
 
 
 # The log
