@@ -66,15 +66,12 @@ class Variant:
         """Take so many steps more."""
         found = self.config.student
         training = found.training.model_copy(update={"steps": self.state.step + steps, "save_every": 10**9})
+        crops = Crops(self.parts.train_raw, self.parts.train_labels, training, found.augment)
         with TemporaryDirectory() as folder:
             fit(
                 self.state,
                 self.module,
-                batches(
-                    Crops(self.parts.train_raw, self.parts.train_labels, training, found.augment),
-                    self.state.step,
-                    self.fabric.device,
-                ),
+                batches(crops, self.state.step, self.fabric.device),
                 training,
                 self.fabric,
                 clock=self.joint.clock,

@@ -9,7 +9,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +130,10 @@ def fit(
                 if stopping:
                     raise Interrupted(f"stopped after step {state.step}; state saved in {state_path}")
     finally:
-        del iterator  # ends the loader's workers, also where an exception keeps this frame alive; they ignore signals
+        # Ends the loader's workers, also where an exception keeps this frame alive; they ignore signals.
+        if isinstance(iterator, Generator):
+            iterator.close()
+        del iterator
 
 
 def _step(

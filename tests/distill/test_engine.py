@@ -17,10 +17,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from distill import sampling
 from distill.config import AugmentConfig, TrainingConfig
 from distill.engine import Interrupted, MetricsLog, NotFiniteError, StepReport, fit, learning_rate, make_optimizer
 from distill.errors import CheckpointError, DistillError
-from distill.sampling import Crops, loader
+from distill.sampling import Crops
 from distill.state import Average, State
 from distill.timing import PARTS, StepClock
 
@@ -417,12 +418,14 @@ class Scale(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_an_error_ends_the_loaders_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["worker", "train"])
+def test_an_error_ends_the_loaders_workers(tmp_path: Path, where: str) -> None:
     """They ignore signals, so a process that ended with an error would wait for them for ever."""
     config = training(crop=(2, 8, 8), workers=1, widen_borders=False)
     run = Run(tmp_path / "state.pt", config, module=Scale())
     volume = np.ones((4, 32, 32), np.uint8)
-    batches = loader(Crops(volume, volume, config, AugmentConfig()), 0)
+    crops = Crops(volume, volume, config, AugmentConfig(device=where))
+    made = sampling.batches(crops, 0, torch.device("cpu"))
     seen = []
 
     def fail(report: StepReport) -> None:
@@ -433,7 +436,7 @@ def test_an_error_ends_the_loaders_workers(tmp_path: Path) -> None:
         fit(
             run.state,
             run.objective,
-            batches,
+            made,
             config,
             run.fabric,
             clock=StepClock(torch.device("cpu")),
