@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -209,7 +210,7 @@ def train(
     runtime = Runtime(fabric.device, training.precision)
     book = _Bookkeeping(config, parts, out, log, runtime, progress, state)
     with RunRecord(out / "run.json", command, config, state.step, ranks.size, book.split):
-        follow(on_step=book.step, on_validate=lambda s: book.validation(s, joint))
+        follow(on_step=book.step, on_validate=lambda s: book.validation(s, joint, compiled=training.compile))
         leave()
         if book.last:  # after the last state is safe: a figure must not cost a run
             run_figures(out, book.last, parts.validation_raw, parts.validation_labels, parts.resolution)
@@ -289,10 +290,13 @@ class _Bookkeeping:
         self.split.add(report.seconds, report.parts)
         self.progress.on_step(report, training.steps)
 
-    def validation(self, state: State, joint: Joint) -> None:
+    def validation(self, state: State, joint: Joint, *, compiled: bool) -> None:
         """Judge the networks that training changes, save their weights, keep the best of each."""
         began = time.perf_counter()
-        judged = validate(joint, self.config, self.parts.validation_raw, self.parts.validation_labels, self.runtime)
+        raw, labels = self.parts.validation_raw, self.parts.validation_labels
+        # Blocks of other shapes than in training are not worth compiling for.
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            judged = validate(joint, self.config, raw, labels, self.runtime)
         seconds = time.perf_counter() - began
         row: dict[str, Any] = {"step": state.step, "validation_seconds": seconds}
         for name, found in judged.items():
