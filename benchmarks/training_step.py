@@ -5,7 +5,8 @@
 
 A variant names, joined by +, the networks whose convolutions are channels-last (`none` for none of them), `compile` and
 `float32`. The variants take turns, so that what slows the machine down slows them all. Steps come from behind the
-warm-up, from the loop, data and workers of `distill train`; those with the teacher are also listed by themselves.
+warm-up, from the loop and data of `distill train`; those with the teacher are also listed by themselves. Crops are made
+between the steps, so `data` is what they cost, not what a run with workers waits.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Variant:
     def run(self, steps: int, *, measured: bool) -> None:
         """Take so many steps more."""
         found = self.config.student
-        training = found.training.model_copy(update={"steps": self.state.step + steps, "save_every": 10**9})
+        changes = {"steps": self.state.step + steps, "save_every": 10**9, "workers": 0}
+        training = found.training.model_copy(update=changes)
         crops = Crops(self.parts.train_raw, self.parts.train_labels, training, found.augment)
         with TemporaryDirectory() as folder:
             fit(
