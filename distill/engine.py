@@ -109,9 +109,9 @@ def fit(
         Interrupted: after Ctrl-C or SIGTERM on any rank, state saved.
     """
     state.module.train()
-    iterator = iter(batches)
-    try:
-        with _stop_signals(breaks_off=fabric.world_size == 1) as stopped:
+    with _stop_signals(breaks_off=fabric.world_size == 1) as stopped:
+        iterator = iter(batches)
+        try:
             while state.step < training.steps:
                 began = time.perf_counter()
                 clock.start()
@@ -129,11 +129,11 @@ def fit(
                     _save(state, state_path, fabric)
                 if stopping:
                     raise Interrupted(f"stopped after step {state.step}; state saved in {state_path}")
-    finally:
-        # Ends the loader's workers, also where an exception keeps this frame alive; they ignore signals.
-        if isinstance(iterator, Generator):
-            iterator.close()
-        del iterator
+        finally:
+            # Ends the loader's workers, also where an exception keeps this frame alive; they ignore signals.
+            if isinstance(iterator, Generator):
+                iterator.close()
+            del iterator
 
 
 def _step(
