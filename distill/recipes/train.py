@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -33,6 +29,7 @@ from distill.recipes.joint import Joint
 from distill.recipes.launch import compile_networks, launch, lay_out, leave
 from distill.recipes.models import find_weights, student_metadata, teacher_metadata
 from distill.recipes.report import report_after_training
+from distill.recipes.run_record import RunRecord
 from distill.recipes.validation import Judged, validate
 from distill.recipes.volumes import Runtime
 from distill.sampling import Crops, MixedCrops, batches
@@ -350,36 +347,3 @@ class _Bookkeeping:
         best.parent.mkdir(exist_ok=True)
         with replacing(best) as temporary:
             shutil.copyfile(path, temporary)
-
-
-class RunRecord:
-    """run.json: what was run, with what, when, how it ended. Written at the start and at the end."""
-
-    def __init__(self, path: Path, command: list[str], config: Pair, first_step: int, ranks: int, split: Split) -> None:
-        self.path, self.split = path, split
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() and first_step else {}
-        self.values: dict[str, Any] = {
-            "command": command,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "first_step": first_step,
-            "versions": {"affinity-distill": distill.__version__, "torch": torch.__version__, "numpy": np.__version__},
-            "python": sys.version.split()[0],
-            "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
-            "processes": ranks,
-            "seed": config.student.training.seed,
-            "earlier": [*before.pop("earlier", []), before] if before else [],
-        }
-        self.began = time.perf_counter()
-
-    def __enter__(self) -> RunRecord:
-        self._write("running")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._write("done" if error is None else f"{type(error).__name__}: {error}")
-
-    def _write(self, ended: str) -> None:
-        values = {**self.values, "seconds": round(time.perf_counter() - self.began, 2), "ended": ended}
-        values["time_per_step"] = self.split.to_dict()
-        with replacing(self.path) as temporary:
-            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -16,7 +16,8 @@ import torch
 from distill.config import Pair, load_pair
 from distill.errors import CheckpointError, ConfigError, ShapeError, SourceError
 from distill.recipes.models import load_student, load_teacher
-from distill.recipes.train import RunRecord, open_parts, prepare_folder
+from distill.recipes.run_record import RunRecord
+from distill.recipes.train import open_parts, prepare_folder
 from distill.recipes.validation import validate, views
 from distill.recipes.volumes import Runtime, student_volume
 from distill.store import write_cremi
