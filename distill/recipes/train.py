@@ -234,7 +234,8 @@ def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:
     try:
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
         for name, text in resolved.items():
-            (out / name).write_text(text, encoding="utf-8")
+            with replacing(out / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
     except OSError as error:
         raise SourceError(f"{out}: cannot be written: {error.strerror or error}") from None
     return state_path
