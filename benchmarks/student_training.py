@@ -28,7 +28,7 @@ from distill.engine import make_optimizer
 from distill.metrics import affinity_scores, score
 from distill.recipes.joint import Joint
 from distill.recipes.models import TrainedStudent
-from distill.recipes.train import open_parts
+from distill.recipes.training_data import open_parts
 from distill.recipes.volumes import Runtime, student_affinity
 from distill.sampling import Crops
 from distill.state import Average

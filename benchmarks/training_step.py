@@ -28,8 +28,8 @@ from distill.engine import StepReport, fit, make_optimizer
 from distill.ranks import Ranks
 from distill.recipes.joint import Joint
 from distill.recipes.launch import compile_networks, launch, lay_out
-from distill.recipes.train import Parts, open_parts
-from distill.sampling import Crops, batches
+from distill.recipes.training_data import Parts, open_parts, training_crops
+from distill.sampling import batches
 from distill.state import Average, State
 from distill.timing import PARTS, Split, StepClock
 
@@ -68,7 +68,8 @@ class Variant:
         found = self.config.student
         changes = {"steps": self.state.step + steps, "save_every": 10**9, "workers": 0}
         training = found.training.model_copy(update=changes)
-        crops = Crops(self.parts.train_raw, self.parts.train_labels, training, found.augment)
+        now = self.config.model_copy(update={"student": found.model_copy(update={"training": training})})
+        crops = training_crops(now, self.parts, 1, lambda note: None)
         with TemporaryDirectory() as folder:
             fit(
                 self.state,

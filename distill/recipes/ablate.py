@@ -25,7 +25,8 @@ from distill.recipes.ablation_scores import (
 )
 from distill.recipes.ablation_table import Row, bars, markdown
 from distill.recipes.models import find_weights, pick_device
-from distill.recipes.train import Progress, differing_file, open_data, read_sections, train
+from distill.recipes.train import Progress, differing_file, train
+from distill.recipes.training_data import open_data, read_sections
 from distill.recipes.volumes import Runtime
 from viz.charts import ablation_figure
 

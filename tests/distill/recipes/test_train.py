@@ -17,7 +17,8 @@ from distill.config import Pair, load_pair
 from distill.errors import CheckpointError, ConfigError, ShapeError, SourceError
 from distill.recipes.models import load_student, load_teacher
 from distill.recipes.run_record import RunRecord
-from distill.recipes.train import open_parts, prepare_folder
+from distill.recipes.train import prepare_folder
+from distill.recipes.training_data import open_parts
 from distill.recipes.validation import validate, views
 from distill.recipes.volumes import Runtime, student_volume
 from distill.store import write_cremi

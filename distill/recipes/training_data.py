@@ -1,0 +1,106 @@
+"""What a training reads: sections with labels in memory, and crops of them and of volumes without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.config import Pair
+from distill.errors import ConfigError, ShapeError
+from distill.geometry import Box, Nanometres, of_another_shape
+from distill.sampling import Crops, MixedCrops
+from distill.volume import Volume, check_pair, every_section, open_labels, open_volume
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Training and validation sections in memory."""
+
+    train_raw: NDArray[Any]
+    train_labels: NDArray[np.uint64]
+    validation_raw: NDArray[Any]
+    validation_labels: NDArray[np.uint64]
+    resolution: Nanometres
+
+
+def open_data(config: Pair) -> tuple[Volume, Volume]:
+    """Image and labels, checked against each other and against the sections that the configuration names.
+
+    Raises:
+        DistillError: anything that does not fit, naming the file.
+    """
+    data = config.student.data
+    raw = every_section(open_volume(data.raw, resolution=data.resolution), data.every)
+    labels = every_section(open_labels(data.labels, resolution=data.resolution), data.every)
+    check_pair(raw, labels)
+    for name, (_, last) in data.parts.items():
+        if last > raw.size[0]:
+            raise ConfigError(f"student.data.{name}: ends at section {last}, but {data.raw} has {raw.size[0]} sections")
+    return raw, labels
+
+
+def open_parts(config: Pair) -> Parts:
+    """Open the volumes, check that they go together and that the sections exist, read the parts.
+
+    Raises:
+        DistillError: anything that does not fit, naming the file.
+    """
+    raw, labels = open_data(config)
+    data, crop = config.student.data, config.student.training.crop
+    room = (data.train[1] - data.train[0], *raw.size[1:])
+    if any(c > r for c, r in zip(crop, room, strict=True)):
+        raise ConfigError(
+            f"student.training.crop: {list(crop)} is larger than the training part {list(room)} (z, y, x)"
+        )
+    return Parts(
+        read_sections(raw, data.train),
+        read_sections(labels, data.train).astype(np.uint64),
+        read_sections(raw, data.validation),
+        read_sections(labels, data.validation).astype(np.uint64),
+        raw.resolution,
+    )
+
+
+def read_sections(volume: Volume, span: tuple[int, int]) -> NDArray[Any]:
+    """Whole sections, first to last (exclusive)."""
+    return volume.read(Box((span[0], 0, 0), (span[1], *volume.size[1:])))
+
+
+def training_crops(config: Pair, parts: Parts, ranks: int, note: Callable[[str], None]) -> Crops:
+    """Crops of the training part and, where the configuration names some, of unlabelled volumes.
+
+    Args:
+        config: of the run.
+        parts: the labelled volume.
+        ranks: processes that share every step.
+        note: called where voxels of an unlabelled volume are of another shape.
+
+    Raises:
+        DistillError: a volume that cannot be read or is too small for the crop.
+    """
+    training, augmentation = config.student.training, config.student.augment
+    labelled = Crops(parts.train_raw, parts.train_labels, training, augmentation)
+    others = []
+    for k, entry in enumerate(config.student.data.unlabelled):
+        volume = every_section(open_volume(entry.raw, resolution=entry.resolution), entry.every)
+        first, last = entry.sections or (0, volume.size[0])
+        if last > volume.size[0]:
+            raise ConfigError(
+                f"student.data.unlabelled.{k}.sections: ends at section {last}, but {entry.raw} has {volume.size[0]} "
+                "sections"
+            )
+        if of_another_shape(volume.resolution, parts.resolution):
+            nm = [" x ".join(f"{n:g}" for n in voxel) for voxel in (volume.resolution, parts.resolution)]
+            note(
+                f"student.data.unlabelled.{k}: {entry.raw} has voxels of {nm[0]} nm, the labelled volume of {nm[1]} nm "
+                "(z, y, x); trained on as they are"
+            )
+        try:
+            others.append(Crops(read_sections(volume, (first, last)), None, training, augmentation))
+        except ShapeError as error:
+            raise ConfigError(f"student.data.unlabelled.{k}: {entry.raw}: {error}") from None
+    return MixedCrops(labelled, others, config.unlabelled_at, ranks=ranks) if others else labelled
