@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("teacher", type=Path)
     parser.add_argument("student", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--variants", nargs="+", default=["student"])
+    parser.add_argument("--variants", nargs="+", default=["student+teacher"])
     parser.add_argument("--steps", type=int, default=6, help="of every variant in every round")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int)

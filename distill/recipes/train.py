@@ -84,6 +84,8 @@ def train(
         compile_networks(joint, fabric.device)
     if joint.student is not None:
         lay_out(joint.student)
+    if joint.teacher is not None and fabric.device.type == "cpu":  # on a GPU it has not been measured
+        lay_out(joint.teacher)
     joint.to(fabric.device)
     optimizer = make_optimizer(joint, training)
     module, wrapped = fabric.setup(joint, optimizer)
