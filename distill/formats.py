@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from distill.errors import SourceError
+from distill.formats_chunked import is_n5, is_precomputed, load_n5, load_precomputed, n5_ranks
 from distill.formats_image import TIFF_SUFFIXES, load_images, load_tiff
 from distill.formats_zarr import load_zarr, zarr_node, zarr_ranks
 from distill.stored import Cut, StoredArray, listed, missing_dataset, no_dataset, placement, plain, readable
@@ -39,6 +40,19 @@ def find_arrays(source: str | Path) -> list[StoredArray]:
     if not names:
         raise SourceError(f"{path}: found no array inside, expected at least one")
     return [_LOADERS[kind](path, name) for name in names]
+
+
+def source_kind(source: str | Path) -> tuple[str, Path]:
+    """What reads a source, `images` for sections in a file each, and its path without the dataset.
+
+    Raises:
+        SourceError: nothing of that name, or of an unknown kind.
+    """
+    path, dataset = _split(source)
+    kind = _kind(path)
+    if kind == "images":
+        no_dataset(path, dataset)
+    return kind, path
 
 
 def find_array(source: str | Path, preferred: str) -> StoredArray:
@@ -92,7 +106,9 @@ def _kind(path: Path) -> str:
     if not path.exists():
         return "images"
     if path.is_dir():
-        return "zarr" if zarr_node(path) else "images"
+        if zarr_node(path):
+            return "zarr"
+        return "n5" if is_n5(path) else "precomputed" if is_precomputed(path) else "images"
     if suffix in HDF5_SUFFIXES:
         return "hdf5"
     if suffix in TIFF_SUFFIXES:
@@ -102,8 +118,8 @@ def _kind(path: Path) -> str:
     if suffix == ".png":
         return "images"
     raise SourceError(
-        f"{path}: found extension {suffix!r}, expected .h5 .hdf .hdf5 .tif .tiff .png .npy .npz, a Zarr folder, "
-        "or a folder or glob of section images"
+        f"{path}: found extension {suffix!r}, expected .h5 .hdf .hdf5 .tif .tiff .png .npy .npz, a Zarr, N5 or "
+        "precomputed folder, or a folder or glob of section images"
     )
 
 
@@ -218,7 +234,12 @@ def _load_npz(path: Path, dataset: str | None) -> StoredArray:
     )
 
 
-_LISTERS: dict[str, Callable[[Path], dict[str, int]]] = {"hdf5": _hdf5_ranks, "npz": _npz_ranks, "zarr": zarr_ranks}
+_LISTERS: dict[str, Callable[[Path], dict[str, int]]] = {
+    "hdf5": _hdf5_ranks,
+    "npz": _npz_ranks,
+    "zarr": zarr_ranks,
+    "n5": n5_ranks,
+}
 _LOADERS: dict[str, Callable[[Path, str | None], StoredArray]] = {
     "hdf5": _load_hdf5,
     "tiff": load_tiff,
@@ -226,4 +247,6 @@ _LOADERS: dict[str, Callable[[Path, str | None], StoredArray]] = {
     "npy": _load_npy,
     "npz": _load_npz,
     "zarr": load_zarr,
+    "n5": load_n5,
+    "precomputed": load_precomputed,
 }

@@ -150,8 +150,12 @@ def load_tiff(path: Path, dataset: str | None) -> StoredArray:
         )
 
 
-def _section(path: Path) -> NDArray[Any]:
-    """One greyscale section image (y, x)."""
+def read_section(path: Path) -> NDArray[Any]:
+    """One greyscale section image (y, x).
+
+    Raises:
+        SourceError: the file is missing, cut off or otherwise unreadable, or holds something else.
+    """
     if path.suffix.lower() in TIFF_SUFFIXES:
         import tifffile
 
@@ -176,7 +180,7 @@ def _open_images(paths: tuple[Path, ...], shape: tuple[int, int], dtype: np.dtyp
         z, y, x = index
         block = np.empty((z.stop - z.start, y.stop - y.start, x.stop - x.start), dtype)
         for at, path in enumerate(paths[z]):
-            section = _section(path)
+            section = read_section(path)
             if section.shape != shape or section.dtype.newbyteorder("=") != dtype:
                 raise SourceError(
                     f"{path}: found {section.shape} {section.dtype}, expected {shape} {dtype} as in {paths[0]}"
@@ -190,22 +194,27 @@ def _open_images(paths: tuple[Path, ...], shape: tuple[int, int], dtype: np.dtyp
 def load_images(path: Path, dataset: str | None) -> StoredArray:
     """The header of a stack whose sections are files: a folder, a glob or one image."""
     no_dataset(path, dataset)
-    paths = _section_paths(path)
-    first = _section(paths[0])
+    paths = section_paths(path)
+    first = read_section(paths[0])
     height, width = first.shape
     dtype = first.dtype.newbyteorder("=")
-    resolution = None
-    if paths[0].suffix.lower() in TIFF_SUFFIXES:
-        import tifffile
-
-        with readable(paths[0]), tifffile.TiffFile(paths[0]) as tif:
-            resolution = _tiff_resolution(tif)
+    resolution = section_resolution(paths[0])
     opener = partial(_open_images, paths, (height, width), dtype)
     shape = (len(paths), height, width)
     return StoredArray(str(path), None, "images", shape, dtype, resolution, None, {}, opener, (1, height, width))
 
 
-def _section_paths(path: Path) -> tuple[Path, ...]:
+def section_resolution(path: Path) -> Nanometres | None:
+    """Voxel size in nm that a section image gives; None where it gives none."""
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return None
+    import tifffile
+
+    with readable(path), tifffile.TiffFile(path) as tif:
+        return _tiff_resolution(tif)
+
+
+def section_paths(path: Path) -> tuple[Path, ...]:
     """The images of a folder, of a glob or of one file, in natural order: s2 before s10."""
     if path.is_dir():
         found = [item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES and item.name[0] != "."]
@@ -220,9 +229,10 @@ def _section_paths(path: Path) -> tuple[Path, ...]:
                 raise SourceError(
                     f"{item}: found extension {item.suffix!r}, expected a section image .tif, .tiff or .png"
                 )
-    return tuple(sorted(found, key=_natural))
+    return tuple(sorted(found, key=natural_order))
 
 
-def _natural(path: Path) -> tuple[list[str | int], str]:
+def natural_order(path: Path) -> tuple[list[str | int], str]:
+    """Key that sorts s2 before s10."""
     parts = re.split(r"(\d+)", str(path))
     return [int(part) if at % 2 else part.lower() for at, part in enumerate(parts)], str(path)

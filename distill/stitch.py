@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from distill.agglomerate import RegionGraph, agglomerate_graph
 from distill.errors import DistillError, ShapeError
 from distill.geometry import Box, Triple
-from distill.ids import Integers, Relabelling, UnionFind, distinct_ids, sum_pairs
+from distill.ids import Integers, Relabelling, distinct_ids, ranks, sum_pairs
 
 Affinity = NDArray[np.floating[Any]]
 
@@ -59,6 +61,63 @@ class _Evidence:
     overlap: NDArray[np.float64]
     total: NDArray[np.float64]
     count: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much of what they have in common two blocks call one: pairs (a, b) of their segments, arrays (P,).
+
+    Attributes:
+        a: uint64 id in the one block.
+        b: uint64 id in the other.
+        share: float64, voxels that both cover relative to the larger of the two inside what the blocks share.
+    """
+
+    a: NDArray[np.uint64]
+    b: NDArray[np.uint64]
+    share: NDArray[np.float64]
+
+    @classmethod
+    def joined(cls, parts: Iterable[Shares]) -> Shares:
+        """Pairs of several, in order."""
+        none = np.zeros(0, np.uint64)
+        every = [cls(none, none, np.zeros(0)), *parts]
+        return cls(*(np.concatenate([getattr(part, name) for part in every]) for name in ("a", "b", "share")))
+
+
+def shared_voxels(a: Integers, b: Integers) -> Shares:
+    """Pairs of segments that cover the same voxels.
+
+    Args:
+        a: ids of one block where both blocks are, any shape, 0 = background.
+        b: ids of the other, same shape.
+    """
+    inside = sum_pairs(a, b)
+    sizes = []
+    for ids in (inside.u, inside.v):
+        where = np.unique(ids, return_inverse=True)[1]
+        sizes.append(np.bincount(where, weights=inside.count)[where])
+    both = (inside.u != 0) & (inside.v != 0)
+    return Shares(inside.u[both], inside.v[both], (inside.count / np.maximum(*sizes))[both])
+
+
+def unite(ids: NDArray[np.uint64], shares: Shares, threshold: float = 0.5) -> Relabelling:
+    """Make one of segments whose shares suffice (rule (1) of `Stitcher`, without affinities).
+
+    Args:
+        ids: (N,) all ids, ascending.
+        shares: pairs of them.
+        threshold: least share.
+
+    Returns:
+        For every id its final id; final ids are 1..n, in order of the smallest id of an object.
+    """
+    agreed = shares.share >= threshold
+    a, b = (np.searchsorted(ids, ends[agreed]) for ends in (shares.a, shares.b))
+    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(len(ids), len(ids)))
+    members = connected_components(graph, directed=False)[1]
+    _, first, where = np.unique(members, return_index=True, return_inverse=True)
+    return Relabelling(ids, ranks(first[where].astype(np.uint64)))
 
 
 class Stitcher:
@@ -151,20 +210,20 @@ class Stitcher:
         Returns:
             For every global id its final id; final ids are 1..n, in order of the smallest global id of an object.
         """
-        none = np.zeros(0, np.uint64)
-        ids = np.concatenate([none, *(self._ids[index] for index in sorted(self._ids))])
+        ids = self._all_ids()
+        if not (self._evidence and self._with_affinity):
+            return unite(ids, self.shares(), self._overlap_threshold)
+        merged = agglomerate_graph(self._agreed(), self._affinity_threshold)
         roots = ids.copy()
-        if self._evidence:
-            graph = self._agreed()
-            if self._with_affinity:
-                merged = agglomerate_graph(graph, self._affinity_threshold)
-                roots[np.searchsorted(ids, merged.old)] = merged.new
-            else:
-                forest = UnionFind(len(ids))
-                for a, b in zip(np.searchsorted(ids, graph.u), np.searchsorted(ids, graph.v), strict=True):
-                    forest.union(int(a), int(b))
-                roots = ids[forest.roots()]
+        roots[np.searchsorted(ids, merged.old)] = merged.new
         return Relabelling(ids, np.unique(roots, return_inverse=True)[1].astype(np.uint64) + np.uint64(1))
+
+    def shares(self) -> Shares:
+        """What the blocks so far share, with or without affinities."""
+        return Shares.joined(Shares(e.a, e.b, e.overlap) for e in self._evidence)
+
+    def _all_ids(self) -> NDArray[np.uint64]:
+        return np.concatenate([np.zeros(0, np.uint64), *(self._ids[index] for index in sorted(self._ids))])
 
     def _agreed(self) -> RegionGraph:
         """Pairs whose overlap suffices, with their contacts; one edge of 1 stands for no contact."""
@@ -319,24 +378,17 @@ def _across_face(a: Box, b: Box) -> bool:
 
 def _compare(a: _Part, b: _Part, shared: Box) -> _Evidence:
     """Evidence from two pieces that each hold `shared` and, where their blocks go on, one voxel around it."""
-    inside = sum_pairs(a.cut(shared).labels, b.cut(shared).labels)
-    sizes = []
-    for ids in (inside.u, inside.v):
-        where = np.unique(ids, return_inverse=True)[1]
-        sizes.append(np.bincount(where, weights=inside.count)[where])
-    both = (inside.u != 0) & (inside.v != 0)
-    overlap = (inside.count / np.maximum(*sizes))[both]
-
+    inside = shared_voxels(a.cut(shared).labels, b.cut(shared).labels)
     b_ids, a_ids, first = _contact(b, a, shared)
     more_a, more_b, second = _contact(a, b, shared)
     contact = sum_pairs(
         np.concatenate([a_ids, more_a]), np.concatenate([b_ids, more_b]), values=np.concatenate([first, second])
     )
 
-    u, v = np.concatenate([inside.u[both], contact.u]), np.concatenate([inside.v[both], contact.v])
-    count = np.concatenate([np.zeros(len(overlap), np.int64), contact.count])
-    joint = sum_pairs(u, v, count=count, values=np.concatenate([np.zeros(len(overlap)), contact.total]))
-    shares = sum_pairs(u, v, values=np.concatenate([overlap, np.zeros(len(contact.u))]))
+    u, v = np.concatenate([inside.a, contact.u]), np.concatenate([inside.b, contact.v])
+    count = np.concatenate([np.zeros(len(inside.a), np.int64), contact.count])
+    joint = sum_pairs(u, v, count=count, values=np.concatenate([np.zeros(len(inside.a)), contact.total]))
+    shares = sum_pairs(u, v, values=np.concatenate([inside.share, np.zeros(len(contact.u))]))
     return _Evidence(joint.u, joint.v, shares.total, joint.total, joint.count)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.durable import replacing
 from distill.errors import DistillError, ShapeError, SourceError
 from distill.formats_zarr import create_tensorstore, open_tensorstore, zarr_node, zarr_ranks
 from distill.geometry import Box, Nanometres
@@ -78,7 +79,7 @@ class ZarrArray:
         expected = (*self.shape[:-3], *box.shape)
         if array.shape != expected or array.dtype != self.dtype:
             raise ShapeError(f"{self}: found {array.shape} {array.dtype}, expected {expected} {self.dtype}")
-        with _writing(f"{self}"):
+        with writing(f"{self}"):
             self._store[(..., *box.slices)].write(array).result()
 
     def write_section(self, z: int, array: NDArray[Any]) -> None:
@@ -125,7 +126,7 @@ def write_cremi(
         if volume is not None
     }
     _check_cremi(target, parts)
-    with _writing(target), _replacing(target) as temporary:
+    with writing(target), _replacing(target) as temporary:
         import h5py
 
         with h5py.File(temporary, "w-") as file:
@@ -145,6 +146,7 @@ def create_zarr(
     resolution: Nanometres,
     offset: Nanometres = (0.0, 0.0, 0.0),
     chunks: Sequence[int] | None = None,
+    shards: Sequence[int] | None = None,
     attributes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> ZarrArray:
@@ -158,6 +160,8 @@ def create_zarr(
         resolution: voxel size z, y, x in nm.
         offset: position of voxel (0, 0, 0) in nm.
         chunks: extent of one chunk, same axes; (1, 512, 512) with all channels by default. Clipped to `shape`.
+        shards: extent of the files that hold many chunks each, same axes, taken up to a multiple of the chunks; a file
+            per chunk by default.
         attributes: further attributes of the array; must be plain JSON.
         overwrite: replace an array of that name; without it an existing one is refused.
 
@@ -167,7 +171,7 @@ def create_zarr(
     """
     store = Path(path)
     name = f"{store}:{dataset}"
-    metadata = _array_metadata(name, tuple(shape), np.dtype(dtype), chunks)
+    metadata = _array_metadata(name, tuple(shape), np.dtype(dtype), chunks, shards)
     own = {key: plain(value) for key, value in (attributes or {}).items()}
     if reserved := own.keys() & set(_PLACE_KEYS):
         raise DistillError(f"{name}: found attribute {min(reserved)!r}, expected it as an argument of its own")
@@ -178,12 +182,12 @@ def create_zarr(
     _check_json(name, own)
     folder = _array_folder(store, dataset)
     _check_target(store, folder, name, overwrite)
-    with _writing(name):
+    with writing(name):
         _make_groups(store, folder)
         created = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
         try:
             create_tensorstore(created, metadata)
-            _put_in_place(created, folder)
+            put_in_place(created, folder)
         finally:
             shutil.rmtree(created, ignore_errors=True)
     return open_zarr_for_writing(store, dataset)
@@ -204,7 +208,7 @@ def open_zarr_for_writing(path: str | Path, dataset: str) -> ZarrArray:
         raise missing_dataset(store, dataset, list(zarr_ranks(store)))
     if node[0] != "array3":
         raise SourceError(f"{store}:{dataset}: found a Zarr v2 array, expected Zarr v3 for writing")
-    with _writing(f"{store}:{dataset}"):
+    with writing(f"{store}:{dataset}"):
         array = open_tensorstore(folder, "zarr3", write=True)
     chunks = tuple(array.chunk_layout.write_chunk.shape)
     return ZarrArray(store, dataset, tuple(array.shape), np.dtype(array.dtype.numpy_dtype), chunks, array)
@@ -227,9 +231,9 @@ def write_group_attributes(path: str | Path, attributes: Mapping[str, Any]) -> N
     new = {key: plain(value) for key, value in attributes.items()}
     _check_json(str(folder), new)
     file = folder / "zarr.json"
-    with _writing(folder):
+    with writing(folder):
         document = json.loads(file.read_text(encoding="utf-8"))
-        _write_json(file, document | {"attributes": {**node[1], **new}})
+        write_json(file, document | {"attributes": {**node[1], **new}})
 
 
 def _check_cremi(target: Path, parts: Mapping[str, Volume]) -> None:
@@ -272,7 +276,11 @@ def _write_cremi_part(file: Any, name: str, volume: Volume, resolution: Nanometr
 
 
 def _array_metadata(
-    name: str, shape: tuple[int, ...], dtype: np.dtype[Any], chunks: Sequence[int] | None
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    chunks: Sequence[int] | None,
+    shards: Sequence[int] | None,
 ) -> dict[str, Any]:
     """Zarr v3 metadata of an array, without its attributes."""
     if len(shape) not in (3, 4) or min(shape) < 1:
@@ -288,16 +296,45 @@ def _array_metadata(
     if math.prod(clipped) * dtype.itemsize >= 2**31:
         raise ShapeError(f"{name}: found chunks {tuple(clipped)} of {dtype}, expected less than 2 GiB each")
     blosc = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle", "typesize": dtype.itemsize, "blocksize": 0}
+    little: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+    codecs: list[dict[str, Any]] = [little, {"name": "blosc", "configuration": blosc}]
+    file_extent = clipped
+    if shards is not None:
+        if len(shards) != len(shape) or min(shards) < 1:
+            raise ShapeError(f"{name}: found shards {tuple(shards)}, expected {len(shape)} extents, each at least 1")
+        file_extent = [-(-min(int(s), n) // c) * c for s, n, c in zip(shards, shape, clipped, strict=True)]
+        index = [little, {"name": "crc32c"}]
+        sharding = {"chunk_shape": clipped, "codecs": codecs, "index_codecs": index, "index_location": "end"}
+        codecs = [{"name": "sharding_indexed", "configuration": sharding}]
     return {
         "shape": [int(extent) for extent in shape],
         "data_type": dtype.name,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": clipped}},
-        "codecs": [
-            {"name": "bytes", "configuration": {"endian": "little"}},
-            {"name": "blosc", "configuration": blosc},
-        ],
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": file_extent}},
+        "codecs": codecs,
         "fill_value": False if dtype.kind == "b" else 0,
     }
+
+
+def resize_zarr(path: str | Path, dataset: str, depth: int) -> ZarrArray:
+    """Give a Zarr v3 array another number of sections; nothing is written or removed but its metadata.
+
+    Args:
+        path: the store.
+        dataset: path of the array inside it.
+        depth: sections, at least 1.
+
+    Returns:
+        The array, open for writing.
+
+    Raises:
+        SourceError: there is no such array, or the disk refuses.
+    """
+    folder = _array_folder(Path(path), dataset)
+    with writing(f"{path}:{dataset}"):
+        document = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+        document["shape"][-3] = depth
+        write_json(folder / "zarr.json", document)
+    return open_zarr_for_writing(path, dataset)
 
 
 def _check_json(name: str, attributes: Mapping[str, Any]) -> None:
@@ -340,15 +377,16 @@ def _make_groups(store: Path, folder: Path) -> None:
     for group in [store, *reversed([group for group in folder.parents if store in group.parents])]:
         group.mkdir(parents=True, exist_ok=True)
         if not (group / "zarr.json").exists():
-            _write_json(group / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
+            write_json(group / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
 
 
-def _write_json(file: Path, document: Mapping[str, Any]) -> None:
-    with _replacing(file) as temporary:
+def write_json(file: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON document, whole or not at all, and wait until it is on disk."""
+    with replacing(file) as temporary:
         temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _put_in_place(created: Path, folder: Path) -> None:
+def put_in_place(created: Path, folder: Path) -> None:
     """Move a newly created array to its name; an array that was there before leaves only once its successor stands."""
     kept = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
     existed = folder.exists()
@@ -372,16 +410,17 @@ def _replacing(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         os.replace(temporary, target)
         # The file already stands under its name; some network disks cannot flush a folder.
         with suppress(OSError):
-            _flush(target.parent)
+            flush(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file or the names in a folder are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -390,7 +429,7 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _writing(name: str | Path) -> Iterator[None]:
+def writing(name: str | Path) -> Iterator[None]:
     """Turn whatever a library raises on a failed write into one `SourceError` that names the target and the reason."""
     try:
         yield

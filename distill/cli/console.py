@@ -76,8 +76,8 @@ class Bar:
         if self.progress is not None:
             self.progress.stop()
 
-    def update(self, done: int, total: int, note: str = "") -> None:
-        """Show that `done` of `total` are finished."""
+    def update(self, done: int, total: int | None, note: str = "") -> None:
+        """Show that `done` of `total` are finished; of a number that is not known yet if it is None."""
         now = time.perf_counter()
         if self.first < 0:
             self.first, self.began = done, now
@@ -86,8 +86,8 @@ class Bar:
         if self.progress is not None:
             self.progress.update(self.task, completed=done, total=total, note=text)
         elif now - self.shown > 10 or done == total:
-            left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
-            typer.echo(f"{done}/{total} {text}{left}", err=True)
+            left = f", {(total - done) / rate:.0f} s left" if total is not None and rate and done < total else ""
+            typer.echo(f"{done}/{'?' if total is None else total} {text}{left}", err=True)
             self.shown = now
 
     def line(self, text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,16 +12,52 @@ from distill.cli.console import Bar, Recorded, say
 from distill.cli.options import Backend, Device, Merge, Overwrite, Precision, Resolution, Sections, run_options
 from distill.errors import DistillError
 
+if TYPE_CHECKING:
+    from distill.recipes.streaming.journal import Line
+    from distill.recipes.streaming.store import Kept
+    from distill.recipes.streaming.stream import Streamed
+
 
 @app.command()
 def stream(
-    source: str,
+    source: Annotated[
+        str, typer.Argument(help="volume, folder or glob of section images, or - for paths on standard input")
+    ],
     model: Annotated[str, typer.Option(help="run folder, weights file or bundled model")],
     out: Annotated[Path, typer.Option(metavar="OUT.zarr")],
     no_segment: Annotated[bool, typer.Option("--no-segment", help="affinities only")] = False,
     offset: Annotated[
         list[str] | None, typer.Option(metavar="Z,Y,X", help="one more affinity beside the nearest; may be repeated")
     ] = None,
+    embedding: Annotated[str, typer.Option(help="also keep the embedding, as uint8 or float16")] = "none",
+    on_bad: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[KIND=]POLICY",
+            help="about bad sections: fail, skip (leave the place empty, pair nothing over it) or bridge (pair its "
+            "neighbours); for one kind: missing, corrupt, size, blank, saturated, contrast or position; default fail",
+        ),
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(min=64, help="cut sections that do not fit in memory into tiles of this side, in pixels"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the stream in OUT where it stopped")] = False,
+    part: Annotated[
+        str | None, typer.Option("--range", metavar="I/N", help="do the I-th of N parts (from 0), then distill finish")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="watch the folder SOURCE and take sections as they come")
+    ] = False,
+    until: Annotated[int | None, typer.Option(min=1, help="--follow: end after so many sections")] = None,
+    idle: Annotated[float | None, typer.Option(help="--follow: end after so many seconds without news")] = None,
+    end_marker: Annotated[
+        str, typer.Option(help="--follow: a file of this name in the folder ends the stream")
+    ] = "END",
+    settle: Annotated[float, typer.Option(help="--follow: seconds without change before a file is read")] = 2.0,
+    patience: Annotated[
+        float, typer.Option(help="--follow: seconds before a broken file is corrupt, or a number left out is missing")
+    ] = 60.0,
     sections: Sections = None,
     resolution: Resolution = None,
     merge: Merge = None,
@@ -33,23 +69,46 @@ def stream(
     """Run a student over sections: affinities, and instances through the query decoder."""
     from distill.affinity import NEAREST
     from distill.geometry import parse_triple
-    from distill.recipes.run_models import stream as run
+    from distill.recipes.streaming.follow import Following
+    from distill.recipes.streaming.options import Streaming
+    from distill.recipes.streaming.plan import parse_part
+    from distill.recipes.streaming.stream import stream as run
 
     options = run_options(sections, resolution, merge, device, precision, overwrite, backend)
-    offsets = (*NEAREST, *(parse_triple(text, "--offset") for text in offset or []))
+    if resume and overwrite:
+        raise DistillError("--resume: found --overwrite beside it, expected one of them")
+    if not follow and (until is not None or idle is not None):
+        raise DistillError("--until, --idle: found no --follow beside them, expected it")
+    streaming = Streaming(
+        segment=not no_segment,
+        offsets=(*NEAREST, *(parse_triple(text, "--offset") for text in offset or [])),
+        embedding=_kept(embedding),
+        on_bad=tuple(on_bad or ()),
+        resume=resume,
+        following=Following(settle, patience, until, idle, end_marker) if follow else None,
+        part=parse_part(part),
+        tile=tile,
+    )
     with Recorded(out) as record, Bar("sections") as bar:
-        about = run(
-            source,
-            model,
-            out,
-            options,
-            segment=not no_segment,
-            offsets=offsets,
-            on_section=bar.update,
-            note=bar.line,
-        )
-        record.update(about)
-    _say_result(out, about)
+        found = run(source, model, out, options, streaming, on_progress=bar.update, note=bar.line)
+        record.update(found.about | {"stages": found.seconds})
+    _say_stream(out, found)
+
+
+@app.command()
+def finish(
+    out: Annotated[Path, typer.Argument(metavar="OUT.zarr")],
+    merge: Merge = None,
+) -> None:
+    """Give what a stream has done so far its final ids, after an interruption, all ranges, or with another --merge."""
+    from distill.recipes.streaming.finish import finish as run
+
+    if merge is not None and not 0 <= merge <= 1:
+        raise DistillError(f"--merge: found {merge}, expected a number from 0 to 1")
+    found = run(out, merge)
+    _say_bad(found.bad)
+    say(f"{out}: {found.sections} sections")
+    _say_result(out, found.about)
 
 
 @app.command()
@@ -128,6 +187,31 @@ def export(
         f"largest difference from torch on {found.sample}: maps {d.maps:.1e} of their largest value, "
         f"affinity {d.affinity:.1e}, embedding {d.embedding:.1e}"
     )
+
+
+def _kept(embedding: str) -> Kept:
+    known: dict[str, Kept] = {"none": "none", "uint8": "uint8", "float16": "float16"}
+    if embedding not in known:
+        raise DistillError(f"--embedding: found {embedding!r}, expected uint8 or float16")
+    return known[embedding]
+
+
+def _say_stream(out: Path, found: Streamed) -> None:
+    _say_bad(found.bad)
+    if found.finished:
+        _say_result(out, found.about)
+    else:
+        say(f"{out}: {found.sections} sections of this range; next, when all are done: distill finish {out}")
+    whole = sum(found.seconds.values()) or 1.0
+    shares = ", ".join(f"{name} {100 * seconds / whole:.0f} %" for name, seconds in found.seconds.items())
+    say(f"time by stage (they overlap): {shares}")
+
+
+def _say_bad(bad: list[Line]) -> None:
+    from distill.recipes.streaming.journal import bad_lines
+
+    for text in bad_lines(bad):
+        say(text)
 
 
 def _say_result(out: Path, about: dict[str, Any]) -> None:

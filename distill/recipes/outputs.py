@@ -1,11 +1,10 @@
-"""What stream and segment leave behind: a Zarr v3 store with `affinity` and `segmentation`, and a record beside it."""
+"""What segment leaves behind: a Zarr v3 store with `affinity` and `segmentation`, and a record beside it."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from numpy.typing import NDArray
 from distill.affinity import NEAREST, attributes
 from distill.errors import SourceError
 from distill.geometry import Box, Nanometres, Triple
-from distill.ids import Relabelling
-from distill.store import ZarrArray, create_zarr, write_group_attributes
+from distill.store import create_zarr, write_group_attributes
 from distill.volume import Volume
 
 
@@ -84,7 +82,7 @@ def check_place(out: Path) -> None:
 class Output:
     """The store while it is being written: under a temporary name until it is complete."""
 
-    def __init__(self, out: Path, frame: Frame, *, segmentation: bool, offsets: Sequence[Triple] = NEAREST) -> None:
+    def __init__(self, out: Path, frame: Frame) -> None:
         self.out, self.frame = out, frame
         self.work = out.with_name(out.name + ".writing")
         if self.work.is_dir() and not self.work.is_symlink():
@@ -92,22 +90,20 @@ class Output:
         self.affinity = create_zarr(
             self.work,
             "affinity",
-            shape=(len(offsets), *frame.shape),
+            shape=(len(NEAREST), *frame.shape),
             dtype=np.uint8,
             resolution=frame.resolution,
             offset=frame.offset,
-            attributes=attributes(offsets),
+            attributes=attributes(NEAREST),
         )
-        self.segmentation: ZarrArray | None = None
-        if segmentation:
-            self.segmentation = create_zarr(
-                self.work,
-                "segmentation",
-                shape=frame.shape,
-                dtype=np.uint64,
-                resolution=frame.resolution,
-                offset=frame.offset,
-            )
+        self.segmentation = create_zarr(
+            self.work,
+            "segmentation",
+            shape=frame.shape,
+            dtype=np.uint64,
+            resolution=frame.resolution,
+            offset=frame.offset,
+        )
 
     def write_affinity(self, z: int, affinity: NDArray[np.uint8]) -> None:
         """One section (K, H, W)."""
@@ -116,16 +112,8 @@ class Output:
 
     def write_segmentation(self, first: int, labels: NDArray[np.uint64]) -> None:
         """Sections from `first` on, (D, H, W)."""
-        assert self.segmentation is not None
         _, height, width = self.frame.shape
         self.segmentation.write(Box((first, 0, 0), (first + len(labels), height, width)), labels)
-
-    def relabel(self, mapping: Relabelling) -> None:
-        """Replace supervoxel ids by final ones, section by section."""
-        assert self.segmentation is not None
-        volume = self.segmentation.volume()
-        for z, section in enumerate(volume.sections()):
-            self.write_segmentation(z, mapping.apply(section)[None])
 
     def complete(self, about: dict[str, object]) -> None:
         """Note how it was made and take the final name; a store of that name leaves only once this one stands."""

@@ -1,9 +1,9 @@
-"""`distill stream` and `distill segment`: trained networks over sources, into a store."""
+"""`distill segment`: trained networks over a volume that fits in memory, into a store."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,26 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import distill
-from distill.affinity import NEAREST
 from distill.agglomerate import waterz
 from distill.errors import CheckpointError, DistillError
-from distill.geometry import Triple, of_another_shape
-from distill.ids import Relabelling, compact, distinct_ids, ranks
-from distill.recipes.models import TrainedStudent, load_student, load_teacher, pick_device
+from distill.geometry import Nanometres, of_another_shape
+from distill.ids import compact
+from distill.recipes.models import load_student, load_teacher, pick_device
 from distill.recipes.outputs import Output, check_free, frame_of
-from distill.recipes.volumes import (
-    Assembly,
-    Runtime,
-    decode_slab,
-    decoder_overlap,
-    slabs,
-    student_affinity,
-    student_sections,
-    student_volume,
-    teacher_volume,
-)
-from distill.volume import Volume, open_volume
-from students.runner import SectionOutput, check_offsets
+from distill.recipes.volumes import Runtime, student_affinity, student_volume, teacher_volume
+from distill.volume import open_volume
 
 WATERZ_THRESHOLD = 0.5  # Liu et al., CVPR 2024
 
@@ -50,90 +38,6 @@ class Options:
     merge: float | None = None  # None = the model's own, chosen on its validation part
     overwrite: bool = False
     backend: str = "auto"  # of the student, see `students.backend`
-
-
-def stream(
-    source: str,
-    model: str,
-    out: Path,
-    options: Options,
-    *,
-    segment: bool,
-    offsets: Sequence[Triple] = NEAREST,
-    on_section: OnSection,
-    note: Note,
-) -> dict[str, Any]:
-    """Run the student over sections; write affinities and, through slabs and the query decoder, instances.
-
-    Args:
-        source: where the sections come from.
-        model: run folder or weights file of a student.
-        out: Zarr store to make.
-        options: see `Options`.
-        segment: also write `segmentation`.
-        offsets: affinities to write, the nearest three first (see `students.runner`).
-        on_section: called with sections done and their number.
-        note: called with lines that the user should see.
-
-    Returns:
-        What was done, for the record.
-    """
-    check_free(out, source, options.overwrite)
-    _check_precision(options)
-    check_offsets(offsets)
-    volume = open_volume(source, resolution=options.resolution)
-    frame = frame_of(volume, options.sections)
-    runtime = Runtime(pick_device(options.device), options.precision, options.backend)
-    trained = load_student(model, runtime.device)
-    segment = _can_segment(trained, segment, note)
-    check_resolution(trained.notes, volume, note)
-    threshold = merge_threshold(options, trained.notes)
-    assembly = Assembly(decoder_overlap(frame.shape, trained.decoding)) if segment else None
-    about = _about(source, trained.path, options, "query" if segment else None, threshold)
-    about["offsets"] = [list(offset) for offset in offsets]
-    output = Output(out, frame, segmentation=segment, offsets=offsets)
-    try:
-        sections = volume.sections(frame.first, frame.first + frame.shape[0])
-        pushed = student_sections(trained, sections, runtime, with_slab=segment, offsets=offsets)
-        results = _written(pushed, output, on_section)
-        if assembly is None:
-            for _ in results:
-                pass
-        else:
-            written: list[NDArray[np.uint64]] = []
-            for slab in slabs(results, trained.decoding.block[0]):
-                ids = assembly.add(decode_slab(trained, slab, runtime), slab.affinity())
-                skip = int(slab.first > 0)
-                output.write_segmentation(slab.first + skip, ids[skip:])
-                written.append(distinct_ids(ids[skip:]))
-            mapping = _visible(assembly.finish(threshold), written)
-            output.relabel(mapping)
-            about["objects"] = int(mapping.new.max(initial=0))
-        output.complete(about)
-    except BaseException:
-        output.discard()
-        raise
-    return about
-
-
-def _visible(mapping: Relabelling, written: list[NDArray[np.uint64]]) -> Relabelling:
-    """Final ids 1..n of the supervoxels that own a voxel; some lie wholly where an earlier block owns the voxels."""
-    there = np.isin(mapping.old, np.concatenate(written))
-    return Relabelling(mapping.old[there], ranks(mapping.new[there]))
-
-
-def _can_segment(trained: TrainedStudent, segment: bool, note: Note) -> bool:
-    if segment and trained.decoder is None:
-        note(f"{trained.path} has no query decoder: affinities only. For instances: distill segment --method waterz")
-        return False
-    return segment
-
-
-def _written(results: Iterator[SectionOutput], output: Output, on_section: OnSection) -> Iterator[SectionOutput]:
-    for z, result in enumerate(results):
-        output.write_affinity(z, result.affinity)
-        on_section(z + 1, output.frame.shape[0])
-        yield result
 
 
 def segment(
@@ -163,7 +67,7 @@ def segment(
         What was done, for the record.
     """
     check_free(out, source, options.overwrite)
-    _check_precision(options)
+    check_precision(options)
     volume = open_volume(source, resolution=options.resolution)
     frame = frame_of(volume, options.sections)
     runtime = Runtime(pick_device(options.device), options.precision, options.backend)
@@ -171,7 +75,7 @@ def segment(
     counted = _counted(sections, frame.shape[0], on_section)
     if network == "student":
         student = load_student(model, runtime.device)
-        check_resolution(student.notes, volume, note)
+        check_resolution(student.notes, volume.source, volume.resolution, note)
         notes, path = student.notes, student.path
         if method == "query":
             if student.decoder is None:
@@ -182,7 +86,7 @@ def segment(
             affinity = student_affinity(student, counted, frame.shape, runtime)
     else:
         teacher = load_teacher(model, runtime.device)
-        check_resolution(teacher.notes, volume, note)
+        check_resolution(teacher.notes, volume.source, volume.resolution, note)
         notes, path = teacher.notes, teacher.path
         found = teacher_volume(teacher, np.stack(list(counted)), runtime)
         affinity = found.affinity
@@ -194,7 +98,7 @@ def segment(
         labels = waterz(affinity, [threshold])[threshold]
     about = _about(source, path, options, method, threshold)
     about |= {"network": network, "objects": int(labels.max())}
-    output = Output(out, frame, segmentation=True)
+    output = Output(out, frame)
     try:
         for z in range(frame.shape[0]):
             output.write_affinity(z, _quantised(affinity[:, z]))
@@ -224,17 +128,22 @@ def merge_threshold(options: Options, notes: dict[str, Any]) -> float | None:
     return None if chosen is None else float(chosen)
 
 
-def check_resolution(notes: dict[str, Any], volume: Volume, note: Note) -> None:
+def check_resolution(notes: dict[str, Any], source: str, resolution: Nanometres, note: Note) -> None:
     """Tell the user where the volume's voxels are of another shape than those that the model was trained on."""
     trained = notes.get("resolution")
     if trained is None:
         return
-    if of_another_shape(volume.resolution, trained):
-        found, wanted = (" x ".join(f"{n:g}" for n in r) for r in (volume.resolution, trained))
-        note(f"warning: {volume.source} has voxels of {found} nm, the model was trained on {wanted} nm (z, y, x)")
+    if of_another_shape(resolution, trained):
+        found, wanted = (" x ".join(f"{n:g}" for n in r) for r in (resolution, trained))
+        note(f"warning: {source} has voxels of {found} nm, the model was trained on {wanted} nm (z, y, x)")
 
 
-def _check_precision(options: Options) -> None:
+def check_precision(options: Options) -> None:
+    """Refuse an unknown precision.
+
+    Raises:
+        DistillError: it is one.
+    """
     if options.precision not in ("bf16-mixed", "32-true"):
         raise DistillError(f"--precision: found {options.precision!r}, expected bf16-mixed or 32-true")
 

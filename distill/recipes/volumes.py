@@ -138,14 +138,9 @@ class Assembly:
             (D, H, W) supervoxel ids of the slab, unique in the whole volume.
         """
         origin = pieces[0].box.start
-        ids = np.zeros(affinity.shape[1:], dtype=np.uint64)
-        free = np.ones(ids.shape, dtype=bool)
-        for piece in pieces:
-            unique = self._stitcher.add(self._next, piece.box, piece.labels)
-            self._next += 1
-            here = piece.box.relative_to(origin).slices
-            np.copyto(ids[here], unique, where=free[here])
-            free[here] = False
+        shape: Triple = affinity.shape[1], affinity.shape[2], affinity.shape[3]
+        ids = lay_blocks(self._stitcher, pieces, self._next, shape).ids
+        self._next += len(pieces)
         self._stitcher.retire(origin[0])
         counted = np.ones(affinity.shape, dtype=bool)
         if origin[0] > 0:
@@ -165,18 +160,62 @@ class Assembly:
         stitched = self._stitcher.finish()
         if threshold is None or not self._contacts:
             return stitched
-        u, v, total, count = (
-            np.concatenate([getattr(graph, name) for graph in self._contacts]) for name in ("u", "v", "total", "count")
-        )
-        u, v = stitched.apply(u), stitched.apply(v)
-        apart = u != v
-        low, high = np.minimum(u, v)[apart], np.maximum(u, v)[apart]
-        pairs = sum_pairs(low, high, count=count[apart], values=total[apart])
-        merged = agglomerate_graph(RegionGraph(pairs.u, pairs.v, pairs.total, pairs.count), threshold)
-        roots = stitched.new.copy()
-        touched = np.isin(roots, merged.old)
-        roots[touched] = merged.new[np.searchsorted(merged.old, roots[touched])]
-        return Relabelling(stitched.old, np.unique(roots, return_inverse=True)[1].astype(np.uint64) + np.uint64(1))
+        return merge_contacts(stitched, self._contacts, threshold)
+
+
+@dataclass(frozen=True)
+class Laid:
+    """Blocks of a slab under ids that are unique in the whole volume."""
+
+    ids: NDArray[np.uint64]  # (D, H, W): a shared voxel belongs to the first block
+    blocks: list[NDArray[np.uint64]]  # (D, h, w) of each block
+
+
+def lay_blocks(stitcher: Stitcher, pieces: Sequence[Piece], first: int, shape: Triple) -> Laid:
+    """Number the blocks of a slab from `first` on, compare them, and lay them into one array.
+
+    Args:
+        stitcher: takes the blocks in.
+        pieces: blocks that cover the slab, in z, y, x order.
+        first: number of the first block.
+        shape: (D, H, W) of the slab.
+    """
+    origin = pieces[0].box.start
+    ids = np.zeros(shape, dtype=np.uint64)
+    free = np.ones(shape, dtype=bool)
+    blocks = []
+    for number, piece in enumerate(pieces, start=first):
+        unique = stitcher.add(number, piece.box, piece.labels)
+        here = piece.box.relative_to(origin).slices
+        np.copyto(ids[here], unique, where=free[here])
+        free[here] = False
+        blocks.append(unique)
+    return Laid(ids, blocks)
+
+
+def merge_contacts(stitched: Relabelling, contacts: Sequence[RegionGraph], threshold: float) -> Relabelling:
+    """Merge objects whose contact has a mean affinity above a threshold, strongest first.
+
+    Args:
+        stitched: final ids by shared voxels alone.
+        contacts: of supervoxels; those of one pair add up.
+        threshold: mean affinity that a contact must exceed.
+
+    Returns:
+        For every supervoxel id its final id, 1..n.
+    """
+    u, v, total, count = (
+        np.concatenate([getattr(graph, name) for graph in contacts]) for name in ("u", "v", "total", "count")
+    )
+    u, v = stitched.apply(u), stitched.apply(v)
+    apart = u != v
+    low, high = np.minimum(u, v)[apart], np.maximum(u, v)[apart]
+    pairs = sum_pairs(low, high, count=count[apart], values=total[apart])
+    merged = agglomerate_graph(RegionGraph(pairs.u, pairs.v, pairs.total, pairs.count), threshold)
+    roots = stitched.new.copy()
+    touched = np.isin(roots, merged.old)
+    roots[touched] = merged.new[np.searchsorted(merged.old, roots[touched])]
+    return Relabelling(stitched.old, np.unique(roots, return_inverse=True)[1].astype(np.uint64) + np.uint64(1))
 
 
 @dataclass(frozen=True)

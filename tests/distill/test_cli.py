@@ -397,7 +397,7 @@ def test_missing_dataset(refuses: Refuses, stream: Words, phantom: Path) -> None
 
 def test_volume_without_resolution(refuses: Refuses, stream: Words, cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "bare.npy"
-    np.save(path, np.zeros((2, 32, 32), np.uint8))
+    np.save(path, np.random.default_rng(0).integers(0, 255, (2, 32, 32), np.uint8))
     refuses(stream(path), path, "no resolution found", "--resolution Z,Y,X")
     assert cli(*stream(path, "--resolution", "30,6,6")).code == 0
 
@@ -638,7 +638,8 @@ def test_section_that_turns_out_unreadable_leaves_nothing(cli: Cli, stream: Word
     folder = tmp_path / "sections"
     folder.mkdir()
     for z in range(4):
-        Image.fromarray(np.full((32, 32), z, np.uint8)).save(folder / f"s{z}.png")
+        grey = np.random.default_rng(z).integers(0, 255, (32, 32), np.uint8)
+        Image.fromarray(grey).save(folder / f"s{z}.png")
     (folder / "s2.png").write_bytes(b"broken")
     before = tree(tmp_path)
     for command in ("stream", "segment"):

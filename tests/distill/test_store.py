@@ -259,7 +259,7 @@ def test_an_existing_array_is_kept_unless_asked(tmp_path: Path) -> None:
     assert sorted(os.listdir(path)) == ["affinity", "other", "zarr.json"]
 
 
-@pytest.mark.parametrize("broken", ["create_tensorstore", "_put_in_place", "replace"])
+@pytest.mark.parametrize("broken", ["create_tensorstore", "put_in_place", "replace"])
 def test_a_failed_overwrite_keeps_the_old_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     path = tmp_path / "a.zarr"
     small_zarr(path).write_section(0, ramp(3, 4))

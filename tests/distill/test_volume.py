@@ -168,13 +168,13 @@ def test_sections_of_a_folder_are_read_one_by_one(tmp_path: Path, monkeypatch: p
     folder = save_sections(tmp_path / "s", ramp(6, 5, 4))
     (folder / "s4.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     read: list[str] = []
-    original = distill.formats_image._section
+    original = distill.formats_image.read_section
 
     def noted(path: Path) -> NDArray[Any]:
         read.append(path.name)
         return original(path)
 
-    monkeypatch.setattr(distill.formats_image, "_section", noted)
+    monkeypatch.setattr(distill.formats_image, "read_section", noted)
     volume = open_volume(folder, resolution=RESOLUTION)
     assert read == ["s0.png"]
     volume.read(Box((2, 0, 0), (3, 5, 4)))

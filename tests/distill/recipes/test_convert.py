@@ -15,7 +15,9 @@ from distill.config import StudentNetwork
 from distill.errors import CheckpointError, SourceError
 from distill.recipes.convert import convert
 from distill.recipes.models import build_student, load_student
-from distill.recipes.run_models import Options, segment, stream
+from distill.recipes.run_models import Options, segment
+from distill.recipes.streaming.options import Streaming
+from distill.recipes.streaming.stream import stream
 from distill.volume import open_volume
 
 OPTIONS = Options(None, (3, 6), "cpu", "32-true", backend="eager")
@@ -56,7 +58,8 @@ def runs(weights: Path, phantom: Path, folder: Path) -> None:
     """Stream: affinities only, and a note that says so; segment: by waterz only."""
     notes: list[str] = []
     words = str(phantom), str(weights)
-    about = stream(*words, folder / "out.zarr", OPTIONS, segment=True, on_section=lambda *_: None, note=notes.append)
+    out, told = folder / "out.zarr", {"on_progress": lambda *_: None, "note": notes.append}
+    about = stream(*words, out, OPTIONS, Streaming(), **told).about
     assert about["method"] is None
     assert notes == [f"{weights} has no query decoder: affinities only. For instances: distill segment --method waterz"]
     affinity = open_volume(f"{folder / 'out.zarr'}:affinity").read()

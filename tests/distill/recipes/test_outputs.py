@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from distill.errors import SourceError
-from distill.ids import Relabelling
 from distill.recipes.outputs import Frame, Output, check_free, check_place, frame_of
 from distill.store import create_zarr
 from distill.volume import open_volume, volume_from_array
@@ -36,7 +35,7 @@ def test_frame_of_channels() -> None:
 
 
 def filled(out: Path, value: int) -> Output:
-    output = Output(out, FRAME, segmentation=True)
+    output = Output(out, FRAME)
     for z in range(2):
         output.write_affinity(z, np.full((3, 3, 4), value, np.uint8))
     output.write_segmentation(0, np.full((2, 3, 4), value, np.uint64))
@@ -47,20 +46,19 @@ def test_store_appears_when_complete(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out.zarr"
     output = filled(out, 7)
     assert not out.exists()
-    output.relabel(Relabelling(np.array([7], np.uint64), np.array([1], np.uint64)))
     output.complete({"method": "query"})
     assert [path.name for path in out.parent.iterdir()] == ["out.zarr"]
     assert (open_volume(f"{out}:affinity").read() == 7).all()
-    assert (open_volume(f"{out}:segmentation").read() == 1).all()
+    assert (open_volume(f"{out}:segmentation").read() == 7).all()
     assert open_volume(f"{out}:segmentation").offset == (60.0, 0.0, 0.0)
 
 
 def test_leftovers_of_a_killed_run_do_not_matter(tmp_path: Path) -> None:
     filled(tmp_path / "out.zarr", 3)  # killed: neither complete nor discarded
-    output = Output(tmp_path / "out.zarr", FRAME, segmentation=False)
+    output = Output(tmp_path / "out.zarr", FRAME)
     output.complete({})
     assert (open_volume(f"{tmp_path}/out.zarr:affinity").read() == 0).all()
-    assert not (tmp_path / "out.zarr" / "segmentation").exists()
+    assert (open_volume(f"{tmp_path}/out.zarr:segmentation").read() == 0).all()
 
 
 def test_discard_leaves_nothing(tmp_path: Path) -> None:

@@ -12,15 +12,18 @@ import torch
 import torch.nn.functional as F
 
 import distill.recipes.run_models as recipe
+import distill.recipes.streaming.stream as stream_recipe
 from distill.affinity import NEAREST, stored_offsets
 from distill.checkpoint import read_weights
 from distill.errors import CheckpointError, DistillError
 from distill.ids import compact
 from distill.recipes.models import load_student
 from distill.recipes.outputs import Output
-from distill.recipes.run_models import Options, check_resolution, merge_threshold, segment, stream
+from distill.recipes.run_models import Options, check_resolution, merge_threshold, segment
+from distill.recipes.streaming.options import Streaming
+from distill.recipes.streaming.stream import stream
 from distill.store import write_cremi
-from distill.volume import open_labels, open_volume, volume_from_array
+from distill.volume import open_labels, open_volume
 
 CPU = torch.device("cpu")
 EXACT = Options(device="cpu", precision="32-true", backend="eager")
@@ -38,9 +41,8 @@ def quiet(*_: Any) -> None:
 
 
 def run_stream(source: object, model: object, out: Path, options: Options, **more: Any) -> dict[str, Any]:
-    return stream(
-        str(source), str(model), out, options, **{"segment": True, "on_section": quiet, "note": quiet, **more}
-    )
+    note = more.pop("note", quiet)
+    return stream(str(source), str(model), out, options, Streaming(**more), on_progress=quiet, note=note).about
 
 
 def run_segment(source: object, model: object, out: Path, options: Options, **more: Any) -> dict[str, Any]:
@@ -120,24 +122,21 @@ def break_in(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("disk full")])
-@pytest.mark.parametrize("command", [run_stream, run_segment])
 def test_broken_run_leaves_nothing(
     run: Path,
     phantom: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    command: Callable[..., Any],
     error: BaseException,
 ) -> None:
     break_in(monkeypatch, error)
     with pytest.raises(type(error)):
-        command(phantom, run, tmp_path / "out.zarr", EXACT)
+        run_segment(phantom, run, tmp_path / "out.zarr", EXACT)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", [run_stream, run_segment])
 def test_broken_run_leaves_what_was_there(
-    run: Path, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any]
+    run: Path, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, again = tmp_path / "out.zarr", Options(None, (2, 6), "cpu", "32-true", None, True, "eager")
     run_stream(phantom, run, out, Options(None, (0, 4), "cpu", "32-true", backend="eager"))
@@ -145,10 +144,10 @@ def test_broken_run_leaves_what_was_there(
     with monkeypatch.context() as patch:
         break_in(patch, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
-            command(phantom, run, out, again)
+            run_segment(phantom, run, out, again)
     assert tree(tmp_path) == before
     assert open_volume(f"{out}:affinity").offset[0] == 0
-    command(phantom, run, out, again)
+    run_segment(phantom, run, out, again)
     assert open_volume(f"{out}:affinity").offset[0] == 60
     assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
 
@@ -158,7 +157,7 @@ def test_what_was_there_stays_while_the_new_is_written(run: Path, phantom: Path,
     run_stream(phantom, run, out, Options(None, (0, 4), "cpu", "32-true", backend="eager"))
     before = tree(out)
     again = Options(None, (2, 6), "cpu", "32-true", None, True, "eager")
-    run_stream(phantom, run, out, again, on_section=lambda done, total: seen.append((done, total, tree(out) == before)))
+    run_segment(phantom, run, out, again, on_section=lambda *done: seen.append((*done, tree(out) == before)))
     assert seen == [(1, 4, True), (2, 4, True), (3, 4, True), (4, 4, True)]
     assert tree(out) != before
 
@@ -204,13 +203,12 @@ def test_merge_threshold_is_the_given_one_else_the_models() -> None:
 )
 def test_other_voxels_are_warned_of(resolution: tuple[float, float, float], warned: int) -> None:
     notes: list[str] = []
-    volume = volume_from_array(np.zeros((1, 2, 2), np.uint8), resolution, source="brain.h5")
-    check_resolution({"resolution": [30.0, 6.0, 6.0]}, volume, notes.append)
+    check_resolution({"resolution": [30.0, 6.0, 6.0]}, "brain.h5", resolution, notes.append)
     assert len(notes) == warned
     for note in notes:
         assert note.startswith("warning: brain.h5 has voxels of ")
         assert note.endswith("the model was trained on 30 x 6 x 6 nm (z, y, x)")
-    check_resolution({}, volume, notes.append)
+    check_resolution({}, "brain.h5", resolution, notes.append)
     assert len(notes) == warned
 
 
@@ -237,7 +235,8 @@ def test_query_method_needs_a_decoder(
     from dataclasses import replace
 
     load = recipe.load_student
-    monkeypatch.setattr(recipe, "load_student", lambda *a: replace(load(*a), slab=None, decoder=None))
+    for module in (recipe, stream_recipe):
+        monkeypatch.setattr(module, "load_student", lambda *a: replace(load(*a), slab=None, decoder=None))
     with pytest.raises(CheckpointError, match=r"has no query decoder, expected --method waterz"):
         run_segment(phantom, run, tmp_path / "out.zarr", EXACT)
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,145 @@
+"""How a stream's store comes into being, and how one is taken up again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from distill.errors import SourceError
+from distill.recipes.models import TrainedStudent
+from distill.recipes.run_models import Options, merge_threshold
+from distill.recipes.streaming.journal import (
+    FOLDER,
+    Journal,
+    check_job,
+    is_stream,
+    now,
+    read_job,
+    read_lines,
+    write_job,
+)
+from distill.recipes.streaming.options import Streaming, parse_policies
+from distill.recipes.streaming.sources import Source
+from distill.recipes.streaming.store import Layout, StreamStore
+from distill.recipes.volumes import Runtime
+from distill.store import flush, writing
+from students.runner import SectionRunner
+
+FORMAT = 1
+
+
+def job_of(
+    source: str,
+    trained: TrainedStudent,
+    options: Options,
+    streaming: Streaming,
+    sections: Source,
+    layout: Layout,
+    runtime: Runtime,
+    runner: SectionRunner,
+) -> dict[str, Any]:
+    """Everything that decides what the store holds, and some that does not."""
+    return {
+        "format": FORMAT,
+        "created": now(),
+        "source": source,
+        "model": str(trained.path),
+        "model_sha256": hashlib.sha256(trained.path.read_bytes()).hexdigest(),
+        "device": runtime.device.type,
+        "precision": options.precision,
+        "backend": runner.backend,
+        "batch": runner.batch,
+        "tile": streaming.tile,
+        "sections": sections.total,
+        "first": (options.sections or (0, None))[0],
+        "size": list(layout.size),
+        "dtype": str(sections.kind.dtype),
+        "resolution": list(layout.resolution),
+        "offset": list(layout.offset),
+        "offsets": [list(offset) for offset in layout.offsets],
+        "embedding": layout.embedding,
+        "channels": layout.channels,
+        "segment": layout.segment,
+        "depth": layout.depth,
+        "block": list(trained.decoding.block),
+        "overlap": list(trained.decoding.overlap),
+        "parts": streaming.part.of,
+        "on_bad": parse_policies(streaming.on_bad),
+        "merge_threshold": merge_threshold(options, trained.notes),
+    }
+
+
+def prepare(
+    out: Path, layout: Layout, job: dict[str, Any], total: int | None, streaming: Streaming, options: Options
+) -> bool:
+    """Make the store, whole and at once, or make sure that the one that is there is of the same stream.
+
+    Returns:
+        Whether it was made.
+    """
+    there = is_stream(out) and (streaming.resume or streaming.part.of > 1)
+    if not there:
+        made = out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
+        with writing(out):
+            for leftover in out.parent.glob(f".{out.name}.*.new") if streaming.part.of == 1 else ():
+                shutil.rmtree(leftover)
+            try:
+                StreamStore.create(made, layout, total)
+                (made / FOLDER / "slabs").mkdir(parents=True)
+                write_job(made, job)
+                if os.path.lexists(out) and options.overwrite:
+                    _set_aside(out)
+                os.rename(made, out)
+                flush(out.absolute().parent)
+                return True
+            except OSError:
+                if streaming.part.of == 1 or not is_stream(out):
+                    raise
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
+    check_job(out, job, free=streaming.resume)
+    if streaming.resume:
+        begun = read_job(out)
+        if begun["on_bad"] != job["on_bad"] and streaming.part.of == 1:
+            write_job(out, begun | {"on_bad": job["on_bad"]})
+    return False
+
+
+def refuse_to_begin_again(journal: Journal, streaming: Streaming, created: bool) -> None:
+    """Refuse to do a range anew that has begun, unless it is asked to go on."""
+    done = len(read_lines(journal.path))
+    if done and not created and not streaming.resume:
+        part = streaming.part
+        raise SourceError(
+            f"{journal.path}: found {done} sections of range {part.index}/{part.of} done, expected --resume"
+        )
+
+
+def _replaced(out: Path) -> Path:
+    return out.with_name(out.name + ".replaced")
+
+
+def _set_aside(out: Path) -> None:
+    """Keep a finished store until its successor is finished; an unfinished one is nothing to keep."""
+    aside = _replaced(out)
+    if aside.exists() and is_stream(out):
+        shutil.rmtree(out)
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(out, aside)
+
+
+def take_back(out: Path) -> None:
+    """Remove a store in which nothing is done; what it was to replace comes back."""
+    shutil.rmtree(out, ignore_errors=True)
+    if _replaced(out).exists() and not out.exists():
+        os.rename(_replaced(out), out)
+
+
+def forget_replaced(out: Path) -> None:
+    """Remove what was kept aside until now."""
+    shutil.rmtree(_replaced(out), ignore_errors=True)

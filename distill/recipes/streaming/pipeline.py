@@ -1,0 +1,136 @@
+"""Reading, computing and writing at the same time, in three threads with short queues between them.
+
+Whatever a thread raises ends the others and is raised once, in the thread that computes; nothing waits for ever.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+_LOOK = 0.1  # seconds after which a waiting thread looks whether another has failed
+
+
+class Stopped(Exception):
+    """Another thread has failed, or the work was broken off."""
+
+
+class Stages:
+    """Seconds spent in each stage, whichever thread it ran in."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of a block of code to a stage."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+
+
+class Threads:
+    """Threads that fail together."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._failed: list[BaseException] = []
+        self._lock = threading.Lock()
+        self._running: list[threading.Thread] = []
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a thread should end as soon as it can."""
+        return self._stop.is_set()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a thread has failed."""
+        return bool(self._failed)
+
+    def start(self, name: str, work: Callable[[], None]) -> None:
+        """Run something beside the caller."""
+
+        def run() -> None:
+            try:
+                work()
+            except Stopped:
+                pass
+            except BaseException as error:  # noqa: BLE001 - raised again in the thread that computes
+                with self._lock:
+                    self._failed.append(error)
+                self._stop.set()
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._running.append(thread)
+        thread.start()
+
+    def __enter__(self) -> Threads:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait for all threads; raise what one of them raised in place of the `Stopped` that it caused here."""
+        if error is not None:
+            self._stop.set()
+        for thread in self._running:
+            while thread.is_alive():
+                with suppress(TimeoutError):
+                    thread.join(_LOOK)
+        if self._failed and (error is None or isinstance(error, Stopped)):
+            raise self._failed[0] from None
+
+
+class Pipe(Generic[Item]):
+    """A queue of a few items between two threads."""
+
+    def __init__(self, threads: Threads, size: int) -> None:
+        self._threads = threads
+        self._queue: queue.Queue[Item] = queue.Queue(size)
+
+    def put(self, item: Item) -> None:
+        """Add an item, waiting while the queue is full.
+
+        Raises:
+            Stopped: another thread has failed.
+        """
+        while True:
+            if self._threads.stopped:
+                raise Stopped
+            try:
+                return self._queue.put(item, timeout=_LOOK)
+            except queue.Full:
+                continue
+
+    def close(self, item: Item) -> None:
+        """Add a last item even while threads are ending; what was put in before it is still worked on."""
+        while not self._threads.failed:
+            try:
+                return self._queue.put(item, timeout=_LOOK)
+            except queue.Full:
+                continue
+
+    def get(self) -> Item:
+        """Take the next item, waiting for it.
+
+        Raises:
+            Stopped: another thread has failed.
+        """
+        while True:
+            try:
+                return self._queue.get(timeout=_LOOK)
+            except queue.Empty:
+                if self._threads.stopped:
+                    raise Stopped from None
