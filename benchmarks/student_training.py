@@ -36,7 +36,9 @@ from distill.state import Average
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 
 
-def configuration(network: dict[str, Any], data: Path, seed: int, learning_rate: float) -> Pair:
+def configuration(
+    network: dict[str, Any], data: Path, seed: int, learning_rate: float, augment: dict[str, Any] | None = None
+) -> Pair:
     """The student alone, trained as in configs/ac4_cpu; its teacher is never run."""
     teacher = {
         "filters": [8] * 5,
@@ -50,6 +52,7 @@ def configuration(network: dict[str, Any], data: Path, seed: int, learning_rate:
     student = {
         **network,
         "loss": {"cross": 0.0, "graft": 0.0},
+        "augment": augment or {},
         "data": {
             "raw": f"{data}:volumes/raw",
             "labels": f"{data}:volumes/labels/neuron_ids",
@@ -126,6 +129,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--steps", type=int, help="so many steps instead of minutes, as another run of the same took")
     parser.add_argument("--student", nargs="*", default=[], metavar="KEY=VALUE", help="kind, width, encoder, depth ...")
+    parser.add_argument("--augment", nargs="*", default=[], metavar="KEY=VALUE", help="rotate, elastic ...")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
@@ -134,14 +138,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--weights", type=Path, help="keep the student's tensors here (torch file)")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
-    network = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in asked.student)}
-    config = configuration(network, asked.data / "ac4_quadrant.h5", asked.seed, asked.lr)
+    network, augment = (
+        {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in texts)}
+        for texts in (asked.student, asked.augment)
+    )
+    config = configuration(network, asked.data / "ac4_quadrant.h5", asked.seed, asked.lr, augment)
     joint, steps, loss = train(config, 60 * asked.minutes, asked.steps)
     if asked.weights:
         torch.save(joint.student.state_dict(), asked.weights)
     parts = open_parts(config)
     result = {
         "student": network,
+        "augment": augment,
         "parameters": sum(p.numel() for p in joint.student.parameters()),
         "minutes": asked.minutes,
         "threads": asked.threads,

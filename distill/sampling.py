@@ -7,7 +7,7 @@ have seen, whatever the number of workers.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -174,7 +174,21 @@ def _leave_signals_to_the_loop(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def batches(crops: Crops, first_step: int, device: torch.device, *, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+class _FinishedHere:
+    """Batches of windows whose augmentation is carried out by the process that asks for them."""
+
+    def __init__(self, crops: Crops, windows: DataLoader[list[Window]], device: torch.device) -> None:
+        self.crops, self.windows, self.device = crops, windows, device
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self._finish, iter(self.windows))  # the workers start now, not when the first batch is wanted
+
+    def _finish(self, windows: list[Window]) -> Batch:
+        raw, labels = zip(*(self.crops.finish(window.to(self.device)) for window in windows), strict=True)
+        return torch.stack(raw), torch.stack(labels)
+
+
+def batches(crops: Crops, first_step: int, device: torch.device, *, rank: int = 0, ranks: int = 1) -> Iterable[Batch]:
     """Batches from `first_step` on, augmented where `student.augment.device` says; what they hold is the same.
 
     Args:
@@ -185,11 +199,9 @@ def batches(crops: Crops, first_step: int, device: torch.device, *, rank: int = 
         ranks: how many share every step's batch.
     """
     if crops.augmentation.device == "worker":
-        yield from loader(crops, first_step, rank=rank, ranks=ranks)
-        return
-    for windows in _load(_Windows(crops), crops.training, first_step, rank, ranks, collate=list):
-        raw, labels = zip(*(crops.finish(window.to(device)) for window in windows), strict=True)
-        yield torch.stack(raw), torch.stack(labels)
+        return loader(crops, first_step, rank=rank, ranks=ranks)
+    windows = _load(_Windows(crops), crops.training, first_step, rank, ranks, collate=list)
+    return _FinishedHere(crops, windows, device)
 
 
 def loader(crops: Crops, first_step: int, *, rank: int = 0, ranks: int = 1) -> DataLoader[Batch]:
