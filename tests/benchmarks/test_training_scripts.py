@@ -10,7 +10,7 @@ import pytest
 import student_training
 import torch
 
-from distill.config import PUBLISHED_DECODER, DecoderConfig
+from distill.config import PUBLISHED_DECODER, AugmentConfig, DecoderConfig
 from distill.recipes.models import build_decoder
 
 
@@ -46,3 +46,11 @@ def test_the_student_trains_alone(network: dict[str, object]) -> None:
     assert (pair.student.loss.cross, pair.student.loss.graft, pair.student.loss.slice) == (0, 0, 1)
     assert (pair.teacher.loss.affinity, pair.teacher.queries.student, pair.teacher.queries.teacher) == (0, 0, 0)
     assert (pair.student.training.seed, pair.student.training.lr) == (3, 1e-3)
+
+
+def test_a_student_is_trained_with_the_augmentation_asked_for() -> None:
+    plain = student_training.configuration({}, Path("a.h5"), 0, 1e-3)
+    asked = student_training.configuration({}, Path("a.h5"), 0, 1e-3, {"rotate": 0, "elastic_pixels": 3})
+    assert plain.student.augment == AugmentConfig()
+    assert asked.student.augment == AugmentConfig(rotate=0, elastic_pixels=3)
+    assert asked.student.training == plain.student.training

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import multiprocessing
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -204,6 +205,17 @@ def test_augmented_where_the_networks_are_trained_batches_are_the_same(workers: 
     )
     assert len(here) == 3
     assert same(by_workers, here)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("place", ["worker", "train"])
+def test_workers_start_before_the_first_batch_is_asked_for(place: Literal["worker", "train"]) -> None:
+    raw, labels = numbered()
+    crops = Crops(raw, labels, training(workers=1), WILD.model_copy(update={"device": place}))
+    before = set(multiprocessing.active_children())
+    waiting = iter(batches(crops, 0, torch.device("cpu")))
+    assert len(set(multiprocessing.active_children()) - before) == 1
+    assert len(list(waiting)) == 5
 
 
 @pytest.mark.gpu
