@@ -128,34 +128,3 @@ def _runs(labels: Integers) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
     flat = np.ravel(labels)
     starts = np.flatnonzero(np.concatenate([np.ones(min(flat.size, 1), bool), flat[1:] != flat[:-1]]))
     return starts, flat[starts].astype(np.uint64)
-
-
-class UnionFind:
-    """Disjoint sets over 0 .. n-1; the root of a set is its smallest member, whatever the order of unions.
-
-    Args:
-        n: number of elements.
-    """
-
-    def __init__(self, n: int) -> None:
-        self._parent = np.arange(n)
-
-    def find(self, element: int) -> int:
-        """Root of an element's set; halves the path on its way."""
-        parent = self._parent
-        while parent[element] != element:
-            parent[element] = parent[parent[element]]
-            element = int(parent[element])
-        return element
-
-    def union(self, a: int, b: int) -> int:
-        """Join two sets and return the root of the joint set."""
-        low, high = sorted((self.find(a), self.find(b)))
-        self._parent[high] = low
-        return low
-
-    def roots(self) -> NDArray[np.int64]:
-        """(n,) root of every element."""
-        while (self._parent[self._parent] != self._parent).any():
-            self._parent = self._parent[self._parent]
-        return self._parent.copy()

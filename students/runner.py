@@ -9,7 +9,8 @@ Legend: N sections, K offsets, E embedding channels, H W = y x, h w half resolut
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -88,6 +89,7 @@ class SectionRunner:
             raise DistillError(f"batch: found {batch}, expected 1 to {self._backend.batch} with {self._backend.name}")
         self.batch = batch or self._backend.batch
         self._transfer = Transfer(device)
+        self.timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext()  # around each stage
         self.reset()
 
     @property
@@ -140,7 +142,8 @@ class SectionRunner:
         size = self._check(sections)
         step = self._step(size)
         found = [self._run(sections[first : first + step], size) for first in range(0, len(sections), step)]
-        self._transfer.wait()
+        with self.timed("copy"):
+            self._transfer.wait()
         return [output for outputs in found for output in outputs]
 
     def tiles(self, section: NDArray[Any]) -> Iterator[tuple[slice, slice, SectionOutput]]:
@@ -182,9 +185,11 @@ class SectionRunner:
 
         def decoded(previous: NDArray[Any] | None, current: NDArray[Any]) -> Decoded:
             given = (current,) if previous is None else (previous, current)
-            maps = [self._backend.encode(self._transfer.sections(tile.grey(raw)[None])) for raw in given]
+            with self.timed("encode"):
+                maps = [self._backend.encode(self._transfer.sections(tile.grey(raw)[None])) for raw in given]
             linked = torch.full((1, 1, 1, 1), float(previous is not None))
-            return self._backend.decode(maps[0], maps[-1], linked, size, samples)
+            with self.timed("decode and affinity"):
+                return self._backend.decode(maps[0], maps[-1], linked, size, samples)
 
         found = decoded(self._raw[0] if self._raw else None, section)
         earlier = {1: found.previous} if self._raw else {}
@@ -202,13 +207,18 @@ class SectionRunner:
         return output
 
     def _run(self, sections: NDArray[Any], size: tuple[int, int]) -> list[SectionOutput]:
-        count, grey = len(sections), self._transfer.sections(sections)
-        current = self._backend.encode(self._filled(grey))
-        previous = self._backend.previous(self._last, current)
-        linked = torch.ones(self._step(size), 1, 1, 1)
-        linked[0] = float(self._last is not None)
-        found = self._backend.decode(previous, current, linked, size)
-        outputs = [self._output(found, n, bool(linked[n])) for n in range(count)]
+        count = len(sections)
+        with self.timed("copy"):
+            grey = self._transfer.sections(sections)
+        with self.timed("encode"):
+            current = self._backend.encode(self._filled(grey))
+        with self.timed("decode and affinity"):
+            previous = self._backend.previous(self._last, current)
+            linked = torch.ones(self._step(size), 1, 1, 1)
+            linked[0] = float(self._last is not None)
+            found = self._backend.decode(previous, current, linked, size)
+        with self.timed("copy"):
+            outputs = [self._output(found, n, bool(linked[n])) for n in range(count)]
         self._last = self._backend.last(current, count - 1)
         return outputs
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.errors import DistillError
-from distill.ids import Relabelling, UnionFind, compact, sum_pairs
+from distill.ids import Relabelling, compact, sum_pairs
 
 
 @pytest.mark.parametrize("scale", [1, 2**40])
@@ -42,17 +42,3 @@ def test_relabelling_refuses_unknown_ids() -> None:
         with pytest.raises(DistillError, match=f"found id {unknown}"):
             mapping.apply(np.array([0, 3, unknown]))
     assert mapping.apply(np.zeros((0, 2), np.uint8)).shape == (0, 2)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 20), st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30))
-def test_union_find_equals_flooding(n: int, joins: list[tuple[int, int]]) -> None:
-    joins = [(a % n, b % n) for a, b in joins]
-    root = list(range(n))
-    for _ in range(n):
-        for a, b in joins:
-            root[a] = root[b] = min(root[a], root[b])
-    forest = UnionFind(n)
-    for a, b in joins:
-        assert forest.union(a, b) == forest.find(b)
-    assert [forest.find(k) for k in range(n)] == forest.roots().tolist() == root

@@ -15,7 +15,7 @@ from distill.errors import DistillError, ShapeError
 from distill.geometry import Box, Triple, tiles
 from distill.ids import compact
 from distill.metrics import score
-from distill.stitch import Stitcher, assemble, largest_overlap, owned_boxes, stitch
+from distill.stitch import Shares, Stitcher, assemble, largest_overlap, owned_boxes, stitch, unite
 
 Labels = NDArray[np.integer[Any]]
 Blocks = list[tuple[Box, Labels]]
@@ -352,3 +352,22 @@ def real_labels_like() -> NDArray[np.uint64]:
     z, y, x = np.indices((9, 60, 60))
     distance = [(y - p - a * z) ** 2 + (x - q - b * z) ** 2 for (p, q), (a, b) in zip(points, drift, strict=True)]
     return label(np.argmin(distance, axis=0) + 1, connectivity=1).astype(np.uint64)
+
+
+@settings(max_examples=60)
+@given(
+    n=st.integers(1, 20),
+    joins=st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19), st.sampled_from([0.2, 0.5, 1.0])), max_size=30),
+)
+def test_unite_equals_flooding(n: int, joins: list[tuple[int, int, float]]) -> None:
+    ids = np.arange(n, dtype=np.uint64) * 7 + 3
+    pairs = [(a % n, b % n, share) for a, b, share in joins]
+    root = list(range(n))
+    for _ in range(n):
+        for a, b, share in pairs:
+            if share >= 0.5:
+                root[a] = root[b] = min(root[a], root[b])
+    a, b, share = (np.array([pair[k] for pair in pairs]) for k in range(3))
+    found = unite(ids, Shares(ids[a.astype(int)], ids[b.astype(int)], share.astype(float)))
+    np.testing.assert_array_equal(found.old, ids)
+    np.testing.assert_array_equal(found.new, np.unique(root, return_inverse=True)[1] + 1)

@@ -124,6 +124,7 @@ class _Stream:
         reach = work.runner.reach
         self._replayed = (LONGEST_BRIDGE + 1) * (reach + 1)
         self._judged: deque[_Judged] = deque()  # places whose results are yet to come
+        work.runner.timed = stages.timed
         self._chain = Chain(work.runner, in_pieces=work.in_pieces)
 
     def run(self) -> int | None:
@@ -179,14 +180,10 @@ class _Stream:
             if closing and not self._segment:
                 break
             self._judged.append(judged)
-            with self._stages.timed("network"):
-                steps = list(self._chain.push(self._place(judged.section, judged.flaw)))
-            for step in steps:
+            for step in self._chain.push(self._place(judged.section, judged.flaw)):
                 self._finish_step(step, builder)
             z += 1
-        with self._stages.timed("network"):
-            steps = list(self._chain.flush())
-        for step in steps:
+        for step in self._chain.flush():
             self._finish_step(step, builder)
         if self._stop is None:
             if builder is not None:
@@ -256,16 +253,11 @@ class _Stream:
         self._events.put(Done(line, None, None) if output is None else Done(line, output.affinity, output.embedding))
 
     def _send_pieces(self, z: int, pieces: Pieces) -> None:
-        while True:
-            with self._stages.timed("network"):
-                piece = next(pieces, None)
-            if piece is None:
-                return
-            rows, columns, output = piece
+        for rows, columns, output in pieces:
             self._events.put(PieceDone(z, rows, columns, output.affinity, output.embedding))
 
     def _solve(self, job: SlabJob) -> None:
-        with self._stages.timed("decode"):
+        with self._stages.timed("instances"):
             result = solve_slab(self._work.trained, self._work.runtime, job.number, self._depth, job.runs)
         if result is not None:
             self._events.put(result)

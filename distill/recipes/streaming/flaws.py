@@ -27,7 +27,7 @@ _MEAN_JUMP, _SPREAD_JUMP = 0.12, 1.6  # of the range; ratio
 _STRONG = 5.0  # times the usual scatter of recent sections
 _SHIFT = 0.06  # of the shorter side
 _CLEAR = 8.0  # height of a correlation's peak over its scatter
-_LOST = 0.6  # of the lowest of the recent peaks
+_LOST = 0.25  # of the usual height of recent peaks; small sections have low ones, and are not judged so
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,9 @@ def _position(seen: Look, near: Sequence[Move], usual: Sequence[Move]) -> Flaw |
     middle = float(np.median(found)) if found else 0.0
     scatter = 1.4826 * float(np.median(np.abs(np.array(found) - middle))) if found else 0.0
     limit = max(_SHIFT * min(seen.size) * seen.scale, middle + _STRONG * scatter)
-    lowest = min(move.height for move in usual)
+    peak = float(np.median([move.height for move in usual]))
     far = [move.height > _CLEAR and move.pixels > limit for move in near]
-    lost = [move.height <= min(_CLEAR, _LOST * lowest) for move in near]
+    lost = [move.height <= min(_CLEAR, _LOST * peak) for move in near]
     if not all(a or b for a, b in zip(far, lost, strict=True)):
         return None
     if far[-1]:
