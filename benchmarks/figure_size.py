@@ -1,22 +1,27 @@
 """How long does the embedding figure of a large section take beyond the networks, and how much memory?
 
-    python benchmarks/figure_size.py --run RUN --json OUT.json [--side 2048]
+    python benchmarks/figure_size.py --run RUN --json OUT.json [--side 2048] [--embeddings KEPT.npz]
 
 A made section of 2048 x 2048 pixels, windows of 6 x 256 x 256 side by side, 300 dpi, both networks of a run. It runs in
 a process of its own, so that the largest resident memory is that of the figure, networks and imports included.
+
+With `--embeddings` the first call keeps what the networks gave and a later one draws from it, so that the figure can be
+timed in a moment when the machine has nothing else to do. Time and memory of the networks are those of the first call,
+and the memory said is the larger of both.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +29,9 @@ from hardware import machine
 from tables import provenance, table, write_json
 
 from distill.errors import DistillError
+
+if TYPE_CHECKING:
+    from distill.recipes.pca import Looked
 
 _DEPTH = 6
 _WINDOW = 256
@@ -37,11 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", required=True, help="run folder of `distill train`")
     parser.add_argument("--side", type=int, default=2048, help="pixels along y and x")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--embeddings", type=Path, help="file to keep the networks' part in, or to take it from")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)  # this very script, measured
     options = parser.parse_args(argv)
     try:
         if options.child is not None:
-            options.child.write_text(json.dumps(measure(options.run, options.side)))
+            options.child.write_text(json.dumps(measure(options.run, options.side, options.embeddings)))
             return 0
         about = machine(torch.device("cpu"))
         print(f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, torch {about['torch']}", flush=True)
@@ -58,14 +67,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(run: str, side: int) -> dict[str, Any]:
-    """Seconds of the networks and of what follows, and the largest resident memory of this process."""
-    import resource
+def measure(run: str, side: int, kept: Path | None) -> dict[str, Any]:
+    """Seconds of the networks and of what follows, and the largest resident memory of this process.
 
+    Raises:
+        DistillError: no such run, or `kept` of another side.
+    """
+    from distill.recipes.pca import draw_pca
+
+    if kept is not None and kept.exists():
+        looked, before = _restored(kept, side)
+    else:
+        looked, seconds = _looked(run, side)
+        before = {"networks": seconds, "mib_after_networks": _mib()}
+        if kept is not None:
+            _keep(kept, looked, before)
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        draw_pca(looked, Path(folder) / "pca.png")
+    figure = time.perf_counter() - began
+    return {**before, "figure": figure, "mib": max(_mib(), before["mib_after_networks"]), "side": side}
+
+
+def _looked(run: str, side: int) -> tuple[Looked, float]:
+    """A made section as the run's networks see it, and the seconds that they take."""
     from distill.phantom import make_phantom
     from distill.recipes.embeddings import Windows
     from distill.recipes.models import load_student, load_teacher
-    from distill.recipes.pca import Networks, draw_pca, look
+    from distill.recipes.pca import Networks, look
     from distill.recipes.volumes import Runtime
     from distill.volume import volume_from_array
 
@@ -76,13 +105,32 @@ def measure(run: str, side: int) -> dict[str, Any]:
     networks = Networks(load_teacher(run, runtime.device), load_student(run, runtime.device), runtime)
     began = time.perf_counter()
     looked = look(volume, networks, _DEPTH // 2, Windows((_DEPTH, _WINDOW, _WINDOW)))
-    seen = time.perf_counter()
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    with tempfile.TemporaryDirectory() as folder:
-        draw_pca(looked, Path(folder) / "pca.png")
-    drawn = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"networks": seen - began, "figure": drawn - seen, "mib_after_networks": held, "mib": peak, "side": side}
+    return looked, time.perf_counter() - began
+
+
+def _keep(path: Path, looked: Looked, before: dict[str, float]) -> None:
+    teacher, student = looked.embeddings
+    with path.open("wb") as file:
+        np.savez(file, pair=looked.pair, teacher=teacher, student=student, inside=looked.inside, **before)
+
+
+def _restored(path: Path, side: int) -> tuple[Looked, dict[str, float]]:
+    from distill.recipes.embeddings import Sliding, Windows
+    from distill.recipes.pca import Looked
+
+    windows = Windows((_DEPTH, _WINDOW, _WINDOW))
+    with np.load(path) as found:
+        pair, inside, embeddings = found["pair"], found["inside"], (found["teacher"], found["student"])
+        before = {key: float(found[key]) for key in ("networks", "mib_after_networks")}
+    if inside.shape != (side, side):
+        raise DistillError(f"{path}: found a section of {inside.shape}, expected {(side, side)}; give another file")
+    sliding = Sliding.over(windows, (_DEPTH, _WINDOW, _WINDOW), (_DEPTH + 1, side, side))
+    return Looked(pair, embeddings, inside, sliding, windows.kind, (_NM[1], _NM[2])), before
+
+
+def _mib() -> float:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def table_of(found: dict[str, Any]) -> str:

@@ -66,11 +66,8 @@ def changes_of(
     if not 1 <= along <= min(size):
         raise DistillError(f"along: found {along}, expected 1 to {min(size)} pixels")
     keep = np.ones(size, bool) if exclude is None else ~exclude
-    length = _length(embedding, keep)
-    return [
-        _axis(embedding, keep, length, borders_y, along),
-        _axis(embedding.transpose(0, 2, 1), keep.T, length.T, borders_x, along),
-    ]
+    square, square_x = _squares(embedding, keep, along)
+    return [_axis(square, keep, borders_y, along), _axis(square_x.T, keep.T, borders_x, along)]
 
 
 def by_segment(axis: Changes, segment: int) -> tuple[Floats, Floats]:
@@ -95,17 +92,28 @@ def _length(embedding: npt.NDArray[Any], keep: npt.NDArray[np.bool_]) -> Floats:
     return np.maximum(np.sqrt(square), 1e-12)
 
 
-def _axis(
-    embedding: npt.NDArray[Any], keep: npt.NDArray[np.bool_], length: Floats, borders: Sequence[int], along: int
-) -> Changes:
-    """Distances of unit vectors between rows, averaged over runs, channel by channel to spare memory."""
-    runs = keep.shape[1] // along
-    both = keep[1:] & keep[:-1]
-    valid: npt.NDArray[np.bool_] = np.asarray(both[:, : runs * along].reshape(-1, runs, along).all(axis=2))
-    square = np.zeros(valid.shape)
+def _squares(embedding: npt.NDArray[Any], keep: npt.NDArray[np.bool_], along: int) -> tuple[Floats, Floats]:
+    """Squared distances of unit vectors averaged over runs: (Y - 1, runs) of rows, (runs, X - 1) of columns.
+
+    Channel by channel to spare memory, and each channel once for both.
+    """
+    scale = 1 / _length(embedding, keep)
+    size_y, size_x = keep.shape
+    runs_y, runs_x = size_y // along, size_x // along
+    square_y, square_x = np.zeros((size_y - 1, runs_x)), np.zeros((runs_y, size_x - 1))
+    unit = np.zeros(keep.shape)
     for channel in embedding:
-        unit = (np.where(keep, channel, 0) / length)[:, : runs * along].reshape(-1, runs, along).mean(axis=2)
-        square += np.diff(unit, axis=0) ** 2
+        np.multiply(channel, scale, out=unit, where=keep)
+        square_y += np.diff(unit[:, : runs_x * along].reshape(size_y, runs_x, along).mean(axis=2), axis=0) ** 2
+        square_x += np.diff(unit[: runs_y * along].reshape(runs_y, along, size_x).mean(axis=1), axis=1) ** 2
+    return square_y, square_x
+
+
+def _axis(square: Floats, keep: npt.NDArray[np.bool_], borders: Sequence[int], along: int) -> Changes:
+    """Distances from their squares (rows of pairs, runs), 0 where a pixel of the run is left out."""
+    both = keep[1:] & keep[:-1]
+    runs = square.shape[1]
+    valid: npt.NDArray[np.bool_] = np.asarray(both[:, : runs * along].reshape(-1, runs, along).all(axis=2))
     positions = np.unique(np.asarray(borders, np.int64))
     pair = np.arange(1, len(square) + 1)
     far = np.full(len(pair), np.iinfo(np.int64).max)

@@ -110,7 +110,8 @@ def build_sweep_figure(
         _sum_contours(axes[0], points)
         if rated:
             dress(axes[1], "Threshold", "ARAND")
-            axes[1].set_ylim(bottom=0)
+            highest = max(point.arand for point in points if point.arand is not None)
+            axes[1].set_ylim(0, 1.08 * highest or 1)
             for ax, letter in zip(axes, "ab", strict=True):
                 ax.set_title(letter, loc="left", fontsize=8, fontweight="bold", pad=4)
         what = ring if chosen is not None else "lowest sum of these scores"

@@ -98,7 +98,15 @@ def seam_profile(
     Raises:
         DistillError: shapes that do not fit, a border outside the section, no border at all, or a value not finite.
     """
-    axes = changes_of(embedding, borders_y, borders_x, exclude, along)
+    return profile_of_changes(changes_of(embedding, borders_y, borders_x, exclude, along), reach)
+
+
+def profile_of_changes(axes: Sequence[Changes], reach: int = 8) -> SeamProfile:
+    """`seam_profile` of what `changes_of` found, for those who need it more than once.
+
+    Raises:
+        DistillError: a negative reach.
+    """
     if reach < 0:
         raise DistillError(f"reach: found {reach}, expected 0 or more pixels")
     total, count = np.zeros((2, reach + 1)), np.zeros((2, reach + 1), np.int64)
@@ -148,6 +156,17 @@ def seam_score(
         DistillError: as `seam_profile`; or borders so dense, or an embedding so flat, that nothing can be compared.
     """
     axes = changes_of(embedding, borders_y, borders_x, exclude, along)
+    return score_of_changes(axes, reach, segment, grid, seed)
+
+
+def score_of_changes(
+    axes: Sequence[Changes], reach: int = 8, segment: int = 64, grid: int = 1, seed: int = 0
+) -> SeamScore:
+    """`seam_score` of what `changes_of` found.
+
+    Raises:
+        DistillError: as `seam_score`.
+    """
     if segment < 1 or grid < 1 or reach < max(_CLEAR, grid):
         raise DistillError(
             f"seam_score: found segment {segment}, grid {grid}, reach {reach}; expected 1, 1, max(3, grid) or more"
@@ -191,8 +210,8 @@ def _pairs(
 
 
 def _shuffled(
-    axes: list[Changes],
-    sums: list[tuple[Floats, Floats]],
+    axes: Sequence[Changes],
+    sums: Sequence[tuple[Floats, Floats]],
     band: npt.NDArray[np.int64],
     grid: int,
     rng: np.random.Generator,

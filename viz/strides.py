@@ -74,24 +74,33 @@ def stride_score(
         DistillError: as `seam_profile`; or no two borders at one stride, or an embedding so flat that it has no
             spectrum.
     """
-    axes = changes_of(embedding, borders_y, borders_x, exclude, along)
+    return stride_of_changes(changes_of(embedding, borders_y, borders_x, exclude, along), segment, grid, seed)
+
+
+def stride_of_changes(axes: Sequence[Changes], segment: int = 64, grid: int = 1, seed: int = 0) -> StrideScore:
+    """`stride_score` of what `changes_of` found.
+
+    Raises:
+        DistillError: as `stride_score`.
+    """
     if segment < 1 or grid < 1:
         raise DistillError(f"stride_score: found segment {segment} and grid {grid}, expected 1 or more of both")
-    runs = [even_run(borders) for borders in (borders_y, borders_x)]
-    used = [(axis, run) for axis, run in zip(axes, runs, strict=True) if run is not None]
+    runs = [even_run(axis.borders.tolist()) for axis in axes]
+    used = [(_signal(axis, segment), run) for axis, run in zip(axes, runs, strict=True) if run is not None]
     if not used:
+        y, x = (axis.borders.tolist() for axis in axes)
         raise DistillError(
-            f"borders: found {list(borders_y)} and {list(borders_x)}, expected two or more at one stride, with half a "
+            f"borders: found {y} and {x}, expected two or more at one stride, with half a "
             "window or more beside them, in y or x"
         )
     rng = np.random.default_rng(seed)
-    shares = np.concatenate([_shares(_stretches(axis, run, segment), grid) for axis, run in used])
+    shares = np.concatenate([_shares(_stretches(signal, run), grid) for signal, run in used])
     shares = shares[np.isfinite(shares)]
     if len(shares) < 2:
         raise DistillError(f"stride_score: {len(shares)} strips with a changing embedding, expected at least 2")
     draws = resampled(shares, rng) / len(shares)
     null = [
-        np.concatenate([_shares(_stretches(a, _random_run(r, len(a.near), rng), segment), grid) for a, r in used])
+        np.concatenate([_shares(_stretches(s, _random_run(r, len(s), rng)), grid) for s, r in used])
         for _ in range(SHUFFLES)
     ]
     nulls = _odds(np.array([np.nanmean(one) for one in null]))
@@ -115,12 +124,15 @@ def even_run(borders: Sequence[int]) -> tuple[int, int, int] | None:
     return best
 
 
-def _stretches(axis: Changes, run: tuple[int, int, int], segment: int) -> Floats:
-    """(windows, stride, strips) mean change per row of pairs, a window's length around each border of the run."""
-    first, stride, count = run
+def _signal(axis: Changes, segment: int) -> Floats:
+    """(rows of pairs, strips) mean change; the strip's own mean where there is no pair."""
     total, pairs = by_segment(axis, segment)
-    mean = quotient(total.sum(axis=0), pairs.sum(axis=0))
-    signal = np.where(pairs > 0, quotient(total, pairs), mean)
+    return np.where(pairs > 0, quotient(total, pairs), quotient(total.sum(axis=0), pairs.sum(axis=0)))
+
+
+def _stretches(signal: Floats, run: tuple[int, int, int]) -> Floats:
+    """(windows, stride, strips) of the signal, a window's length around each border of the run."""
+    first, stride, count = run
     start = max(0, first - stride // 2 - 1)
     count = min(count, (len(signal) - start) // stride)
     return signal[start : start + count * stride].reshape(count, stride, -1)

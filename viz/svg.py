@@ -137,7 +137,7 @@ class _Frame:
             parts.append(f'<line class="grid" x1="{_LEFT}" x2="{self.width}" y1="{y}" y2="{y}"/>')
             parts.append(f'<text class="tick end" x="{_LEFT - 6}" y="{y + 4}">{value:.4g}</text>')
         parts.append(f'<line class="axis" x1="{_LEFT}" x2="{self.width}" y1="{bottom}" y2="{bottom}"/>')
-        for value in ticks(self.left, self.right, 3):
+        for value in ticks(self.left, self.right, max(3, (self.width - _LEFT) // 110)):
             parts.append(f'<text class="tick middle" x="{self.x(value)}" y="{bottom + 15}">{value:,g}</text>')
         middle = (_LEFT + self.width) / 2
         parts.append(f'<text class="label middle" x="{middle}" y="{self.height - 4}">{escape(x_label)}</text>')

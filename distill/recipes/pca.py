@@ -33,12 +33,13 @@ from distill.recipes.seams import NetworkSeams, border_scores, student_shift, te
 from distill.recipes.volumes import Runtime, student_sections
 from distill.sampling import as_unit_range
 from distill.volume import Volume, open_volume
+from viz.changes import ALONG, changes_of
 from viz.figures import Panel, pca_figure
 from viz.insets import Inset, check_insets
 from viz.layout import figure_suffix
 from viz.movie import MovieFrames, movie_suffix, write_movie
 from viz.pca import Palette, fit_palettes
-from viz.seams import seam_profile
+from viz.seams import profile_of_changes
 
 _SAMPLE = 50_000  # pixels that the colours are fitted on
 _NEURITES = "inside neurites"
@@ -229,8 +230,9 @@ def draw_pca(looked: Looked, out: Path, drawing: Drawing = PLAIN) -> tuple[Seams
     profile = []
     if borders is not None:
         for name, e in zip(("Teacher", "Student"), looked.embeddings, strict=True):
-            scored.append(border_scores(e, borders, ~inside))
-            profile.append((name, seam_profile(e, *borders, exclude=~inside), scored[-1].border))
+            changes = changes_of(e, *borders, ~inside, ALONG)
+            scored.append(border_scores(changes))
+            profile.append((name, profile_of_changes(changes), scored[-1].border))
     pca_figure(
         _grey(looked.pair[1]),
         panels,

@@ -67,7 +67,7 @@ def what_was_run(run: RunFolder) -> list[Html]:
     record = run.record
     pairs = [
         ("Run folder", str(run.path)),
-        ("Command", _command(record)),
+        ("Command", " ".join(_typed(record.get("command")))),
         ("Started", str(record.get("started", "")).replace("T", " ")),
         ("Ended", f"{_ended(run)}, after {duration(_number(record.get('seconds')))}" if record else ""),
         ("Seed", str(record.get("seed", ""))),
@@ -217,17 +217,22 @@ def repeat(run: RunFolder, commands: Sequence[str]) -> list[Html]:
 
 def command_line(words: object) -> str:
     """A recorded command as it can be typed, in lines of a readable length; empty where none was recorded."""
-    if not isinstance(words, list) or not words:
-        return ""
-    lines = [Path(str(words[0])).name]
-    for word in words[1:]:
-        quoted = shlex.quote(str(word))
+    typed = _typed(words)
+    lines = typed[:1]
+    for quoted in typed[1:]:
         value = lines[-1].rpartition(" ")[2].startswith("--")  # stays beside its option
         if len(lines[-1]) + len(quoted) < _LINE or value:
             lines[-1] += f" {quoted}"
         else:
             lines.append(f"    {quoted}")
     return " \\\n".join(lines)
+
+
+def _typed(words: object) -> list[str]:
+    """A recorded command word by word, quoted for a shell; empty where none was recorded."""
+    if not isinstance(words, list) or not words:
+        return []
+    return [Path(str(words[0])).name, *(shlex.quote(str(word)) for word in words[1:])]
 
 
 def _best(run: RunFolder) -> dict[str, tuple[int, dict[str, Any]]]:

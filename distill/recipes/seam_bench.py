@@ -21,6 +21,7 @@ from distill.recipes.models import TrainedStudent, TrainedTeacher
 from distill.recipes.seams import DECODER_GRID, border_scores, student_shift, teacher_shift
 from distill.recipes.volumes import Runtime
 from distill.volume import Volume, volume_from_array
+from viz.changes import ALONG, changes_of
 from viz.seams import SeamScore, seam_score
 from viz.shifts import ShiftScore
 from viz.strides import StrideScore
@@ -217,7 +218,7 @@ def pool(scored: Sequence[Scored | None], *, logarithmic: bool) -> Pooled | None
 
 def _scores(section: int, embedding: Embedding, sliding: Sliding, inside: Mask, shift: ShiftScore) -> SectionSeams:
     borders = sliding.borders()
-    found = border_scores(embedding, borders, ~inside)
+    found = border_scores(changes_of(embedding, *borders, ~inside, ALONG))
     pairwise = seam_score(embedding, *borders, exclude=~inside, grid=DECODER_GRID, along=1)
     return SectionSeams(section, found.border, pairwise, found.stride, shift)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,10 @@ from distill.errors import DistillError
 from distill.recipes.embeddings import Embedding, Mask, Sliding, student_section
 from distill.recipes.models import TrainedStudent
 from distill.recipes.volumes import Runtime
-from viz.seams import SeamScore, seam_score
+from viz.changes import Changes
+from viz.seams import SeamScore, score_of_changes
 from viz.shifts import ShiftScore, shift_score
-from viz.strides import StrideScore, stride_score
+from viz.strides import StrideScore, stride_of_changes
 
 DECODER_GRID = 2  # both networks end with an upsampling by two; borders are compared on the same phase of it
 NETWORK_GRID = 16  # both networks' coarsest maps; the spectrum leaves out what their own sampling repeats
@@ -37,11 +39,15 @@ class NetworkSeams:
         }
 
 
-def border_scores(embedding: Embedding, borders: tuple[list[int], list[int]], exclude: Mask) -> NetworkSeams:
-    """Border score and, where a stride repeats over two strips or more, the score of its spectrum."""
-    border = seam_score(embedding, *borders, exclude=exclude, grid=DECODER_GRID)
+def border_scores(changes: Sequence[Changes]) -> NetworkSeams:
+    """Border score and, where a stride repeats over two strips or more, the score of its spectrum.
+
+    Raises:
+        DistillError: as `viz.seams.seam_score`.
+    """
+    border = score_of_changes(changes, grid=DECODER_GRID)
     try:
-        stride = stride_score(embedding, *borders, exclude=exclude, grid=NETWORK_GRID)
+        stride = stride_of_changes(changes, grid=NETWORK_GRID)
     except DistillError:  # too few windows or pixels to compare: the border score stands alone
         stride = None
     return NetworkSeams(border, stride, None)
