@@ -6,8 +6,8 @@ A made section of 2048 x 2048 pixels, windows of 6 x 256 x 256 side by side, 300
 a process of its own, so that the largest resident memory is that of the figure, networks and imports included.
 
 With `--embeddings` the first call keeps what the networks gave and a later one draws from it, so that the figure can be
-timed in a moment when the machine has nothing else to do. Time and memory of the networks are those of the first call,
-and the memory said is the larger of both.
+timed in a moment when the machine has nothing else to do. It says no time of the networks, and of the memory the larger
+of both calls.
 """
 
 from __future__ import annotations
@@ -75,18 +75,21 @@ def measure(run: str, side: int, kept: Path | None) -> dict[str, Any]:
     """
     from distill.recipes.pca import draw_pca
 
+    before: dict[str, float | None]
     if kept is not None and kept.exists():
-        looked, before = _restored(kept, side)
+        looked, held = _restored(kept, side)
+        before = {"networks": None, "mib_after_networks": held}
     else:
         looked, seconds = _looked(run, side)
-        before = {"networks": seconds, "mib_after_networks": _mib()}
+        held = _mib()
+        before = {"networks": seconds, "mib_after_networks": held}
         if kept is not None:
-            _keep(kept, looked, before)
+            _keep(kept, looked, held)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         draw_pca(looked, Path(folder) / "pca.png")
     figure = time.perf_counter() - began
-    return {**before, "figure": figure, "mib": max(_mib(), before["mib_after_networks"]), "side": side}
+    return {**before, "figure": figure, "mib": max(_mib(), held), "side": side}
 
 
 def _looked(run: str, side: int) -> tuple[Looked, float]:
@@ -108,24 +111,24 @@ def _looked(run: str, side: int) -> tuple[Looked, float]:
     return looked, time.perf_counter() - began
 
 
-def _keep(path: Path, looked: Looked, before: dict[str, float]) -> None:
+def _keep(path: Path, looked: Looked, mib: float) -> None:
     teacher, student = looked.embeddings
     with path.open("wb") as file:
-        np.savez(file, pair=looked.pair, teacher=teacher, student=student, inside=looked.inside, **before)
+        np.savez(file, pair=looked.pair, teacher=teacher, student=student, inside=looked.inside, mib_after_networks=mib)
 
 
-def _restored(path: Path, side: int) -> tuple[Looked, dict[str, float]]:
+def _restored(path: Path, side: int) -> tuple[Looked, float]:
     from distill.recipes.embeddings import Sliding, Windows
     from distill.recipes.pca import Looked
 
     windows = Windows((_DEPTH, _WINDOW, _WINDOW))
     with np.load(path) as found:
         pair, inside, embeddings = found["pair"], found["inside"], (found["teacher"], found["student"])
-        before = {key: float(found[key]) for key in ("networks", "mib_after_networks")}
+        held = float(found["mib_after_networks"])
     if inside.shape != (side, side):
         raise DistillError(f"{path}: found a section of {inside.shape}, expected {(side, side)}; give another file")
     sliding = Sliding.over(windows, (_DEPTH, _WINDOW, _WINDOW), (_DEPTH + 1, side, side))
-    return Looked(pair, embeddings, inside, sliding, windows.kind, (_NM[1], _NM[2])), before
+    return Looked(pair, embeddings, inside, sliding, windows.kind, (_NM[1], _NM[2])), held
 
 
 def _mib() -> float:
@@ -135,7 +138,7 @@ def _mib() -> float:
 
 def table_of(found: dict[str, Any]) -> str:
     """A table of one row."""
-    seconds = [f"{found[key]:.1f}" for key in ("networks", "figure")]
+    seconds = ["-" if found[key] is None else f"{found[key]:.1f}" for key in ("networks", "figure")]
     memory = [f"{found[key]:.0f}" for key in ("mib_after_networks", "mib")]
     return table(["networks, s", "figure beyond them, s", "MiB, networks", "MiB, all"], [[*seconds, *memory]])
 

@@ -285,6 +285,7 @@ figure.card img {{ width: 100%; border-radius: .2rem; }}
 .chart .c3 {{ stroke-dasharray: 8 3 2 3; }}
 {"".join(f".chart .c{k} {{ stroke: var(--c{k}); }} .chart .n{k} {{ fill: var(--c{k}); }} " for k in range(4))}
 footer {{ margin-top: 2.5rem; padding-top: .8rem; border-top: 1px solid var(--line); }}
+@media (max-width: 60rem) {{ main > section > .chart text, main > section > .chart .title {{ font-size: 17px; }} }}
 @media (max-width: 40rem) {{
   body {{ padding: 1rem; }}
   .cards {{ grid-template-columns: 1fr; }}
