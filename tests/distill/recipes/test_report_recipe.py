@@ -132,7 +132,7 @@ def test_training_keeps_its_last_section(run: Path, phantom: Path) -> None:
         scores = evaluate(f"{kept}:{name}", str(phantom), "skimage").scores
         assert row[3:] == ["skimage", *(f"{n:.3f}" for n in (scores.voi_split, scores.voi_merge, scores.voi_sum)),
                            f"{scores.arand:.3f}", str(scores.n_true), str(scores.n_pred)]  # fmt: skip
-        assert row[2] == "14"
+        assert row[2] == "14 alone"
     errors = [text for text in read(run / "report.html").text_of("figcaption") if text.startswith(("Merge", "Split"))]
     assert errors
     assert all("; section 14, y " in text for text in errors)
