@@ -147,7 +147,7 @@ def test_evaluations_that_do_not_fit(made: Path, evaluation: Path, tmp_path: Pat
     with pytest.raises(DistillError, match="--labels: found none, expected the ground truth of the evaluation"):
         find_errors(open_layers(made, Sources(), print), evaluation, lambda done, total: None)
     part = open_layers(made, Sources(labels=f"{made}:segmentation"), print)
-    part[2] = part[2].__class__("ground truth", "labels", open_volume(labels, offset=(1000, 0, 0)))
+    part[2] = part[2].__class__("ground truth", "labels", open_volume(labels, offset=(3000, 0, 0)))
     with pytest.raises(ShapeError, match="does not cover the voxels"):
         find_errors(part, evaluation, lambda done, total: None)
     for text in (
