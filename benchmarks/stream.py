@@ -5,14 +5,16 @@
 The plain loop is what the papers' code does: both sections of a pair are encoded anew each time, in float32,
 contiguous, eager, affinities after that; its time is per section. Backends run as `distill stream` runs them, from a
 section in memory to uint8 affinities in memory; building their functions is timed apart. Accuracy: affinities against
-the plain loop's, and waterz segmentations of labelled sections (threshold of the CAD paper). With --teacher, a 3D
-teacher of the default size over the same sections by sliding window, a few windows timed and scaled to their number.
+the plain loop's, and waterz segmentations of labelled sections (threshold of the CAD paper). With
+--command, the whole of `distill stream --no-segment` is timed too, from the files to the store.
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,11 +31,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from distill.affinity import from_uint8, pair_affinity
 from distill.agglomerate import waterz
 from distill.checkpoint import load_module, read_published
-from distill.config import StudentNetwork, TeacherConfig
+from distill.config import StudentNetwork
 from distill.errors import DistillError
 from distill.geometry import Box
 from distill.metrics import score
-from distill.recipes.models import build_student, build_teacher, pick_device
+from distill.recipes.models import build_student, load_student, pick_device
 from distill.recipes.run_models import WATERZ_THRESHOLD
 from distill.sampling import as_unit_range
 from distill.volume import open_volume
@@ -42,7 +44,6 @@ from students.openvino_backend import OpenVINOBackend
 from students.runner import SectionRunner
 from students.section import Student
 from students.transfer import grey_values
-from teachers.tiled import run_teacher, sliding_windows
 
 WAYS = (
     ("eager", "32-true"),
@@ -53,7 +54,6 @@ WAYS = (
     ("openvino", "32-true"),
     ("openvino", "bf16-mixed"),
 )
-WINDOW, STRIDE = (18, 160, 160), (10, 80, 80)  # of the CAD paper's teacher
 Sections = NDArray[np.uint8]
 
 
@@ -71,22 +71,19 @@ class Way:
     operations_per_second: float
     of_peak: float  # of the best matrix product or convolution in the same precision
     largest_difference: float  # of affinities in [0, 1]
+    difference_999: float  # 99.9th percentile
     mean_difference: float
     voi: float | None  # bits, split and merge together
     plain_voi: float | None
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """A 3D teacher on the same sections."""
+class Command:
+    """`distill stream --no-segment` as a command."""
 
-    kind: str
-    overlap: bool
-    windows: int
-    timed: int
-    seconds: float  # of all windows, scaled
-    student_seconds: float  # of all sections, the fastest way
-    ratio: float
+    sections: int
+    seconds: float
+    speedup: float  # over the plain loop's least, which reads and writes nothing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,7 +117,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     volume = open_volume(options.sections, resolution=(30.0, 6.0, 6.0))
     size = volume.size
     sections: Sections = volume.read(Box((0, 0, 0), (min(options.count, size[0]), *size[1:])))
-    student = make(options.preset, options.checkpoint)
+    student = make(options.preset, options.checkpoint, options.model)
     counted = operations(student, sections[:2])
     plain, wanted = plain_loop(student, sections[: options.plain], device)
     print(f"plain loop: {milliseconds(min(plain))} ms a section, {counted / 1e9:.1f} G operations in the stream")
@@ -149,31 +146,27 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         )
         print(f"  {backend} {precision}: {milliseconds(ways[-1].seconds)} ms, {ways[-1].speedup:.1f} times", flush=True)
     print(f"\n{_table(ways, min(plain))}")
+    command = None if options.command is None else whole_command(options, min(plain))
     profile = layers(student, sections[:2], options.repeat) if options.profile else None
-    fastest = min((way.seconds for way in ways), default=min(plain))
-    teachers = [t for kind in options.teacher for t in sliding(kind, sections, device, fastest, options.windows)]
-    for t in teachers:
-        print(
-            f"{t.kind}, {'with' if t.overlap else 'without'} overlap: {t.windows} windows ({t.timed} timed), "
-            f"{t.seconds:.0f} s; student {t.student_seconds:.1f} s: {t.ratio:.1f} times faster"
-        )
     return {
         "machine": about,
         "peaks": {name: asdict(peak) for name, peak in peaks.items()},
         "copy_bytes_per_second": copied,
-        "preset": options.preset,
+        "preset": options.preset if options.model is None else None,
         "size": list(sections.shape[1:]),
         "sections": len(sections),
         "operations_per_section": counted,
         "plain_seconds": plain,
         "ways": [asdict(way) for way in ways],
+        "stream_command": None if command is None else asdict(command),
         "profile": profile,
-        "teachers": [asdict(t) for t in teachers],
     }
 
 
-def make(preset: str, checkpoint: Path | None) -> Student:
-    """The published network (random weights without a checkpoint), or the default student with random weights."""
+def make(preset: str, checkpoint: Path | None, model: str | None = None) -> Student:
+    """The published network, the default student (both with random weights if none are given), or a trained one."""
+    if model is not None:
+        return load_student(model, torch.device("cpu")).student
     torch.manual_seed(0)
     student = build_student(StudentNetwork(kind="cad") if preset == "cad" else StudentNetwork())
     if preset == "cad" and checkpoint is not None:
@@ -255,6 +248,7 @@ def measure(
         counted / least,
         counted / least / peak,
         float(max(a.max() for a in apart)),
+        float(np.quantile(np.concatenate([a.ravel() for a in apart]), 0.999)),
         float(np.mean([a.mean() for a in apart])),
         scored,
         plain_voi,
@@ -266,6 +260,26 @@ def voi(affinity: NDArray[np.float32], labels: NDArray[np.uint64]) -> float:
     return score(waterz(affinity, [WATERZ_THRESHOLD])[WATERZ_THRESHOLD], labels, "skimage").voi_sum
 
 
+def whole_command(options: argparse.Namespace, plain: float) -> Command:
+    """Time `distill stream --no-segment` over all sections of the source, start of Python and building included.
+
+    Raises:
+        DistillError: it fails.
+    """
+    count = open_volume(options.sections, resolution=(30.0, 6.0, 6.0)).size[0]
+    with tempfile.TemporaryDirectory() as folder:
+        given = [options.sections, "--model", options.command, "--out", f"{folder}/out.zarr", "--no-segment"]
+        command = [sys.executable, "-m", "distill", "stream", *given, "--resolution", "30,6,6"]
+        began = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        seconds = time.perf_counter() - began
+    if done.returncode:
+        raise DistillError(f"distill stream: {done.stderr.strip()}")
+    found = Command(count, seconds, plain * count / seconds)
+    print(f"distill stream: {count} sections in {seconds:.1f} s, {found.speedup:.1f} times the plain loop")
+    return found
+
+
 class _Profiled(OpenVINOBackend):
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "PERF_COUNT": True}
@@ -274,7 +288,8 @@ class _Profiled(OpenVINOBackend):
 def layers(student: Student, pair: Sections, repeat: int) -> dict[str, dict[str, float]]:
     """Seconds of a section by kind of layer, OpenVINO in bfloat16: where the time goes, least of some runs."""
     backend = _Profiled(student, None, Wanted(), precision="bf16-mixed")
-    grey, best = grey_values(pair), {}
+    grey = grey_values(pair)
+    best: dict[str, dict[str, float]] = {}
     for _ in range(repeat + 1):
         before = backend.encode(grey[:1])
         now = backend.encode(grey[1:])
@@ -296,25 +311,6 @@ def layers(student: Student, pair: Sections, repeat: int) -> dict[str, dict[str,
     return best
 
 
-def sliding(kind: str, sections: Sections, device: torch.device, student: float, timed: int) -> list[Teacher]:
-    """A teacher of the default size over the same sections, in bfloat16, with and without overlap."""
-    torch.manual_seed(0)
-    teacher = build_teacher(TeacherConfig.model_validate({"kind": kind})).eval().to(device)
-    raw = as_unit_range(sections)
-    found = []
-    for overlap in (True, False):
-        shared = tuple(w - s for w, s in zip(WINDOW, STRIDE, strict=True)) if overlap else (0, 0, 0)
-        shape = raw.shape
-        windows = sliding_windows((shape[0], shape[1], shape[2]), WINDOW, (shared[0], shared[1], shared[2]))
-        run_teacher(teacher, raw, windows[:1], device=device, precision="bf16-mixed")
-        began = time.perf_counter()
-        run_teacher(teacher, raw, windows[:timed], device=device, precision="bf16-mixed")
-        seconds = (time.perf_counter() - began) / min(timed, len(windows)) * len(windows)
-        mine = student * len(sections)
-        found.append(Teacher(kind, overlap, len(windows), min(timed, len(windows)), seconds, mine, seconds / mine))
-    return found
-
-
 def _labelled(options: argparse.Namespace) -> tuple[Sections | None, NDArray[np.uint64] | None]:
     if options.labels is None:
         return None, None
@@ -328,7 +324,7 @@ def _table(ways: Sequence[Way], plain: float) -> str:
         return "" if value is None else f"{value:.4f}"
 
     exact = ways[0].plain_voi if ways else None
-    rows = [["plain loop", "32-true", "", milliseconds(plain), "1.0", "", "", "", "", number(exact)]]
+    rows = [["plain loop", "32-true", "", milliseconds(plain), "1.0", "", "", "", "", "", number(exact)]]
     rows += [
         [
             way.backend,
@@ -339,13 +335,14 @@ def _table(ways: Sequence[Way], plain: float) -> str:
             f"{way.voxels_per_second / 1e6:.2f}",
             f"{way.operations_per_second / 1e9:.0f} ({100 * way.of_peak:.0f} %)",
             f"{way.largest_difference:.4f}",
+            f"{way.difference_999:.4f}",
             f"{way.mean_difference:.5f}",
             number(way.voi),
         ]
         for way in ways
     ]
     header = ["backend", "precision", "first s", "ms a section", "times", "Mvoxel/s", "G operations/s (of peak)"]
-    return table([*header, "largest", "mean difference", "VOI"], rows)
+    return table([*header, "largest", "99.9 %", "mean difference", "VOI"], rows)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -355,14 +352,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plain", type=int, default=4, help="sections of the plain loop")
     parser.add_argument("--preset", choices=["cad", "smp"], default="cad")
     parser.add_argument("--checkpoint", type=Path, help="published weights of preset cad")
+    parser.add_argument("--model", help="run folder or weights file of a trained student, instead of a preset")
+    parser.add_argument("--command", metavar="MODEL", help="also time `distill stream` with this model")
     parser.add_argument("--labels", type=Path, metavar="FILE.h5", help="labelled volume, for waterz")
     parser.add_argument("--datasets", nargs=2, default=["volumes/raw", "volumes/labels/neuron_ids"])
     parser.add_argument("--labelled", type=int, default=16, help="sections of it")
     every = [f"{backend}:{precision}" for backend, precision in WAYS]
     parser.add_argument("--ways", nargs="*", choices=every, default=every, metavar="BACKEND:PRECISION")
     parser.add_argument("--profile", action="store_true", help="time by kind of layer, OpenVINO")
-    parser.add_argument("--teacher", nargs="*", default=[], metavar="KIND", help="superhuman or agq")
-    parser.add_argument("--windows", type=int, default=3, help="windows of the teacher to time")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeat", type=int, default=3, help="runs of the profile")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the numbers here")

@@ -89,9 +89,9 @@ def measure(options: argparse.Namespace) -> Measured:
         rows, columns, _ = next(pieces)
         done += 1
         pixels += (rows.stop - rows.start) * (columns.stop - columns.start)
+        if done % across == 0:
+            print(f"row {done // across} of {across}: peak {peak_bytes() / 1e9:.2f} GB", file=sys.stderr, flush=True)
     seconds = time.perf_counter() - began
-    status = Path("/proc/self/status").read_text()
-    peak = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
     return Measured(
         options.preset,
         runner.backend,
@@ -103,8 +103,14 @@ def measure(options: argparse.Namespace) -> Measured:
         across * across,
         seconds,
         pixels / seconds,
-        peak,
+        peak_bytes(),
     )
+
+
+def peak_bytes() -> int:
+    """The most that this process has held so far (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from students.functions import Decode, Decoded, Encode, Wanted, flat
-from students.fuse import fused
+from students.fuse import fused, keep_entry_exact
 from students.section import Samples, Student
 from students.slab import SlabAdapter
 
@@ -75,6 +75,8 @@ class TorchBackend:
         self.name = "compile" if compiled else "eager"
         self.batch = 8 if device.type == "cuda" else 1
         self._student = fused(student).to(device)
+        if precision == "bf16-mixed":
+            keep_entry_exact(self._student)
         self._student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._slab, self._wanted, self._device, self._compiled = slab, wanted, device, compiled
         self._half_precision = precision == "bf16-mixed"

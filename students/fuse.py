@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them: the same function, evaluated faster."""
+"""Networks made ready to run: batch norms folded into the convolutions before them, the entry kept in float32."""
 
 from __future__ import annotations
 
@@ -28,6 +28,41 @@ def fused(student: _Network) -> _Network:
         _replace(network, convolution, fuse_conv_bn_eval(convolution, norm))
         _replace(network, norm, _after(norm))
     return network if _alike(original, network) else original
+
+
+class Exact(nn.Module):
+    """A layer that computes in float32 under autocast and gives its result in autocast's type.
+
+    The paper's network begins with kernels that take differences of grey values: their weights nearly cancel. In
+    bfloat16 both factors are rounded before they cancel, and that one layer makes most of the network's error.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer."""
+        device = x.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        with torch.autocast(device, enabled=False):
+            found: Tensor = self.layer(x.float())
+        return found.to(kind)
+
+
+def keep_entry_exact(student: Student) -> None:
+    """Let the layer that takes the grey values compute in float32, where the student has such a layer."""
+    if student.entry is not None:
+        _replace(student, student.get_submodule(student.entry), Exact(student.get_submodule(student.entry)))
+
+
+def take_entry(student: Student) -> nn.Module | None:
+    """Take the layer of `Student.entry` out of a network, which from then on takes what that layer gives."""
+    if student.entry is None:
+        return None
+    entry = student.get_submodule(student.entry)
+    _replace(student, entry, nn.Identity())
+    return entry
 
 
 def _pairs(network: Student) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:

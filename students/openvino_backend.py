@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from distill.errors import DistillError
 from students.backend import Maps
 from students.functions import Decode, Decoded, Encode, Wanted, flat
-from students.section import Samples, Student
+from students.fuse import fused, take_entry
+from students.section import Samples, Student, pad_to_stride
 from students.slab import SlabAdapter
 
 _KEPT_SIZES = 8  # compiled models: tiles at borders have sizes of their own
@@ -47,16 +48,27 @@ class OpenVINOBackend:
         self._student, self._slab, self._wanted = student, slab, wanted
         able = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._half_precision = precision == "bf16-mixed" and able
+        self._entry: nn.Module | None = None  # OpenVINO has one precision for a model, so torch runs this layer
+        if self._half_precision and student.entry is not None:
+            self._student = fused(student)
+            self._entry = take_entry(self._student)
+            if self._entry is not None:
+                self._entry.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._encoders: dict[tuple[int, ...], _Encoder] = {}
         self._decoders: dict[tuple[Any, ...], tuple[Decode, Any]] = {}
 
     def encode(self, grey: Tensor) -> Maps:
         """See `Backend.encode`."""
+        if self._entry is not None:
+            with torch.inference_mode():
+                padded = pad_to_stride(grey, self._student.stride)
+                grey = self._entry(padded.contiguous(memory_format=torch.channels_last))
         shape = tuple(grey.shape)
         if shape not in self._encoders:
             _make_room(self._encoders)
             self._encoders[shape] = self._encoder(shape)
-        return self._encoders[shape](grey)
+        given = grey if self._entry is None else grey.permute(0, 2, 3, 1).contiguous()
+        return self._encoders[shape](given)
 
     def decode(
         self, previous: Maps, current: Maps, linked: Tensor, size: tuple[int, int], samples: Sequence[Samples] = ()
@@ -83,6 +95,9 @@ class OpenVINOBackend:
     def _encoder(self, shape: tuple[int, ...]) -> _Encoder:
         model = convert(Encode(self._student), (torch.zeros(shape),))
         steps = self._ov.preprocess.PrePostProcessor(model)
+        if self._entry is not None:
+            steps.input(0).tensor().set_layout(self._ov.Layout("NHWC"))
+            steps.input(0).model().set_layout(self._ov.Layout("NCHW"))
         for n in range(len(model.outputs)):
             self._kept_as_is(steps.output(n))
         return _Encoder(self._ov, self._compiled(steps.build()))

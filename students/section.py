@@ -52,6 +52,7 @@ class Student(nn.Module, ABC):
     half_channels: int
     full_channels: int
     embedding_channels: int
+    entry: str | None = None  # convolution of grey values that stays in float32: see `students.fuse.Exact`
     aligned_levels: int = 0  # finest upsampling steps whose sampling positions depend on the size of the whole map
 
     @abstractmethod

@@ -31,6 +31,7 @@ class YShape(Student):
     """Shared encoder, fused trunk, one decoder branch for each of the two sections."""
 
     stride = 16
+    entry = "inc.0"
     aligned_levels = 4
 
     def __init__(self, *, width: int = 16, embedding: int = 16) -> None:

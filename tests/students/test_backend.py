@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import itertools
 import shutil
@@ -95,6 +96,24 @@ def test_bfloat16_stays_close_and_does_not_depend_on_the_calls(student: Build) -
     for section in given[1:3]:
         primed.prime(section)
     same(primed.push(given[3:]), wanted[3:])
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("openvino", marks=needs_openvino)])
+def test_kernels_that_nearly_cancel_keep_their_result_in_bfloat16(student: Build, backend: str) -> None:
+    network = copy.deepcopy(student("cad"))
+    first = network.get_submodule("inc.0")
+    assert isinstance(first, nn.Conv2d)
+    with torch.no_grad():  # differences of grey values, far below what bfloat16 leaves of either factor
+        first.weight.copy_(1000 * (first.weight - first.weight.mean((2, 3), keepdim=True)))
+    grey = (120 + sections() // 64).astype(np.uint8)
+    exact, close = (
+        np.stack([output.affinity for output in runner(network, "eager" if p == "32-true" else backend, p).push(grey)])
+        for p in ("32-true", "bf16-mixed")
+    )
+    network.entry = None
+    rough = np.stack([output.affinity for output in runner(network, backend, "bf16-mixed").push(grey)])
+    ours, without = (float(np.abs(found.astype(int) - exact).mean()) for found in (close, rough))
+    assert ours < without / 2
 
 
 @needs_openvino
