@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
-from scenes import DPI, SCENES
+from golden_scenes import DPI, SCENES
 
 GOLDEN = Path(__file__).parent / "golden"
 _GREY = 24  # levels that the pixels of a block may differ by in the mean; another rasteriser's edges stay below
