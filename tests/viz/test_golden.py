@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from golden_scenes import DPI, SCENES
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
-from golden_scenes import DPI, SCENES
 
 GOLDEN = Path(__file__).parent / "golden"
 _GREY = 24  # levels that the pixels of a block may differ by in the mean; another rasteriser's edges stay below
@@ -181,7 +181,7 @@ def test_no_display_and_no_network() -> None:
         "import socket, sys\n"
         "def refuse(*a, **k): raise AssertionError('network')\n"
         "socket.socket = socket.create_connection = refuse\n"
-        "from matplotlib.backends.backend_agg import FigureCanvasAgg\nfrom scenes import SCENES\n"
+        "from matplotlib.backends.backend_agg import FigureCanvasAgg\nfrom golden_scenes import SCENES\n"
         "for build, _ in SCENES.values(): FigureCanvasAgg(build()).draw()\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
