@@ -12,9 +12,11 @@ tissue, such as that of `make demo`. Everything is made in --work and removed fr
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,29 +169,32 @@ def ranges(work: Path, folder: Path, given: argparse.Namespace) -> None:
 
 
 def kills(work: Path, folder: Path, given: argparse.Namespace) -> None:
-    """SIGKILL at random moments of one stream, each time gone on with; then against one that was left alone."""
-    whole, out = work / "whole.zarr", work / "killed.zarr"
+    """SIGKILL at random moments, each time gone on with; a stream that is done is compared, and another begun."""
+    whole, out, chance = work / "whole.zarr", work / "killed.zarr", random.Random(given.seed)
+    running = subprocess.Popen(command(folder, whole, given), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_start(running, whole)
     began = time.perf_counter()
-    subprocess.run(command(folder, whole, given), check=True, stdout=subprocess.DEVNULL)
-    once = time.perf_counter() - began
-    chance = random.Random(given.seed)
-    marks = []
-    for _ in range(given.kills):
-        running = subprocess.Popen(
-            command(folder, out, given, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        manifest = out / "stream" / "manifest-00000000.jsonl"
-        before = len(all_lines(out)) if out.exists() else 0
-        wait_for_start(running, out, manifest)
-        time.sleep(chance.uniform(0, 0.35 * once))
+    running.wait()
+    span = time.perf_counter() - began  # from the lock to the end, without the start of the process
+    marks, streams, different = [], 0, []
+    while len(marks) < given.kills:
+        before = len(all_lines(out))
+        words = command(folder, out, given, "--resume")
+        running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for_start(running, out)
+        time.sleep(chance.uniform(0, span))
         if running.poll() is None:
             running.send_signal(signal.SIGKILL)
-        running.wait()
-        marks.append((before, len(all_lines(out)) if out.exists() else 0))
-    subprocess.run(command(folder, out, given, "--resume"), check=True, stdout=subprocess.DEVNULL)
+            running.wait()
+            marks.append((before, len(all_lines(out))))
+            if len(marks) < given.kills:
+                continue
+        subprocess.run(command(folder, out, given, "--resume"), check=True, capture_output=True)
+        different += compared(whole, out, ranges=False)
+        streams += 1
+        shutil.rmtree(out)
     print("sections done before and after each kill: " + ", ".join(f"{a}-{b}" for a, b in marks))
-    different = compared(whole, out, ranges=False)
-    print(f"{given.kills} kills and none: {files(whole)} files compared, {len(different)} different")
+    print(f"{len(marks)} kills in {streams} streams: {files(whole)} files compared in each, {len(different)} different")
     print("\n".join(different))
 
 
@@ -215,10 +220,9 @@ def full(work: Path, folder: Path, given: argparse.Namespace) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def wait_for_start(running: subprocess.Popen[bytes], out: Path, manifest: Path) -> None:
+def wait_for_start(running: subprocess.Popen[bytes], store: Path) -> None:
     """Until a process holds the lock of its manifest, or has ended."""
-    import fcntl
-
+    manifest = store / "stream" / "manifest-00000000.jsonl"
     while running.poll() is None:
         if manifest.exists():
             with manifest.open("rb") as file:
