@@ -22,6 +22,10 @@ from distill.volume import open_volume
 REPO = Path(__file__).resolve().parents[4]
 NM = (30.0, 6.0, 6.0)
 Run = Callable[..., Streamed]
+# tests started in the background of a shell ignore SIGINT, and so would their children
+_COMMAND = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from distill.cli import main; main()"
+)
 
 
 def quiet(*_: Any) -> None:
@@ -63,7 +67,7 @@ def words(run: Path) -> Callable[..., list[str]]:
     def of(source: object, out: Path, *more: object) -> list[str]:
         fixed = ("--model", run, "--resolution", "30,6,6", "--device", "cpu", "--precision", "32-true")
         given = ("stream", source, "--out", out, *fixed, "--backend", "eager", *more)
-        return [sys.executable, "-c", "from distill.cli import main; main()", *map(str, given)]
+        return [sys.executable, "-c", _COMMAND, *map(str, given)]
 
     return of
 
