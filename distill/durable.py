@@ -18,13 +18,13 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + ".writing")
     try:
         yield temporary
-        _force(temporary)
+        flush(temporary)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    _force(path.parent)
+    flush(path.parent)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -35,7 +35,7 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
-def _force(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on disk."""
     number = os.open(path, os.O_RDONLY)
     try:

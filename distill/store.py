@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.durable import replacing
+from distill.durable import flush, replacing
 from distill.errors import DistillError, ShapeError, SourceError
 from distill.formats_zarr import create_tensorstore, open_tensorstore, zarr_node, zarr_ranks
 from distill.geometry import Box, Nanometres
@@ -417,15 +417,6 @@ def _replacing(target: Path) -> Iterator[Path]:
             flush(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file or the names in a folder are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

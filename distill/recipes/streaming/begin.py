@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from distill.durable import flush
 from distill.errors import SourceError
 from distill.recipes.models import TrainedStudent
 from distill.recipes.run_models import Options, merge_threshold
@@ -26,7 +27,7 @@ from distill.recipes.streaming.options import Streaming, parse_policies
 from distill.recipes.streaming.sources import Source
 from distill.recipes.streaming.store import Layout, StreamStore
 from distill.recipes.volumes import Runtime
-from distill.store import flush, writing
+from distill.store import writing
 from students.runner import SectionRunner
 
 FORMAT = 1

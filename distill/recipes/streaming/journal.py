@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.durable import flush
 from distill.errors import SourceError
-from distill.store import flush, write_json, writing
+from distill.store import write_json, writing
 from distill.stored import readable
 
 FOLDER = "stream"

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.affinity import attributes
+from distill.durable import flush
 from distill.geometry import Box, Nanometres, Triple
 from distill.store import (
     AXES,
     ZarrArray,
     create_zarr,
-    flush,
     open_zarr_for_writing,
     resize_zarr,
     write_group_attributes,
