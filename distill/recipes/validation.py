@@ -7,7 +7,7 @@ chosen here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from distill.config import DecoderConfig, Pair
 from distill.metrics import Scores, affinity_scores, score
 from distill.recipes.joint import Joint
 from distill.recipes.models import TrainedStudent, TrainedTeacher
-from distill.recipes.volumes import Runtime, Segmented, student_volume, teacher_volume
+from distill.recipes.volumes import Runtime, Segmented, student_volumes, teacher_volumes
 
 MERGE_THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
 # z, y, x; tried beside the configured ones
@@ -111,19 +111,19 @@ def validate(
     """
     z, y, x = raw.shape
     student, teacher = views(joint, config)
-    judged: dict[str, Judged] = {}
-    for decoding in seed_candidates(config.teacher.decoder):
-        found = {}
-        if student is not None:
-            learnt = replace(student, decoding=decoding)
-            found["student"] = judge(student_volume(learnt, iter(raw), (z, y, x), runtime), labels, decoding)
-        if teacher is not None:
-            taught = with_decoding(teacher, decoding)
-            found["teacher"] = judge(teacher_volume(taught, raw, runtime), labels, decoding)
-        for name, one in found.items():
-            if name not in judged or one.scores.voi_sum < judged[name].scores.voi_sum:
-                judged[name] = one
-    return judged
+    decodings = seed_candidates(config.teacher.decoder)
+    found: dict[str, list[Segmented]] = {}
+    if student is not None:
+        found["student"] = student_volumes(student, iter(raw), (z, y, x), runtime, decodings)
+    if teacher is not None:
+        found["teacher"] = teacher_volumes(teacher, raw, runtime, decodings)
+    return {name: best_of(volumes, labels, decodings) for name, volumes in found.items()}
+
+
+def best_of(volumes: Sequence[Segmented], labels: NDArray[np.uint64], decodings: Sequence[DecoderConfig]) -> Judged:
+    """The first of the segmentations with the lowest VOI, each at its best merge threshold."""
+    judged = [judge(volume, labels, decoding) for volume, decoding in zip(volumes, decodings, strict=True)]
+    return min(judged, key=lambda one: one.scores.voi_sum)
 
 
 def seed_candidates(decoding: DecoderConfig) -> list[DecoderConfig]:
@@ -135,11 +135,6 @@ def seed_candidates(decoding: DecoderConfig) -> list[DecoderConfig]:
     return [
         decoding.model_copy(update={"seeds": decoding.seeds.model_copy(update={"thresholds": t})}) for t in thresholds
     ]
-
-
-def with_decoding(teacher: TrainedTeacher, decoding: DecoderConfig) -> TrainedTeacher:
-    """The same teacher, decoded in another way."""
-    return replace(teacher, config=teacher.config.model_copy(update={"decoder": decoding}))
 
 
 def views(joint: Joint, config: Pair) -> tuple[TrainedStudent | None, TrainedTeacher | None]:

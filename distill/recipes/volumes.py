@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -297,16 +297,30 @@ def student_volume(
     model: TrainedStudent, sections: Iterable[NDArray[np.generic]], shape: Triple, runtime: Runtime
 ) -> Segmented:
     """Segment a volume that fits in memory with the student and the query decoder."""
-    affinity = np.zeros((3, *shape), dtype=np.float32)
-    supervoxels = np.zeros(shape, dtype=np.uint64)
-    assembly = Assembly(decoder_overlap(shape, model.decoding))
-    for slab in slabs(student_sections(model, sections, runtime, with_slab=True), model.decoding.block[0]):
-        own = slab.affinity()
-        affinity[:, slab.first : slab.stop] = own
-        ids = assembly.add(decode_slab(model, slab, runtime), own)
-        skip = int(slab.first > 0)
-        supervoxels[slab.first + skip : slab.stop] = ids[skip:]
-    return Segmented(supervoxels, assembly, affinity)
+    return student_volumes(model, sections, shape, runtime, [model.decoding])[0]
+
+
+def student_volumes(
+    model: TrainedStudent,
+    sections: Iterable[NDArray[np.generic]],
+    shape: Triple,
+    runtime: Runtime,
+    decodings: Sequence[DecoderConfig],
+) -> list[Segmented]:
+    """Segment a volume as `student_volume` does, once for each way to decode; the student runs once for all.
+
+    Args:
+        model: its own way to decode does not count.
+        sections: (H, W) each.
+        shape: (D, H, W).
+        runtime: device and precision.
+        decodings: they cut the volume into the same blocks.
+    """
+    ways = [replace(model, decoding=decoding) for decoding in decodings]
+    volume = _Volume(shape, decodings)
+    for slab in slabs(student_sections(model, sections, runtime, with_slab=True), decodings[0].block[0]):
+        volume.add(slab.first, slab.affinity(), [decode_slab(way, slab, runtime) for way in ways])
+    return volume.segmented()
 
 
 def student_affinity(
@@ -321,36 +335,64 @@ def student_affinity(
 
 def teacher_volume(model: TrainedTeacher, raw: NDArray[np.generic], runtime: Runtime) -> Segmented:
     """Segment a volume that fits in memory with the teacher and the query decoder, block by block."""
-    config = model.config.decoder
+    return teacher_volumes(model, raw, runtime, [model.config.decoder])[0]
+
+
+def teacher_volumes(
+    model: TrainedTeacher, raw: NDArray[np.generic], runtime: Runtime, decodings: Sequence[DecoderConfig]
+) -> list[Segmented]:
+    """Segment a volume as `teacher_volume` does, once for each way to decode; the teacher runs once for all.
+
+    Args:
+        model: its own way to decode does not count.
+        raw: (D, H, W) grey values.
+        runtime: device and precision.
+        decodings: they cut the volume into the same blocks.
+    """
     unit = as_unit_range(raw)
     z, y, x = raw.shape
-    shape = (z, y, x)
-    depth = min(config.block[0], z)
-    affinity = np.zeros((3, *shape), dtype=np.float32)
-    supervoxels = np.zeros(shape, dtype=np.uint64)
-    assembly = Assembly(decoder_overlap(shape, config))
-    starts = range(0, max(1, z - 1), max(1, depth - 1))
-    for first in starts:
+    depth = min(decodings[0].block[0], z)
+    volume = _Volume((z, y, x), decodings)
+    for first in range(0, max(1, z - 1), max(1, depth - 1)):
         stop = min(z, first + depth)
-        pieces: list[Piece] = []
+        pieces: list[list[Piece]] = [[] for _ in decodings]
 
         def decode(
-            box: Box, output: TeacherOutput, own: Affinity, first: int = first, into: list[Piece] = pieces
+            box: Box, output: TeacherOutput, own: Affinity, first: int = first, into: list[list[Piece]] = pieces
         ) -> None:
-            labels = _decode(model.decoder, output.decoder_input, box, config, runtime)
-            into.append(Piece(box.shift((first, 0, 0)), labels))
+            for decoding, found in zip(decodings, into, strict=True):
+                labels = _decode(model.decoder, output.decoder_input, box, decoding, runtime)
+                found.append(Piece(box.shift((first, 0, 0)), labels))
 
-        windows = decoder_tiles((stop - first, y, x), config)
         slab = run_teacher(
             model.teacher,
             unit[first:stop],
-            windows,
+            decoder_tiles((stop - first, y, x), decodings[0]),
             device=runtime.device,
             precision=runtime.precision,
             on_block=decode,
         )
-        ids = assembly.add(pieces, slab.affinity)
-        skip = int(first > 0)
-        supervoxels[first + skip : stop] = ids[skip:]
-        affinity[:, first + skip : stop] = slab.affinity[:, skip:]
-    return Segmented(supervoxels, assembly, affinity)
+        volume.add(first, slab.affinity, pieces)
+    return volume.segmented()
+
+
+class _Volume:
+    """Slabs in z order on their way to one segmentation in memory for each way to decode, affinities shared."""
+
+    def __init__(self, shape: Triple, decodings: Sequence[DecoderConfig]) -> None:
+        self._affinity = np.zeros((3, *shape), dtype=np.float32)
+        self._supervoxels = [np.zeros(shape, dtype=np.uint64) for _ in decodings]
+        self._assemblies = [Assembly(decoder_overlap(shape, decoding)) for decoding in decodings]
+
+    def add(self, first: int, affinity: Affinity, pieces: Sequence[Sequence[Piece]]) -> None:
+        """Take in the slab that begins with section `first`: (3, D, H, W) affinities, its pieces by way to decode."""
+        skip = int(first > 0)  # the shared section is the earlier slab's
+        owned = slice(first + skip, first + affinity.shape[1])
+        self._affinity[:, owned] = affinity[:, skip:]
+        for supervoxels, assembly, found in zip(self._supervoxels, self._assemblies, pieces, strict=True):
+            supervoxels[owned] = assembly.add(found, affinity)[skip:]
+
+    def segmented(self) -> list[Segmented]:
+        """One for each way to decode."""
+        together = zip(self._supervoxels, self._assemblies, strict=True)
+        return [Segmented(supervoxels, assembly, self._affinity) for supervoxels, assembly in together]

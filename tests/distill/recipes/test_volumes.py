@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,9 @@ from distill.recipes.volumes import (
     student_affinity,
     student_sections,
     student_volume,
+    student_volumes,
     teacher_volume,
+    teacher_volumes,
 )
 from distill.volume import open_volume
 from students.runner import SectionOutput
@@ -178,6 +181,42 @@ def test_networks_cover_every_voxel(run: Path, phantom: Path, shape: Triple) -> 
         assert len(np.unique(found.labels(None))) >= len(np.unique(found.labels(0.5)))
 
 
+def test_several_ways_to_decode_share_one_run_of_the_network(run: Path, phantom: Path) -> None:
+    shape = (5, 61, 70)
+    raw = open_volume(phantom).read()[:5, :61, :70]
+    student, teacher = load_student(str(run), CPU.device), load_teacher(str(run), CPU.device)
+    ways = [with_thresholds(student.decoding, t) for t in (0.5, 0.8, 0.97)]
+    read: list[int] = []
+
+    def counted() -> Iterator[Ids]:
+        for z, section in enumerate(raw):
+            read.append(z)
+            yield section
+
+    students = student_volumes(student, counted(), shape, CPU, ways)
+    assert read == list(range(5))
+    calls: list[int] = []
+    hook = teacher.teacher.register_forward_hook(lambda *_: calls.append(1))
+    teachers = teacher_volumes(teacher, raw, CPU, ways)
+    together = len(calls)
+    for way, one, other in zip(ways, students, teachers, strict=True):
+        calls.clear()
+        alone = student_volume(replace(student, decoding=way), iter(raw), shape, CPU)
+        taught = replace(teacher, config=teacher.config.model_copy(update={"decoder": way}))
+        for found, expected in ((one, alone), (other, teacher_volume(taught, raw, CPU))):
+            np.testing.assert_array_equal(found.supervoxels, expected.supervoxels)
+            np.testing.assert_array_equal(found.affinity, expected.affinity)
+            np.testing.assert_array_equal(found.labels(0.5), expected.labels(0.5))
+        assert len(calls) == together > 0
+    hook.remove()
+    assert len({len(np.unique(found.supervoxels)) for found in students}) > 1
+
+
+def with_thresholds(decoding: DecoderConfig, threshold: float) -> DecoderConfig:
+    """The same decoding with seeds cut at another affinity."""
+    return decoding.model_copy(update={"seeds": decoding.seeds.model_copy(update={"thresholds": (threshold,) * 3})})
+
+
 def test_student_affinity_needs_no_decoder(run: Path, phantom: Path) -> None:
     raw = open_volume(phantom).read()[:6, :41, :50]
     student = load_student(str(run), CPU.device)
@@ -188,8 +227,6 @@ def test_student_affinity_needs_no_decoder(run: Path, phantom: Path) -> None:
 
 
 def test_decoding_without_a_decoder_is_refused(run: Path, phantom: Path) -> None:
-    from dataclasses import replace
-
     raw = open_volume(phantom).read()[:2]
     bare = replace(load_student(str(run), CPU.device), slab=None, decoder=None)
     slab = next(slabs(student_sections(bare, raw, CPU, with_slab=False), 2))
