@@ -16,23 +16,27 @@ from typing import Any
 import numpy as np
 
 from distill.errors import SourceError
+from distill.location import Place, kvstore, read_document
 from distill.stored import Cut, Index, StoredArray, missing_dataset, nm_per_unit, numbers, readable
 
 _N5_FILE, _PRECOMPUTED_FILE = "attributes.json", "info"
 
 
-def is_n5(folder: Path) -> bool:
+def is_n5(folder: Place) -> bool:
     """Whether a folder is an N5 container, group or dataset."""
-    return (folder / _N5_FILE).is_file()
+    return read_document(folder, _N5_FILE) is not None
 
 
-def is_precomputed(folder: Path) -> bool:
+def is_precomputed(folder: Place) -> bool:
     """Whether a folder is a Neuroglancer precomputed volume."""
-    return (folder / _PRECOMPUTED_FILE).is_file()
+    return read_document(folder, _PRECOMPUTED_FILE) is not None
 
 
-def n5_ranks(path: Path) -> dict[str, int]:
-    """Rank of every dataset below a folder, by path; the folder itself is `.`."""
+def n5_ranks(path: Place) -> dict[str, int]:
+    """Rank of every dataset below a folder, by path; the folder itself is `.`. A remote folder is not listed."""
+    if not isinstance(path, Path):
+        attributes = _n5_attributes(path)
+        return {".": len(attributes["dimensions"])} if "dimensions" in attributes else {}
     ranks: dict[str, int] = {}
     for folder, below, _ in os.walk(path):
         below[:] = sorted(name for name in below if not name.startswith("."))
@@ -43,11 +47,14 @@ def n5_ranks(path: Path) -> dict[str, int]:
     return ranks
 
 
-def load_n5(path: Path, dataset: str | None) -> StoredArray:
-    """The header of an N5 dataset: the folder itself or one inside it."""
+def load_n5(path: Place, dataset: str | None) -> StoredArray:
+    """The header of an N5 dataset: the folder itself or one inside it; of a pyramid `s0`, its finest level."""
     dataset = None if dataset == "." else dataset
     folder = path / dataset if dataset else path
     attributes = _n5_attributes(folder)
+    if "dimensions" not in attributes and (finest := _n5_attributes(folder / "s0")):
+        dataset = f"{dataset}/s0" if dataset else "s0"
+        folder, attributes = path / dataset, finest
     if "dimensions" not in attributes:
         raise missing_dataset(path, dataset or "", list(n5_ranks(path)))
     with readable(folder):
@@ -71,10 +78,10 @@ def load_n5(path: Path, dataset: str | None) -> StoredArray:
     )
 
 
-def load_precomputed(path: Path, dataset: str | None) -> StoredArray:
+def load_precomputed(path: Place, dataset: str | None) -> StoredArray:
     """The header of a scale of a precomputed volume: its key, the finest one by default."""
     with readable(path):
-        info = json.loads((path / _PRECOMPUTED_FILE).read_text(encoding="utf-8"))
+        info = json.loads(read_document(path, _PRECOMPUTED_FILE) or "")
         scales = {str(scale["key"]): scale for scale in info["scales"]}
         dtype, channels = np.dtype(info["data_type"]), int(info["num_channels"])
     if not scales or (dataset is not None and dataset not in scales):
@@ -104,13 +111,12 @@ def load_precomputed(path: Path, dataset: str | None) -> StoredArray:
 
 
 @contextmanager
-def _open_reversed(folder: Path, spec: Mapping[str, Any]) -> Iterator[Cut]:
+def _open_reversed(folder: Place, spec: Mapping[str, Any]) -> Iterator[Cut]:
     """Parts of an array whose axes are stored the other way round, its origin at 0."""
     import tensorstore
 
     with readable(folder):
-        kvstore = {"driver": "file", "path": f"{folder.absolute()}/"}
-        store = tensorstore.open({**spec, "kvstore": kvstore}, open=True, read=True).result()
+        store = tensorstore.open({**spec, "kvstore": kvstore(folder)}, open=True, read=True).result()
         store = store[tensorstore.d[:].translate_to[0]]
         if spec["driver"] == "neuroglancer_precomputed" and store.shape[-1] == 1:
             store = store[..., 0]
@@ -121,14 +127,12 @@ def _open_reversed(folder: Path, spec: Mapping[str, Any]) -> Iterator[Cut]:
         yield cut
 
 
-def _n5_attributes(folder: Path) -> dict[str, Any]:
-    file = folder / _N5_FILE
-    if not file.is_file():
-        return {}
+def _n5_attributes(folder: Place) -> dict[str, Any]:
     with readable(folder):
-        found = json.loads(file.read_text(encoding="utf-8"))
+        text = read_document(folder, _N5_FILE)
+        found = json.loads(text) if text is not None else {}
     if not isinstance(found, dict):
-        raise SourceError(f"{file}: found {type(found).__name__}, expected an object")
+        raise SourceError(f"{folder}/{_N5_FILE}: found {type(found).__name__}, expected an object")
     return found
 
 

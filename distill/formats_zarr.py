@@ -12,55 +12,97 @@ from typing import Any
 
 import numpy as np
 
+from distill.location import Place, above, kvstore, read_document
 from distill.stored import Attributes, Cut, StoredArray, missing_dataset, nm_per_unit, numbers, placement, readable
 
 
-def zarr_node(folder: Path) -> tuple[str, Attributes] | None:
+def zarr_node(folder: Place) -> tuple[str, Attributes] | None:
     """What Zarr node a folder is.
 
     Returns:
         'array2', 'group2', 'array3' or 'group3' with the node's attributes; None where it is no Zarr node.
 
     Raises:
-        SourceError: its metadata is not valid JSON.
+        SourceError: its metadata is not valid JSON, or its host cannot be reached.
     """
     with readable(folder):
-        if (folder / "zarr.json").is_file():
-            node = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+        text = read_document(folder, "zarr.json")
+        if text is not None:
+            node = json.loads(text)
             return f"{node['node_type']}3", dict(node.get("attributes", {}))
         for name in ("array", "group"):
-            if (folder / f".z{name}").is_file():
-                extra = folder / ".zattrs"
-                return f"{name}2", json.loads(extra.read_text(encoding="utf-8")) if extra.is_file() else {}
+            if read_document(folder, f".z{name}") is not None:
+                return f"{name}2", json.loads(read_document(folder, ".zattrs") or "{}")
     return None
 
 
-def zarr_ranks(path: Path) -> dict[str, int]:
-    """Rank of every array below a group, by path; hidden folders and the inside of arrays are not looked into."""
+def zarr_ranks(path: Place) -> dict[str, int]:
+    """Rank of every array below a group, by path; hidden folders and the inside of arrays are not looked into.
+
+    A remote group is not listed: its arrays are those that consolidated metadata or `multiscales` name.
+    """
+    if not isinstance(path, Path):
+        return _named_ranks(path)
     ranks: dict[str, int] = {}
     for folder, below, _ in os.walk(path):
         below[:] = sorted(name for name in below if not name.startswith("."))
         node = zarr_node(Path(folder))
         if node and node[0].startswith("array"):
             below.clear()
-            with readable(folder):
-                file = Path(folder, "zarr.json" if node[0] == "array3" else ".zarray")
-                ranks[Path(folder).relative_to(path).as_posix()] = len(json.loads(file.read_text("utf-8"))["shape"])
+            ranks[Path(folder).relative_to(path).as_posix()] = len(_header(Path(folder), node[0])["shape"])
     return ranks
 
 
-def load_zarr(path: Path, dataset: str | None) -> StoredArray:
-    """The header of an array: the folder itself or one inside it."""
+def _named_ranks(path: Place) -> dict[str, int]:
+    ranks = {}
+    with readable(path):
+        group = json.loads(read_document(path, "zarr.json") or "{}")
+        nodes = (group.get("consolidated_metadata") or {}).get("metadata", {})
+        nodes |= json.loads(read_document(path, ".zmetadata") or "{}").get("metadata", {})
+        for name, node in nodes.items():
+            if "shape" in node:
+                ranks[name.removesuffix("/.zarray")] = len(node["shape"])
+        for name in [] if ranks else _levels(path):
+            node = zarr_node(path / name)
+            if node and node[0].startswith("array"):
+                ranks[name] = len(_header(path / name, node[0])["shape"])
+    return ranks
+
+
+def first_level(path: Place) -> str | None:
+    """The finest array of a group that is one OME-Zarr image; None for any other node."""
+    levels = _levels(path)
+    return levels[0] if levels else None
+
+
+def _levels(path: Place) -> list[str]:
+    """Arrays of a group that is one OME-Zarr image, the finest first."""
+    node = zarr_node(path)
+    if node is None or node[0].startswith("array"):
+        return []
+    with readable(path):
+        images = node[1].get("ome", node[1]).get("multiscales") or []
+        return [str(level["path"]).strip("/") for level in images[0]["datasets"]] if len(images) == 1 else []
+
+
+def load_zarr(path: Place, dataset: str | None) -> StoredArray:
+    """The header of an array: the folder itself or one inside it; of an OME-Zarr image its finest level."""
     dataset = None if dataset == "." else dataset
     folder = path / dataset if dataset else path
     node = zarr_node(folder)
+    if node is not None and node[0].startswith("group"):
+        level = first_level(folder)
+        if level is not None and zarr_node(folder / level) is not None:
+            dataset = f"{dataset}/{level}" if dataset else level
+            folder = path / dataset
+            node = zarr_node(folder)
     if node is None or node[0].startswith("group"):
         raise missing_dataset(path, dataset or "", list(zarr_ranks(path)))
     attributes = node[1]
     version = node[0][-1]
-    # The header is read without tensorstore: its threads would make a later fork unsafe.
+    # A local header is read without tensorstore: its threads would make a later fork unsafe.
     with readable(folder):
-        header = json.loads((folder / ("zarr.json" if version == "3" else ".zarray")).read_text(encoding="utf-8"))
+        header = _header(folder, node[0])
         dtype = np.dtype(header["data_type" if version == "3" else "dtype"]).newbyteorder("=")
         shape, chunks, codec = tuple(header["shape"]), _zarr_chunks(header), _zarr_codec(header)
     resolution, offset = placement(attributes)
@@ -80,14 +122,21 @@ def load_zarr(path: Path, dataset: str | None) -> StoredArray:
     )
 
 
+def _header(folder: Place, node: str) -> dict[str, Any]:
+    """Metadata document of an array, 'array2' or 'array3'."""
+    with readable(folder):
+        found: dict[str, Any] = json.loads(read_document(folder, "zarr.json" if node == "array3" else ".zarray") or "")
+        return found
+
+
 @contextmanager
-def _open_zarr(folder: Path, driver: str) -> Iterator[Cut]:
+def _open_zarr(folder: Place, driver: str) -> Iterator[Cut]:
     with readable(folder):
         store = open_tensorstore(folder, driver)
         yield lambda index: np.asarray(store[index].read().result())
 
 
-def open_tensorstore(folder: Path, driver: str, write: bool = False) -> Any:
+def open_tensorstore(folder: Place, driver: str, write: bool = False) -> Any:
     """Open one Zarr array.
 
     Args:
@@ -107,8 +156,8 @@ def create_tensorstore(folder: Path, metadata: Mapping[str, Any]) -> None:
     tensorstore.open(_zarr_spec(folder, "zarr3") | {"metadata": metadata}, create=True).result()
 
 
-def _zarr_spec(folder: Path, driver: str) -> dict[str, Any]:
-    return {"driver": driver, "kvstore": {"driver": "file", "path": f"{folder.absolute()}/"}}
+def _zarr_spec(folder: Place, driver: str) -> dict[str, Any]:
+    return {"driver": driver, "kvstore": kvstore(folder)}
 
 
 def _zarr_chunks(header: Mapping[str, Any]) -> tuple[int, ...]:
@@ -136,16 +185,16 @@ def _zarr_codec(metadata: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _ome_placement(folder: Path) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+def _ome_placement(folder: Place) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Resolution and offset in nm from the OME-Zarr 0.4 or 0.5 `multiscales` of a group above the array."""
-    for group in folder.absolute().parents:
+    for group, name in above(folder):
         node = zarr_node(group)
         if node is None:
             break
         multiscales = node[1].get("ome", node[1]).get("multiscales")
         if multiscales:
             with readable(group):
-                return _ome_scale(multiscales[0], folder.absolute().relative_to(group).as_posix())
+                return _ome_scale(multiscales[0], name)
     return None, None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import struct
 import tokenize
 import zipfile
@@ -14,7 +15,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ Attributes = Mapping[str, Any]
 
 _NM_PER_UNIT = {"nm": 1.0, "nanometer": 1.0, "nanometre": 1.0, "mm": 1e6, "millimeter": 1e6, "angstrom": 0.1}
 _NM_PER_UNIT |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "micrometer", "micrometre"), 1e3)
+_DETAILS = re.compile(r" \[(?:tensorstore_spec|http_response_body|curl_code|HTTP code)")
 # What the libraries of the readers were seen to raise on truncated and altered files.
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, SyntaxError, AttributeError),
@@ -43,7 +44,7 @@ class StoredArray:
     Attributes:
         source: `path[:dataset]`, the name used in messages.
         dataset: path inside the file; None for files that hold one array.
-        kind: 'hdf5', 'tiff', 'images', 'npy', 'npz', 'zarr2' or 'zarr3'.
+        kind: 'hdf5', 'tiff', 'images', 'npy', 'npz', 'zarr2', 'zarr3', 'n5' or 'precomputed'.
         shape: extent per axis in voxels.
         dtype: type in native byte order.
         resolution: nm per axis as the file gives it, unchecked; None where it gives none.
@@ -68,7 +69,7 @@ class StoredArray:
 
 
 @contextmanager
-def readable(name: str | Path) -> Iterator[None]:
+def readable(name: object) -> Iterator[None]:
     """Turn whatever a library raises on a bad file into one `SourceError` that names the file and the reason."""
     try:
         yield
@@ -82,11 +83,11 @@ def readable(name: str | Path) -> Iterator[None]:
 
 def reason(error: BaseException) -> str:
     """What went wrong, in one line."""
-    lines = str(error).split(" [tensorstore_spec=")[0].strip().splitlines()
+    lines = _DETAILS.split(str(error), maxsplit=1)[0].strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
-def missing_dataset(path: Path, wanted: str, names: Sequence[str]) -> SourceError:
+def missing_dataset(path: object, wanted: str, names: Sequence[str]) -> SourceError:
     """The error for a dataset that is not there; names those that are, the most similar first."""
     nearest = sorted(names, key=lambda name: -difflib.SequenceMatcher(None, wanted, name).ratio())
     return SourceError(f"{path}: found no dataset {wanted!r}, expected one of: {listed(nearest)}")
@@ -98,7 +99,7 @@ def listed(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
 
 
-def no_dataset(path: Path, dataset: str | None) -> None:
+def no_dataset(path: object, dataset: str | None) -> None:
     """Refuse a dataset after the colon where a file holds one array.
 
     Raises:

@@ -175,7 +175,7 @@ def _open(source: str, options: Options, streaming: Streaming, known: Sequence[s
     if source == "-":
         return FileSource("standard input", listed_paths(sys.stdin), options.resolution, options.sections)
     kind, path = source_kind(source)
-    if kind == "images":
+    if kind == "images" and isinstance(path, Path):
         return FileSource(source, in_order(section_paths(path)), options.resolution, options.sections)
     return VolumeSource(open_volume(source, resolution=options.resolution), options.sections)
 
