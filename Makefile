@@ -16,8 +16,9 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: $(VENV)/ready
 	BIN=$(BIN) DEMO=$(DEMO) sh configs/phantom_cpu/demo.sh
 
+# Two processes of one thread each; a test that takes its process down is named and the others go on.
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

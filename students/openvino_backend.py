@@ -93,7 +93,11 @@ class OpenVINOBackend:
         return current
 
     def _encoder(self, shape: tuple[int, ...]) -> _Encoder:
-        model = convert(Encode(self._student), (torch.zeros(shape),))
+        # Traced on a small section where that says all: a large one takes seconds and gigabytes.
+        stride = self._student.stride
+        whole = self._entry is not None or not any(size % stride for size in shape[-2:])
+        small = (*shape[:-2], 2 * stride, 2 * stride) if whole else shape
+        model = convert(Encode(self._student), (torch.zeros(small),), [list(shape)])
         steps = self._ov.preprocess.PrePostProcessor(model)
         if self._entry is not None:
             steps.input(0).tensor().set_layout(self._ov.Layout("NHWC"))
@@ -104,9 +108,14 @@ class OpenVINOBackend:
 
     def _decoder(self, maps: Maps, size: tuple[int, int], samples: Sequence[Samples]) -> tuple[Decode, Any]:
         decode = Decode(self._student, self._slab, size, self._wanted, maps=len(maps)).eval()
-        shapes = [(n, c, h, w) for n, h, w, c in (tuple(part.shape) for part in maps)]
-        example = [torch.ones(1, 1, 1, 1), *(torch.zeros(shape) for shape in shapes * 2), *flat(samples)]
-        steps = self._ov.preprocess.PrePostProcessor(convert(decode, tuple(example)))
+        shapes = [(n, c, h, w) for n, h, w, c in (tuple(part.shape) for part in maps)] * 2
+        small = shapes
+        if not samples and not any(length % self._student.stride for length in size):  # nothing is cut off or looked up
+            side = 2 * self._student.stride
+            small = [(n, c, side * h // size[0], side * w // size[1]) for n, c, h, w in shapes]
+        example = [torch.ones(1, 1, 1, 1), *(torch.zeros(shape) for shape in small), *flat(samples)]
+        sizes = [[1, 1, 1, 1], *map(list, shapes), *(list(part.shape) for part in flat(samples))]
+        steps = self._ov.preprocess.PrePostProcessor(convert(decode, tuple(example), sizes))
         for n in range(1, 1 + 2 * len(maps)):
             self._kept_as_is(steps.input(n))
         return decode, self._compiled(steps.build()).create_infer_request()
@@ -174,7 +183,8 @@ def convert(module: nn.Module, example: tuple[Tensor, ...], shapes: Sequence[Any
     wanted = [list(part.shape) for part in example] if shapes is None else shapes
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # tracing says that sizes become constants, which is what is wanted
-        return ov.convert_model(module, example_input=example, input=wanted)
+        traced = torch.jit.trace(module, example, check_trace=False, strict=False)  # a check would run it twice more
+        return ov.convert_model(traced, example_input=example, input=wanted)
 
 
 def load_openvino() -> ModuleType:

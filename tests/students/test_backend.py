@@ -256,7 +256,7 @@ def test_types_of_sections(student: Build, dtype: type) -> None:
     agree(found, wanted, 40 if dtype is np.uint8 else 2, 0.2 if dtype is np.uint8 else 1e-2)
 
 
-@pytest.mark.slow
+@pytest.mark.compiler
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
 def test_compiled_gives_what_eager_gives(student: Build) -> None:
     given = sections()
