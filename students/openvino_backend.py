@@ -183,7 +183,8 @@ def convert(module: nn.Module, example: tuple[Tensor, ...], shapes: Sequence[Any
     wanted = [list(part.shape) for part in example] if shapes is None else shapes
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # tracing says that sizes become constants, which is what is wanted
-        traced = torch.jit.trace(module, example, check_trace=False, strict=False)  # a check would run it twice more
+        # without torch's check of the trace, which would run it twice more
+        traced = torch.jit.trace(module, example, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
         return ov.convert_model(traced, example_input=example, input=wanted)
 
 
