@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from distill.affinity import affinity_targets, as_label_tensor
 from distill.agglomerate import waterz
 from distill.config import Pair
+from distill.edge_scores import affinity_scores
 from distill.engine import make_optimizer
-from distill.metrics import affinity_scores, score
+from distill.metrics import score
 from distill.recipes.joint import Joint
 from distill.recipes.models import TrainedStudent
 from distill.recipes.training_data import open_parts

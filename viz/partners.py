@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from distill.contingency import Contingency
 from distill.errors import ShapeError
 from distill.ids import Integers
-from distill.metrics import Contingency
 
 Ids = npt.NDArray[np.uint64]
 Codes = npt.NDArray[np.uint8]

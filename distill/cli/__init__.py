@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from distill.cli import benchmarking, learning, running, viewing  # noqa: F401  (they register their commands)
+from distill.cli import benchmarking, learning, running, scoring, viewing  # noqa: F401  (they register their commands)
 from distill.cli.app import Stopped, app
 from distill.errors import DistillError
 

@@ -1,4 +1,4 @@
-"""Commands that score and show: numbers, figures, the viewer, what a file holds."""
+"""Commands that show: figures, the viewer, what a file holds."""
 
 from __future__ import annotations
 
@@ -15,35 +15,6 @@ from distill.errors import DistillError
 
 if TYPE_CHECKING:
     from distill.recipes.seams import NetworkSeams
-
-
-@app.command()
-def evaluate(
-    segmentation: str,
-    labels: str,
-    preset: Annotated[str, typer.Option(help="skimage, cremi, agq or cad")] = "skimage",
-    resolution: Resolution = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-) -> None:
-    """Score a segmentation against ground truth."""
-    from dataclasses import asdict
-
-    from distill.geometry import parse_numbers
-    from distill.recipes.evaluate import evaluate as run
-
-    found = run(segmentation, labels, preset, parse_numbers(resolution, "--resolution") if resolution else None)
-    s = found.scores
-    if as_json:
-        typer.echo(json.dumps({**s.to_dict(), "worst": asdict(found.worst)}, indent=2))
-        return
-    say(f"preset {s.preset}, {s.voxels:,} voxels, {s.n_true} objects in the ground truth, {s.n_pred} found")
-    say(f"VOI    split {s.voi_split:.4f}  merge {s.voi_merge:.4f}  sum {s.voi_sum:.4f}  bits")
-    say(f"ARAND  {s.arand:.4f}  (precision {s.arand_precision:.4f}, recall {s.arand_recall:.4f})")
-    if s.cremi_score is not None:
-        say(f"CREMI  {s.cremi_score:.4f}")
-    for title, objects in (("worst splits (ground-truth id)", found.worst.split), ("worst merges", found.worst.merged)):
-        listed = ", ".join(f"{o.id}: {o.bits:.3f} bits in {o.pieces} pieces" for o in objects if o.bits > 0)
-        say(f"{title}: {listed or 'none'}")
 
 
 @app.command()
@@ -225,7 +196,7 @@ def view(
     from distill.recipes.view import view as run
 
     nm = parse_numbers(resolution, "--resolution") if resolution else None
-    with Bar("sections") as bar:
+    with Bar("blocks") as bar:
 
         def ready(address: str, errors: list[str]) -> None:
             for number, error in enumerate(errors, 1):
@@ -235,7 +206,7 @@ def view(
                 open_browser(address)
 
         sources = Sources(raw, labels, embedding, evaluation, nm)
-        run(out, sources, port, on_section=bar.update, note=bar.line, ready=ready)
+        run(out, sources, port, on_block=bar.update, note=bar.line, ready=ready)
     say("viewer ended")
 
 

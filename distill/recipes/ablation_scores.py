@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from distill.affinity import affinity_targets, as_label_tensor
 from distill.agglomerate import waterz
 from distill.config import DataConfig
+from distill.contingency import Scores
+from distill.edge_scores import affinity_scores
 from distill.errors import SourceError
-from distill.metrics import Scores, affinity_scores, score
+from distill.metrics import score
 from distill.recipes.models import load_student, load_teacher
 from distill.recipes.run_models import WATERZ_THRESHOLD
 from distill.recipes.validation import MERGE_THRESHOLDS

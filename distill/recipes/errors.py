@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from distill.contingency import Contingency, Scores
 from distill.errors import DistillError, ShapeError
 from distill.geometry import Box, Nanometres
 from distill.ids import Integers, compact, distinct_ids, sum_pairs
-from distill.metrics import Contingency, ObjectError, Scores, worst_objects
+from distill.metrics import ObjectError, worst_objects
 from distill.recipes.evaluate import placed
 from distill.recipes.outputs import check_place
 from distill.sampling import as_unit_range

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 import distill
 from distill.config import Pair
+from distill.contingency import Scores
 from distill.errors import DistillError, SourceError
 from distill.formats_zarr import zarr_node, zarr_ranks
-from distill.metrics import Scores
 from distill.recipes import report_parts, report_seams, report_time
 from distill.recipes.crops import crop
 from distill.recipes.evaluate import evaluate

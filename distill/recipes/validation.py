@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from distill.affinity import affinity_targets, as_label_tensor
 from distill.config import DecoderConfig, Pair
-from distill.metrics import Scores, affinity_scores, score
+from distill.contingency import Scores
+from distill.edge_scores import affinity_scores
+from distill.metrics import score
 from distill.recipes.joint import Joint
 from distill.recipes.models import TrainedStudent, TrainedTeacher
 from distill.recipes.volumes import Runtime, Segmented, student_volumes, teacher_volumes

@@ -43,7 +43,7 @@ def view(
     sources: Sources,
     port: int,
     *,
-    on_section: Callable[[int, int], None],
+    on_block: Callable[[int, int], None],
     note: Callable[[str], None],
     ready: Callable[[str, list[str]], None],
 ) -> None:
@@ -53,7 +53,7 @@ def view(
         out: Zarr store of `distill stream` or `distill segment`.
         sources: what to show with it.
         port: on 127.0.0.1; 0 takes a free one.
-        on_section: called while the errors are looked up, with sections done and their number.
+        on_block: called while the errors are looked up, with blocks read and their number.
         note: called with lines that the user should see.
         ready: called with the address and a line for each error once the viewer answers.
 
@@ -61,7 +61,7 @@ def view(
         DistillError: bad input, Neuroglancer is missing, or the port is taken.
     """
     shown = open_layers(out, sources, note)
-    spots = find_errors(shown, sources.evaluation, on_section) if sources.evaluation else []
+    spots = find_errors(shown, sources.evaluation, on_block) if sources.evaluation else []
     segmentation = next((one.volume for one in shown if one.name == _SEGMENTATION), shown[0].volume)
     marks = [_mark(spot, segmentation) for spot in spots]
     with _stop_signals() as stopped, serve(shown, marks, port) as address:
@@ -106,7 +106,7 @@ def open_layers(out: Path, sources: Sources, note: Callable[[str], None]) -> lis
     return layers
 
 
-def find_errors(shown: list[Shown], evaluation: Path, on_section: Callable[[int, int], None]) -> list[Spot]:
+def find_errors(shown: list[Shown], evaluation: Path, on_block: Callable[[int, int], None]) -> list[Spot]:
     """The worst objects of an evaluation and where they lie.
 
     Raises:
@@ -118,7 +118,7 @@ def find_errors(shown: list[Shown], evaluation: Path, on_section: Callable[[int,
     if _TRUTH not in volumes:
         raise DistillError("--labels: found none, expected the ground truth of the evaluation")
     try:
-        return find_spots(volumes[_SEGMENTATION], volumes[_TRUTH], read_worst(evaluation), on_section)
+        return find_spots(volumes[_SEGMENTATION], volumes[_TRUTH], read_worst(evaluation), on_block)
     except ShapeError:
         raise
     except DistillError as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +16,11 @@ from scipy import ndimage
 from distill.errors import DistillError, ShapeError
 from distill.geometry import Box, Triple
 from distill.metrics import ObjectError, WorstObjects
+from distill.recipes.pieces import PieceRows, collect, pieces_in
+from distill.recipes.scan import Aligned, OnBlock, chunk_blocks, over_blocks
 from distill.volume import Volume, voxel_shift
+
+Kind = Literal["split", "merge"]
 
 _MOST, _SHARE = 6, 0.05  # pieces of an object that are named: so many, with so much of it
 _NEAR = 2048  # pixels along an axis that distances are measured on; larger objects are thinned out
@@ -31,13 +36,17 @@ class Spot:
         pieces: ids of the other labelling that hold most of it, largest first.
         voxel: z, y, x on the second largest piece, where it comes closest to the largest.
         extent: both pieces in the voxel's section.
+        piece: the second largest piece as a whole (the only one, where no other is left).
+        piece_voxels: voxels of it.
     """
 
-    kind: Literal["split", "merge"]
+    kind: Kind
     error: ObjectError
     pieces: tuple[int, ...]
     voxel: Triple
     extent: Box
+    piece: Box
+    piece_voxels: int
 
     @property
     def short(self) -> str:
@@ -53,15 +62,20 @@ class Spot:
 
 
 def find_spots(
-    segmentation: Volume, labels: Volume, worst: WorstObjects, on_section: Callable[[int, int], None] | None = None
+    segmentation: Volume,
+    labels: Volume,
+    worst: WorstObjects,
+    on_block: OnBlock = lambda done, total: None,
+    workers: int = 1,
 ) -> list[Spot]:
-    """Look up the objects of an evaluation, holding one section at a time.
+    """Look up the objects of an evaluation, holding one block at a time.
 
     Args:
         segmentation: as it was evaluated.
         labels: ground truth on the same voxel grid, the same size or larger.
         worst: ids to look for.
-        on_section: called with sections done and their number.
+        on_block: called with blocks read and their number.
+        workers: processes that read; the result does not depend on it.
 
     Returns:
         One spot an object, the most expensive first.
@@ -70,47 +84,43 @@ def find_spots(
         ShapeError: the labels do not cover the segmentation, voxel on voxel.
         DistillError: an object is not there.
     """
-    origin = voxel_shift(segmentation, labels)
-    if not labels.box.contains(segmentation.box.shift(origin)):
+    both = Aligned(segmentation, labels, voxel_shift(segmentation, labels))
+    if not labels.box.contains(both.box):
         raise ShapeError(f"{labels.source}: does not cover the voxels of {segmentation.source}, expected it to")
-    wanted: list[tuple[Literal["split", "merge"], ObjectError]] = [
+    wanted: list[tuple[Kind, ObjectError]] = [
         *(("split", error) for error in worst.split),
         *(("merge", error) for error in worst.merged),
     ]
-    seen: list[dict[int, Counter[int]]] = [{} for _ in wanted]
-    depth, height, width = segmentation.size
-    inside = slice(origin[1], origin[1] + height), slice(origin[2], origin[2] + width)
-    sections = zip(segmentation.sections(), labels.sections(origin[0], origin[0] + depth), strict=True)
-    for z, (found, truth) in enumerate(sections):
-        for (kind, error), counts in zip(wanted, seen, strict=True):
-            pieces = _pieces(kind, error.id, found, truth[inside])
-            if pieces:
-                counts[z] = pieces
-        if on_section is not None:
-            on_section(z + 1, depth)
-    spots = []
-    for (kind, error), counts in zip(wanted, seen, strict=True):
-        if not counts:
-            where = labels if kind == "split" else segmentation
-            raise DistillError(
-                f"{where.source}: found no voxel of id {error.id}, expected the volumes that were evaluated"
-            )
-        ranked = _main_pieces(counts)
-        z = _clearest(counts, ranked)
-        found = segmentation.read(Box((z, 0, 0), (z + 1, height, width)))[0]
-        here = Box((z, 0, 0), (z + 1, height, width)).shift(origin)
-        at, second = _masks(kind, error.id, ranked, found, labels.read(here)[0])
-        y, x = _closest(at & ~second, second)
-        spots.append(Spot(kind, error, tuple(ranked), (z, y, x), _extent(z, at)))
-    return sorted(spots, key=lambda spot: -spot.error.bits)
+    if not wanted:
+        return []
+    split, merged = (np.array([error.id for error in errors], np.uint64) for errors in (worst.split, worst.merged))
+    search = partial(pieces_in, both, split, merged)
+    rows = collect(over_blocks(search, chunk_blocks(segmentation), workers, on_block))
+    return sorted((_spot(both, kind, error, rows) for kind, error in wanted), key=lambda spot: -spot.error.bits)
 
 
-def _pieces(kind: str, wanted: int, found: NDArray[Any], truth: NDArray[Any]) -> Counter[int]:
-    """Pixels of each piece of an object in one section; ground truth 0 is no piece."""
-    own, other = (truth, found) if kind == "split" else (found, truth)
-    inside = other[own == wanted]
-    ids, counts = np.unique(inside if kind == "split" else inside[inside != 0], return_counts=True)
-    return Counter(dict(zip(ids.tolist(), counts.tolist(), strict=True)))
+def _spot(both: Aligned, kind: Kind, error: ObjectError, rows: PieceRows) -> Spot:
+    own, other = (rows.u, rows.v) if kind == "split" else (rows.v, rows.u)
+    at = np.flatnonzero(own == np.uint64(error.id))
+    if not len(at):
+        where = both.truth if kind == "split" else both.found
+        raise DistillError(f"{where.source}: found no voxel of id {error.id}, expected the volumes that were evaluated")
+    counts: dict[int, Counter[int]] = {}
+    for k in at:
+        counts.setdefault(int(rows.z[k]), Counter())[int(other[k])] += int(rows.count[k])
+    ranked = _main_pieces(counts)
+    z = _clearest(counts, ranked)
+    two = np.array(ranked[:2], np.uint64)
+    here = at[(rows.z[at] == z) & np.isin(other[at], two)]
+    window = rows.hull(here)
+    found, truth = both.found.read(window)[0], both.labels(window)[0]
+    pieces, second = _masks(kind, error.id, ranked, found, truth)
+    y, x = _closest(pieces & ~second, second)
+    whole = at[other[at] == two[-1]]
+    _, top, left = window.start
+    extent = _extent(z, pieces).shift((0, top, left))
+    voxels = int(rows.count[whole].sum())
+    return Spot(kind, error, tuple(ranked), (z, y + top, x + left), extent, rows.hull(whole), voxels)
 
 
 def _main_pieces(counts: dict[int, Counter[int]]) -> list[int]:

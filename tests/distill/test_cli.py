@@ -20,7 +20,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import distill.cli.console
-from distill.metrics import PRESETS, score
+from distill.contingency import PRESETS
+from distill.metrics import score
 from distill.store import write_cremi
 from distill.volume import open_labels, open_volume
 

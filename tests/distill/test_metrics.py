@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.metrics import adapted_rand_error, variation_of_information
 
+from distill.borders import border_mask, border_reach
+from distill.contingency import Contingency
 from distill.errors import DistillError, ShapeError
-from distill.metrics import Contingency, affinity_scores, border_mask, score, worst_objects
+from distill.metrics import object_bits, score, worst_objects
 
 Labels = NDArray[np.integer[Any]]
 
@@ -110,7 +112,7 @@ def test_chunks_add_up_to_the_whole(seed: int, cuts: list[int], preset: str) -> 
 def test_a_large_volume_is_taken_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     segmentation, labels = random_pair(8, (7, 10, 10))
     whole = score(segmentation, labels)
-    monkeypatch.setattr("distill.metrics._CHUNK_VOXELS", 250)
+    monkeypatch.setattr("distill.contingency._CHUNK_VOXELS", 250)
     assert score(segmentation, labels) == whole
 
 
@@ -223,27 +225,112 @@ def test_refuses_what_a_preset_cannot_do() -> None:
         score(checkered, checkered, "cremi", resolution=(40, 4, 4))
 
 
-def test_affinity_scores_by_hand() -> None:
-    target = np.array([1, 1, 1, 1, 0, 0, 0, 1], np.float32).reshape(1, 1, 2, 4)
-    predicted = np.array([0.9, 0.8, 0.5, 0.1, 0.2, 0.3, 0.7, 0.0], np.float32).reshape(1, 1, 2, 4)
-    valid = np.ones((1, 1, 2, 4), bool)
-    valid[..., -1] = False
-    (found,) = affinity_scores(predicted, target, valid)
-    assert (found.boundary.precision, found.boundary.recall) == (1.0, 2 / 3)
-    assert found.boundary.f1 == pytest.approx(0.8)
-    assert (found.connected.precision, found.connected.recall) == (0.75, 1.0)
-    assert (found.edges, found.boundary_edges) == (6, 3)
-    (strict,) = affinity_scores(predicted, target, np.ones_like(valid), threshold=0.6)
-    assert (strict.boundary.precision, strict.boundary.recall) == (2 / 5, 2 / 3)
-    assert strict.boundary.f1 == pytest.approx(0.5)
-    assert (strict.connected.precision, strict.connected.recall) == (2 / 3, 2 / 5)
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(st.integers(2, 9), st.integers(3, 20), st.integers(3, 20)),
+    st.sampled_from([(40.0, 4.0, 4.0), (30.0, 9.0, 6.0), (50.0, 25.0, 12.5)]),
+    st.sampled_from(["skimage", "cremi"]),
+)
+def test_blocks_add_up_to_the_whole(
+    seed: int, block: tuple[int, int, int], resolution: tuple[float, float, float], preset: str
+) -> None:
+    """Cut along every axis, added in any order, with just the labels around that the border mask asks for."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 4, (4, 3, 3)).repeat(9, 1).repeat(11, 2)
+    segmentation = np.where(rng.random(labels.shape) < 0.7, labels, rng.integers(0, 6, labels.shape))
+    whole = Contingency(preset, resolution=resolution)
+    whole.add(segmentation, labels)
+    reach = border_reach(resolution)
+    starts = [(z, y, x) for z in range(0, 4, block[0]) for y in range(0, 27, block[1]) for x in range(0, 33, block[2])]
+    total = Contingency(preset, resolution=resolution)
+    for k in rng.permutation(len(starts)):
+        z, y, x = starts[k]
+        stop = [min(a + b, n) for a, b, n in zip(starts[k], block, labels.shape, strict=True)]
+        (top, bottom), (left, right) = (
+            (min(r, a), min(r, n - e)) for r, a, e, n in zip(reach, (y, x), stop[1:], labels.shape[1:], strict=True)
+        )
+        part = Contingency(preset, resolution=resolution)
+        wide = labels[z : stop[0], y - top : stop[1] + bottom, x - left : stop[2] + right]
+        part.add(segmentation[z : stop[0], y : stop[1], x : stop[2]], wide, ((top, bottom), (left, right)))
+        total.update(part)
+    assert (total.voxels, total.counted) == (whole.voxels, whole.counted)
+    if not whole.counted:
+        with pytest.raises(DistillError, match="no voxel to count"):
+            total.pairs()
+        return
+    for name in ("u", "v", "count"):
+        np.testing.assert_array_equal(getattr(total.pairs(), name), getattr(whole.pairs(), name))
+    assert total.scores() == whole.scores()
 
 
-def test_affinity_scores_without_a_class_and_with_wrong_shapes() -> None:
-    ones, valid = np.ones((3, 2, 2, 2), np.float32), np.ones((3, 2, 2, 2), bool)
-    found = affinity_scores(ones, ones, valid)
-    assert len(found) == 3
-    assert (found[0].boundary.f1, found[0].connected.f1, found[0].boundary_edges) == (1.0, 1.0, 0)
-    assert affinity_scores(0 * ones, ones, valid)[1].boundary.f1 == 0.0
-    with pytest.raises(ShapeError, match="expected one shape"):
-        affinity_scores(ones, ones, valid[:2])
+def test_tables_are_joined_before_they_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.contingency._SPARE_PAIRS", 10)
+    rng = np.random.default_rng(0)
+    table, whole = Contingency(), Contingency()
+    parts = rng.integers(1, 6, (40, 2, 3, 3, 3))
+    for segmentation, labels in parts:
+        part = Contingency()
+        part.add(segmentation, labels)
+        table.update(part)
+        assert sum(len(one.u) for one in table._parts) <= 3 * 25 + 10
+    whole.add(parts[:, 0], parts[:, 1])
+    assert table.scores() == whole.scores()
+
+
+def test_tables_of_two_presets_do_not_mix() -> None:
+    with pytest.raises(DistillError, match="found a table of 'cad', expected one of 'agq'"):
+        Contingency("agq").update(Contingency("cad"))
+
+
+def test_labels_that_do_not_reach_as_far_as_said() -> None:
+    ones = np.ones((2, 4, 4), int)
+    with pytest.raises(ShapeError, match=r"found shape \(2, 4, 4\), expected that of labels \(2, 5, 5\) less 1 rows"):
+        Contingency().add(ones, np.ones((2, 5, 5), int), ((1, 0), (0, 0)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_bits_of_objects_add_up_to_the_scores(seed: int) -> None:
+    segmentation, labels = random_pair(seed)
+    table = Contingency()
+    table.add(segmentation, labels)
+    found, scores = object_bits(table), table.scores()
+    assert found.split.sum() == pytest.approx(scores.voi_split, abs=1e-12)
+    assert found.merge.sum() == pytest.approx(scores.voi_merge, abs=1e-12)
+    for k, number in enumerate(found.id):
+        inside = segmentation[labels == number]
+        assert found.voxels[k] == inside.size
+        kept = segmentation[labels != 0]
+        size = {int(s): int((kept == s).sum()) for s in np.unique(inside)}
+        merge = sum(math.log2(size[int(s)] / int((inside == s).sum())) for s in inside) / kept.size
+        split = sum(math.log2(inside.size / int((inside == s).sum())) for s in inside) / kept.size
+        assert (found.split[k], found.merge[k]) == (pytest.approx(split), pytest.approx(merge))
+
+
+def dense_cremi(segmentation: Labels, labels: Labels, resolution: tuple[float, float, float]) -> tuple[float, ...]:
+    """VOI split, VOI merge and ARAND of CREMI's protocol from dense tables: conditional entropies of the joint
+    distribution, and F1 of sums of squares; segment 0 falls into objects of one voxel each in the latter."""
+    kept = ~mask_oracle(labels, resolution, 25.0) & (labels != 0)
+    size = labels.size
+    table = np.zeros((int(labels.max()) + 1, int(segmentation.max()) + 1))
+    np.add.at(table, (labels[kept].astype(int), segmentation[kept].astype(int)), 1)
+    p = table / table.sum()
+    joint, true, pred = (-sum(v * math.log2(v) for v in q.ravel() if v) for q in (p, p.sum(1), p.sum(0)))
+    q = table / size
+    truth = (q.sum(1) ** 2).sum()
+    predicted = (q[:, 1:].sum(0) ** 2).sum() + q[:, 0].sum() / size**2
+    both = (q[:, 1:] ** 2).sum() + q[:, 0].sum() / size**2
+    return joint - true, joint - pred, 1 - 2 * both / (truth + predicted)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(40.0, 4.0, 4.0), (30.0, 6.0, 10.0)]))
+def test_cremi_equals_a_dense_implementation(seed: int, resolution: tuple[float, float, float]) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(1, 4, (2, 2, 2)).repeat(14, 1).repeat(15, 2)
+    segmentation = np.where(rng.random(labels.shape) < 0.8, labels, rng.integers(0, 5, labels.shape))
+    found = score(segmentation, labels, "cremi", resolution=resolution)
+    expected = dense_cremi(segmentation, labels, resolution)
+    np.testing.assert_allclose((found.voi_split, found.voi_merge, found.arand), expected, atol=1e-9, rtol=0)
+    assert found.cremi_score == pytest.approx(math.sqrt(sum(expected[:2]) * max(expected[2], 0)), abs=1e-9)

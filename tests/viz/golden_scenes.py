@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.figure import Figure
 
+from distill.contingency import Contingency
 from distill.geometry import Box
-from distill.metrics import Contingency, worst_objects
+from distill.metrics import worst_objects
 from viz.charts import RunScore, SweepPoint, build_ablation_figure, build_sweep_figure
 from viz.errors import WrongObject, build_errors_figure
 from viz.figures import Panel, build_curves_figure, build_pca_figure, build_section_figure

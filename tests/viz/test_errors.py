@@ -15,9 +15,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
 
+from distill.contingency import Contingency
 from distill.errors import DistillError
 from distill.geometry import Box
-from distill.metrics import Contingency, ObjectError, worst_objects
+from distill.metrics import ObjectError, worst_objects
 from viz.colour import label_colours, overlay
 from viz.errors import COLOUR_OF, WrongObject, build_errors_figure, errors_figure
 from viz.partners import MERGE, SPLIT, Partners, main_partners

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill.contingency import Contingency
 from distill.errors import DistillError
-from distill.metrics import Contingency
 from viz.partners import MERGE, SPLIT, Partners, error_codes, largest_wrong_pieces, main_partners
 
 Labels = np.ndarray[tuple[int, ...], np.dtype[np.uint64]]

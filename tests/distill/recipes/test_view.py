@@ -119,7 +119,7 @@ def test_marks_lie_on_their_objects_and_pick_their_ids(made: Path, evaluation: P
             made,
             Sources(labels=labels, evaluation=evaluation),
             7,
-            on_section=lambda done, total: None,
+            on_block=lambda done, total: None,
             note=lines.append,
             ready=lambda address, errors: lines.extend([address, *errors]),
         )

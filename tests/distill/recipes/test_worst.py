@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from distill.contingency import Contingency
 from distill.errors import DistillError, ShapeError
 from distill.geometry import Nanometres
-from distill.metrics import Contingency, WorstObjects, worst_objects
+from distill.metrics import WorstObjects, worst_objects
 from distill.recipes.crops import crop
 from distill.recipes.worst import Spot, find_spots
 from distill.volume import Volume, volume_from_array, voxel_shift
@@ -187,4 +188,4 @@ def test_volumes_that_do_not_go_together() -> None:
         find_spots(volume(found), volume(truth + np.uint64(100), name="labels"), worst)
     seen: list[tuple[int, int]] = []
     find_spots(volume(found), volume(truth), worst, lambda done, total: seen.append((done, total)))
-    assert seen == [(k, 4) for k in range(1, 5)]
+    assert seen == [(1, 1)]
