@@ -184,7 +184,55 @@ def test_evaluate_prints_text(cli: Cli, streamed: Path, phantom: Path, preset: s
     assert said.out.startswith(f"preset {preset}, ")
     assert "VOI    split " in said.out
     assert ("CREMI" in said.out) == (preset == "cremi")
-    assert "worst merges: " in said.out
+    assert "worst objects (split: ground-truth id in segments; merge: segment over objects)" in said.out
+    assert "  merge  " in said.out
+
+
+def test_evaluate_says_all_it_can(cli: Cli, streamed: Path, phantom: Path, tmp_path: Path) -> None:
+    rows = [f"{k} 0 {6.0 * k + 40} 260 {30.0 * 12 + 45} 1 {k - 1 if k else -1}" for k in range(60)]
+    (tmp_path / "a.swc").write_text("\n".join(rows))
+    listing, plot = tmp_path / "worst.csv", tmp_path / "scores.png"
+    words = (
+        "evaluate",
+        f"{streamed}:segmentation",
+        phantom,
+        "--affinity",
+        f"{streamed}:affinity",
+        "--blocks",
+        "4,48,48",
+    )
+    more = ("--blocks", "4,48,48", "--skeletons", tmp_path / "a.swc", "--worst", "2")
+    said = cli(*words, *more, "--list", listing, "--plot", plot)
+    assert said.code == 0, said.err
+    for text in ("8 blocks of 4 x 48 x 48", "VOI split", "ERL    ", "-1, 0, 0", f"list: {listing}", f"figure: {plot}"):
+        assert text in said.out
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    found = json.loads(cli(*words, *more, "--json").out)
+    assert len(listing.read_text().splitlines()) == 1 + len(found["errors"])
+    assert len(found["worst"]["merged"]) <= 2
+    assert found["blocks"]["n"] == 8
+    assert found["run_length"]["n_skeletons"] == 1
+    assert found["run_length"]["length_nm"] == pytest.approx(59 * 6)
+    assert [row["offset_zyx"] for row in found["affinity"]["channels"]] == [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
+    once = json.loads(cli("evaluate", f"{streamed}:segmentation", phantom, "--worst", "0", "--json").out)
+    assert once["errors"] == once["worst"]["split"] == once["worst"]["merged"] == []
+    assert once["voi_sum"] == found["voi_sum"]
+    assert (once["blocks"], once["run_length"], once["affinity"]) == (None, None, None)
+
+
+def test_evaluate_of_affinities_or_skeletons_alone(cli: Cli, streamed: Path, phantom: Path, tmp_path: Path) -> None:
+    said = cli("evaluate", f"{streamed}:affinity", phantom, "--labelled-only")
+    assert said.code == 0, said.err
+    assert said.out.startswith("affinities at 0.5, boundary and connected edges (with both ends labelled)")
+    found = json.loads(cli("evaluate", f"{streamed}:affinity", phantom, "--json").out)
+    assert found["affinity"]["source"] == f"{streamed}:affinity"
+    assert "voi_sum" not in found
+    (tmp_path / "a.swc").write_text("1 0 40 40 3 1 -1\n2 0 50 40 3 1 1\n")
+    words = ("--skeletons", tmp_path / "a.swc", "--skeleton-units", "voxel", "--plot", tmp_path / "runs.svg")
+    said = cli("evaluate", f"{streamed}:segmentation", *words)
+    assert said.code == 0, said.err
+    assert said.out.startswith("ERL    ")
+    assert (tmp_path / "runs.svg").exists()
 
 
 def test_pca_draws_and_scores(cli: Cli, run: Path, phantom: Path, cpu: tuple[str, ...], tmp_path: Path) -> None:
@@ -689,7 +737,23 @@ def test_evaluate_that_does_not_fit(refuses: Refuses, streamed: Path, phantom: P
         write_cremi(path, labels=labels, resolution=resolution, offset=offset)
         refuses(("evaluate", path, phantom), path, *says)
     refuses(("evaluate", streamed, phantom), streamed, "affinity, segmentation")
-    refuses(("evaluate", f"{streamed}:affinity", phantom), "must be 3D")
+    affinity, segmentation = f"{streamed}:affinity", f"{streamed}:segmentation"
+    for words, says in (
+        (
+            (affinity, phantom, "--blocks", "2,8,8", "--list", "a.csv"),
+            ("expected a segmentation for --list, --blocks",),
+        ),
+        ((affinity,), ("LABELS: found none",)),
+        ((segmentation,), ("LABELS: found none, expected ground truth, or --skeletons",)),
+        ((segmentation, "--skeletons", "a.swc", "--blocks", "2,8,8"), ("LABELS: found none", "--blocks")),
+        ((segmentation, phantom, "--skeletons", "a.swc", "--skeletonize"), ("--skeletonize: found --skeletons",)),
+        ((segmentation, phantom, "--blocks", "2,8"), ("--blocks: found '2,8'",)),
+        ((segmentation, phantom, "--list", tmp_path / "a.txt"), ("--list", "expected a file ending in .csv")),
+        ((segmentation, phantom, "--plot", tmp_path / "a.gif"), ("found the suffix '.gif'",)),
+        ((segmentation, phantom, "--skeleton-units", "feet"), ("--skeleton-units: found 'feet'",)),
+        ((segmentation, phantom, "--workers", "0"), ("--workers",)),
+    ):
+        refuses(("evaluate", *words), *says)
     refuses(("evaluate", f"{streamed}:segmentation", phantom, "--preset", "best"), "'best'", ", ".join(PRESETS))
 
 

@@ -89,6 +89,23 @@ def test_against_brute_force(seed: int) -> None:
         assert both[z] == max(both)
 
 
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60))
+def test_how_the_volume_is_cut_does_not_matter(seed: int, most: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 3, (4, 3, 4)).repeat(2, 1).repeat(2, 2).astype(np.uint64)
+    truth[0, 0, 0] = 1
+    found = np.where(rng.random(truth.shape) < 0.6, truth, rng.integers(0, 4, truth.shape)).astype(np.uint64)
+    whole = spots(found, truth)
+    with mock.patch("distill.recipes.scan.BLOCK_VOXELS", most):
+        assert spots(found, truth) == whole
+    for spot in whole:
+        own, other = (truth, found) if spot.kind == "split" else (found, truth)
+        at = np.argwhere((own == spot.error.id) & (other == spot.pieces[1]))
+        assert spot.piece_voxels == len(at)
+        assert spot.piece.start == tuple(at.min(0))
+        assert spot.piece.stop == tuple(at.max(0) + 1)
+
+
 def test_large_objects_are_measured_on_a_thinner_grid() -> None:
     found, truth = halves()
     with mock.patch("distill.recipes.worst._NEAR", 7):
