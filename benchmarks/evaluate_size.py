@@ -4,8 +4,8 @@
 
 Ground truth: blocky objects of about 50 x 64 x 64 voxels whose borders move at random from section to section;
 segmentation: the same, with a random tenth of its blocks of 5 x 16 x 16 voxels each under ids of its own. Both lie in
-Zarr stores with chunks of 25 x 256 x 256. One process; seconds are its own CPU time, so that a busy machine does not change
-them much, and memory is the kernel's high-water mark, beyond what was resident before.
+Zarr stores with chunks of 25 x 256 x 256. One process; seconds are its own CPU time, so that a busy machine does not
+change them much, and memory is the kernel's high-water mark, beyond what was resident before.
 """
 
 from __future__ import annotations
