@@ -350,7 +350,7 @@ def test_ctrl_c_reaches_the_whole_group(tmp_path: Path, phantom: Path, tiny: tup
         while not (folder / "metrics.jsonl").exists() and time.monotonic() < end and running.poll() is None:
             time.sleep(0.05)
         os.killpg(running.pid, signal.SIGINT)
-        _, err = running.communicate(timeout=60)
+        _, err = running.communicate(timeout=300)
     finally:
         if running.poll() is None:
             running.kill()
@@ -762,7 +762,7 @@ def test_evaluate_that_does_not_fit(refuses: Refuses, streamed: Path, phantom: P
 
 def test_process_ends_with_two_and_one_line(tmp_path: Path) -> None:
     running = process("stream", "none.h5", "--model", "none", "--out", tmp_path / "out.zarr")
-    out, err = running.communicate(timeout=120)
+    out, err = running.communicate(timeout=300)
     assert running.returncode == 2
     assert out == ""
     assert err == "distill: none.h5: no such file\n"
@@ -772,7 +772,7 @@ def test_process_ends_with_two_and_one_line(tmp_path: Path) -> None:
 def test_process_of_a_whole_stream(run: Path, phantom: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.zarr"
     running = process("stream", phantom, "--model", run, "--out", out, "--sections", "4:9", "--device", "cpu")
-    said, err = running.communicate(timeout=120)
+    said, err = running.communicate(timeout=300)
     assert running.returncode == 0, err
     assert "Traceback" not in err
     assert "Warning" not in err

@@ -200,7 +200,7 @@ def test_interrupted_while_it_waits(
     while running.poll() is None and len(read_lines(manifest)) < 6:
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=300)
     assert running.returncode == 130, err
     assert err.splitlines()[-1] == f"distill: {out}: 6 sections are done; go on with --resume"
     deliver(folder, arriving, names[8:], 0)

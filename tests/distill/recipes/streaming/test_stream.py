@@ -149,9 +149,9 @@ def test_kill_at_any_moment(
         while running.poll() is None and len(read_lines(manifest)) < lines:
             time.sleep(0.002)
         running.send_signal(signal.SIGKILL)
-        running.communicate(timeout=60)
+        running.communicate(timeout=300)
     running = launch(words(folder, out, "--resume"))
-    _, err = running.communicate(timeout=120)
+    _, err = running.communicate(timeout=300)
     assert running.returncode == 0, err
     assert files_of(out) == files_of(whole)
 
