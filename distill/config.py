@@ -449,9 +449,14 @@ class StudentNetwork(_Strict):
 
 
 class StudentConfig(StudentNetwork):
-    """student.yaml: the 2D network, the distillation, data and training."""
+    """student.yaml: the 2D network, the distillation, data and training.
+
+    With `weights` the student, its adapter and the shared decoder where their shapes fit start as another run left
+    them; of two decoders, a teacher's and a student's, the student's is taken.
+    """
 
     encoder_weights: str | None = None  # from a hub, e.g. `imagenet`; for `smp`
+    weights: str | None = None  # of a trained student: run folder, weights file or bundled model
     loss: DistillLoss = DistillLoss()
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
@@ -472,6 +477,10 @@ class Pair(_Strict):
             raise ValueError(
                 "student.loss.slice: 0 leaves steps without any loss; expected student.training.teacher_every 1, and "
                 "student.training.warmup 0 where the teacher has no loss of its own"
+            )
+        if self.student.weights is not None and not self.student_runs:
+            raise ValueError(
+                "student.weights: set, but no loss trains the student; expected one above 0, or no weights"
             )
         if self.student.loss.graft and self.teacher.embedding != self.student.embedding:
             raise ValueError(

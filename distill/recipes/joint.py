@@ -37,7 +37,7 @@ from distill.losses import (
     multi_offset_loss,
 )
 from distill.matching import Match, match
-from distill.recipes.models import build_decoder, build_slab, build_student, build_teacher, start_teacher
+from distill.recipes.models import build_decoder, build_slab, build_student, build_teacher, start_student, start_teacher
 from distill.recipes.query_terms import mask_terms, split_instances, taught_masks_term
 from distill.soft_masks import pairs_by_instance, pairs_by_overlap
 from distill.timing import StepClock
@@ -67,7 +67,7 @@ class Joint(nn.Module):
         """Build what the losses need; the student first, so that it begins alike with every teacher and with none.
 
         Raises:
-            CheckpointError: `teacher.weights` do not fit.
+            CheckpointError: `teacher.weights` or `student.weights` do not fit.
         """
         super().__init__()
         self.config = config
@@ -77,13 +77,18 @@ class Joint(nn.Module):
             self.slab = build_slab(self.student, config.teacher.fused)
         self.decoder = build_decoder(config.teacher.decoder, config.teacher.fused, resolution)
         self.clock = StepClock(torch.device("cpu"))  # whoever measures puts in the one of the loop
-        self.decoder_started = False  # whether the decoder has the weights of a trained teacher's
+        self.not_started: list[str] = []  # weights without a decoder that fits, in words
         if config.teacher_runs:
             self.teacher = build_teacher(config.teacher)
-            if config.teacher.weights is not None:
-                self.decoder_started = start_teacher(self.teacher, self.decoder, config.teacher.weights)
+            weights = config.teacher.weights
+            if weights is not None and not start_teacher(self.teacher, self.decoder, weights):
+                self.not_started.append(f"teacher.weights: {weights} has no decoder")
             if config.teacher.frozen:
                 self.teacher.eval().requires_grad_(False)
+        weights = config.student.weights
+        if self.student is not None and self.slab is not None and weights is not None:
+            started = start_student(self.student, self.slab, self.decoder, weights)
+            self.not_started += [] if started else [f"student.weights: {weights} has no adapter and decoder"]
 
     def train(self, mode: bool = True) -> Joint:
         """As every module; a frozen teacher stays in evaluation mode, so that its norms do not move."""

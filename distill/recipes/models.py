@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from distill.checkpoint import Kind, bundled_models, load_module, read_weights
+from distill.checkpoint import Kind, Weights, bundled_models, load_module, read_weights
 from distill.config import DecoderConfig, StudentConfig, StudentNetwork, TeacherConfig
 from distill.decoder import QueryDecoder
 from distill.errors import CheckpointError, DistillError
@@ -123,15 +124,40 @@ def start_teacher(teacher: Teacher, decoder: QueryDecoder, weights: str) -> bool
     Raises:
         CheckpointError: no teacher there, or one of another architecture.
     """
-    found = read_weights(find_weights(weights, "teacher"))
-    if found.kind != "teacher":
-        raise CheckpointError(f"teacher.weights: {found.path} holds a {found.kind}, expected a teacher")
+    found = _weights_to_start_from(weights, "teacher")
     load_module(teacher, found.part("teacher"), f"teacher.weights: {found.path} (teacher)")
-    own = {name: value.shape for name, value in decoder.state_dict().items()}
-    given = found.part("decoder")
-    if own != {name: value.shape for name, value in given.items()}:
-        return False
-    decoder.load_state_dict(given)
+    return _fill_where_it_fits({"decoder": decoder}, found)
+
+
+def start_student(student: Student, slab: SlabAdapter, decoder: QueryDecoder, weights: str) -> bool:
+    """Give a student, and its adapter and the decoder where all their shapes fit, the weights of a trained one.
+
+    Returns:
+        Whether adapter and decoder were filled too.
+
+    Raises:
+        CheckpointError: no student there, or one of another architecture.
+    """
+    found = _weights_to_start_from(weights, "student")
+    load_module(student, found.part("student"), f"student.weights: {found.path} (student)")
+    return _fill_where_it_fits({"slab": slab, "decoder": decoder}, found)
+
+
+def _weights_to_start_from(weights: str, kind: Kind) -> Weights:
+    found = read_weights(find_weights(weights, kind))
+    if found.kind != kind:
+        raise CheckpointError(f"{kind}.weights: {found.path} holds a {found.kind}, expected a {kind}")
+    return found
+
+
+def _fill_where_it_fits(modules: Mapping[str, nn.Module], found: Weights) -> bool:
+    """All of the modules or, where one has other shapes or is not there, none."""
+    for name, module in modules.items():
+        own = {key: value.shape for key, value in module.state_dict().items()}
+        if own != {key: value.shape for key, value in found.part(name).items()}:
+            return False
+    for name, module in modules.items():
+        module.load_state_dict(found.part(name))
     return True
 
 

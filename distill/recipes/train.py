@@ -74,12 +74,9 @@ def train(
     fabric = launch(device, training.precision, ranks)
     torch.manual_seed(training.seed)
     joint = Joint(config, parts.resolution)
-    unfilled = config.teacher_runs and config.teacher.weights is not None and not joint.decoder_started
-    if unfilled and ranks.first:
-        logger.warning(
-            "teacher.weights: the decoder in %s has other shapes than teacher.decoder asks for; it starts anew",
-            config.teacher.weights,
-        )
+    if ranks.first:
+        for what in joint.not_started:
+            logger.warning("%s of the shapes that teacher.decoder asks for; that part starts anew", what)
     if training.compile:
         compile_networks(joint, fabric.device)
     if joint.student is not None:

@@ -148,7 +148,7 @@ def frozen_words(trained: Path, *words: str) -> tuple[str, ...]:
 
 def test_training_leaves_a_frozen_teacher_alone(build: Build, batch: tuple[Tensor, Tensor], trained: Path) -> None:
     joint = build(*frozen_words(trained), "student.training.teacher_every=1").train()
-    assert joint.decoder_started
+    assert not joint.not_started
     assert joint.teacher is not None
     given = read_weights(trained)
     optimizer = make_optimizer(joint, joint.config.student.training)
@@ -218,7 +218,7 @@ def test_weights_that_do_not_fit(build: Build, trained: Path, tmp_path: Path) ->
     with pytest.raises(CheckpointError, match="nowhere: no such file or run folder"):
         build("teacher.weights=nowhere")
     other = build(f"teacher.weights={trained}", "teacher.decoder.rounds=2")
-    assert not other.decoder_started
+    assert other.not_started == [f"teacher.weights: {trained} has no decoder"]
     student = tmp_path / "student.safetensors"
     save_weights(student, "student", {}, {}, {})
     with pytest.raises(CheckpointError, match="holds a student, expected a teacher"):
@@ -363,3 +363,30 @@ def test_split_instances_against_skimage() -> None:
         assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
         np.testing.assert_array_equal(block == 0, expected == 0)
         assert block.max() == len(np.unique(block)) - 1
+
+
+def test_a_student_starts_from_weights(build: Build, trained: Path, tmp_path: Path) -> None:
+    """Adapter and decoder come along where they fit, before those of a teacher; the rest is refused or said."""
+    other = build(*STUDENT_ALONE)
+    assert other.student is not None
+    assert other.slab is not None
+    for parameter in other.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    file = tmp_path / "student.safetensors"
+    modules = {"student": other.student, "slab": other.slab, "decoder": other.decoder}
+    save_weights(file, "student", modules, {}, {})
+    expected = other.state_dict()
+    for words in (STUDENT_ALONE, (f"teacher.weights={trained}",)):
+        joint = build(*words, f"student.weights={file}")
+        assert not joint.not_started
+        found = {name: value for name, value in joint.state_dict().items() if not name.startswith("teacher.")}
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    joint = build(*STUDENT_ALONE, f"student.weights={file}", "teacher.decoder.rounds=2")
+    assert joint.not_started == [f"student.weights: {file} has no adapter and decoder"]
+    assert joint.student is not None
+    assert all(torch.equal(value, expected[f"student.{name}"]) for name, value in joint.student.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"student\.weights: .*of another architecture: .*expected"):
+        build(*STUDENT_ALONE, f"student.weights={file}", "student.width=8")
+    with pytest.raises(CheckpointError, match="holds a teacher, expected a student"):
+        build(*STUDENT_ALONE, f"student.weights={trained}")
