@@ -137,7 +137,7 @@ def _n5_attributes(folder: Place) -> dict[str, Any]:
 
 
 def _n5_placement(attributes: Mapping[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Resolution and offset in nm, z, y, x; N5 gives both in the order of `dimensions`."""
+    """Resolution and offset in nm, z, y, x; N5 gives both in the order of `dimensions`, x first."""
     units = attributes.get("units", "nm")
     pixel = attributes.get("pixelResolution")
     given = attributes.get("resolution", attributes.get("voxel_size"))
@@ -145,7 +145,7 @@ def _n5_placement(attributes: Mapping[str, Any]) -> tuple[tuple[float, ...] | No
         given, units = pixel.get("dimensions"), pixel.get("unit", "um")
     elif given is None and isinstance(pixel, list):
         given = pixel
-    scales = {nm_per_unit(name) for name in (units if isinstance(units, list) else [units])}
+    scales = {nm_per_unit(name) for name in (units[:3] if isinstance(units, list) else [units])}
     scale = scales.pop() if len(scales) == 1 else None
     if scale is None:
         return None, None

@@ -126,6 +126,16 @@ def _tiff_resolution(tif: tifffile.TiffFile) -> Nanometres | None:
     return float(spacing) * unit, y_units / y_pixels * unit, x_units / x_pixels * unit
 
 
+def _tiff_offset(tif: tifffile.TiffFile, resolution: Nanometres | None) -> Nanometres | None:
+    """Position of the first voxel from ImageJ's origin, the pixel that lies at 0."""
+    metadata = tif.imagej_metadata or {}
+    origin = [metadata.get(f"{axis}origin", 0) for axis in "zyx"]
+    if resolution is None or not any(origin) or not all(isinstance(n, int | float) for n in origin):
+        return None
+    z, y, x = (-n * r + 0.0 for n, r in zip(origin, resolution, strict=True))
+    return z, y, x
+
+
 def load_tiff(path: Path, dataset: str | None) -> StoredArray:
     """The header of a TIFF file that holds one stack."""
     import tifffile
@@ -134,6 +144,7 @@ def load_tiff(path: Path, dataset: str | None) -> StoredArray:
     with readable(path), tifffile.TiffFile(path) as tif:
         stack = _tiff_stack(path, tif)
         chunks = (*(1 for _ in stack.shape[:-2]), *stack.shape[-2:]) if stack.pages else stack.shape
+        resolution = _tiff_resolution(tif)
         codec = getattr(tif.pages[0].compression, "name", "unknown").lower()
         return StoredArray(
             str(path),
@@ -141,8 +152,8 @@ def load_tiff(path: Path, dataset: str | None) -> StoredArray:
             "tiff",
             stack.shape,
             stack.dtype,
-            _tiff_resolution(tif),
-            None,
+            resolution,
+            _tiff_offset(tif, resolution),
             {key: plain(value) for key, value in (tif.imagej_metadata or {}).items()},
             partial(_open_tiff, path),
             chunks if stack.mapped_at is None else None,

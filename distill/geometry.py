@@ -99,6 +99,15 @@ def tiles(whole: Box, size: Triple, stride: Triple) -> Iterator[Box]:
         yield Box((z[0], y[0], x[0]), (z[1], y[1], x[1]))
 
 
+def grid(whole: Box, step: Triple) -> list[Box]:
+    """Boxes of `step` voxels, in z, y, x order, that cover `whole` without overlap; those at its far borders cut."""
+    starts = [range(a, b, n) for a, b, n in zip(whole.start, whole.stop, step, strict=True)]
+    return [
+        Box((z, y, x), (z + step[0], y + step[1], x + step[2])).intersect(whole)
+        for z, y, x in itertools.product(*starts)
+    ]
+
+
 def parse_triple(text: str, name: str) -> Triple:
     """Three whole numbers from `Z,Y,X`.
 

@@ -123,6 +123,9 @@ def kvstore(place: Place) -> dict[str, Any]:
             spec["aws_region"] = region or "us-east-1"
         if os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1"):
             spec["aws_credentials"] = {"type": "anonymous"}
+        elif "AWS_ACCESS_KEY_ID" in os.environ:
+            # Left to itself, the library says on standard error which files it has looked for before.
+            spec["aws_credentials"] = {"type": "environment"}
     return spec | {"context": _CONTEXT}
 
 

@@ -126,7 +126,7 @@ def write_cremi(
         if volume is not None
     }
     _check_cremi(target, parts)
-    with writing(target), _replacing(target) as temporary:
+    with writing(target), replacing_file(target) as temporary:
         import h5py
 
         with h5py.File(temporary, "w-") as file:
@@ -171,7 +171,7 @@ def create_zarr(
     """
     store = Path(path)
     name = f"{store}:{dataset}"
-    metadata = _array_metadata(name, tuple(shape), np.dtype(dtype), chunks, shards)
+    metadata = array_metadata(name, tuple(shape), np.dtype(dtype), chunks, shards)
     own = {key: plain(value) for key, value in (attributes or {}).items()}
     if reserved := own.keys() & set(_PLACE_KEYS):
         raise DistillError(f"{name}: found attribute {min(reserved)!r}, expected it as an argument of its own")
@@ -275,14 +275,18 @@ def _write_cremi_part(file: Any, name: str, volume: Volume, resolution: Nanometr
         stored[z] = section
 
 
-def _array_metadata(
+def array_metadata(
     name: str,
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     chunks: Sequence[int] | None,
     shards: Sequence[int] | None,
 ) -> dict[str, Any]:
-    """Zarr v3 metadata of an array, without its attributes."""
+    """Zarr v3 metadata of an array, without its attributes; chunks and shards as for `create_zarr`.
+
+    Raises:
+        ShapeError: shape, chunks or type cannot be stored.
+    """
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise ShapeError(f"{name}: found shape {shape}, expected (z, y, x) or (c, z, y, x), each at least 1")
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
@@ -402,7 +406,7 @@ def put_in_place(created: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
+def replacing_file(target: Path) -> Iterator[Path]:
     """A temporary name beside `target`, flushed to disk and moved over it at the end, removed on failure."""
     if target.is_dir():
         raise SourceError(f"{target}: found a folder, expected a file name to write to")

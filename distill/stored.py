@@ -29,7 +29,7 @@ Attributes = Mapping[str, Any]
 
 _NM_PER_UNIT = {"nm": 1.0, "nanometer": 1.0, "nanometre": 1.0, "mm": 1e6, "millimeter": 1e6, "angstrom": 0.1}
 _NM_PER_UNIT |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "micrometer", "micrometre"), 1e3)
-_DETAILS = re.compile(r" \[(?:tensorstore_spec|http_response_body|curl_code|HTTP code)")
+_DETAILS = re.compile(r" \[(?:tensorstore_spec|http_response|curl_code|HTTP code)")
 # What the libraries of the readers were seen to raise on truncated and altered files.
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, SyntaxError, AttributeError),

@@ -8,7 +8,7 @@ Axes are z, y, x (c, z, y, x with channels); resolution and offset are in nm.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -92,6 +92,16 @@ class Volume:
             )
         with self._opener() as cut:
             return self._native(cut(self._index(box)))
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[Box], NDArray[Any]]]:
+        """A function that reads like `read`, for many parts: the file stays open during the block.
+
+        Raises:
+            SourceError: the file cannot be read.
+        """
+        with self._opener() as cut:
+            yield lambda box: self._native(cut(self._index(box)))
 
     def sections(self, start: int = 0, stop: int | None = None) -> Iterator[NDArray[Any]]:
         """Read section after section, holding at most one chunk's depth of them.
@@ -228,6 +238,30 @@ def every_section(volume: Volume, step: int) -> Volume:
     )
 
 
+def some_sections(volume: Volume, first: int, stop: int) -> Volume:
+    """Consecutive sections of a volume, in their place; nothing is read.
+
+    Args:
+        volume: z, y, x, with or without channels.
+        first: first section.
+        stop: one past the last.
+
+    Raises:
+        ShapeError: the sections are not there, or there are none.
+    """
+    depth = volume.size[0]
+    if not 0 <= first < stop <= depth:
+        raise ShapeError(f"{volume.source}: found sections {first}:{stop}, expected a range within 0:{depth}")
+    *before, _, height, width = volume.shape
+    z, y, x = volume.offset
+    return replace(
+        volume,
+        shape=(*before, stop - first, height, width),
+        offset=(z + first * volume.resolution[0], y, x),
+        _opener=partial(_open_some, volume._opener, first),
+    )
+
+
 def check_pair(raw: Volume, labels: Volume) -> None:
     """Check that an image and its labels cover the same voxels.
 
@@ -326,6 +360,17 @@ def _open_every(opener: Opener, step: int) -> Iterator[Cut]:
             return np.concatenate(parts, axis=-3)
 
         yield thinned
+
+
+@contextmanager
+def _open_some(opener: Opener, first: int) -> Iterator[Cut]:
+    with opener() as cut:
+
+        def moved(index: Index) -> NDArray[Any]:
+            *channels, z, y, x = index
+            return cut((*channels, slice(z.start + first, z.stop + first), y, x))
+
+        yield moved
 
 
 @contextmanager

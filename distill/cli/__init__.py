@@ -10,7 +10,8 @@ import sys
 
 import typer
 
-from distill.cli import benchmarking, learning, running, scoring, viewing  # noqa: F401  (they register their commands)
+# They register their commands:
+from distill.cli import benchmarking, copying, learning, running, scoring, viewing  # noqa: F401
 from distill.cli.app import Stopped, app
 from distill.errors import DistillError
 

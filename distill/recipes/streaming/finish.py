@@ -22,8 +22,9 @@ import distill
 from distill.agglomerate import RegionGraph
 from distill.durable import replacing
 from distill.errors import SourceError
-from distill.geometry import Box
+from distill.geometry import Box, grid
 from distill.ids import Relabelling, ranks
+from distill.recipes.pyramid import LEVELS
 from distill.recipes.streaming.journal import FOLDER, Line, all_lines, read_job
 from distill.recipes.streaming.slabs import SlabTable, read_table, seam
 from distill.recipes.streaming.store import INNER, ome
@@ -78,6 +79,7 @@ def finish(out: Path, merge: float | None) -> Finished:
     _write_manifest(out, lines)
     metadata = ome(names, tuple(job["resolution"]), tuple(job["offset"]))
     write_group_attributes(out, {"made_by": about, "ome": metadata})
+    shutil.rmtree(out / LEVELS, ignore_errors=True)  # coarser levels of what was there before
     return Finished(about, count, [line for line in lines if line.flaw])
 
 
@@ -166,23 +168,12 @@ def _write_segmentation(out: Path, mapping: Relabelling, job: dict[str, Any], co
         shards=(depth, _SHARD, _SHARD),
     )
     shard: tuple[int, int, int] = (array.chunks[0], array.chunks[1], array.chunks[2])
-    for box in _grid(Box.of_shape((count, height, width)), shard):
+    for box in grid(Box.of_shape((count, height, width)), shard):
         ids: NDArray[np.uint64] = mapping.apply(supervoxels.read(box))
         array.write(box, ids)
     with writing(out):
         put_in_place(made / "segmentation", out / "segmentation")
         shutil.rmtree(made, ignore_errors=True)
-
-
-def _grid(whole: Box, shard: tuple[int, int, int]) -> list[Box]:
-    """Shards of an array, those at the far borders cut off."""
-    steps = [range(0, extent, step) for extent, step in zip(whole.shape, shard, strict=True)]
-    return [
-        Box((z, y, x), (z + shard[0], y + shard[1], x + shard[2])).intersect(whole)
-        for z in steps[0]
-        for y in steps[1]
-        for x in steps[2]
-    ]
 
 
 def _write_manifest(out: Path, lines: Sequence[Line]) -> None:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from distill.affinity import attributes
 from distill.durable import flush
 from distill.geometry import Box, Nanometres, Triple
+from distill.pyramid import Level, ome_image
 from distill.store import (
-    AXES,
     ZarrArray,
     create_zarr,
     open_zarr_for_writing,
@@ -184,15 +184,8 @@ def embedding_attributes(kept: Kept) -> dict[str, Any]:
 
 def ome(names: Sequence[str], resolution: Nanometres, offset: Nanometres) -> dict[str, Any]:
     """OME-Zarr 0.5 metadata of arrays (z, y, x) or (c, z, y, x), one multiscale image each, in nm."""
-    images = []
-    for name in names:
-        channels = 1 if name in ("affinity", "embedding") else 0
-        axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}] * channels
-        axes += [{"name": axis, "type": "space", "unit": "nanometer"} for axis in AXES[1:]]
-        scale = {"type": "scale", "scale": [1.0] * channels + list(resolution)}
-        translation = {"type": "translation", "translation": [0.0] * channels + list(offset)}
-        dataset = {"path": name, "coordinateTransformations": [scale, translation]}
-        images.append({"name": name, "axes": axes, "datasets": [dataset]})
+    whole = [Level((1, 1, 1), (1, 1, 1), (0, 0, 0), (1, 1, 1), resolution, offset)]
+    images = [ome_image(name, [name], whole, name in ("affinity", "embedding")) for name in names]
     return {"version": "0.5", "multiscales": images}
 
 
