@@ -96,7 +96,7 @@ def ome_image(name: str, paths: Sequence[str], levels: Sequence[Level], channels
 
 def _step(level: Level) -> Triple:
     """By what to halve next: the axes with short voxels that are longer than one."""
-    shortest = min(level.resolution)
+    shortest = min((r for r, n in zip(level.resolution, level.size, strict=True) if n > 1), default=0.0)
     z, y, x = (2 if r < _ALIKE * shortest and n > 1 else 1 for r, n in zip(level.resolution, level.size, strict=True))
     return z, y, x
 

@@ -18,6 +18,7 @@ import distill.recipes.streaming.writer as writer_module
 from distill.affinity import NEAREST
 from distill.errors import SourceError
 from distill.ids import compact
+from distill.recipes.pyramid import add_levels
 from distill.recipes.run_models import Options
 from distill.recipes.streaming.finish import finish
 from distill.recipes.streaming.journal import all_lines, read_lines
@@ -121,6 +122,19 @@ def test_a_range_is_not_done_twice(go: Go, folder: Path, tmp_path: Path) -> None
         go(folder, out, part=Part(0, 2))
     with pytest.raises(SourceError, match=r"was begun with parts 2, found 3; expected the same"):
         go(folder, out, part=Part(0, 3))
+
+
+def test_finish_leaves_no_levels_of_what_was_there(go: Go, folder: Path, whole: Path) -> None:
+    add_levels(f"{whole}:segmentation", 2, None, False, lambda done, total: None)
+    assert (whole / "levels" / "segmentation" / "1").exists()
+    finish(whole, 0.9)
+    assert not (whole / "levels").exists()
+    images = json.loads((whole / "zarr.json").read_text())["attributes"]["ome"]["multiscales"]
+    assert [[one["path"] for one in image["datasets"]] for image in images] == [
+        ["affinity"],
+        ["supervoxels"],
+        ["segmentation"],
+    ]
 
 
 @pytest.mark.parametrize("merge", [None, 0.2, 0.9])
