@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +26,21 @@ Merge = Annotated[
     float | None,
     typer.Option(help="merge above this mean affinity (waterz: below this score); default: the model's own"),
 ]
+
+Thresholds = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="take --merge from what distill sweep chose for this method")
+]
+
+
+def merge_of(merge: float | None, thresholds: Path | None, method: str) -> float | None:
+    """The merge threshold given by itself, or by a file; None = the model's own."""
+    from distill.recipes.thresholds import threshold_of
+
+    if thresholds is None:
+        return merge
+    if merge is not None:
+        raise DistillError("--thresholds: found --merge beside it, expected one of them")
+    return threshold_of(thresholds, method)
 
 
 def run_options(

@@ -9,7 +9,18 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, Recorded, say
-from distill.cli.options import Backend, Device, Merge, Overwrite, Precision, Resolution, Sections, run_options
+from distill.cli.options import (
+    Backend,
+    Device,
+    Merge,
+    Overwrite,
+    Precision,
+    Resolution,
+    Sections,
+    Thresholds,
+    merge_of,
+    run_options,
+)
 from distill.errors import DistillError
 
 if TYPE_CHECKING:
@@ -61,6 +72,7 @@ def stream(
     sections: Sections = None,
     resolution: Resolution = None,
     merge: Merge = None,
+    thresholds: Thresholds = None,
     device: Device = "auto",
     precision: Precision = "bf16-mixed",
     backend: Backend = "auto",
@@ -74,6 +86,7 @@ def stream(
     from distill.recipes.streaming.plan import parse_part
     from distill.recipes.streaming.stream import stream as run
 
+    merge = merge_of(merge, thresholds, "query")
     options = run_options(sections, resolution, merge, device, precision, overwrite, backend)
     if resume and overwrite:
         raise DistillError("--resume: found --overwrite beside it, expected one of them")
@@ -99,10 +112,12 @@ def stream(
 def finish(
     out: Annotated[Path, typer.Argument(metavar="OUT.zarr")],
     merge: Merge = None,
+    thresholds: Thresholds = None,
 ) -> None:
     """Give what a stream has done so far its final ids, after an interruption, all ranges, or with another --merge."""
     from distill.recipes.streaming.finish import finish as run
 
+    merge = merge_of(merge, thresholds, "query")
     if merge is not None and not 0 <= merge <= 1:
         raise DistillError(f"--merge: found {merge}, expected a number from 0 to 1")
     found = run(out, merge)
@@ -121,6 +136,7 @@ def segment(
     sections: Sections = None,
     resolution: Resolution = None,
     merge: Merge = None,
+    thresholds: Thresholds = None,
     device: Device = "auto",
     precision: Precision = "bf16-mixed",
     backend: Backend = "auto",
@@ -133,6 +149,7 @@ def segment(
         raise DistillError(f"--network: found {network!r}, expected student or teacher")
     if method not in ("query", "waterz"):
         raise DistillError(f"--method: found {method!r}, expected query or waterz")
+    merge = merge_of(merge, thresholds, method)
     options = run_options(sections, resolution, merge, device, precision, overwrite, backend)
     with Recorded(out) as record, Bar("sections") as bar:
         about = run(
