@@ -11,7 +11,7 @@ import sys
 import typer
 
 # They register their commands:
-from distill.cli import benchmarking, choosing, copying, learning, running, scoring, viewing  # noqa: F401
+from distill.cli import benchmarking, choosing, copying, data, learning, running, scoring, viewing  # noqa: F401
 from distill.cli.app import Stopped, app
 from distill.errors import DistillError
 

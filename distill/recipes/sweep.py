@@ -41,10 +41,11 @@ Affinity = NDArray[np.float32]
 OnStep = Callable[[int, int], None]
 
 TRIED: dict[Method, tuple[float, ...]] = {
-    "query": tuple(round(0.3 + 0.05 * n, 2) for n in range(15)),  # to 1: nothing merged
+    "query": tuple(round(0.05 * n, 2) for n in range(1, 21)),  # to 1: nothing merged
     "waterz": tuple(round(0.05 * n, 2) for n in range(1, 20)),
-    "mws": (0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95),
+    "mws": (0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9),
 }
+_DRAWN = 2.5  # points of a higher VOI sum, relative to the least, would hide the others in the figure
 NAMES: dict[Method, str] = {"query": "query decoder", "waterz": "watershed + waterz", "mws": "mutex watershed"}
 
 
@@ -274,9 +275,11 @@ def _write(out: Path, curves: tuple[Curve, ...], of: Provenance) -> None:
     with writing(path), replacing(path) as temporary:
         temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     write_thresholds(out / "thresholds.yaml", {curve.method: curve.chosen() for curve in curves}, of)
+    least = min(curve.best.scores.voi_sum for curve in curves)
     points = [
         SweepPoint(NAMES[curve.method], one.threshold, one.scores.voi_split, one.scores.voi_merge, one.scores.arand)
         for curve in curves
         for one in curve.tried
+        if one is curve.best or one.scores.voi_sum <= _DRAWN * least
     ]
     sweep_figure(points, out / "sweep.png", {NAMES[c.method]: c.best.threshold for c in curves}, ring="chosen here")

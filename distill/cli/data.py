@@ -1,0 +1,77 @@
+"""Commands for public data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distill.cli.app import app
+from distill.cli.console import Bar, say
+
+if TYPE_CHECKING:
+    from distill.datasets import PublicData
+
+data = typer.Typer(no_args_is_help=True)
+app.add_typer(data, name="data", help="Public volumes with neuron labels: what there is, and how to get it.")
+
+
+@data.command("list")
+def list_data(
+    name: Annotated[str | None, typer.Argument(help="say all that is known of this one")] = None,
+) -> None:
+    """List public data sets with their terms."""
+    from distill.datasets import DATASETS, dataset
+
+    if name is not None:
+        _say_details(dataset(name))
+        return
+    width = max(len(one.name) for one in DATASETS)
+    for one in DATASETS:
+        how = "by hand" if one.by_hand is not None else "download"
+        say(f"{one.name:{width}}  {how:8}  {one.title}; licence {one.licence or 'unknown'}")
+    say("next: distill data list NAME, distill data get NAME")
+
+
+@data.command()
+def get(
+    name: Annotated[str, typer.Argument(help="see distill data list")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="for downloads and volumes")] = Path("data"),
+    given: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="what a browser has saved: a file, zip or folder")
+    ] = None,
+) -> None:
+    """Download a public data set, or take what a browser has saved, and write volumes in CREMI layout."""
+    from distill.datasets import dataset
+    from distill.recipes.data import LABELS, RAW
+    from distill.recipes.data import get as run
+
+    chosen = dataset(name)
+    with Bar("MB") as bar:
+
+        def on_bytes(have: int, total: int | None) -> None:
+            bar.update(have // 10**6, None if total is None else -(-total // 10**6))
+
+        found = run(chosen, out, given, on_bytes=on_bytes, note=bar.line)
+    for file in found.files:
+        say(f"{file}:{RAW}")
+    say(f"licence: {chosen.licence or f'unknown, see {chosen.page}'}\nplease cite: {chosen.citation}")
+    say(f"split in the papers: {chosen.split}")
+    say(f"next: distill info {found.files[0]}:{LABELS if chosen.cuts and chosen.cuts[0].labels else RAW}")
+
+
+def _say_details(one: PublicData) -> None:
+    nm = " x ".join(f"{number:g}" for number in one.resolution)
+    say(f"{one.name}: {one.title}")
+    say(f"voxels: {nm} nm (z, y, x)")
+    for file in one.files:
+        size = "size unknown" if file.megabytes is None else f"about {file.megabytes} MB"
+        say(f"file: {file.name}, {size}, checksum {file.checksum or 'unknown'}, {file.url or 'no direct address'}")
+    say(f"volumes: {', '.join(cut.name for cut in one.cuts) or 'CREMI files as they are'}")
+    say(f"page: {one.page}")
+    if one.by_hand is not None:
+        say(f"by hand: {one.by_hand}")
+    say(f"licence: {one.licence or 'unknown'}\ncitation: {one.citation}\nsplit in the papers: {one.split}")
+    if one.note:
+        say(f"note: {one.note}")
