@@ -141,9 +141,7 @@ def test_a_part_that_was_whole_needs_no_byte(site: Site, tmp_path: Path) -> None
     assert (tmp_path / "file.hdf").read_bytes() == BODY
 
 
-@pytest.mark.parametrize(
-    "why", ["changed", "no ranges", "no validator", "weak", "other address", "longer than the file"]
-)
+@pytest.mark.parametrize("why", ["changed", "no ranges", "no validator", "weak", "other address", "longer than it"])
 def test_starts_anew_where_going_on_would_mix_files(site: Site, tmp_path: Path, why: str) -> None:
     target, old = tmp_path / "file.hdf", site.body
     if why == "no validator":
