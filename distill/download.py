@@ -62,7 +62,7 @@ def fetch(
         target: its name on disk; the folder is made.
         checksum: `sha256:...` or `md5:...` of the whole file; None = only its size is checked.
         on_bytes: called with bytes on disk and the file's size, None where the server does not say.
-        retries: attempts in a row that may end without a new byte.
+        retries: attempts in a row that may end without more of the file than ever before.
         pause: seconds before the second of these, doubled for each one after.
 
     Returns:
@@ -77,17 +77,18 @@ def fetch(
         return False
     part, note = target.with_name(target.name + ".part"), target.with_name(target.name + ".part.json")
     with _writing(target), _locked(target, part) as file:
-        failures = 0
+        failures, most = 0, file.seek(0, os.SEEK_END)
         while True:
-            before = file.seek(0, os.SEEK_END)
             try:
                 _go_on(url, file, note, target, on_bytes)
                 break
             except _BrokenOff as broken:
-                failures = 0 if file.seek(0, os.SEEK_END) > before else failures + 1
+                have = file.seek(0, os.SEEK_END)
+                failures = 0 if have > most else failures + 1
+                most = max(have, most)
                 if failures > retries:
                     raise SourceError(
-                        f"{url}: {broken}, {failures} times in a row; {before:,} bytes are kept in {part}, the same "
+                        f"{url}: {broken}, {failures} times in a row; {have:,} bytes are kept in {part}, the same "
                         "command goes on there"
                     ) from None
                 time.sleep(pause * 2 ** max(0, failures - 1))

@@ -33,6 +33,7 @@ class Site:
     cuts: list[int] = field(default_factory=list)  # bytes to send before breaking off, one an answer
     failures: list[int] = field(default_factory=list)  # statuses to answer first
     lengthless: bool = False
+    wrong: bool = False  # answer every request for the rest with another part
     asked: list[str | None] = field(default_factory=list)  # the Range of every request
     url: str = ""
 
@@ -62,7 +63,8 @@ def site() -> Iterator[Site]:
                     return
             self.send_response(206 if start else 200)
             if start:
-                self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+                first = 0 if state.wrong else start
+                self.send_header("Content-Range", f"bytes {first}-{total - 1}/{total}")
             if not state.lengthless:
                 self.send_header("Content-Length", str(total - start))
             if state.etag:
@@ -75,7 +77,11 @@ def site() -> Iterator[Site]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *_: Any) -> None:
+            """A client that hangs up is part of these tests."""
+
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     state.url = f"http://127.0.0.1:{server.server_port}/file.hdf"
@@ -137,6 +143,18 @@ def test_a_part_that_was_whole_needs_no_byte(site: Site, tmp_path: Path) -> None
     with pytest.raises(SourceError):
         get(site, tmp_path / "file.hdf")
     (tmp_path / "file.hdf.part").write_bytes(BODY)  # killed between the last byte and the new name
+    asked = len(site.asked)
+    get(site, tmp_path / "file.hdf")
+    assert (tmp_path / "file.hdf").read_bytes() == BODY
+    assert site.asked[asked:] == [f"bytes={len(BODY)}-"]
+
+
+def test_a_server_that_never_gets_further_is_left(site: Site, tmp_path: Path) -> None:
+    site.wrong, site.cuts = True, [500_000, 0] * 20
+    with pytest.raises(SourceError, match="3 times in a row"):
+        get(site, tmp_path / "file.hdf")
+    assert len(site.asked) == 4
+    site.cuts = []
     get(site, tmp_path / "file.hdf")
     assert (tmp_path / "file.hdf").read_bytes() == BODY
 
