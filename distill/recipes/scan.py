@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -116,7 +117,9 @@ def over_blocks(
             on_block(done, len(blocks))
         return
     count = min(workers, len(blocks))
-    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+    # Ctrl-C reaches the whole group; this process ends the workers.
+    quiet = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=signal.signal, initargs=quiet)
     try:
         waiting: deque[Future[T]] = deque()
         left = iter(blocks)
