@@ -27,6 +27,7 @@ from distill.durable import flush, replacing
 from distill.errors import SourceError
 
 OnBytes = Callable[[int, int | None], None]
+Note = Callable[[str], None]
 
 _BLOCK = 2**18
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)  # answers that may be another one a little later
@@ -52,6 +53,7 @@ def fetch(
     *,
     checksum: str | None = None,
     on_bytes: OnBytes,
+    note: Note,
     retries: int = 5,
     pause: float = 2.0,
 ) -> bool:
@@ -62,6 +64,7 @@ def fetch(
         target: its name on disk; the folder is made.
         checksum: `sha256:...` or `md5:...` of the whole file; None = only its size is checked.
         on_bytes: called with bytes on disk and the file's size, None where the server does not say.
+        note: called with a line before another attempt.
         retries: attempts in a row that may end without more of the file than ever before.
         pause: seconds before the second of these, doubled for each one after.
 
@@ -75,12 +78,12 @@ def fetch(
     if target.exists():
         _check(target, checksum, kept=True)
         return False
-    part, note = target.with_name(target.name + ".part"), target.with_name(target.name + ".part.json")
+    part, record = target.with_name(target.name + ".part"), target.with_name(target.name + ".part.json")
     with _writing(target), _locked(target, part) as file:
         failures, most = 0, file.seek(0, os.SEEK_END)
         while True:
             try:
-                _go_on(url, file, note, target, on_bytes)
+                _go_on(url, file, record, target, on_bytes)
                 break
             except _BrokenOff as broken:
                 have = file.seek(0, os.SEEK_END)
@@ -91,17 +94,19 @@ def fetch(
                         f"{url}: {broken}, {failures} times in a row; {have:,} bytes are kept in {part}, the same "
                         "command goes on there"
                     ) from None
-                time.sleep(pause * 2 ** max(0, failures - 1))
+                wait = pause * 2 ** max(0, failures - 1)
+                note(f"{target.name}: {broken}; goes on in {wait:g} s")
+                time.sleep(wait)
         file.flush()
         os.fsync(file.fileno())
         try:
             _check(part, checksum, kept=False)
         except SourceError:
             part.unlink()
-            note.unlink(missing_ok=True)
+            record.unlink(missing_ok=True)
             raise
         os.replace(part, target)
-        note.unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
         flush(target.parent)
     return True
 

@@ -121,7 +121,7 @@ def _download(data: PublicData, name: str, out: Path, on_bytes: OnBytes, note: N
     if file.checksum is None:
         note(f"{name}: no checksum is known, only its size can be checked")
     try:
-        if not fetch(file.url, out / name, checksum=file.checksum, on_bytes=on_bytes):
+        if not fetch(file.url, out / name, checksum=file.checksum, on_bytes=on_bytes, note=note):
             note(f"{out / name} is there and stays as it is")
     except SourceError as error:
         raise SourceError(f"{error}; or open {data.page}, save {name} and give it: --from FILE") from None

@@ -91,9 +91,13 @@ def site() -> Iterator[Site]:
     thread.join()
 
 
+def quiet(*_: object) -> None:
+    """Neither progress nor notes."""
+
+
 def get(site: Site, target: Path, **more: Any) -> list[tuple[int, int | None]]:
     told: list[tuple[int, int | None]] = []
-    settings = {"checksum": SHA, "pause": 0.0, "retries": 2} | more
+    settings = {"checksum": SHA, "pause": 0.0, "retries": 2, "note": quiet} | more
     fetch(site.url, target, on_bytes=lambda have, total: told.append((have, total)), **settings)
     return told
 
@@ -113,7 +117,7 @@ def test_a_file_arrives_whole_and_alone(site: Site, tmp_path: Path) -> None:
 def test_what_is_there_is_not_asked_for_again(site: Site, tmp_path: Path) -> None:
     target = tmp_path / "file.hdf"
     target.write_bytes(BODY)
-    assert not fetch(site.url, target, checksum=SHA, on_bytes=lambda *_: None)
+    assert not fetch(site.url, target, checksum=SHA, on_bytes=quiet, note=quiet)
     target.write_bytes(b"mine")
     with pytest.raises(SourceError, match=r"file\.hdf: found sha256 .* it is left as it is"):
         get(site, target)
@@ -122,8 +126,11 @@ def test_what_is_there_is_not_asked_for_again(site: Site, tmp_path: Path) -> Non
 
 def test_goes_on_where_the_connection_broke(site: Site, tmp_path: Path) -> None:
     site.cuts = [300_000, 1, 400_000]
-    get(site, tmp_path / "file.hdf", retries=0)
+    lines: list[str] = []
+    get(site, tmp_path / "file.hdf", retries=0, note=lines.append)
     assert (tmp_path / "file.hdf").read_bytes() == BODY
+    assert lines[0] == "file.hdf: the connection ended after 300,000 of 1,024,000 bytes; goes on in 0 s"
+    assert len(lines) == 3
     assert site.asked == [None, "bytes=300000-", "bytes=300001-", "bytes=700001-"]
 
 
@@ -280,9 +287,9 @@ def test_a_full_disk(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_nobody_answers(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no connection: .*, 2 times in a row"):
-        fetch("http://127.0.0.1:9/x", tmp_path / "x", on_bytes=lambda *_: None, retries=1, pause=0.0)
+        fetch("http://127.0.0.1:9/x", tmp_path / "x", on_bytes=quiet, note=quiet, retries=1, pause=0.0)
     with pytest.raises(SourceError, match="expected an address that begins with http"):
-        fetch("file:///etc/hosts", tmp_path / "x", on_bytes=lambda *_: None)
+        fetch("file:///etc/hosts", tmp_path / "x", on_bytes=quiet, note=quiet)
 
 
 def test_two_processes_do_not_write_one_part(site: Site, tmp_path: Path) -> None:
