@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 import distill.location
 from distill.errors import SourceError
-from distill.formats import find_arrays
+from distill.formats import find_arrays, source_kind
 from distill.geometry import Box
 from distill.location import Remote, parse_address
+from distill.recipes.streaming.sources import VolumeSource
 from distill.volume import open_labels, open_volume
 
 RESOLUTION, OFFSET = (30.0, 6.0, 8.0), (60.0, -12.0, 40.0)
@@ -247,6 +248,24 @@ def test_an_unreachable_host_is_named(quick: None) -> None:
     with pytest.raises(SourceError, match=rf"^{address}/a.zarr/zarr.json: cannot be read: .*onnect") as caught:
         open_volume(f"{address}/a.zarr:raw")
     assert "\n" not in str(caught.value)
+
+
+def test_a_remote_volume_is_streamed_section_by_section(tmp_path: Path, http: tuple[servers.Store, str]) -> None:
+    array = ramp(6, 7, 9)
+    source = f"{http[1]}/{save(tmp_path, 'zarr3', array)}"
+    assert source_kind(source) == ("zarr", Remote(http[1], "zarr3"))
+    sections = VolumeSource(open_volume(source), (1, 5))
+    assert (sections.total, sections.kind.offset) == (4, (90, -12, 40))
+    for z in (0, 1, 3):
+        section = sections.read(z)
+        assert section is not None
+        np.testing.assert_array_equal(section.image, array[1 + z])
+    assert sections.read(4) is None
+    (tmp_path / "zarr3" / "a" / "b" / "c" / "2" / "0" / "0").write_bytes(b"")
+    broken = VolumeSource(open_volume(source), None).read(4)
+    assert broken is not None
+    assert broken.flaw is not None
+    assert broken.flaw.kind == "corrupt"
 
 
 def test_json_of_any_kind_survives(tmp_path: Path, http: tuple[servers.Store, str]) -> None:
