@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, alone: bool = True) -> Iterator[Path]:
     """A temporary name beside `path`; what was written there is forced to disk and takes its place after the block.
 
     An exception inside the block leaves `path` as it was and removes the temporary file. A process that is killed
     leaves `path` as it was; the next writer overwrites the temporary file.
+
+    Args:
+        path: the file.
+        alone: whether nobody else writes it at the same time; else the temporary name is one that nobody shares, and
+            stays behind a process that is killed.
     """
-    temporary = path.with_name(path.name + ".writing")
+    temporary = path.with_name(path.name + ("" if alone else f".{secrets.token_hex(4)}") + ".writing")
     try:
         yield temporary
         flush(temporary)

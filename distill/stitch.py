@@ -213,7 +213,7 @@ class Stitcher:
         ids = self._all_ids()
         if not (self._evidence and self._with_affinity):
             return unite(ids, self.shares(), self._overlap_threshold)
-        merged = agglomerate_graph(self._agreed(), self._affinity_threshold)
+        merged = agglomerate_graph(self.agreed(), self._affinity_threshold)
         roots = ids.copy()
         roots[np.searchsorted(ids, merged.old)] = merged.new
         return Relabelling(ids, np.unique(roots, return_inverse=True)[1].astype(np.uint64) + np.uint64(1))
@@ -222,11 +222,11 @@ class Stitcher:
         """What the blocks so far share, with or without affinities."""
         return Shares.joined(Shares(e.a, e.b, e.overlap) for e in self._evidence)
 
-    def _all_ids(self) -> NDArray[np.uint64]:
-        return np.concatenate([np.zeros(0, np.uint64), *(self._ids[index] for index in sorted(self._ids))])
-
-    def _agreed(self) -> RegionGraph:
+    def agreed(self) -> RegionGraph:
         """Pairs whose overlap suffices, with their contacts; one edge of 1 stands for no contact."""
+        if not self._evidence:
+            none = np.zeros(0, np.uint64)
+            return RegionGraph(none, none, np.zeros(0), np.zeros(0, np.int64))
         names = ("a", "b", "overlap", "total", "count")
         a, b, overlap, total, count = (np.concatenate([getattr(e, name) for e in self._evidence]) for name in names)
         agreed = overlap >= self._overlap_threshold
@@ -234,6 +234,9 @@ class Stitcher:
             agreed &= count > 0
         total, count = np.where(count > 0, total, 1.0), np.maximum(count, 1)
         return RegionGraph(a[agreed], b[agreed], total[agreed], count[agreed])
+
+    def _all_ids(self) -> NDArray[np.uint64]:
+        return np.concatenate([np.zeros(0, np.uint64), *(self._ids[index] for index in sorted(self._ids))])
 
     def _check(self, index: int, box: Box, labels: Integers, affinity: Affinity | None) -> None:
         if index in self._ids or not 0 <= index < 2 ** (64 - _LOCAL_BITS):

@@ -26,7 +26,7 @@ class Wanted:
 
     current: bool = False  # unit embedding of the current section
     previous: bool = False  # and of the previous one
-    features: bool = False  # what the slab adapter makes of the section
+    features: bool = False  # what the slab adapter takes of the section
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Decoded:
     affinity: Tensor  # (B, 3, H, W) uint8
     current: Tensor | None = None  # (B, E, H, W) float32 of length one
     previous: Tensor | None = None
-    mixed: Tensor | None = None  # (B, 64, h, w)
+    joined: Tensor | None = None  # (B, J, h, w): see `SlabAdapter.joined`
     logits: Tensor | None = None  # (B, 3, h, w) float32
 
 
@@ -100,7 +100,7 @@ class Decode(nn.Module):
             found.append(unit(pair.previous.float()))
         if self.wanted.features:
             assert self.slab is not None
-            found += self.slab.section(pair.half, pair.full, affinity)
+            found += self.slab.joined(pair.half, pair.full, affinity)
         return tuple(found)
 
     def named(self, found: tuple[Tensor, ...]) -> Decoded:

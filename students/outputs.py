@@ -23,7 +23,7 @@ class SectionOutput:
 
     affinity: NDArray[np.uint8]  # (K, H, W); edges to a section that the stream has not seen are 0
     embedding: NDArray[Any] | None  # (E, H, W) of length one if asked for; uint8: -1..1 as 0..255
-    mixed: Tensor | None  # (64, h, w): the slab adapter's features, None without an adapter
+    joined: Tensor | None  # (J, h, w): what the slab adapter mixes tile by tile, None without an adapter
     logits: Tensor | None  # (3, h, w): affinity logits at half resolution
 
 
@@ -45,10 +45,10 @@ def assembled(pieces: Iterable[tuple[slice, slice, SectionOutput]], size: tuple[
             whole = SectionOutput(
                 np.empty((len(piece.affinity), *size), np.uint8),
                 None if piece.embedding is None else np.empty((len(piece.embedding), *size), piece.embedding.dtype),
-                *(None if part is None else part.new_empty(len(part), *half) for part in (piece.mixed, piece.logits)),
+                *(None if part is None else part.new_empty(len(part), *half) for part in (piece.joined, piece.logits)),
             )
         small = tuple(slice(part.start // 2, -(-part.stop // 2)) for part in (rows, columns))
-        places = {"affinity": (rows, columns), "embedding": (rows, columns), "mixed": small, "logits": small}
+        places = {"affinity": (rows, columns), "embedding": (rows, columns), "joined": small, "logits": small}
         for name, here in places.items():
             into = getattr(whole, name)
             if into is not None:

@@ -24,7 +24,7 @@ from distill.sampling import as_unit_range
 from students.backend import Maps, make_backend
 from students.functions import Decoded, Wanted
 from students.outputs import EmbeddingType, SectionOutput, assembled, stored
-from students.section import Student, tile_samples
+from students.section import Samples, Student, tile_samples
 from students.slab import SlabAdapter
 from students.tiling import Tile, cut, halo
 from students.transfer import Transfer
@@ -89,6 +89,8 @@ class SectionRunner:
             raise DistillError(f"batch: found {batch}, expected 1 to {self._backend.batch} with {self._backend.name}")
         self.batch = batch or self._backend.batch
         self._transfer = Transfer(device)
+        self._region: Tile | None = None
+        self._whole: tuple[int, int] | None = None
         self.timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext()  # around each stage
         self.reset()
 
@@ -96,6 +98,19 @@ class SectionRunner:
     def backend(self) -> str:
         """Which backend computes: never `auto`."""
         return self._backend.name
+
+    def at(self, region: Tile | None, section: tuple[int, int] | None = None) -> None:
+        """Work on one region of the sections from now on, or on whole sections again; forgets the sections so far.
+
+        Sections are then given as the region's own pixels (`Tile.filled`), results are those of its core, and are what
+        the whole section has there.
+
+        Args:
+            region: the region; None: whole sections.
+            section: (H, W) of the sections that it lies in.
+        """
+        self.reset()
+        self._region, self._whole = region, section
 
     def reset(self) -> None:
         """Forget the sections so far: the next one has no previous one."""
@@ -149,9 +164,8 @@ class SectionRunner:
     def tiles(self, section: NDArray[Any]) -> Iterator[tuple[slice, slice, SectionOutput]]:
         """Run the next section piece by piece; it has become the previous one when the last piece is taken.
 
-        Affinities, embeddings and logits are those of the whole section. Each piece encodes both sections anew, for
-        features of a whole section would not fit. The slab adapter normalises `mixed` over a piece and its halo, not
-        over the section.
+        All results are those of the whole section. Each piece encodes both sections anew, for features of a whole
+        section would not fit.
 
         Args:
             section: (H, W) uint8, uint16, or float in [0, 1]; kept as it is until the next one, so do not change it.
@@ -175,13 +189,7 @@ class SectionRunner:
         self._raw.appendleft(section)
 
     def _piece(self, section: NDArray[Any], tile: Tile) -> SectionOutput:
-        height, width = section.shape
-        padded = [-(-length // self._stride) * self._stride for length in section.shape]
-        samples = tile_samples(tile.origin, tile.size, padded, self._levels, torch.device("cpu"))
-        # pixels beyond the section count where they are averaged, mirrored or reached; else all tiles are alike
-        size = tile.size
-        if self._wanted.features or self.further or min(height, width) < 3:
-            size = min(size[0], height - tile.origin[0]), min(size[1], width - tile.origin[1])
+        size, samples = self._inside(tile, (section.shape[0], section.shape[1]))
 
         def decoded(previous: NDArray[Any] | None, current: NDArray[Any]) -> Decoded:
             given = (current,) if previous is None else (previous, current)
@@ -200,11 +208,21 @@ class SectionRunner:
         output = SectionOutput(
             self._transfer.host(torch.cat([found.affinity[0], *further])[:, *full]),
             self._embedding(found, 0, full),
-            None if found.mixed is None else found.mixed[0][:, *half],
+            None if found.joined is None else found.joined[0][:, *half],
             None if found.logits is None else found.logits[0][:, *half],
         )
         self._transfer.wait()
         return output
+
+    def _inside(self, tile: Tile, section: tuple[int, int]) -> tuple[tuple[int, int], tuple[Samples, ...]]:
+        """Size of a tile's region before padding and where its upsampling samples, in a section of size (H, W)."""
+        padded = [-(-length // self._stride) * self._stride for length in section]
+        samples = tile_samples(tile.origin, tile.size, padded, self._levels, torch.device("cpu"))
+        # pixels beyond the section count where they are averaged, mirrored or reached; else all tiles are alike
+        size = tile.size
+        if self._wanted.features or self.further or min(section) < 3:
+            size = min(size[0], section[0] - tile.origin[0]), min(size[1], section[1] - tile.origin[1])
+        return size, samples
 
     def _run(self, sections: NDArray[Any], size: tuple[int, int]) -> list[SectionOutput]:
         count = len(sections)
@@ -216,7 +234,10 @@ class SectionRunner:
             previous = self._backend.previous(self._last, current)
             linked = torch.ones(self._step(size), 1, 1, 1)
             linked[0] = float(self._last is not None)
-            found = self._backend.decode(previous, current, linked, size)
+            if self._region is None or self._whole is None:
+                found = self._backend.decode(previous, current, linked, size)
+            else:
+                found = self._backend.decode(previous, current, linked, *self._inside(self._region, self._whole))
         with self.timed("copy"):
             outputs = [self._output(found, n, bool(linked[n])) for n in range(count)]
         self._last = self._backend.last(current, count - 1)
@@ -254,11 +275,12 @@ class SectionRunner:
                 self._earlier.appendleft(found.previous[n : n + 1].clone())  # not a view of the whole batch
             earlier = dict(enumerate(self._earlier, start=1))
             affinity = torch.cat([affinity, *self._further(found.current[n : n + 1], earlier)])
+        full, half = ((), ()) if self._region is None else (self._region.inside(1), self._region.inside(2))
         return SectionOutput(
-            self._transfer.host(affinity),
-            self._embedding(found, n),
-            None if found.mixed is None else found.mixed[n],
-            None if found.logits is None else found.logits[n],
+            self._transfer.host(affinity[:, *full]),
+            self._embedding(found, n, full),
+            None if found.joined is None else found.joined[n][:, *half].contiguous(),  # not a view of the halo too
+            None if found.logits is None else found.logits[n][:, *half],
         )
 
     def _embedding(self, found: Decoded, n: int, part: tuple[slice, ...] = ()) -> NDArray[Any] | None:

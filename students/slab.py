@@ -37,8 +37,9 @@ class SlabAdapter(nn.Module):
         )
         self.across = nn.Sequential(Conv(features, features, (3, 1, 1), bias=False), nn.GroupNorm(8, features))
 
-    def section(self, half: Tensor, full: Tensor, affinity: Tensor) -> tuple[Tensor, Tensor]:
-        """Everything about sections that needs no neighbour, so that a stream can do it once per section.
+    def joined(self, half: Tensor, full: Tensor, affinity: Tensor) -> tuple[Tensor, Tensor]:
+        """Everything about sections that looks at one pixel of half resolution, so that it can be done once per section
+        and whatever part of the section is at hand.
 
         Args:
             half: (N, C, h, w) features of N sections at half resolution.
@@ -46,14 +47,23 @@ class SlabAdapter(nn.Module):
             affinity: (N, 3, H, W) in [0, 1].
 
         Returns:
-            Mixed features (N, 64, h, w) and affinity logits (N, 3, h, w).
+            Features side by side (N, J, h, w) and affinity logits (N, 3, h, w).
         """
         small = half_resolution(affinity)
         sure = small.float().clamp(_CERTAIN, 1 - _CERTAIN)
         logits = torch.log(sure / (1 - sure))
         pooled = F.avg_pool2d(full, 2, ceil_mode=True, count_include_pad=False)
-        joined = torch.cat([half, pooled, small.to(half.dtype)], 1)
-        return self.within(joined.unsqueeze(2)).squeeze(2), logits
+        return torch.cat([half, pooled, small.to(half.dtype)], 1), logits
+
+    def mix(self, joined: Tensor) -> Tensor:
+        """Mixed features (N, 64, h, w) of what `joined` gave, normalised over all of it: of a decoder's tile."""
+        mixed: Tensor = self.within(joined.unsqueeze(2)).squeeze(2)
+        return mixed
+
+    def section(self, half: Tensor, full: Tensor, affinity: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed features (N, 64, h, w) and affinity logits (N, 3, h, w); arguments as for `joined`."""
+        joined, logits = self.joined(half, full, affinity)
+        return self.mix(joined), logits
 
     def slab(self, mixed: Tensor, logits: Tensor) -> DecoderInput:
         """The slab's decoder input from what `section` gave for its sections.

@@ -45,14 +45,26 @@ class Tile:
         )
         return y, x
 
+    def window(self, section: Sequence[int]) -> tuple[slice, slice]:
+        """Which pixels of a section of size (H, W) the region is made of."""
+        rows, columns = self._sources(section)
+        return slice(int(rows.min()), int(rows.max()) + 1), slice(int(columns.min()), int(columns.max()) + 1)
+
+    def filled(self, window: NDArray[Any], section: Sequence[int]) -> NDArray[Any]:
+        """The region's pixels from those of `window` (..., h, w), reflected where the section (H, W) is padded."""
+        rows, columns = (lines - lines.min() for lines in self._sources(section))
+        return window[(..., *np.ix_(rows, columns))]
+
     def grey(self, section: NDArray[Any]) -> NDArray[Any]:
         """The region's pixels of a section (H, W), reflected where it is padded."""
+        return self.filled(section[self.window(section.shape)], section.shape)
+
+    def _sources(self, section: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         rows, columns = (
             reflected(torch.arange(o, o + n), length).numpy()
-            for o, n, length in zip(self.origin, self.size, section.shape, strict=True)
+            for o, n, length in zip(self.origin, self.size, section, strict=True)
         )
-        inner = section[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        return inner[np.ix_(rows - rows.min(), columns - columns.min())]
+        return rows, columns
 
 
 def halo(student: Student, offsets: Sequence[Triple]) -> tuple[int, int]:
@@ -89,11 +101,37 @@ def cut(size: Sequence[int], tile: int, halo: Sequence[int], stride: int) -> lis
     """
     if tile < 2 or tile % 2:
         raise DistillError(f"--tile: found {tile}, expected an even number of pixels")
-    rows, columns = (_spans(length, tile, around, stride) for length, around in zip(size, halo, strict=True))
+    cores = [[(start, min(length, start + tile)) for start in range(0, length, tile)] for length in size]
+    return around(size, cores[0], cores[1], halo, stride, least=tile)
+
+
+def around(
+    size: Sequence[int],
+    rows: Sequence[tuple[int, int]],
+    columns: Sequence[tuple[int, int]],
+    halo: Sequence[int],
+    stride: int,
+    *,
+    least: int = 0,
+) -> list[Tile]:
+    """Tiles with given cores, in order of y, then x.
+
+    Args:
+        size: (H, W) of the section.
+        rows: start and stop of the cores along y; even, so that cores are whole at half resolution too.
+        columns: likewise along x.
+        halo: (y, x) around a core.
+        stride: of the student.
+        least: pixels that regions are made for even where all cores are smaller.
+    """
+    spans = [
+        _spans(length, cores, least, reach, stride)
+        for length, cores, reach in zip(size, (rows, columns), halo, strict=True)
+    ]
     return [
         Tile((y.start, x.start), (y.stop, x.stop), (y.origin, x.origin), (y.length, x.length))
-        for y in rows
-        for x in columns
+        for y in spans[0]
+        for x in spans[1]
     ]
 
 
@@ -107,11 +145,9 @@ class _Span:
     length: int
 
 
-def _spans(size: int, tile: int, around: int, stride: int) -> list[_Span]:
+def _spans(size: int, cores: Sequence[tuple[int, int]], least: int, reach: int, stride: int) -> list[_Span]:
     padded = -(-size // stride) * stride
-    length = min(padded, (-(-(tile + 2 * around) // stride) + 1) * stride)
-    spans = []
-    for start in range(0, size, tile):
-        origin = min(max(0, (start - around) // stride * stride), padded - length)
-        spans.append(_Span(start, min(size, start + tile), origin, length))
-    return spans
+    longest = max(least, *(stop - start for start, stop in cores))
+    length = min(padded, (-(-(longest + 2 * reach) // stride) + 1) * stride)
+    origins = [min(max(0, (start - reach) // stride * stride), padded - length) for start, _ in cores]
+    return [_Span(start, stop, origin, length) for (start, stop), origin in zip(cores, origins, strict=True)]

@@ -132,7 +132,19 @@ def segment(
     model: Annotated[str, typer.Option(help="run folder, weights file or bundled model")],
     out: Annotated[Path, typer.Option(metavar="OUT.zarr")],
     network: Annotated[str, typer.Option(help="student or teacher")] = "student",
-    method: Annotated[str, typer.Option(help="query, or waterz (watershed + agglomeration)")] = "query",
+    method: Annotated[
+        str, typer.Option(help="query, waterz (watershed + agglomeration) or mws (mutex watershed)")
+    ] = "query",
+    block: Annotated[
+        str | None,
+        typer.Option(metavar="Z,Y,X", help="most voxels of a block; default: the decoder's depth and 1024 x 1024"),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="processes on this machine; 0 and 1: this one")] = 0,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="host:port or file of a dask scheduler, in place of --workers")
+    ] = None,
+    retries: Annotated[int, typer.Option(min=0, help="how often a block that fails is tried again")] = 2,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the blocks in OUT where they stopped")] = False,
     sections: Sections = None,
     resolution: Resolution = None,
     merge: Merge = None,
@@ -142,28 +154,37 @@ def segment(
     backend: Backend = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment a volume that fits in memory, with the student or the teacher."""
-    from distill.recipes.run_models import segment as run
+    """Segment a volume of any size in blocks, with the student or the teacher, on one process or many."""
+    from distill.geometry import parse_triple
+    from distill.recipes.blocks.options import Blocking
+    from distill.recipes.blocks.run import segment as run
 
     if network not in ("student", "teacher"):
         raise DistillError(f"--network: found {network!r}, expected student or teacher")
-    if method not in ("query", "waterz"):
-        raise DistillError(f"--method: found {method!r}, expected query or waterz")
+    if method not in ("query", "waterz", "mws"):
+        raise DistillError(f"--method: found {method!r}, expected query, waterz or mws")
+    if resume and overwrite:
+        raise DistillError("--resume: found --overwrite beside it, expected one of them")
+    if scheduler is not None and workers:
+        raise DistillError("--scheduler: found --workers beside it, expected one of them")
     merge = merge_of(merge, thresholds, method)
     options = run_options(sections, resolution, merge, device, precision, overwrite, backend)
-    with Recorded(out) as record, Bar("sections") as bar:
-        about = run(
+    blocking = Blocking(None if block is None else parse_triple(block, "--block"), workers, scheduler, retries, resume)
+    with Recorded(out) as record, Bar("blocks") as bar:
+        found = run(
             source,
             model,
             out,
             options,
+            blocking,
             network="teacher" if network == "teacher" else "student",
-            method="waterz" if method == "waterz" else "query",
-            on_section=bar.update,
+            method={"query": "query", "waterz": "waterz"}.get(method, "mws"),  # type: ignore[arg-type]
+            on_progress=bar.update,
             note=bar.line,
         )
-        record.update(about)
-    _say_result(out, about)
+        record.update(found.record())
+    _say_result(out, found.about)
+    _say_stages(found.seconds)
 
 
 @app.command()
@@ -219,8 +240,12 @@ def _say_stream(out: Path, found: Streamed) -> None:
         _say_result(out, found.about)
     else:
         say(f"{out}: {found.sections} sections of this range; next, when all are done: distill finish {out}")
-    whole = sum(found.seconds.values()) or 1.0
-    shares = ", ".join(f"{name} {100 * seconds / whole:.0f} %" for name, seconds in found.seconds.items())
+    _say_stages(found.seconds)
+
+
+def _say_stages(seconds: dict[str, float]) -> None:
+    whole = sum(seconds.values()) or 1.0
+    shares = ", ".join(f"{name} {100 * each / whole:.0f} %" for name, each in seconds.items())
     say(f"time by stage (they overlap): {shares}")
 
 

@@ -1,20 +1,13 @@
-"""What segment leaves behind: a Zarr v3 store with `affinity` and `segmentation`, and a record beside it."""
+"""Where a result lies in its source, and whether it may be written."""
 
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from distill.affinity import NEAREST, attributes
 from distill.errors import SourceError
-from distill.geometry import Box, Nanometres, Triple
-from distill.store import create_zarr, write_group_attributes
+from distill.geometry import Nanometres, Triple
 from distill.volume import Volume
 
 
@@ -77,59 +70,3 @@ def check_place(out: Path) -> None:
         raise SourceError(f"{out}: cannot be written: {above} is not a folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise SourceError(f"{out}: cannot be written: no permission to write in {above}")
-
-
-class Output:
-    """The store while it is being written: under a temporary name until it is complete."""
-
-    def __init__(self, out: Path, frame: Frame) -> None:
-        self.out, self.frame = out, frame
-        self.work = out.with_name(out.name + ".writing")
-        if self.work.is_dir() and not self.work.is_symlink():
-            shutil.rmtree(self.work)
-        self.affinity = create_zarr(
-            self.work,
-            "affinity",
-            shape=(len(NEAREST), *frame.shape),
-            dtype=np.uint8,
-            resolution=frame.resolution,
-            offset=frame.offset,
-            attributes=attributes(NEAREST),
-        )
-        self.segmentation = create_zarr(
-            self.work,
-            "segmentation",
-            shape=frame.shape,
-            dtype=np.uint64,
-            resolution=frame.resolution,
-            offset=frame.offset,
-        )
-
-    def write_affinity(self, z: int, affinity: NDArray[np.uint8]) -> None:
-        """One section (K, H, W)."""
-        _, height, width = self.frame.shape
-        self.affinity.write(Box((z, 0, 0), (z + 1, height, width)), affinity[:, None])
-
-    def write_segmentation(self, first: int, labels: NDArray[np.uint64]) -> None:
-        """Sections from `first` on, (D, H, W)."""
-        _, height, width = self.frame.shape
-        self.segmentation.write(Box((first, 0, 0), (first + len(labels), height, width)), labels)
-
-    def complete(self, about: dict[str, object]) -> None:
-        """Note how it was made and take the final name; a store of that name leaves only once this one stands."""
-        write_group_attributes(self.work, {"made_by": about})
-        if not self.out.exists():
-            self.work.rename(self.out)
-            return
-        before = self.out.with_name(f".{self.out.name}.{secrets.token_hex(4)}.old")
-        self.out.rename(before)
-        try:
-            self.work.rename(self.out)
-        except BaseException:
-            before.rename(self.out)
-            raise
-        shutil.rmtree(before, ignore_errors=True)
-
-    def discard(self) -> None:
-        """Remove what is unfinished."""
-        shutil.rmtree(self.work, ignore_errors=True)

@@ -139,7 +139,8 @@ class Assembly:
         """
         origin = pieces[0].box.start
         shape: Triple = affinity.shape[1], affinity.shape[2], affinity.shape[3]
-        ids = lay_blocks(self._stitcher, pieces, self._next, shape).ids
+        numbers = range(self._next, self._next + len(pieces))
+        ids = lay_blocks(self._stitcher, pieces, numbers, shape).ids
         self._next += len(pieces)
         self._stitcher.retire(origin[0])
         counted = np.ones(affinity.shape, dtype=bool)
@@ -171,20 +172,20 @@ class Laid:
     blocks: list[NDArray[np.uint64]]  # (D, h, w) of each block
 
 
-def lay_blocks(stitcher: Stitcher, pieces: Sequence[Piece], first: int, shape: Triple) -> Laid:
-    """Number the blocks of a slab from `first` on, compare them, and lay them into one array.
+def lay_blocks(stitcher: Stitcher, pieces: Sequence[Piece], numbers: Iterable[int], shape: Triple) -> Laid:
+    """Number the blocks of a slab, compare them, and lay them into one array.
 
     Args:
         stitcher: takes the blocks in.
         pieces: blocks that cover the slab, in z, y, x order.
-        first: number of the first block.
+        numbers: of the blocks, ascending.
         shape: (D, H, W) of the slab.
     """
     origin = pieces[0].box.start
     ids = np.zeros(shape, dtype=np.uint64)
     free = np.ones(shape, dtype=bool)
     blocks = []
-    for number, piece in enumerate(pieces, start=first):
+    for number, piece in zip(numbers, pieces, strict=True):
         unique = stitcher.add(number, piece.box, piece.labels)
         here = piece.box.relative_to(origin).slices
         np.copyto(ids[here], unique, where=free[here])
@@ -231,8 +232,14 @@ class Segmented:
         return self.assembly.finish(threshold).apply(self.supervoxels)
 
 
-def decode_slab(model: TrainedStudent, slab: Slab, runtime: Runtime) -> list[Piece]:
+def decode_slab(model: TrainedStudent, slab: Slab, runtime: Runtime, tiles: Sequence[Box] | None = None) -> list[Piece]:
     """Instances of a slab, in tiles of the decoder's block size, boxes in volume coordinates.
+
+    Args:
+        model: with a decoder.
+        slab: sections, whole or one region of them.
+        runtime: where and how.
+        tiles: places in the slab; by default those that cover it.
 
     Raises:
         DistillError: the model has no decoder.
@@ -240,16 +247,17 @@ def decode_slab(model: TrainedStudent, slab: Slab, runtime: Runtime) -> list[Pie
     if model.slab is None or model.decoder is None:
         raise DistillError(f"{model.path}: has no query decoder; expected --no-segment, or --method waterz")
     height, width = slab.sections[0].affinity.shape[-2:]
-    mixed = torch.stack([s.mixed for s in slab.sections if s.mixed is not None], 1)
+    joined = torch.stack([s.joined for s in slab.sections if s.joined is not None])
     logits = torch.stack([s.logits for s in slab.sections if s.logits is not None], 1)
     depth = len(slab.sections)
     pieces = []
-    for tile in decoder_tiles((depth, height, width), model.decoding):
+    for tile in decoder_tiles((depth, height, width), model.decoding) if tiles is None else tiles:
         z, y, x = tile.slices
-        half = (slice(None), z, *(slice(s.start // 2, -(-s.stop // 2)) for s in (y, x)))
+        half = tuple(slice(s.start // 2, -(-s.stop // 2)) for s in (y, x))
         with _computing(runtime):
-            given = model.slab.slab(mixed[half][None], logits[half][None])
-        labels = _decode(model.decoder, given, tile, model.decoding, runtime)
+            mixed = model.slab.mix(joined[z, :, *half]).transpose(0, 1)
+            given = model.slab.slab(mixed[None], logits[:, z, *half][None])
+        labels = decode_tile(model.decoder, given, tile, model.decoding, runtime)
         pieces.append(Piece(tile.shift((slab.first, 0, 0)), labels))
     return pieces
 
@@ -278,9 +286,10 @@ def _computing(runtime: Runtime) -> ExitStack:
     return stack
 
 
-def _decode(
+def decode_tile(
     decoder: QueryDecoder, given: DecoderInput, tile: Box, config: DecoderConfig, runtime: Runtime
 ) -> NDArray[np.uint64]:
+    """Instances (D, h, w) of one tile of the decoder, given what it takes of the tile."""
     with _computing(runtime):
         output = decoder(given, rule=seed_rule(config))
         return block_instances(
@@ -361,7 +370,7 @@ def teacher_volumes(
             box: Box, output: TeacherOutput, own: Affinity, first: int = first, into: list[list[Piece]] = pieces
         ) -> None:
             for decoding, found in zip(decodings, into, strict=True):
-                labels = _decode(model.decoder, output.decoder_input, box, decoding, runtime)
+                labels = decode_tile(model.decoder, output.decoder_input, box, decoding, runtime)
                 found.append(Piece(box.shift((first, 0, 0)), labels))
 
         slab = run_teacher(

@@ -62,9 +62,9 @@ def agree(found: Sequence[SectionOutput], wanted: Sequence[SectionOutput], level
         assert a.embedding is not None
         assert b.embedding is not None
         np.testing.assert_allclose(a.embedding, b.embedding, atol=tolerance)
-        assert (a.mixed is None) == (b.mixed is None)
-        if a.mixed is not None and b.mixed is not None:
-            torch.testing.assert_close(a.mixed.float().cpu(), b.mixed.float(), rtol=0, atol=10 * tolerance)
+        assert (a.joined is None) == (b.joined is None)
+        if a.joined is not None and b.joined is not None:
+            torch.testing.assert_close(a.joined.float().cpu(), b.joined.float(), rtol=0, atol=10 * tolerance)
 
 
 def same(found: Sequence[SectionOutput], wanted: Sequence[SectionOutput]) -> None:

@@ -86,13 +86,13 @@ def equals_the_pairs(student: Student, slab: SlabAdapter, sections: Tensor) -> N
             embedding = unit(pair.current)
             if z == 0:
                 affinity[:, 0] = 0
-            mixed, logits = slab.section(pair.half, pair.full, affinity)
+            joined, logits = slab.joined(pair.half, pair.full, affinity)
         assert within_one(found.affinity, to_uint8(affinity[0]).numpy())
         assert found.embedding is not None
         np.testing.assert_allclose(found.embedding, embedding[0].numpy(), atol=1e-5)
-        assert found.mixed is not None
+        assert found.joined is not None
         assert found.logits is not None
-        torch.testing.assert_close(found.mixed, mixed[0], rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(found.joined, joined[0], rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(found.logits, logits[0], rtol=1e-3, atol=1e-2)  # steep where affinities are certain
 
 
@@ -114,7 +114,7 @@ def test_what_a_section_leaves_does_not_depend_on_the_stream_before_its_previous
     one(short, sections[2])
     again = one(short, sections[3])
     same([found], [again])
-    assert found.mixed is None
+    assert found.joined is None
     assert found.logits is None
 
 
@@ -136,8 +136,8 @@ def test_sections_below_the_stride() -> None:
     for section in volume(2, 3, 5):
         found = one(stream, section)
         assert found.affinity.shape == (3, 3, 5)
-        assert found.mixed is not None
-        assert found.mixed.shape == (16, 2, 3)
+        assert found.joined is not None
+        assert found.joined.shape[1:] == (2, 3)
 
 
 def test_half_precision_stays_close() -> None:
@@ -153,7 +153,7 @@ def same(found: Sequence[SectionOutput], wanted: Sequence[SectionOutput]) -> Non
     """Bit for bit."""
     for mine, theirs in zip(found, wanted, strict=True):
         np.testing.assert_array_equal(mine.affinity, theirs.affinity)
-        for name in ("embedding", "mixed", "logits"):
+        for name in ("embedding", "joined", "logits"):
             a, b = getattr(mine, name), getattr(theirs, name)
             assert (a is None) == (b is None)
             assert a is None or torch.equal(torch.as_tensor(a), torch.as_tensor(b))
@@ -242,9 +242,9 @@ def test_further_offsets_leave_the_nearest_as_they_are() -> None:
         a, b = one(plain, section), one(more, section)
         np.testing.assert_array_equal(a.affinity, b.affinity[:3])
         np.testing.assert_array_equal(a.embedding, b.embedding)
-        assert a.mixed is not None
-        assert b.mixed is not None
-        assert torch.equal(a.mixed, b.mixed)
+        assert a.joined is not None
+        assert b.joined is not None
+        assert torch.equal(a.joined, b.joined)
 
 
 def test_first_sections_have_no_edges_to_sections_before_the_stream() -> None:

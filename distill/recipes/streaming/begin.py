@@ -11,6 +11,7 @@ from typing import Any
 
 from distill.durable import flush
 from distill.errors import SourceError
+from distill.recipes.aside import set_aside
 from distill.recipes.models import TrainedStudent
 from distill.recipes.run_models import Options, merge_threshold
 from distill.recipes.streaming.journal import (
@@ -93,7 +94,7 @@ def prepare(
                 (made / FOLDER / "slabs").mkdir(parents=True)
                 write_job(made, job)
                 if os.path.lexists(out) and options.overwrite:
-                    _set_aside(out)
+                    set_aside(out, unfinished=is_stream(out))
                 os.rename(made, out)
                 flush(out.absolute().parent)
                 return True
@@ -118,29 +119,3 @@ def refuse_to_begin_again(journal: Journal, streaming: Streaming, created: bool)
         raise SourceError(
             f"{journal.path}: found {done} sections of range {part.index}/{part.of} done, expected --resume"
         )
-
-
-def _replaced(out: Path) -> Path:
-    return out.with_name(out.name + ".replaced")
-
-
-def _set_aside(out: Path) -> None:
-    """Keep a finished store until its successor is finished; an unfinished one is nothing to keep."""
-    aside = _replaced(out)
-    if aside.exists() and is_stream(out):
-        shutil.rmtree(out)
-        return
-    shutil.rmtree(aside, ignore_errors=True)
-    os.rename(out, aside)
-
-
-def take_back(out: Path) -> None:
-    """Remove a store in which nothing is done; what it was to replace comes back."""
-    shutil.rmtree(out, ignore_errors=True)
-    if _replaced(out).exists() and not out.exists():
-        os.rename(_replaced(out), out)
-
-
-def forget_replaced(out: Path) -> None:
-    """Remove what was kept aside until now."""
-    shutil.rmtree(_replaced(out), ignore_errors=True)

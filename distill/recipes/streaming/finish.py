@@ -19,17 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import distill
-from distill.agglomerate import RegionGraph
 from distill.durable import replacing
 from distill.errors import SourceError
 from distill.geometry import Box, grid
-from distill.ids import Relabelling, ranks
+from distill.ids import Relabelling
+from distill.recipes.joining import final_relabelling
 from distill.recipes.pyramid import LEVELS
 from distill.recipes.streaming.journal import FOLDER, Line, all_lines, read_job
 from distill.recipes.streaming.slabs import SlabTable, read_table, seam
 from distill.recipes.streaming.store import INNER, ome
-from distill.recipes.volumes import merge_contacts
-from distill.stitch import Shares, unite
 from distill.store import create_zarr, put_in_place, write_group_attributes, writing
 from distill.volume import open_volume
 
@@ -92,7 +90,7 @@ def final_ids(out: Path, count: int, depth: int, threshold: float | None) -> Rel
         depth: sections of a layer.
         threshold: see `merge_contacts`; None = go by shared voxels alone.
     """
-    ids, seen, shares, contacts = [np.zeros(0, np.uint64)], [np.zeros(0, bool)], [], []
+    ids, seen, shares, contacts = [], [], [], []
     before: SlabTable | None = None
     for path in sorted((out / FOLDER / "slabs").glob("*.npz")):
         if int(path.stem) * depth >= count:  # of a layer that was not finished
@@ -105,18 +103,7 @@ def final_ids(out: Path, count: int, depth: int, threshold: float | None) -> Rel
         shares.append(table.shares)
         contacts.append(table.contacts)
         before = table
-    every = np.concatenate(ids)
-    mapping = unite(every, Shares.joined(shares))
-    if threshold is not None and contacts:
-        mapping = merge_contacts(mapping, _compacted(contacts), threshold)
-    there = np.concatenate(seen)
-    return Relabelling(mapping.old[there], ranks(mapping.new[there]))
-
-
-def _compacted(contacts: Sequence[RegionGraph]) -> list[RegionGraph]:
-    """Contacts of all slabs; a list of one, so that the slabs' own arrays can go."""
-    names = ("u", "v", "total", "count")
-    return [RegionGraph(*(np.concatenate([getattr(graph, name) for graph in contacts]) for name in names))]
+    return final_relabelling(ids, seen, shares, contacts, threshold)
 
 
 def _contiguous(out: Path, lines: Sequence[Line], job: dict[str, Any]) -> int:

@@ -18,11 +18,11 @@ from typing import Any
 
 from distill.durable import flush
 from distill.errors import SourceError
+from distill.recipes.settings import check_settings, read_settings, settings_path
 from distill.store import write_json, writing
 from distill.stored import readable
 
 FOLDER = "stream"
-_JOB = "job.json"
 _FREE = ("created", "source", "model", "merge_threshold", "on_bad", "device")  # may differ when a stream goes on
 
 
@@ -110,12 +110,12 @@ def all_lines(store: Path) -> list[Line]:
 
 def is_stream(store: Path) -> bool:
     """Whether a folder is the store of a stream, finished or not."""
-    return (store / FOLDER / _JOB).is_file()
+    return settings_path(store, FOLDER).is_file()
 
 
 def write_job(store: Path, job: Mapping[str, Any]) -> None:
     """Note the settings."""
-    write_json(store / FOLDER / _JOB, job)
+    write_json(settings_path(store, FOLDER), job)
 
 
 def read_job(store: Path) -> dict[str, Any]:
@@ -124,14 +124,7 @@ def read_job(store: Path) -> dict[str, Any]:
     Raises:
         SourceError: the folder is not the store of a stream.
     """
-    path = store / FOLDER / _JOB
-    if not path.is_file():
-        raise SourceError(f"{store}: found no {FOLDER}/{_JOB}, expected a store of distill stream")
-    with readable(path):
-        found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise SourceError(f"{path}: found {type(found).__name__}, expected an object")
-    return found
+    return read_settings(store, FOLDER, "stream")
 
 
 def check_job(store: Path, job: Mapping[str, Any], *, free: bool) -> None:
@@ -145,15 +138,7 @@ def check_job(store: Path, job: Mapping[str, Any], *, free: bool) -> None:
     Raises:
         SourceError: a setting differs.
     """
-    begun = read_job(store)
-    for key in sorted(begun.keys() | job.keys()):
-        if key == "created" or (free and key in _FREE):
-            continue
-        if begun.get(key) != job.get(key):
-            raise SourceError(
-                f"{store}: was begun with {key} {_shown(begun.get(key))}, found {_shown(job.get(key))}; "
-                "expected the same, or --overwrite to begin anew"
-            )
+    check_settings(store, read_job(store), job, _FREE if free else ("created",))
 
 
 def now() -> str:
@@ -164,8 +149,3 @@ def now() -> str:
 def bad_lines(lines: Iterable[Line]) -> list[str]:
     """A line of text for every bad section, for the user."""
     return [f"section {one.section}, {one.source}: {one.flaw} ({one.why}), {one.taken}" for one in lines if one.flaw]
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 120 else text[:117] + "..."

@@ -110,7 +110,7 @@ def number_run(
     """Ids (D, H, W) of a run's blocks, unique in the whole volume, and what there is to remember of them."""
     shape: Triple = affinity.shape[1], affinity.shape[2], affinity.shape[3]
     stitcher = Stitcher(decoder_overlap(shape, config))
-    parts = lay_blocks(stitcher, pieces, first_block, shape)
+    parts = lay_blocks(stitcher, pieces, range(first_block, first_block + len(pieces)), shape)
     counted = np.ones(affinity.shape, dtype=bool)
     if run.shared:
         counted[1:, 0] = False  # in-plane contacts of the shared section are the earlier slab's

@@ -13,10 +13,11 @@ from typing import Any
 from distill.errors import DistillError, SourceError
 from distill.formats import source_kind
 from distill.formats_image import section_paths
+from distill.recipes.aside import forget_replaced, take_back
 from distill.recipes.models import TrainedStudent, load_student, pick_device
 from distill.recipes.outputs import check_free, check_place
 from distill.recipes.run_models import Note, Options, check_precision, check_resolution
-from distill.recipes.streaming.begin import forget_replaced, job_of, prepare, refuse_to_begin_again, take_back
+from distill.recipes.streaming.begin import job_of, prepare, refuse_to_begin_again
 from distill.recipes.streaming.engine import Work, lines_that_stay
 from distill.recipes.streaming.engine import run as run_engine
 from distill.recipes.streaming.finish import finish

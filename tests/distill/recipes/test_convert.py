@@ -13,9 +13,11 @@ import torch
 from distill.checkpoint import read_weights
 from distill.config import StudentNetwork
 from distill.errors import CheckpointError, SourceError
+from distill.recipes.blocks.options import Blocking
+from distill.recipes.blocks.run import segment
 from distill.recipes.convert import convert
 from distill.recipes.models import build_student, load_student
-from distill.recipes.run_models import Options, segment
+from distill.recipes.run_models import Options
 from distill.recipes.streaming.options import Streaming
 from distill.recipes.streaming.stream import stream
 from distill.volume import open_volume
@@ -72,9 +74,10 @@ def runs(weights: Path, phantom: Path, folder: Path) -> None:
             *words,
             folder / "query.zarr",
             OPTIONS,
+            Blocking(),
             network="student",
             method="query",
-            on_section=lambda *_: None,
+            on_progress=lambda *_: None,
             note=notes.append,
         )
     assert not (folder / "query.zarr").exists()
@@ -83,9 +86,10 @@ def runs(weights: Path, phantom: Path, folder: Path) -> None:
             *words,
             folder / "query.zarr",
             OPTIONS,
+            Blocking(),
             network="teacher",
             method="query",
-            on_section=lambda *_: None,
+            on_progress=lambda *_: None,
             note=notes.append,
         )
 

@@ -344,9 +344,9 @@ def test_training_sees_what_the_stream_sees(build: Build, shape: tuple[int, int,
     np.testing.assert_allclose(seen.affinity[0].numpy(), from_uint8(affinity), atol=0.5 / 255 + 1e-5, rtol=0)
     embedding = np.stack([result.embedding for result in results], 1)
     np.testing.assert_allclose(unit(seen.current[0], dim=0).numpy(), embedding, atol=1e-5, rtol=1e-4)
-    mixed, logits = (torch.stack([getattr(r, name) for r in results], 1)[None] for name in ("mixed", "logits"))
+    joined, logits = (torch.stack([getattr(r, name) for r in results]) for name in ("joined", "logits"))
     with torch.no_grad():
-        slab = joint.slab.slab(mixed, logits)
+        slab = joint.slab.slab(joint.slab.mix(joined).transpose(0, 1)[None], logits.transpose(0, 1)[None])
     assert seen.decoder_input is not None
     # logits end at 1e-3 from certainty, where they are a thousand times as steep as affinities
     torch.testing.assert_close(seen.decoder_input.features, slab.features, atol=5e-3, rtol=0)

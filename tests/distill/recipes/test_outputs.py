@@ -1,4 +1,4 @@
-"""The store takes its name only when it is complete, and never at the cost of what was there."""
+"""Places of results, and whether they may be written."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from distill.errors import SourceError
-from distill.recipes.outputs import Frame, Output, check_free, check_place, frame_of
+from distill.recipes.outputs import Frame, check_free, check_place, frame_of
 from distill.store import create_zarr
-from distill.volume import open_volume, volume_from_array
-
-FRAME = Frame((2, 3, 4), (30.0, 6.0, 6.0), (60.0, 0.0, 0.0), 2)
+from distill.volume import volume_from_array
 
 
 def test_frame_of_sections() -> None:
@@ -32,59 +30,6 @@ def test_frame_of_sections_that_are_not_there(sections: tuple[int, int | None]) 
 def test_frame_of_channels() -> None:
     with pytest.raises(SourceError, match="found 3 channels, expected one grey-value volume"):
         frame_of(volume_from_array(np.zeros((3, 9, 3, 4), np.uint8), (30, 6, 6)), None)
-
-
-def filled(out: Path, value: int) -> Output:
-    output = Output(out, FRAME)
-    for z in range(2):
-        output.write_affinity(z, np.full((3, 3, 4), value, np.uint8))
-    output.write_segmentation(0, np.full((2, 3, 4), value, np.uint64))
-    return output
-
-
-def test_store_appears_when_complete(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "out.zarr"
-    output = filled(out, 7)
-    assert not out.exists()
-    output.complete({"method": "query"})
-    assert [path.name for path in out.parent.iterdir()] == ["out.zarr"]
-    assert (open_volume(f"{out}:affinity").read() == 7).all()
-    assert (open_volume(f"{out}:segmentation").read() == 7).all()
-    assert open_volume(f"{out}:segmentation").offset == (60.0, 0.0, 0.0)
-
-
-def test_leftovers_of_a_killed_run_do_not_matter(tmp_path: Path) -> None:
-    filled(tmp_path / "out.zarr", 3)  # killed: neither complete nor discarded
-    output = Output(tmp_path / "out.zarr", FRAME)
-    output.complete({})
-    assert (open_volume(f"{tmp_path}/out.zarr:affinity").read() == 0).all()
-    assert (open_volume(f"{tmp_path}/out.zarr:segmentation").read() == 0).all()
-
-
-def test_discard_leaves_nothing(tmp_path: Path) -> None:
-    filled(tmp_path / "out.zarr", 3).discard()
-    assert not list(tmp_path.iterdir())
-
-
-def test_replacing_that_fails_brings_the_old_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "out.zarr"
-    filled(out, 1).complete({})
-    new = filled(out, 2)
-    rename = Path.rename
-
-    def failing(path: Path, target: Path) -> Path:
-        if path == new.work:
-            raise KeyboardInterrupt
-        return rename(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", failing)
-        with pytest.raises(KeyboardInterrupt):
-            new.complete({})
-    assert (open_volume(f"{out}:affinity").read() == 1).all()
-    new.complete({})
-    assert (open_volume(f"{out}:affinity").read() == 2).all()
-    assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
 
 
 def test_free_places(tmp_path: Path) -> None:

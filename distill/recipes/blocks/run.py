@@ -1,0 +1,302 @@
+"""`distill segment`: a volume of any size, block by block, in bounded memory, on one process or many.
+
+Blocks are done in any order and leave voxels and a table each; pairs of blocks are compared; one merge over the tables
+gives final ids; the last pass writes them. Whatever is done stays done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import distill
+from distill.affinity import NEAREST
+from distill.errors import CheckpointError, DistillError, SourceError
+from distill.recipes.aside import forget_replaced, take_back
+from distill.recipes.blocks import lay
+from distill.recipes.blocks.begin import finished_about, is_blocks, prepare, settings_of, undone_blocks
+from distill.recipes.blocks.merge import mapping_note, merge_blocks, write_mapping
+from distill.recipes.blocks.options import Blocking, Method, Network
+from distill.recipes.blocks.plan import make_plan
+from distill.recipes.blocks.pool import Pool, Task, open_pool
+from distill.recipes.blocks.shelf import NAMES
+from distill.recipes.blocks.tables import FOLDER, pair_path
+from distill.recipes.blocks.work import Done, Work, solve_block, solve_pair
+from distill.recipes.models import TrainedStudent, TrainedTeacher, load_student, load_teacher, pick_device
+from distill.recipes.outputs import Frame, check_free, check_place, frame_of
+from distill.recipes.pyramid import LEVELS
+from distill.recipes.run_models import Note, Options, check_precision, check_resolution, threshold_of
+from distill.recipes.streaming.journal import now
+from distill.recipes.streaming.store import ome
+from distill.store import write_group_attributes, writing
+from distill.volume import Volume, open_volume
+from students.receptive import receptive_field
+from students.tiling import halo
+
+OnProgress = Callable[[int, int, str], None]  # blocks done, of how many, rate
+
+_CPU = torch.device("cpu")
+
+
+@dataclass
+class Segmented:
+    """What was done.
+
+    Attributes:
+        about: how the store was made; the same for every way of getting there.
+        seconds: by stage, summed over all workers, of this run.
+        peak: bytes, the most that each process has held.
+    """
+
+    about: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak: dict[str, int] = field(default_factory=dict)
+
+    def add(self, done: Done) -> None:
+        """Count a piece of work."""
+        for stage, seconds in done.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self.peak[done.worker] = max(done.peak, self.peak.get(done.worker, 0))
+
+    def record(self) -> dict[str, Any]:
+        """For run.json."""
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+        return {**self.about, "stages": self.seconds, "peak_bytes": {"main": own, **self.peak}}
+
+
+def segment(
+    source: str,
+    model: str,
+    out: Path,
+    options: Options,
+    blocking: Blocking,
+    *,
+    network: Network,
+    method: Method,
+    on_progress: OnProgress,
+    note: Note,
+) -> Segmented:
+    """Segment a volume.
+
+    Args:
+        source: the volume.
+        model: run folder, weights file or bundled model.
+        out: Zarr store to make or to go on with.
+        options: see `Options`.
+        blocking: see `Blocking`.
+        network: which of a run's two networks.
+        method: `query` = shared query decoder, `waterz` = the papers' watershed and agglomeration, `mws` = mutex
+            watershed.
+        on_progress: called as blocks become durable.
+        note: called with lines that the user should see.
+
+    Returns:
+        What was done. The same store for any number of workers, interruptions and order of blocks.
+
+    Raises:
+        DistillError: wrong use, bad input, a block that fails again and again, or the disk refuses. What is done stays;
+            a store without a finished block is removed.
+    """
+    check_precision(options)
+    check_place(out)
+    resumed = blocking.resume and os.path.lexists(out)
+    if not resumed:
+        check_free(out, source, options.overwrite)
+    elif not is_blocks(out):
+        raise SourceError(f"{out}: found no blocks to go on with, expected a store of distill segment")
+    volume = open_volume(source, resolution=options.resolution)
+    frame = frame_of(volume, options.sections)
+    if blocking.scheduler is None:
+        pick_device(options.device)
+    work = _work(source, model, out, options, blocking, network, method, volume, frame, note)
+    created = prepare(out, work, settings_of(work, frame, volume, now()), frame, resume=blocking.resume)
+    found = Segmented()
+    try:
+        run = _Run(out, work, frame, blocking, found, on_progress, note)
+        run.all()
+    except BaseException as error:
+        done = sum(1 for _ in (out / FOLDER / "tables").glob("*.npz"))
+        if created and not done:
+            take_back(out)
+        elif isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(
+                f"{out}: {done} of {work.plan.count} blocks are done; go on with --resume"
+            ) from None
+        raise
+    forget_replaced(out)
+    return found
+
+
+def _work(
+    source: str,
+    model: str,
+    out: Path,
+    options: Options,
+    blocking: Blocking,
+    network: Network,
+    method: Method,
+    volume: Volume,
+    frame: Frame,
+    note: Note,
+) -> Work:
+    trained: TrainedStudent | TrainedTeacher
+    if network == "student":
+        trained = load_student(model, _CPU)
+        decoding = trained.decoding
+        if method == "query" and trained.decoder is None:
+            raise CheckpointError(f"{trained.path}: has no query decoder, expected --method waterz for this model")
+    else:
+        trained = load_teacher(model, _CPU)
+        decoding = trained.config.decoder
+    check_resolution(trained.notes, volume.source, volume.resolution, note)
+    if method == "query" and blocking.block is not None and blocking.block[0] != decoding.block[0]:
+        raise DistillError(
+            f"--block: found {blocking.block[0]} sections, expected {decoding.block[0]} as this model's decoder"
+        )
+    plan = make_plan(frame.shape, decoding, blocking.block)
+    around = (0, 0)
+    if isinstance(trained, TrainedStudent) and len(plan.rows) * len(plan.columns) > 1:
+        if receptive_field(trained.student).radius is None:
+            if blocking.block is not None:
+                raise DistillError(
+                    "--block: this student's encoder pools or attends over the whole section; expected blocks of whole "
+                    f"sections, {frame.shape[1]} x {frame.shape[2]}"
+                )
+            plan = make_plan(frame.shape, decoding, (plan.depth, *frame.shape[1:]))
+        else:
+            around = halo(trained.student, NEAREST)
+    return Work(
+        source=source,
+        resolution=options.resolution,
+        first=frame.first,
+        weights=str(trained.path),
+        weights_sha256=hashlib.sha256(trained.path.read_bytes()).hexdigest(),
+        network=network,
+        method=method,
+        threshold=threshold_of(method, options, trained.notes),
+        store=str(out.absolute()),
+        plan=plan,
+        halo=around,
+        device=options.device,
+        precision=options.precision,
+        backend=options.backend,
+        threads=max(1, _cores() // blocking.workers) if blocking.workers > 1 and blocking.scheduler is None else None,
+    )
+
+
+class _Run:
+    """The phases, each of which goes on where it was broken off."""
+
+    def __init__(
+        self,
+        out: Path,
+        work: Work,
+        frame: Frame,
+        blocking: Blocking,
+        found: Segmented,
+        on_progress: OnProgress,
+        note: Note,
+    ) -> None:
+        self._out, self._work, self._frame, self._blocking = out, work, frame, blocking
+        self._found, self._on_progress, self._note = found, on_progress, note
+
+    def all(self) -> None:
+        """Do what is not done."""
+        merged, about = mapping_note(self._out), finished_about(self._out)
+        if about is None or about["merge_threshold"] != self._work.threshold:
+            blocks = [] if about is not None else undone_blocks(self._out, self._work, self._note)
+            self._all(blocks, merged is not None and merged["threshold"] == self._work.threshold)
+            self._finish()
+        with writing(self._out):
+            for name in NAMES:
+                shutil.rmtree(self._out / FOLDER / name, ignore_errors=True)
+        self._found.about = finished_about(self._out) or {}
+
+    def _all(self, blocks: list[int], merged: bool) -> None:
+        blocking = self._blocking
+        with open_pool(blocking.workers, blocking.scheduler, blocking.retries, self._note) as pool:
+            self._blocks(pool, blocks)
+            if not merged:
+                self._pairs(pool)
+                self._merge()
+            if not merged or not lay.begun(self._out):
+                self._begin_laying()
+            parts = lay.undone(self._out, self._work.plan)
+            tasks = (Task(f"part {number} of the arrays", lay.lay_part, (self._work, number)) for number in parts)
+            self._run(pool, tasks, "parts of the arrays", self._found.add)
+            lay.put_all_in_place(self._out)
+
+    def _shelved(self) -> bool:
+        return (self._out / FOLDER / NAMES[-1]).is_dir()
+
+    def _blocks(self, pool: Pool, blocks: list[int]) -> None:
+        plan, began = self._work.plan, time.perf_counter()
+        done, voxels = plan.count - len(blocks), 0
+        self._on_progress(done, plan.count, "")
+
+        def on_done(result: Done) -> None:
+            nonlocal done, voxels
+            self._found.add(result)
+            done, voxels = done + 1, voxels + plan.block(result.index).owned.voxels
+            self._on_progress(done, plan.count, f"{voxels / (time.perf_counter() - began) / 1e6:.2f} Mvoxel/s")
+
+        tasks = (Task(str(plan.block(index)), solve_block, (self._work, index)) for index in blocks)
+        self._run(pool, tasks, f"{plan.count} blocks", on_done)
+
+    def _pairs(self, pool: Pool) -> None:
+        pairs = (pair for pair in self._work.plan.pairs() if not pair_path(self._out, *pair).is_file())
+        tasks = (
+            Task(f"blocks {pair[1]} and {pair[2]}", solve_pair, (self._work, number, *pair))
+            for number, pair in enumerate(pairs)
+        )
+        self._run(pool, tasks, "pairs of blocks", self._found.add)
+
+    def _run(self, pool: Pool, tasks: Iterable[Task], of: str, on_done: Callable[[Done], None]) -> None:
+        failed = pool.run(tasks, on_done)
+        if failed:
+            more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+            raise DistillError(
+                f"{self._out}: {failed[0]}{more}; of {of} the others are kept, --resume goes on with what failed"
+            ) from failed[0].error
+
+    def _merge(self) -> None:
+        began = time.perf_counter()
+        mapping = merge_blocks(self._out, self._work.plan, self._work.method, self._work.threshold)
+        write_mapping(self._out, mapping, self._work.threshold)
+        self._found.seconds["merge"] = time.perf_counter() - began
+
+    def _begin_laying(self) -> None:
+        names = lay.NAMES if self._shelved() else ("segmentation",)
+        lay.begin(self._out, self._work.plan, names, self._frame.resolution, self._frame.offset)
+
+    def _finish(self) -> None:
+        work, note = self._work, mapping_note(self._out)
+        assert note is not None, "merged before"
+        about = {
+            "version": distill.__version__,
+            "source": work.source,
+            "model": work.weights,
+            "network": work.network,
+            "precision": work.precision,
+            "backend": work.backend,
+            "method": work.method,
+            "merge_threshold": work.threshold,
+            "blocks": list(work.plan.grid),
+            "objects": note["objects"],
+        }
+        metadata = ome(lay.NAMES, self._frame.resolution, self._frame.offset)
+        write_group_attributes(self._out, {"made_by": about, "ome": metadata})
+        shutil.rmtree(self._out / LEVELS, ignore_errors=True)  # coarser levels of what was there before
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
