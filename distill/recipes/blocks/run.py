@@ -219,6 +219,8 @@ class _Run:
         with writing(self._out):
             for name in NAMES:
                 shutil.rmtree(self._out / FOLDER / name, ignore_errors=True)
+            for leftover in (self._out / FOLDER).glob("*/*.writing"):  # of a worker that was killed
+                leftover.unlink(missing_ok=True)
         self._found.about = finished_about(self._out) or {}
 
     def _all(self, blocks: list[int], merged: bool) -> None:
