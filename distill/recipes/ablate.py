@@ -65,7 +65,8 @@ class Ablation:
 def variant_of(config: Pair, variant: str, seed: int) -> Pair:
     """The configuration of one run: the terms that the variant has, the seed, all else as given.
 
-    `none` is the student alone: no teacher is built, and the decoder learns on the student's features only.
+    `none` is the student alone: no teacher is built, and the decoder learns on the student's features only. It begins
+    as in the other variants, with `teacher.weights` from there.
 
     Raises:
         DistillError: an unknown variant, or one that this pair cannot have.
@@ -77,7 +78,7 @@ def variant_of(config: Pair, variant: str, seed: int) -> Pair:
     for term in _TERMS:
         loss[term] = (loss[term] or 1.0) if term in terms else 0.0
     if not terms:
-        values["teacher"] |= {"weights": None, "frozen": False, "loss": {"multi_offset": 0.0, "affinity": 0.0}}
+        values["teacher"]["loss"] = {"multi_offset": 0.0, "affinity": 0.0}
         values["teacher"]["queries"]["teacher"] = 0.0
     values["student"]["training"]["seed"] = seed
     return checked_pair(values, {part: f"variant {variant!r}, {part}" for part in values})

@@ -37,7 +37,15 @@ from distill.losses import (
     multi_offset_loss,
 )
 from distill.matching import Match, match
-from distill.recipes.models import build_decoder, build_slab, build_student, build_teacher, start_student, start_teacher
+from distill.recipes.models import (
+    build_decoder,
+    build_slab,
+    build_student,
+    build_teacher,
+    start_decoder,
+    start_student,
+    start_teacher,
+)
 from distill.recipes.query_terms import mask_terms, split_instances, taught_masks_term
 from distill.soft_masks import pairs_by_instance, pairs_by_overlap
 from distill.timing import StepClock
@@ -78,13 +86,16 @@ class Joint(nn.Module):
         self.decoder = build_decoder(config.teacher.decoder, config.teacher.fused, resolution)
         self.clock = StepClock(torch.device("cpu"))  # whoever measures puts in the one of the loop
         self.not_started: list[str] = []  # weights without a decoder that fits, in words
+        weights = config.teacher.weights
+        started = True
         if config.teacher_runs:
             self.teacher = build_teacher(config.teacher)
-            weights = config.teacher.weights
-            if weights is not None and not start_teacher(self.teacher, self.decoder, weights):
-                self.not_started.append(f"teacher.weights: {weights} has no decoder")
+            started = weights is None or start_teacher(self.teacher, self.decoder, weights)
             if config.teacher.frozen:
                 self.teacher.eval().requires_grad_(False)
+        elif weights is not None:  # so that a student alone can be held against one that has this teacher
+            started = start_decoder(self.decoder, weights)
+        self.not_started += [] if started else [f"teacher.weights: {weights} has no decoder"]
         weights = config.student.weights
         if self.student is not None and self.slab is not None and weights is not None:
             started = start_student(self.student, self.slab, self.decoder, weights)

@@ -129,6 +129,18 @@ def start_teacher(teacher: Teacher, decoder: QueryDecoder, weights: str) -> bool
     return _fill_where_it_fits({"decoder": decoder}, found)
 
 
+def start_decoder(decoder: QueryDecoder, weights: str) -> bool:
+    """Give the decoder alone, where all its shapes fit, the weights that stand beside a trained teacher's.
+
+    Returns:
+        Whether it was filled.
+
+    Raises:
+        CheckpointError: no teacher there.
+    """
+    return _fill_where_it_fits({"decoder": decoder}, _weights_to_start_from(weights, "teacher"))
+
+
 def start_student(student: Student, slab: SlabAdapter, decoder: QueryDecoder, weights: str) -> bool:
     """Give a student, and its adapter and the decoder where all their shapes fit, the weights of a trained one.
 

@@ -219,6 +219,11 @@ def test_weights_that_do_not_fit(build: Build, trained: Path, tmp_path: Path) ->
         build("teacher.weights=nowhere")
     other = build(f"teacher.weights={trained}", "teacher.decoder.rounds=2")
     assert other.not_started == [f"teacher.weights: {trained} has no decoder"]
+    alone = build(*STUDENT_ALONE, f"teacher.weights={trained}")
+    assert alone.teacher is None
+    assert not alone.not_started
+    given = read_weights(trained).part("decoder")
+    assert all(torch.equal(value, given[name]) for name, value in alone.decoder.state_dict().items())
     student = tmp_path / "student.safetensors"
     save_weights(student, "student", {}, {}, {})
     with pytest.raises(CheckpointError, match="holds a student, expected a teacher"):
