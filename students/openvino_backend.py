@@ -20,6 +20,7 @@ from students.backend import Maps
 from students.functions import Decode, Decoded, Encode, Wanted, flat
 from students.fuse import fused, take_entry
 from students.section import Samples, Student, pad_to_stride
+from students.signal_stack import signal_stack_kept
 from students.slab import SlabAdapter
 
 _KEPT_SIZES = 8  # compiled models: tiles at borders have sizes of their own
@@ -31,6 +32,7 @@ class OpenVINOBackend:
     name = "openvino"
     batch = 1
 
+    @signal_stack_kept()
     def __init__(self, student: Student, slab: SlabAdapter | None, wanted: Wanted, *, precision: str) -> None:
         """Load the library; models are built when sizes are known.
 
@@ -57,6 +59,7 @@ class OpenVINOBackend:
         self._encoders: dict[tuple[int, ...], _Encoder] = {}
         self._decoders: dict[tuple[Any, ...], tuple[Decode, Any]] = {}
 
+    @signal_stack_kept()
     def encode(self, grey: Tensor) -> Maps:
         """See `Backend.encode`."""
         if self._entry is not None:
@@ -70,6 +73,7 @@ class OpenVINOBackend:
         given = grey if self._entry is None else grey.permute(0, 2, 3, 1).contiguous()
         return self._encoders[shape](given)
 
+    @signal_stack_kept()
     def decode(
         self, previous: Maps, current: Maps, linked: Tensor, size: tuple[int, int], samples: Sequence[Samples] = ()
     ) -> Decoded:

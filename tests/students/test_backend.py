@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import itertools
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -24,6 +26,7 @@ from students.fuse import fused
 from students.openvino_backend import load_openvino
 from students.runner import SectionOutput, SectionRunner
 from students.section import Student
+from students.signal_stack import signal_stack
 from students.slab import SlabAdapter
 
 Build = Callable[..., Student]
@@ -116,6 +119,21 @@ def test_kernels_that_nearly_cancel_keep_their_result_in_bfloat16(student: Build
     rough = np.stack([output.affinity for output in runner(network, backend, "bf16-mixed").push(grey)])
     ours, without = (float(np.abs(found.astype(int) - exact).mean()) for found in (close, rough))
     assert ours < without / 2
+
+
+@needs_openvino
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_openvino_leaves_signals_alone(student: Build, precision: str) -> None:
+    """It would leave an alternate stack that is gone when the next signal comes."""
+    before, received = signal_stack(), []
+    runner(student("cad"), "openvino", precision).push(sections(2))
+    assert signal_stack() == before
+    handler = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert received == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @needs_openvino
