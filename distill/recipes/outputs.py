@@ -8,6 +8,7 @@ from pathlib import Path
 
 from distill.errors import SourceError
 from distill.geometry import Nanometres, Triple
+from distill.targets import check_writable
 from distill.volume import Volume
 
 
@@ -65,8 +66,4 @@ def check_place(out: Path) -> None:
     """
     if out.name in ("", ".."):
         raise SourceError(f"--out: found {str(out)!r}, expected a path with a name of its own")
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if not above.is_dir():
-        raise SourceError(f"{out}: cannot be written: {above} is not a folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise SourceError(f"{out}: cannot be written: no permission to write in {above}")
+    check_writable(out)
