@@ -18,6 +18,7 @@ from distill.recipes.joint import Joint
 from distill.recipes.models import pick_device
 
 _PATIENCE = timedelta(hours=6)  # the other ranks wait while the first one validates; a dead one torchrun notices itself
+_left: list[object] = []  # process groups that were left, see `leave`
 
 
 def launch(device: str, precision: str, ranks: Ranks) -> Fabric:
@@ -68,8 +69,14 @@ def launch(device: str, precision: str, ranks: Ranks) -> Fabric:
 
 
 def leave() -> None:
-    """Take leave of the other ranks, where there are any: what follows the last step is one rank's own."""
+    """Take leave of the other ranks, where there are any: what follows the last step is one rank's own.
+
+    The group itself stays until the process ends. Else the module that torch wrapped would be the last to hold it, and
+    free it with Python's lock in hand while a thread of the group waits for that lock: a rank would hang now and then
+    (seen with torch 2.13 and gloo).
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        _left.append(torch.distributed.group.WORLD)
         torch.distributed.destroy_process_group()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from distill.config import Pair, load_pair
 from distill.errors import ConfigError, DistillError
 from distill.ranks import Ranks
 from distill.recipes.joint import Joint
-from distill.recipes.launch import compile_networks, launch, lay_out
+from distill.recipes.launch import compile_networks, launch, lay_out, leave
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "phantom_cpu"
 CPU = torch.device("cpu")
@@ -64,6 +66,16 @@ def test_compiling_for_a_cpu_is_refused(joint: Callable[[], Joint]) -> None:
         ConfigError, match=r"student\.training\.compile: found a CPU, expected a CUDA device; or set it"
     ):
         compile_networks(joint(), CPU)
+
+
+def test_a_group_that_was_left_is_not_freed_before_the_process_ends() -> None:
+    """Freed with Python's lock in hand it would wait for its threads, and they for the lock."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    held = weakref.ref(torch.distributed.group.WORLD)
+    leave()
+    gc.collect()
+    assert not torch.distributed.is_initialized()
+    assert held() is not None
 
 
 def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
