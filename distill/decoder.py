@@ -9,8 +9,9 @@ Legend: B batch, Q queries (affinity-guided first, learned after), C channels, D
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.affinity import affinity_targets, unit
-from distill.decoder_blocks import PARTS, Queries, Refine
+from distill.decoder_blocks import PARTS, KernelUpdater, MaskPredictor, Queries, Refine, SelfAttention
+from distill.decoder_pieces import Pull, by_voxel, last_masks
 from distill.errors import ShapeError
 from distill.flood import flood
 from distill.layers import Conv, ConvStack, coordinates
@@ -121,7 +123,7 @@ class QueryDecoder(nn.Module):
         for module in self.predictors.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.momentum = momentum
-        self._prior_kind = prior
+        self._prior_kind, self._refine = prior, refine
         # inside, near, and for distances the log of the fading one in half-resolution voxels
         first = {"none": None, "distance": [4.0, 4.0, 2.0], "flood": [4.0, 4.0]}[prior]
         self.prior = nn.Parameter(torch.tensor(first)) if first is not None else None
@@ -165,6 +167,57 @@ class QueryDecoder(nn.Module):
             masks[-1] = torch.cat([torch.zeros_like(masks[-1][:, :1]), masks[-1][:, 1:]], 1)
         return DecoderOutput(masks, queries.valid, kernels, mask_features, seeds)
 
+    @torch.no_grad()
+    def last(self, given: DecoderInput, *, rule: SeedRule | None = None, background: bool = True) -> DecoderOutput:
+        """What `forward` gives of the last round, for one block and a trained network; a third of the time.
+
+        Products of queries and features are made in float32, by whatever precision the layers run. Rounds of the kinds
+        `knet` and `transformer` go through `forward`.
+
+        Args:
+            given: features and affinity logits of one block.
+            rule: as `forward` takes it.
+            background: False leaves the background logit at 0.
+
+        Returns:
+            `masks` has one entry; the channels of its voxels lie side by side in memory.
+
+        Raises:
+            ShapeError: several blocks.
+        """
+        if self._refine != "agq":
+            found = self(given, rule=rule, background=background)
+            return DecoderOutput(found.masks[-1:], found.valid, found.kernels, found.mask_features, found.seeds)
+        batch, _, *shape = given.features.shape
+        if batch != 1:
+            raise ShapeError(f"last masks: found {batch} blocks, expected 1")
+        assert not self.training, "running statistics are for evaluation"
+        seeds = self._find_seeds(given, rule or self.rule, "size", None)
+        instance = x = self._input(given, seeds)
+        features = unit(by_voxel(self.mask_branch(x)))
+        for layer in self.inst_convs:
+            instance = F.relu(layer(instance))
+        queries = self._first_queries(instance, seeds)
+        values = queries.values[queries.valid]
+        if len(values):
+            masks, kernels = last_masks(
+                values,
+                features,
+                by_voxel(instance),
+                self._pull(given, seeds),
+                cast(Sequence[MaskPredictor], self.predictors),
+                cast(Sequence[KernelUpdater], self.updaters),
+                cast(Sequence[SelfAttention], self.interactors),
+            )
+        else:
+            masks, kernels = features.new_full((len(features), 2), -torch.inf), queries.values[0] * 0
+            masks[:, 0] = 0
+        block: Tensor = features.T.unflatten(1, shape).unsqueeze(0)  # type: ignore[no-untyped-call]
+        if background:
+            masks[:, 0] = self.backgrounds[-1](block).flatten().float()
+        found_masks: Tensor = masks.T.unflatten(1, shape).unsqueeze(0)  # type: ignore[no-untyped-call]
+        return DecoderOutput([found_masks], queries.valid, kernels.unsqueeze(0), block, seeds)
+
     def mask_features(self, given: DecoderInput) -> Tensor:
         """Mask features alone, (B, C, D, h, w), as `forward` gives them for predicted seeds."""
         x = self._input(given, self._find_seeds(given, self.rule, "size", None))
@@ -200,11 +253,27 @@ class QueryDecoder(nn.Module):
     def _prior(self, given: DecoderInput, seeds: Seeds, queries: Queries) -> Tensor | None:
         if self.prior is None or max(seeds.counts, default=0) == 0:
             return None
-        if self._prior_kind == "flood":
-            owner = flood(seeds.components, given.affinity_logits.detach().float().sigmoid())
-            around = Surroundings(owner, torch.zeros_like(owner, dtype=torch.float32))
-            (inside, near), fade = self.prior, torch.ones_like(self.prior[0])
-        else:
-            around = surroundings(seeds, self.sampling)
-            inside, near, fade = self.prior[0], self.prior[1], self.prior[2].exp()
-        return mask_prior(seeds, around, queries.values.shape[1], inside, near, fade)
+        return mask_prior(seeds, self._around(given, seeds), queries.values.shape[1], *self._strengths())
+
+    def _pull(self, given: DecoderInput, seeds: Seeds) -> Pull | None:
+        """The same as `_prior`, for one block."""
+        if self.prior is None or seeds.counts[0] == 0:
+            return None
+        around, (inside, near, fade) = self._around(given, seeds), self._strengths()
+        components, nearest, distance = (x.flatten() for x in (seeds.components, around.nearest, around.distance))
+        seeded = components > 0
+        owner = torch.where(seeded, components, nearest)
+        own = torch.where(seeded, 2 * inside, near * torch.exp(-distance / fade))
+        return Pull((owner - 1).clamp(min=0), torch.where(owner > 0, own, 0.0), -inside * seeded, seeds.counts[0])
+
+    def _around(self, given: DecoderInput, seeds: Seeds) -> Surroundings:
+        if self._prior_kind == "distance":
+            return surroundings(seeds, self.sampling)
+        owner = flood(seeds.components, given.affinity_logits.detach().float().sigmoid())
+        return Surroundings(owner, torch.zeros_like(owner, dtype=torch.float32))
+
+    def _strengths(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The prior's inside, near and fade."""
+        assert self.prior is not None
+        fade = self.prior[2].exp() if self._prior_kind == "distance" else torch.ones_like(self.prior[0])
+        return self.prior[0], self.prior[1], fade

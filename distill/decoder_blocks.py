@@ -80,7 +80,11 @@ class KernelUpdater(nn.Module):
 
     def forward(self, values: Tensor, logits: Tensor, features: Tensor) -> Tensor:
         """Queries (B, Q, C), their logits (B, Q, D, h, w) and features (B, C, D, h, w) -> (B, Q, C)."""
-        pooled_in, pooled_out = self.dynamic_layer(self.pool(logits, features)).chunk(2, dim=-1)
+        return self.update(values, self.pool(logits, features))
+
+    def update(self, values: Tensor, pooled: Tensor) -> Tensor:
+        """Queries and what they pooled, each (..., Q, C) -> (..., Q, C)."""
+        pooled_in, pooled_out = self.dynamic_layer(pooled).chunk(2, dim=-1)
         query_in, query_out = self.input_layer(values).chunk(2, dim=-1)
         gate = query_in * pooled_in
         input_gate = self.input_norm_in(self.input_gate(gate)).sigmoid()
@@ -173,18 +177,7 @@ class MaskPredictor(nn.Module):
     def forward(self, queries: Queries, mask_features: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits (B, Q, D, h, w), -inf where a block lacks the query, and kernels (B, Q, C), 0 there."""
         valid = queries.valid
-        rows = self.fc_kernel(queries.values)[valid]
-        statistics = self.norm_kernel.training and len(rows) > 1  # one query has no variance
-        rows = F.batch_norm(
-            rows,
-            self.norm_kernel.running_mean,
-            self.norm_kernel.running_var,
-            self.norm_kernel.weight,
-            self.norm_kernel.bias,
-            statistics,
-            self.norm_kernel.momentum or 0.0,
-            self.norm_kernel.eps,
-        )
+        rows = self.rows(queries.values[valid])
         kernels = rows.new_zeros(queries.values.shape).masked_scatter(valid.unsqueeze(-1), rows)
         logits = torch.einsum("bqc,bcdhw->bqdhw", kernels.to(mask_features.dtype), mask_features)
         if bool(valid.all()):
@@ -196,6 +189,29 @@ class MaskPredictor(nn.Module):
         if prior is not None:
             normed = normed + prior
         return normed.masked_fill(~valid[..., None, None, None], -torch.inf), kernels
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Kernels (Q, C) of queries that are there (Q, C)."""
+        rows: Tensor = self.fc_kernel(values)
+        statistics = self.norm_kernel.training and len(rows) > 1  # one query has no variance
+        return F.batch_norm(
+            rows,
+            self.norm_kernel.running_mean,
+            self.norm_kernel.running_var,
+            self.norm_kernel.weight,
+            self.norm_kernel.bias,
+            statistics,
+            self.norm_kernel.momentum or 0.0,
+            self.norm_kernel.eps,
+        )
+
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """What the norm does to logits by its running statistics: factor and summand, scalars."""
+        norm = self.norm_logits
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        factor = norm.weight[0] * (norm.running_var[0] + norm.eps).rsqrt()
+        return factor, norm.bias[0] - norm.running_mean[0] * factor
 
 
 class DotPredictor(nn.Module):

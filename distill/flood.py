@@ -58,8 +58,8 @@ def spanning_forest(components: NDArray[np.int64], affinity: NDArray[np.float32]
         low.append(np.minimum(first, second)[open_])
         high.append(np.maximum(first, second)[open_])
         cost.append(2.0 - affinity[axis][here].ravel()[open_].astype(np.float64))  # a cost of 0 would be no edge
-    tree = minimum_spanning_tree(_cheapest(np.concatenate(low), np.concatenate(high), np.concatenate(cost), root + 1))
-    tree = tree.tocoo()
+    edges = _cheapest(np.concatenate(low), np.concatenate(high), np.concatenate(cost), voxels, root + 1)
+    tree = minimum_spanning_tree(edges).tocoo()
     kept = (tree.row != root) & (tree.col != root)
     forest = coo_matrix((tree.data[kept], (tree.row[kept], tree.col[kept])), shape=tree.shape)
     _, part = connected_components(forest, directed=False)
@@ -69,13 +69,19 @@ def spanning_forest(components: NDArray[np.int64], affinity: NDArray[np.float32]
     return found
 
 
-def _cheapest(low: NDArray[np.int64], high: NDArray[np.int64], cost: NDArray[np.float64], nodes: int) -> coo_matrix:
-    """Edges as a sparse matrix; of several between two nodes the cheapest, for a sparse matrix would add them up."""
-    order = np.lexsort((cost, high, low))
-    low, high, cost = low[order], high[order], cost[order]
-    first = np.ones(len(low), dtype=bool)
-    first[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
-    return coo_matrix((cost[first], (low[first], high[first])), shape=(nodes, nodes)).tocsr()
+def _cheapest(
+    low: NDArray[np.int64], high: NDArray[np.int64], cost: NDArray[np.float64], voxels: int, nodes: int
+) -> coo_matrix:
+    """Edges as a sparse matrix; of several between two nodes the cheapest, for a sparse matrix would add them up.
+
+    Only nodes beyond the voxels, the seeds, can have several to one neighbour.
+    """
+    several = np.flatnonzero(high >= voxels)
+    order = several[np.lexsort((cost[several], high[several], low[several]))]
+    again = (low[order[1:]] == low[order[:-1]]) & (high[order[1:]] == high[order[:-1]])
+    kept = np.ones(len(low), dtype=bool)
+    kept[order[1:][again]] = False
+    return coo_matrix((cost[kept], (low[kept], high[kept])), shape=(nodes, nodes)).tocsr()
 
 
 def propagate(components: Tensor, affinity: Tensor) -> tuple[Tensor, Tensor]:

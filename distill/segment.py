@@ -8,12 +8,12 @@ Legend: Q queries, D H W = z y x at full, h w at half resolution.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import cc3d
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from distill.decoder import DecoderOutput
 from distill.ids import compact
 
+_STRIP = 4  # half-resolution rows that are upsampled together on a CPU: 100 queries of 272 pixels stay in its cache
 _SECTION_STEP = (5.0, 1.0, 1.0)  # pixels: sections are about five times as thick as pixels are wide
 
 
@@ -71,12 +72,12 @@ def absorb(labels: NDArray[np.integer[Any]], min_voxels: int) -> NDArray[np.inte
 def arg_max(logits: Tensor, size: tuple[int, int], min_voxels: int, fill: bool) -> Tensor:
     """Winning channel of every full-resolution voxel.
 
-    Section by section, because the softmax needs all queries of a voxel but one section at a time: no more than two
-    maps of one section's channels at full resolution exist together. Sections in which a dropped query wins are done
-    again.
+    The softmax needs all queries of a voxel but few voxels at a time: no more than a strip of one section exists at
+    full resolution. Sections in which a dropped query wins are done again.
 
     Args:
-        logits: (1 + Q, D, h, w), channel 0 = background, -inf for queries that the block does not have.
+        logits: (1 + Q, D, h, w), channel 0 = background, -inf for queries that the block does not have; fastest where
+            the channels of a voxel lie side by side in memory.
         size: (H, W).
         min_voxels: see `block_instances`.
         fill: see `block_instances`.
@@ -84,8 +85,9 @@ def arg_max(logits: Tensor, size: tuple[int, int], min_voxels: int, fill: bool) 
     Returns:
         (D, H, W) int32: 0 = background, q = query q - 1. All 0 if no query is left.
     """
-    winners = torch.zeros((logits.shape[1], *size), dtype=torch.int32, device=logits.device)
-    low, high = logits.flatten(1).aminmax(dim=1)
+    by_voxel = logits.movedim(0, -1)
+    winners = torch.zeros((len(by_voxel), *size), dtype=torch.int32, device=logits.device)
+    low, high = by_voxel.amin((0, 1, 2)), by_voxel.amax((0, 1, 2))
     there = low.isfinite() & high.isfinite()
     if fill:
         there[0] = False
@@ -93,10 +95,10 @@ def arg_max(logits: Tensor, size: tuple[int, int], min_voxels: int, fill: bool) 
     if not bool(there[1:].any()):
         return winners
     mass = torch.zeros(len(channels), device=logits.device)
-    for z in range(len(winners)):
-        larger = _upsample(logits[channels, z])
-        mass += larger.softmax(-1)[: size[0], : size[1]].sum((0, 1))
-        winners[z] = channels[larger.argmax(-1)[: size[0], : size[1]]]
+    for z, section in enumerate(by_voxel):
+        for rows, larger in _upsampled(section, channels, size):
+            mass += larger.softmax(-1).sum((0, 1))
+            winners[z, rows] = channels[_largest(larger)].int()
     dropped = torch.zeros_like(there)
     dropped[channels] = mass < min_voxels
     dropped[0] = False
@@ -104,15 +106,48 @@ def arg_max(logits: Tensor, size: tuple[int, int], min_voxels: int, fill: bool) 
     if not len(kept):
         return torch.zeros_like(winners)
     for z in dropped[winners.long()].flatten(1).any(1).nonzero().flatten().tolist():
-        winners[z] = kept[_upsample(logits[kept, z]).argmax(-1)[: size[0], : size[1]]]
+        for rows, larger in _upsampled(by_voxel[z], kept, size):
+            winners[z, rows] = kept[_largest(larger)].int()
     return winners
 
 
-def _upsample(section: Tensor) -> Tensor:
-    """(C, h, w) -> (2h, 2w, C) float32, the channels of a voxel side by side, which the sums over them want.
+def _upsampled(section: Tensor, channels: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """Strips of a section (h, w, 1 + Q) at full resolution, with their rows: (rows, W, channels) float32.
 
-    Half resolution is rounded up: the last row and column of an odd size are for the caller to cut off.
+    Half resolution is rounded up: of an odd size the last row or column is cut off.
     """
-    channels_last = section.float().unsqueeze(0).contiguous(memory_format=torch.channels_last)
-    larger = F.interpolate(channels_last, scale_factor=2.0, mode="bilinear", align_corners=False)
-    return larger[0].movedim(0, -1)
+    step = len(section) if section.is_cuda else _STRIP
+    for first in range(0, len(section), step):
+        stop = min(first + step, len(section))
+        low, high = max(first - 1, 0), min(stop + 1, len(section))  # what the outermost rows lie between
+        larger = _doubled(_doubled(_taken(section[low:high], channels).float(), 0), 1)
+        rows = slice(2 * first, min(2 * stop, size[0]))
+        yield rows, larger[rows.start - 2 * low : rows.stop - 2 * low, : size[1]]
+
+
+def _taken(x: Tensor, channels: Tensor) -> Tensor:
+    """These channels of (h, w, C), ascending; without a copy where they are neighbours."""
+    first, last = int(channels[0]), int(channels[-1])
+    return x[..., first : last + 1] if last - first + 1 == len(channels) else x.index_select(-1, channels)
+
+
+def _doubled(x: Tensor, axis: int) -> Tensor:
+    """Twice as many places along an axis, linear between the centres, constant beyond the outermost.
+
+    What `F.interpolate` does without aligned corners; with the channels last it takes a quarter of its time on a CPU.
+    """
+    count = x.shape[axis]
+    pairs = x.new_empty(*x.shape[:axis], count, 2, *x.shape[axis + 1 :])
+    before, after = pairs.select(axis + 1, 0), pairs.select(axis + 1, 1)
+    torch.mul(x, 0.75, out=before)
+    torch.mul(x, 0.75, out=after)
+    before.narrow(axis, 1, count - 1).add_(x.narrow(axis, 0, count - 1), alpha=0.25)
+    before.narrow(axis, 0, 1).add_(x.narrow(axis, 0, 1), alpha=0.25)
+    after.narrow(axis, 0, count - 1).add_(x.narrow(axis, 1, count - 1), alpha=0.25)
+    after.narrow(axis, count - 1, 1).add_(x.narrow(axis, count - 1, 1), alpha=0.25)
+    return pairs.flatten(axis, axis + 1)
+
+
+def _largest(x: Tensor) -> Tensor:
+    """Place of the largest value along the last axis, the first of equal ones; numpy is the faster on a CPU."""
+    return x.argmax(-1) if x.is_cuda else torch.from_numpy(x.numpy().argmax(-1))

@@ -10,6 +10,8 @@ import sys
 
 import typer
 
+from distill.allocation import keep_freed_memory
+
 # They register their commands:
 from distill.cli import benchmarking, choosing, copying, data, learning, running, scoring, viewing  # noqa: F401
 from distill.cli.app import Stopped, app
@@ -18,6 +20,7 @@ from distill.errors import DistillError
 
 def main() -> None:
     """Entry point: errors of the user become one line and exit code 2."""
+    keep_freed_memory()
     try:
         if app(standalone_mode=False, prog_name="distill") == 130:  # Ctrl-C before a command had begun
             _fail("interrupted", 130)

@@ -291,7 +291,7 @@ def decode_tile(
 ) -> NDArray[np.uint64]:
     """Instances (D, h, w) of one tile of the decoder, given what it takes of the tile."""
     with _computing(runtime):
-        output = decoder(given, rule=seed_rule(config))
+        output = decoder.last(given, rule=seed_rule(config), background=not config.fill)
         return block_instances(
             output,
             0,

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from distill import decoder_pieces
 from distill.checkpoint import load_module, read_published
 from distill.config import DecoderConfig
 from distill.decoder import Cues, DecoderInput, DecoderOutput, Prior, QueryDecoder
@@ -69,6 +70,8 @@ def test_the_published_decoder_gives_the_golden_masks(
     with torch.no_grad():
         raw = decoder.mask_branch(torch.cat([coordinates(given.features), given.features], 1))
         found = decoder(given, order="id", background=False)
+        alone = decoder.last(given, background=False)
+    assert_golden(alone.masks[0], wanted["masks"])
     assert_golden(raw, wanted["mask_features"])
     components = wanted["components"].long()  # of any size
     every = find_seeds(given.affinity_logits.sigmoid(), SeedRule("mean", min_voxels=0), "id")
@@ -338,6 +341,56 @@ def test_the_seeds_own_masks_win_with_a_strong_prior(refine: Refine) -> None:
 def test_features_and_affinities_must_go_together(features: tuple[int, ...], logits: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match="decoder input: found features"):
         DecoderInput(torch.zeros(features), torch.zeros(logits))
+
+
+# The last round alone
+
+
+@every_refine
+@pytest.mark.parametrize("prior", ["none", "distance", "flood"])
+@pytest.mark.parametrize("learned", [0, 3])
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_the_last_round_in_pieces_is_the_whole_decoders(
+    refine: Refine, prior: Prior, learned: int, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_pieces, "_PIECE", 50)  # 192 voxels
+    decoder = small(learned, prior, rounds=rounds, refine=refine)
+    generator = torch.Generator().manual_seed(3)
+    for module in decoder.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):  # as after training
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.3, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            with torch.no_grad():
+                module.weight.uniform_(0.5, 2, generator=generator)
+                module.bias.normal_(0, 0.3, generator=generator)
+    decoder.eval()
+    for b in range(3):
+        for background in (True, False):
+            given = item(blocks(), b)
+            with torch.no_grad():
+                wanted = decoder(given, background=background)
+            found = decoder.last(given, background=background)
+            assert len(found.masks) == 1
+            torch.testing.assert_close(found.masks[0], wanted.masks[-1], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found.kernels, wanted.kernels, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found.mask_features, wanted.mask_features, rtol=1e-5, atol=1e-5)
+            assert torch.equal(found.valid, wanted.valid)
+            assert torch.equal(found.seeds.components, wanted.seeds.components)
+
+
+def test_the_last_round_in_bf16_is_nearer_to_full_precision_than_the_whole_decoders() -> None:
+    decoder, given = small().eval(), item(blocks(), 0)
+    exact = decoder.last(given).masks[-1]
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        near, far = decoder.last(given).masks[-1], decoder(given).masks[-1]
+    assert float((near - exact).abs().mean()) < float((far.float() - exact).abs().mean())
+
+
+def test_the_last_round_takes_one_block() -> None:
+    with pytest.raises(ShapeError, match="found 3 blocks, expected 1"):
+        small().eval().last(blocks())
 
 
 # Other rounds

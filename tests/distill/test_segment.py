@@ -99,12 +99,33 @@ def test_only_sections_won_by_a_dropped_query_are_done_again(monkeypatch: pytest
     logits[2, 3, 1, 1] = 100
     logits[3] = -40  # dropped, but never the best
     calls: list[int] = []
-    upsample = segment._upsample
-    monkeypatch.setattr(segment, "_upsample", lambda section: calls.append(len(section)) or upsample(section))
+    upsampled = segment._upsampled
+    monkeypatch.setattr(
+        segment, "_upsampled", lambda section, kept, size: calls.append(len(kept)) or upsampled(section, kept, size)
+    )
     found = arg_max(logits, (6, 8), 20, False)
     assert calls == [4] * 5 + [2]  # background and the one query that is kept
     assert torch.equal(found, naive(logits, (6, 8), 20, False).int())
     assert (found == 1).all()
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 3))
+def test_doubling_is_the_librarys_interpolation(rows: int, columns: int, channels: int) -> None:
+    x = torch.randn(rows, columns, channels, dtype=torch.float64)
+    wanted = F.interpolate(x.movedim(-1, 0)[None], scale_factor=2.0, mode="bilinear", align_corners=False)[0]
+    found = segment._doubled(segment._doubled(x, 0), 1).movedim(-1, 0)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 2, 3, 0)])
+@pytest.mark.parametrize("height", [1, 4, 5, 8, 13])  # strips of four rows, one that is cut off, and a single one
+def test_strips_and_the_order_in_memory_do_not_show(height: int, order: tuple[int, int, int, int]) -> None:
+    generator = torch.Generator().manual_seed(height)
+    logits = torch.randn(6, 2, height, 3, generator=generator) * 3
+    logits[4] = -torch.inf
+    stored = logits.permute(order).contiguous().permute([order.index(axis) for axis in range(4)])
+    for size in ((2 * height, 6), (2 * height - 1, 5)):
+        assert torch.equal(arg_max(stored, size, 4, True), naive(logits, size, 4, True).int())
 
 
 @pytest.mark.gpu

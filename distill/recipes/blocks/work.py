@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from distill.agglomerate import region_graph
+from distill.allocation import keep_freed_memory
 from distill.errors import CheckpointError
 from distill.geometry import Box, Nanometres
 from distill.ids import distinct_ids
@@ -131,8 +132,9 @@ def _tools(work: Work) -> _Tools:
     found = hashlib.sha256(Path(work.weights).read_bytes()).hexdigest()
     if found != work.weights_sha256:
         raise CheckpointError(f"{work.weights}: found SHA-256 {found} here, expected {work.weights_sha256}")
-    if work.threads is not None:
+    if work.threads is not None:  # a worker's own process
         torch.set_num_threads(work.threads)
+        keep_freed_memory()
     index = worker_index()
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = pick_device(device_of(work.device, index, count))

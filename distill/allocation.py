@@ -1,0 +1,31 @@
+"""Freed memory stays with the process, so that the next array does not have to fetch it anew.
+
+The C library of Linux gives every array above 32 MB back to the system when it is freed, and the next one of that size
+is filled page by page again. Networks free and allocate such arrays all the time: in training on two cores 40 % of the
+processor time went into it (docs/speed.md).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+_MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2  # mallopt(3)
+_MORE = 64 << 20  # bytes asked for at a time beyond what is needed
+_OWN = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees, up to its own peak.
+
+    Returns:
+        Whether anything was changed: not where the user has set the allocator by the environment, nor without glibc.
+    """
+    if sys.platform != "linux" or any(os.environ.get(name) for name in _OWN):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library
+        return False
+    return all(mallopt(*pair) == 1 for pair in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, _MORE)))

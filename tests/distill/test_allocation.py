@@ -1,0 +1,60 @@
+"""Whether freed memory is kept: pages that a process had to be given anew, counted by the system."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import distill
+
+glibc = pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc's allocator"
+)
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from distill.allocation import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+kept = keep_freed_memory() if sys.argv[1] == "keep" else None
+np.full(100_000_000, 1, np.uint8)
+before = faults()
+for _ in range(20):
+    np.full(100_000_000, 1, np.uint8)
+print(kept, faults() - before)
+"""
+
+
+def count(how: str, **environment: str) -> tuple[str, int]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRE"))}
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS, how],
+        cwd=Path(distill.__file__).parents[1],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kept, number = done.stdout.split()
+    return kept, int(number)
+
+
+@glibc
+def test_an_array_gets_the_pages_of_the_one_before() -> None:
+    kept, few = count("keep")
+    many = count("leave")[1]
+    assert kept == "True"
+    assert few * 10 < many, (few, many)
+
+
+@glibc
+def test_what_the_user_set_in_the_environment_stays() -> None:
+    assert count("keep", MALLOC_TRIM_THRESHOLD_="1000000")[0] == "False"
