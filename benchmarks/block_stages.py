@@ -185,12 +185,13 @@ def _decode(
 ) -> tuple[DecoderOutput, Ids]:
     decoder, config = network.decoder, network.config
     given = DecoderInput(features, scene.logits)
+    first = decoder.predictors[0].get_submodule("fc_kernel")  # the first layer of the rounds
     with (
         line.after(decoder.mask_branch, "mask_branch"),
         line.after(decoder.inst_convs[-1], "instance_features"),
-        line.before(decoder.predictors[0], "pooling"),
+        line.before(first, "pooling"),
     ):
-        output: DecoderOutput = decoder(given, seeds=seeds)
+        output: DecoderOutput = decoder.last(given, seeds=seeds, background=not config.fill)
     line.mark("rounds")
     labels = block_instances(
         output, 0, scene.block[1:], min_voxels=config.min_instance, min_piece=config.min_piece, fill=config.fill

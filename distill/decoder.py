@@ -168,7 +168,14 @@ class QueryDecoder(nn.Module):
         return DecoderOutput(masks, queries.valid, kernels, mask_features, seeds)
 
     @torch.no_grad()
-    def last(self, given: DecoderInput, *, rule: SeedRule | None = None, background: bool = True) -> DecoderOutput:
+    def last(
+        self,
+        given: DecoderInput,
+        *,
+        seeds: Seeds | None = None,
+        rule: SeedRule | None = None,
+        background: bool = True,
+    ) -> DecoderOutput:
         """What `forward` gives of the last round, for one block and a trained network; a third of the time.
 
         Products of queries and features are made in float32, by whatever precision the layers run. Rounds of the kinds
@@ -176,7 +183,8 @@ class QueryDecoder(nn.Module):
 
         Args:
             given: features and affinity logits of one block.
-            rule: as `forward` takes it.
+            seeds: as `forward` takes them.
+            rule: likewise.
             background: False leaves the background logit at 0.
 
         Returns:
@@ -186,13 +194,14 @@ class QueryDecoder(nn.Module):
             ShapeError: several blocks.
         """
         if self._refine != "agq":
-            found = self(given, rule=rule, background=background)
+            found = self(given, seeds=seeds, rule=rule, background=background)
             return DecoderOutput(found.masks[-1:], found.valid, found.kernels, found.mask_features, found.seeds)
         batch, _, *shape = given.features.shape
         if batch != 1:
             raise ShapeError(f"last masks: found {batch} blocks, expected 1")
         assert not self.training, "running statistics are for evaluation"
-        seeds = self._find_seeds(given, rule or self.rule, "size", None)
+        if seeds is None or not self._looks_at_seeds:
+            seeds = self._find_seeds(given, rule or self.rule, "size", None)
         instance = x = self._input(given, seeds)
         features = unit(by_voxel(self.mask_branch(x)))
         for layer in self.inst_convs:

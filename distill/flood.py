@@ -40,13 +40,17 @@ def flood(components: Tensor, affinity: Tensor) -> Tensor:
 
 
 def spanning_forest(components: NDArray[np.int64], affinity: NDArray[np.float32]) -> NDArray[np.int64]:
-    """`flood` of one block, (D, H, W) and (3, D, H, W), by a spanning tree over voxels with every seed as one node."""
-    ids, rank = np.unique(components, return_inverse=True)
+    """`flood` of one block, (D, H, W) and (3, D, H, W), by a spanning tree over voxels with every seed as one node.
+
+    Seeds have small numbers, for they are counted.
+    """
+    there = np.bincount(components.ravel()) > 0
+    ids = np.flatnonzero(there)
     if not ids.any():
         return np.zeros_like(components)
     voxels = components.size
     node = np.arange(voxels).reshape(components.shape)
-    node = np.where(components > 0, voxels + rank.reshape(components.shape), node)
+    node = np.where(components > 0, (voxels - 1 + np.cumsum(there))[components], node)
     seeds = voxels + np.flatnonzero(ids > 0)
     root = voxels + len(ids)
     low, high, cost = [seeds], [np.full(len(seeds), root)], [np.full(len(seeds), 0.5)]
