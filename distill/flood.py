@@ -44,13 +44,13 @@ def spanning_forest(components: NDArray[np.int64], affinity: NDArray[np.float32]
 
     Seeds have small numbers, for they are counted.
     """
-    there = np.bincount(components.ravel()) > 0
-    ids = np.flatnonzero(there)
+    present = np.bincount(components.ravel()) > 0
+    ids = np.flatnonzero(present)
     if not ids.any():
         return np.zeros_like(components)
     voxels = components.size
     node = np.arange(voxels).reshape(components.shape)
-    node = np.where(components > 0, (voxels - 1 + np.cumsum(there))[components], node)
+    node = np.where(components > 0, (voxels - 1 + np.cumsum(present))[components], node)
     seeds = voxels + np.flatnonzero(ids > 0)
     root = voxels + len(ids)
     low, high, cost = [seeds], [np.full(len(seeds), root)], [np.full(len(seeds), 0.5)]
