@@ -16,13 +16,16 @@ _MORE = 64 << 20  # bytes asked for at a time beyond what is needed
 _OWN = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(*, whatever_is_set: bool = False) -> bool:
     """Let this process keep what it frees, up to its own peak.
+
+    Args:
+        whatever_is_set: the environment is not the user's: dask sets it for the workers that it starts.
 
     Returns:
         Whether anything was changed: not where the user has set the allocator by the environment, nor without glibc.
     """
-    if sys.platform != "linux" or any(os.environ.get(name) for name in _OWN):
+    if sys.platform != "linux" or not (whatever_is_set or all(not os.environ.get(name) for name in _OWN)):
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

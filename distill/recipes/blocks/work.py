@@ -134,7 +134,7 @@ def _tools(work: Work) -> _Tools:
         raise CheckpointError(f"{work.weights}: found SHA-256 {found} here, expected {work.weights_sha256}")
     if work.threads is not None:  # a worker's own process
         torch.set_num_threads(work.threads)
-        keep_freed_memory()
+        keep_freed_memory(whatever_is_set=True)
     index = worker_index()
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = pick_device(device_of(work.device, index, count))
