@@ -21,7 +21,7 @@ import torch
 from hardware import machine
 from tables import provenance, write_json
 
-from distill.config import TeacherConfig
+from distill.config import TeacherConfig, TeacherLoss
 from distill.errors import DistillError
 from distill.geometry import Box
 from distill.recipes.models import build_teacher, load_student, load_teacher, pick_device
@@ -82,7 +82,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         teachers.append((Path(options.teacher).name, load_teacher(options.teacher, device).teacher))
     for kind in options.kind:
         torch.manual_seed(0)
-        teachers.append((f"{kind}, default widths", build_teacher(TeacherConfig(kind=kind)).eval().to(device)))
+        config = TeacherConfig(kind=kind, loss=TeacherLoss(multi_offset=0))  # no training, and AGQ has no embedding
+        teachers.append((f"{kind}, default widths", build_teacher(config).eval().to(device)))
     raw, found = as_unit_range(part), []
     for name, teacher in teachers:
         fit = sliding_windows((WINDOW[0], height, width), WINDOW, (0, 0, 0))[: options.windows + 1]

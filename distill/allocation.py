@@ -1,7 +1,7 @@
 """Freed memory stays with the process, so that the next array does not have to fetch it anew.
 
 The C library of Linux gives every array above 32 MB back to the system when it is freed, and the next one of that size
-is filled page by page again. Networks free and allocate such arrays all the time: in training on two cores 40 % of the
+is filled page by page again. Networks free and allocate such arrays all the time: in training on a CPU a seventh of the
 processor time went into it (docs/speed.md).
 """
 
