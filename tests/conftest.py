@@ -14,6 +14,14 @@ settings.register_profile("steady", deadline=None, derandomize=True)  # no timed
 settings.load_profile("steady")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def allocator_as_it_is() -> Iterator[None]:
+    """Commands that run in the tests' own process leave its allocator alone: other tests measure memory there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.cli.keep_freed_memory", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
     """Path of a real file or folder; skips where the data are absent.

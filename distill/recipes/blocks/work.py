@@ -132,12 +132,13 @@ def _tools(work: Work) -> _Tools:
     found = hashlib.sha256(Path(work.weights).read_bytes()).hexdigest()
     if found != work.weights_sha256:
         raise CheckpointError(f"{work.weights}: found SHA-256 {found} here, expected {work.weights_sha256}")
-    if work.threads is not None:  # a worker's own process
+    if work.threads is not None:
         torch.set_num_threads(work.threads)
-        keep_freed_memory(whatever_is_set=True)
     index = worker_index()
+    if index is not None:
+        keep_freed_memory(whatever_is_set=True)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = pick_device(device_of(work.device, index, count))
+    device = pick_device(device_of(work.device, index or 0, count))
     runtime = Runtime(device, work.precision, work.backend)
     volume = open_volume(work.source, resolution=work.resolution)
     if work.network == "teacher":
@@ -161,16 +162,16 @@ def device_of(device: str, worker: int, count: int) -> str:
     return f"cuda:{worker % count}"
 
 
-def worker_index() -> int:
-    """Number of the dask worker that this runs in; 0 in any other process."""
+def worker_index() -> int | None:
+    """Number of the dask worker that this runs in; None in any other process."""
     if "distributed" not in sys.modules:
-        return 0
+        return None
     from distributed import get_worker
 
     try:
         return worker_number(str(get_worker().name))
     except ValueError:
-        return 0
+        return None
 
 
 def worker_number(name: str) -> int:
