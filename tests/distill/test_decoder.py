@@ -390,6 +390,16 @@ def test_the_last_round_in_bf16_is_nearer_to_full_precision_than_the_whole_decod
     assert float((near - exact).abs().mean()) < float((far.float() - exact).abs().mean())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("prior", ["none", "distance", "flood"])
+def test_a_gpu_gives_the_same_last_round(prior: Prior) -> None:
+    decoder, given = small(prior=prior).eval(), item(blocks(), 0)
+    wanted = decoder.last(given).masks[0]
+    found = decoder.cuda().last(DecoderInput(given.features.cuda(), given.affinity_logits.cuda())).masks[0]
+    torch.testing.assert_close(found.cpu(), wanted, rtol=1e-3, atol=1e-3)
+
+
 def test_the_last_round_takes_one_block() -> None:
     with pytest.raises(ShapeError, match="found 3 blocks, expected 1"):
         small().eval().last(blocks())
