@@ -16,7 +16,7 @@ from measure import Cost, Timeline, costs, nbytes
 from numpy import uint64
 from numpy.typing import NDArray
 from scenes import Scene
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.agglomerate import fragments, waterz
 from distill.config import PUBLISHED_DECODER, DecoderConfig, TeacherConfig, TeacherLoss
@@ -185,7 +185,7 @@ def _decode(
 ) -> tuple[DecoderOutput, Ids]:
     decoder, config = network.decoder, network.config
     given = DecoderInput(features, scene.logits)
-    first = decoder.predictors[0].get_submodule("fc_kernel")  # the first layer of the rounds
+    first = next(m for m in decoder.predictors[0].modules() if isinstance(m, nn.Linear))  # where the rounds begin
     with (
         line.after(decoder.mask_branch, "mask_branch"),
         line.after(decoder.inst_convs[-1], "instance_features"),

@@ -25,7 +25,8 @@ def keep_freed_memory(*, whatever_is_set: bool = False) -> bool:
     Returns:
         Whether anything was changed: not where the user has set the allocator by the environment, nor without glibc.
     """
-    if sys.platform != "linux" or not (whatever_is_set or all(not os.environ.get(name) for name in _OWN)):
+    chosen = not whatever_is_set and any(os.environ.get(name) for name in _OWN)
+    if chosen or sys.platform != "linux":
         return False
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -20,11 +20,22 @@ from torch import Tensor, nn
 
 from distill.affinity import affinity_targets, unit
 from distill.decoder_blocks import PARTS, KernelUpdater, MaskPredictor, Queries, Refine, SelfAttention
-from distill.decoder_pieces import Pull, by_voxel, last_masks
+from distill.decoder_pieces import by_voxel, last_masks
 from distill.errors import ShapeError
 from distill.flood import flood
 from distill.layers import Conv, ConvStack, coordinates
-from distill.queries import Order, SeedRule, Seeds, Surroundings, find_seeds, mask_prior, pool_seeds, surroundings
+from distill.queries import (
+    Order,
+    Pull,
+    SeedRule,
+    Seeds,
+    Surroundings,
+    find_seeds,
+    mask_prior,
+    pool_seeds,
+    seed_pull,
+    surroundings,
+)
 
 Cues = Literal["queries", "affinity", "segmentation"]
 Prior = Literal["none", "distance", "flood"]
@@ -148,12 +159,8 @@ class QueryDecoder(nn.Module):
             rng: for the random order.
             background: False sets the background logit of the last round to 0 (the published inference).
         """
-        if seeds is None or not self._looks_at_seeds:
-            seeds = self._find_seeds(given, rule or self.rule, order, rng)
-        instance = x = self._input(given, seeds)
-        mask_features = unit(self.mask_branch(x).float())
-        for layer in self.inst_convs:
-            instance = F.relu(layer(instance))
+        seeds, mask_features, instance = self._features(given, seeds, rule, order, rng)
+        mask_features = unit(mask_features.float())
         queries = self._first_queries(instance, seeds)
         prior = self._prior(given, seeds, queries)
         logits, kernels = self.predictors[0](queries, mask_features, prior)
@@ -200,12 +207,8 @@ class QueryDecoder(nn.Module):
         if batch != 1:
             raise ShapeError(f"last masks: found {batch} blocks, expected 1")
         assert not self.training, "running statistics are for evaluation"
-        if seeds is None or not self._looks_at_seeds:
-            seeds = self._find_seeds(given, rule or self.rule, "size", None)
-        instance = x = self._input(given, seeds)
-        features = unit(by_voxel(self.mask_branch(x)))
-        for layer in self.inst_convs:
-            instance = F.relu(layer(instance))
+        seeds, mask_features, instance = self._features(given, seeds, rule, "size", None)
+        features = unit(by_voxel(mask_features))
         queries = self._first_queries(instance, seeds)
         values = queries.values[queries.valid]
         if len(values):
@@ -231,6 +234,23 @@ class QueryDecoder(nn.Module):
         """Mask features alone, (B, C, D, h, w), as `forward` gives them for predicted seeds."""
         x = self._input(given, self._find_seeds(given, self.rule, "size", None))
         return unit(self.mask_branch(x).float())
+
+    def _features(
+        self,
+        given: DecoderInput,
+        seeds: Seeds | None,
+        rule: SeedRule | None,
+        order: Order,
+        rng: np.random.Generator | None,
+    ) -> tuple[Seeds, Tensor, Tensor]:
+        """What all rounds look at: seeds, mask features not yet of length one, instance features."""
+        if seeds is None or not self._looks_at_seeds:
+            seeds = self._find_seeds(given, rule or self.rule, order, rng)
+        instance = x = self._input(given, seeds)
+        mask_features = self.mask_branch(x)
+        for layer in self.inst_convs:
+            instance = F.relu(layer(instance))
+        return seeds, mask_features, instance
 
     def _find_seeds(self, given: DecoderInput, rule: SeedRule, order: Order, rng: np.random.Generator | None) -> Seeds:
         if self._looks_at_seeds:
@@ -265,15 +285,10 @@ class QueryDecoder(nn.Module):
         return mask_prior(seeds, self._around(given, seeds), queries.values.shape[1], *self._strengths())
 
     def _pull(self, given: DecoderInput, seeds: Seeds) -> Pull | None:
-        """The same as `_prior`, for one block."""
+        """The same as `_prior`, for one block, by voxel."""
         if self.prior is None or seeds.counts[0] == 0:
             return None
-        around, (inside, near, fade) = self._around(given, seeds), self._strengths()
-        components, nearest, distance = (x.flatten() for x in (seeds.components, around.nearest, around.distance))
-        seeded = components > 0
-        owner = torch.where(seeded, components, nearest)
-        own = torch.where(seeded, 2 * inside, near * torch.exp(-distance / fade))
-        return Pull((owner - 1).clamp(min=0), torch.where(owner > 0, own, 0.0), -inside * seeded, seeds.counts[0])
+        return seed_pull(seeds, self._around(given, seeds), *self._strengths())
 
     def _around(self, given: DecoderInput, seeds: Seeds) -> Surroundings:
         if self._prior_kind == "distance":

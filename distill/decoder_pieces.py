@@ -10,25 +10,15 @@ Legend: Q queries, C channels, V voxels of the block at half y/x resolution.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from distill.decoder_blocks import KernelUpdater, MaskPredictor, Queries, SelfAttention
+from distill.queries import Pull
 
 _PIECE = 2048  # voxels; the logits of 150 queries stay in a core's cache
 _PIECE_CUDA = 1 << 18
-
-
-@dataclass(frozen=True)
-class Pull:
-    """A mask prior (see `distill.queries.mask_prior`) by what a voxel adds to its own query and to all guided ones."""
-
-    owner: Tensor  # (V,) int64: row of the query, 0 where there is none
-    own: Tensor  # (V,) float32: added to the owner's logit; 0 where there is none
-    every: Tensor  # (V,) float32: added to the logits of all guided queries
-    guided: int  # how many they are; they are the first
 
 
 def last_masks(
@@ -46,7 +36,7 @@ def last_masks(
         values: (Q, C) first queries, at least one.
         features: (V, C) mask features, float32.
         instance: (V, C) instance features, float32.
-        pull: prior of the masks.
+        pull: prior of the masks, of this block alone.
         predictors: one more than rounds; in evaluation.
         updaters: one a round.
         interactors: one a round.
@@ -57,8 +47,9 @@ def last_masks(
     here = torch.ones(1, len(values), dtype=torch.bool, device=values.device)
     given = torch.cat([features, features.new_ones(len(features), 1)], 1)
     if pull is not None:
-        given = torch.cat([given, pull.every.unsqueeze(1)], 1)
-    pieces = [slice(a, a + _size(given)) for a in range(0, len(given), _size(given))]
+        given = torch.cat([given, pull.every.view(-1, 1)], 1)
+    step = _PIECE_CUDA if given.is_cuda else _PIECE
+    pieces = [slice(first, first + step) for first in range(0, len(given), step)]
     for predictor, updater, interactor in zip(predictors[:-1], updaters, interactors, strict=True):
         weights = _weights(predictor, predictor.rows(values), pull)
         pooled = torch.zeros(values.shape, dtype=torch.float32, device=values.device)
@@ -78,16 +69,12 @@ def last_masks(
     return masks, kernels
 
 
-def _size(given: Tensor) -> int:
-    return _PIECE_CUDA if given.is_cuda else _PIECE
-
-
 def _weights(predictor: MaskPredictor, kernels: Tensor, pull: Pull | None) -> Tensor:
     """What the columns of a voxel are multiplied with: (C + 1 or C + 2, Q)."""
     factor, summand = predictor.scale()
     rows = [kernels.float().T * factor, summand.expand(1, len(kernels))]
     if pull is not None:
-        guided = torch.arange(len(kernels), device=kernels.device) < pull.guided
+        guided = torch.arange(len(kernels), device=kernels.device) < pull.counts[0]
         rows.append(guided.unsqueeze(0).to(rows[0].dtype))
     return torch.cat(rows)
 
@@ -96,7 +83,7 @@ def _logits(given: Tensor, weights: Tensor, pull: Pull | None, piece: slice) -> 
     """(v, Q) of a piece."""
     found = given[piece] @ weights
     if pull is not None:
-        found.scatter_add_(1, pull.owner[piece].unsqueeze(1), pull.own[piece].unsqueeze(1))
+        found.scatter_add_(1, pull.owner.view(-1, 1)[piece] - 1, pull.own.view(-1, 1)[piece])
     return found
 
 

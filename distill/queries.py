@@ -184,6 +184,27 @@ def surroundings(seeds: Seeds, sampling: Sequence[float]) -> Surroundings:
     return Surroundings(torch.from_numpy(np.stack(nearest)).to(device), torch.from_numpy(np.stack(distance)).to(device))
 
 
+@dataclass(frozen=True)
+class Pull:
+    """What the seeds alone say about the masks, by voxel; see `mask_prior`."""
+
+    owner: Tensor  # (B, D, H, W) int64: seed that the voxel belongs or is drawn to; 0 where the block has none
+    own: Tensor  # (B, D, H, W) float32: added to the logit of that seed's query
+    every: Tensor  # (B, D, H, W) float32: added to the logits of all seeds' queries
+    counts: tuple[int, ...]  # seeds of each block
+
+
+def seed_pull(seeds: Seeds, around: Surroundings, inside: Tensor, near: Tensor, fade: Tensor) -> Pull:
+    """The prior of `mask_prior`, which has the arguments too, without a map for every query."""
+    seeded = seeds.components > 0
+    return Pull(
+        torch.where(seeded, seeds.components, around.nearest),
+        torch.where(seeded, 2 * inside, near * torch.exp(-around.distance / fade)),
+        -inside * seeded,
+        seeds.counts,
+    )
+
+
 def mask_prior(seeds: Seeds, around: Surroundings, queries: int, inside: Tensor, near: Tensor, fade: Tensor) -> Tensor:
     """What the seeds alone say about the masks: added to the logits.
 
@@ -201,15 +222,12 @@ def mask_prior(seeds: Seeds, around: Surroundings, queries: int, inside: Tensor,
     Returns:
         (B, Q, D, H, W).
     """
-    components, most = seeds.components, max(seeds.counts, default=0)
-    batch, *shape = components.shape
-    seeded = components > 0
-    pull = torch.where(seeded, 2 * inside, near * torch.exp(-around.distance / fade))
-    owner = torch.where(seeded, components, around.nearest)
-    numbers = torch.arange(1, most + 1, device=components.device).view(1, -1, 1, 1, 1)
-    own = owner.unsqueeze(1) == numbers
-    real = numbers <= torch.tensor(seeds.counts, device=components.device).view(-1, 1, 1, 1, 1)
-    found = torch.where(own, pull.unsqueeze(1), 0.0) - (seeded.unsqueeze(1) & real) * inside
+    pull, most = seed_pull(seeds, around, inside, near, fade), max(seeds.counts, default=0)
+    batch, *shape = pull.owner.shape
+    numbers = torch.arange(1, most + 1, device=pull.owner.device).view(1, -1, 1, 1, 1)
+    own = pull.owner.unsqueeze(1) == numbers
+    real = numbers <= torch.tensor(seeds.counts, device=pull.owner.device).view(-1, 1, 1, 1, 1)
+    found = torch.where(own, pull.own.unsqueeze(1), 0.0) + real * pull.every.unsqueeze(1)
     if queries == most:
         return found
     return torch.cat([found, found.new_zeros(batch, queries - most, *shape)], 1)
