@@ -183,7 +183,7 @@ class QueryDecoder(nn.Module):
         rule: SeedRule | None = None,
         background: bool = True,
     ) -> DecoderOutput:
-        """What `forward` gives of the last round, for one block and a trained network; a third of the time.
+        """What `forward` gives of the last round, for one block and a trained network; half the time.
 
         Products of queries and features are made in float32, by whatever precision the layers run. Rounds of the kinds
         `knet` and `transformer` go through `forward`.
