@@ -325,7 +325,7 @@ class DataConfig(_Strict):
 AUGMENTATIONS = (
     *("flips", "transposes", "rotate", "rescale", "elastic", "misalign"),
     *("grey", "grey_section", "contrast_jump", "noise", "blur", "out_of_focus", "motion_blur"),
-    *("missing", "missing_part"),
+    *("missing", "missing_part", "local_contrast"),
 )
 
 
@@ -361,6 +361,9 @@ class AugmentConfig(_Strict):
     missing: float = Field(0.05, ge=0, le=1)  # one section blank
     missing_part: float = Field(0.05, ge=0, le=1)  # a part of one section blank
     missing_part_share: float = Field(0.35, gt=0, le=1)  # largest radius as a share of the shorter side
+    local_contrast: float = Field(0.0, ge=0, le=1)  # contrast and brightness that vary smoothly within each section
+    local_contrast_strength: float = Field(1.0, ge=0)  # 1: contrast by a factor of up to 2, brightness by 0.3
+    local_contrast_pixels: int = Field(64, ge=4)  # pixels between control points
     device: Literal["worker", "train"] = "worker"  # carried out by data workers, or where the networks are trained
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ What is random is drawn as numbers first (`draw_look`) and carried out later, on
 in which images go wrong: optics, detector, noise, lost tissue. Labels stay as they are: a network has to bridge a lost
 section from its neighbours.
 
-Legend: D H W = z y x, K = side of a kernel.
+Legend: D H W = z y x, K = side of a kernel, Y X = control points along y and x.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from distill.config import AugmentConfig
 from distill.geometry import Triple
+from distill.warp import splines
 
 Floats = NDArray[np.float32]
 
@@ -32,6 +33,21 @@ class Tone:
     brightness: Floats
     gamma: Floats
     section: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Shading:
+    """Contrast about 0.5 and brightness that vary smoothly within each section, by cubic B-splines.
+
+    Attributes:
+        contrast: (D, Y, X), logarithm to base 2 of the factor at the control points.
+        brightness: (D, Y, X), added there. No pixel is changed by more than the largest control value of its section.
+        spacing: pixels from one control point to the next in y and x.
+    """
+
+    contrast: Floats
+    brightness: Floats
+    spacing: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +74,7 @@ class Look:
     optics: tuple[Optics, ...] = ()
     blur: Floats | None = None  # (K,) along y and x of every section
     tones: tuple[Tone, ...] = ()
+    shading: Shading | None = None
     noise: Floats | None = None  # (D, H, W), added
     blanks: tuple[Blank, ...] = ()
 
@@ -94,7 +111,11 @@ def draw_look(shape: Triple, config: AugmentConfig, rng: np.random.Generator) ->
         blanks.append(Blank(int(rng.integers(depth)), _draw_blank(rng), mask))
     if rng.random() < config.missing:
         blanks.append(Blank(int(rng.integers(depth)), _draw_blank(rng)))
-    return Look(tuple(optics), blur, tuple(tones), noise, tuple(blanks))
+    shading = None
+    # Last, and nothing is drawn where it is off: configurations from before this key keep their crops bit for bit.
+    if config.local_contrast and rng.random() < config.local_contrast:
+        shading = _draw_shading(shape, config.local_contrast_strength, config.local_contrast_pixels, rng)
+    return Look(tuple(optics), blur, tuple(tones), shading, noise, tuple(blanks))
 
 
 def _draw_tone(count: int, strength: float, rng: np.random.Generator) -> Tone:
@@ -115,6 +136,15 @@ def _tone(drawn: NDArray[np.float64], section: int | None) -> Tone:
         (2.0 ** (0.6 * gamma)).astype(np.float32),
         section,
     )
+
+
+def _draw_shading(shape: Triple, strength: float, spacing: int, rng: np.random.Generator) -> Shading:
+    """Strength 1: contrast by a factor of up to 2 either way, brightness by 0.3; never less than a third of that."""
+    depth, *sides = shape
+    reach = strength * rng.uniform(0.3, 1)
+    controls = (depth, *((side - 1) // spacing + 4 for side in sides))
+    contrast, brightness = reach * rng.uniform(-1, 1, (2, *controls))
+    return Shading(contrast.astype(np.float32), (0.3 * brightness).astype(np.float32), spacing)
 
 
 def _draw_blank(rng: np.random.Generator) -> float | None:
@@ -200,6 +230,8 @@ def apply_look(raw: Tensor, look: Look) -> Tensor:
             raw = _toned(raw, tone)
         else:
             raw[tone.section] = _toned(raw[tone.section : tone.section + 1], tone)[0]
+    if look.shading is not None:
+        raw = _shaded(raw, look.shading)
     if look.noise is not None:
         raw += torch.from_numpy(look.noise).to(raw.device, non_blocking=True)
     raw.clamp_(0, 1)
@@ -231,3 +263,11 @@ def _toned(raw: Tensor, tone: Tone) -> Tensor:
         torch.from_numpy(value).to(raw.device).view(-1, 1, 1) for value in (tone.contrast, tone.brightness, tone.gamma)
     )
     return (raw * contrast + (0.5 + brightness - 0.5 * contrast)).clamp_(0, 1).pow_(gamma)
+
+
+def _shaded(raw: Tensor, shading: Shading) -> Tensor:
+    y, x = (torch.from_numpy(splines(side, shading.spacing)).to(raw.device) for side in raw.shape[1:])
+    contrast, brightness = (
+        y @ torch.from_numpy(values).to(raw.device) @ x.T for values in (shading.contrast, shading.brightness)
+    )
+    return ((raw - 0.5) * contrast.exp2() + (0.5 + brightness)).clamp_(0, 1)

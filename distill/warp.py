@@ -198,7 +198,7 @@ def _places(warp: Warp, origin: Pair, device: torch.device) -> tuple[Tensor, Ten
 def _bent(bend: Bend, shape: Triple, device: torch.device) -> Tensor:
     """Displacements (D, 2, H, W) in pixels."""
     z, y, x = (
-        torch.from_numpy(_splines(n, step)).to(device)
+        torch.from_numpy(splines(n, step)).to(device)
         for n, step in zip(shape, (bend.sections, bend.spacing, bend.spacing), strict=True)
     )
     values = torch.from_numpy(bend.values).to(device)
@@ -206,7 +206,7 @@ def _bent(bend: Bend, shape: Triple, device: torch.device) -> Tensor:
     return y @ deep @ x.T
 
 
-def _splines(length: int, step: int) -> NDArray[np.float32]:
+def splines(length: int, step: int) -> NDArray[np.float32]:
     """Uniform cubic B-splines (length, control points): non-negative, rows sum to 1."""
     at = np.arange(length)
     k, t = at // step, at % step / step

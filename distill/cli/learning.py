@@ -191,7 +191,8 @@ def gallery(
     section: Annotated[int | None, typer.Option(help="section number; default the middle one")] = None,
     seed: Annotated[int, typer.Option(min=0, help="same seed, same figure")] = 0,
     config: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="with teacher.yaml and student.yaml; default built-in values")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="with teacher.yaml and student.yaml; default every augmentation"),
     ] = None,
     resolution: Resolution = None,
 ) -> None:

@@ -44,6 +44,7 @@ _WHAT = {
     "motion_blur": "a section smeared by up to {motion_blur_pixels:g} pixels",
     "missing": "a blank section",
     "missing_part": "a section blank in part",
+    "local_contrast": "contrast and brightness that vary within every section",
 }
 
 
@@ -79,7 +80,8 @@ def gallery(
         out: .png, .svg or .pdf.
         section: number of the section; the middle one by default.
         seed: same seed, same figure.
-        folder: holds the teacher.yaml and student.yaml whose augmentation to show; the defaults by default.
+        folder: holds the teacher.yaml and student.yaml whose augmentation to show; by default every one is shown, with
+            its default strength.
         resolution: for files without one.
 
     Raises:
@@ -88,7 +90,7 @@ def gallery(
     check_place(out)
     figure_suffix(out)
     config = load_pair(folder / "teacher.yaml", folder / "student.yaml").student.augment if folder else AugmentConfig()
-    shown = [name for name in AUGMENTATIONS if getattr(config, name)]
+    shown = [name for name in AUGMENTATIONS if getattr(config, name) or folder is None]
     if "misalign" in shown and not config.misalign_pixels:
         shown.remove("misalign")
     if not shown:

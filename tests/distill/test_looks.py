@@ -10,13 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from scipy.interpolate import BSpline
 from torch import Tensor
 
 from distill.config import AugmentConfig
-from distill.looks import Blank, Look, Optics, Tone, apply_look, disc, draw_look, gaussian, line
+from distill.looks import Blank, Look, Optics, Shading, Tone, apply_look, disc, draw_look, gaussian, line
 
 ONE_SECTION = ("contrast_jump", "out_of_focus", "motion_blur", "missing", "missing_part")
-GREY = ("grey", "grey_section", "noise", "blur", *ONE_SECTION)
+GREY = ("grey", "grey_section", "noise", "blur", "local_contrast", *ONE_SECTION)
 SHAPE = (5, 24, 30)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -100,6 +101,54 @@ def test_a_contrast_jump_is_never_a_small_one(seed: int, strength: float) -> Non
     assert tone.section is not None
     for value, neutral, step in ((tone.contrast, 1, 0.3), (tone.brightness, 0, 0.15), (np.log2(tone.gamma), 0, 0.6)):
         assert 0.499 * step * strength <= abs(float(value[0]) - neutral) <= 1.001 * step * strength
+
+
+@settings(max_examples=20)
+@given(seeds, st.integers(4, 40))
+def test_shading_is_a_spline_of_its_control_points_in_every_section(seed: int, spacing: int) -> None:
+    controls = (SHAPE[0], *((side - 1) // spacing + 4 for side in SHAPE[1:]))
+    contrast, brightness = (rng(seed + k).uniform(-0.3, 0.3, controls).astype(np.float32) for k in (0, 1))
+    raw = image(seed)
+    found = apply_look(raw, Look(shading=Shading(contrast, brightness, spacing)))
+
+    def field(values: np.ndarray) -> np.ndarray:
+        for axis, side in ((1, SHAPE[1]), (2, SHAPE[2])):
+            knots = spacing * np.arange(-3, values.shape[axis] + 1)
+            values = BSpline(knots, values.astype(np.float64), 3, axis=axis)(np.arange(side))
+        return values
+
+    wanted = np.clip((raw.numpy() - 0.5) * 2 ** field(contrast) + 0.5 + field(brightness), 0, 1)
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
+
+
+@settings(max_examples=40)
+@given(seeds, st.floats(0.2, 2))
+def test_shading_is_as_strong_as_configured_and_differs_between_sections(seed: int, strength: float) -> None:
+    drawn = look("local_contrast", seed, AugmentConfig(local_contrast_strength=strength, local_contrast_pixels=16))
+    assert drawn.shading is not None
+    assert np.abs(drawn.shading.contrast).max() <= strength * 1.001
+    assert np.abs(drawn.shading.brightness).max() <= 0.3 * strength * 1.001
+    flat = apply_look(torch.full(SHAPE, 0.5), drawn)
+    assert 0 < float(np.ptp(flat.numpy())) <= 0.6 * strength * 1.001
+    assert len(np.unique(flat.flatten(1).numpy(), axis=0)) == SHAPE[0]
+
+
+def test_local_contrast_changes_no_other_draw() -> None:
+    config = AugmentConfig()
+    for seed in range(10):
+        without = draw_look(SHAPE, config, rng(seed))
+        within = draw_look(SHAPE, config.model_copy(update={"local_contrast": 1.0}), rng(seed))
+        assert without.shading is None
+        assert within.shading is not None
+        plain = Look(within.optics, within.blur, within.tones, None, within.noise, within.blanks)
+        assert torch.equal(apply_look(image(), without), apply_look(image(), plain))
+
+
+def test_the_defaults_draw_what_they_drew_before_local_contrast() -> None:
+    generator = rng(5)
+    for _ in range(50):
+        draw_look(SHAPE, AugmentConfig(), generator)
+    assert generator.random() == 0.08043360461662918  # the number that followed then
 
 
 def test_noise_is_as_strong_as_drawn() -> None:

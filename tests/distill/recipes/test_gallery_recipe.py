@@ -63,6 +63,7 @@ def test_every_key_is_shown_and_does_what_it_says(source: str, drawn: list[Examp
     assert np.abs(after["noise"] - before).mean() < 30
     assert abs((after["noise"] - before).mean()) < 1
     assert after["blur"][at].std() < before[at].std()
+    assert all((after["local_contrast"][k] != before[k]).any() for k in range(12))
     for key in ("contrast_jump", "out_of_focus", "motion_blur", "missing", "missing_part"):
         assert [k for k in range(12) if not np.array_equal(after[key][k], before[k])] == [at]
     assert np.ptp(after["missing"][at]) == 0
@@ -103,7 +104,7 @@ def test_configuration_decides_what_is_on_and_how_far(
     with (tmp_path / "student.yaml").open("a") as file:
         file.write("augment: {flips: false, grey: 0, noise: 0.9, misalign_pixels: 9, missing: 0}\n")
     found = gallery(source, tmp_path / "a.png", folder=tmp_path)
-    assert found.off == ("flips", "grey", "missing")
+    assert found.off == ("flips", "grey", "missing", "local_contrast")
     misaligned = next(one for one in drawn if one.key == "augment.misalign")
     assert [one.key for one in drawn] == [f"augment.{key}" for key in AUGMENTATIONS if key not in found.off]
     assert "up to 9 pixels" in misaligned.note
