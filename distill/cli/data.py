@@ -9,12 +9,29 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, say
+from distill.cli.options import Overwrite
 
 if TYPE_CHECKING:
     from distill.datasets import PublicData
 
 data = typer.Typer(no_args_is_help=True)
 app.add_typer(data, name="data", help="Public volumes with neuron labels: what there is, and how to get it.")
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Argument(metavar="OUT.h5")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a small labelled piece of mouse cortex that ships with the package (CREMI layout)."""
+    from distill.recipes.sample import write_sample
+
+    made = write_sample(out, overwrite=overwrite)
+    shape, nm = (" x ".join(f"{n:g}" for n in numbers) for numbers in (made.shape, made.resolution))
+    say(f"{out}: {shape} voxels of {nm} nm (z, y, x), {made.neurons} labelled neurons")
+    say(f"source: {made.source}")
+    say(f"licence: {made.licence}\nplease cite: {made.citation}\nchanges: {made.changes}")
+    say(f"next: distill stream {made.raw} --model ac4 --out {out.with_suffix('.zarr')}")
 
 
 @data.command("list")
