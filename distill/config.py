@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from distill.errors import ConfigError
+from distill.hardware import AUTO, Precision
 
 
 class _Strict(BaseModel):
@@ -399,7 +400,7 @@ class TrainingConfig(_Strict):
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(0.0, ge=0)  # norm of the gradient, 0 = off
     ema: float = Field(0.0, ge=0, lt=1)  # decay of averaged weights, 0 = off
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Precision = AUTO  # by what the device has, see docs/training.md
     compile: bool = False  # teacher and student through torch.compile; see docs/training.md
     workers: int = Field(2, ge=0)
     seed: int = Field(0, ge=0)

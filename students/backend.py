@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
+from distill.hardware import AUTO, FULL, MIXED, Precision, check_precision, computing, has_bfloat16, resolved
 from students.functions import Decode, Decoded, Encode, Wanted, flat
 from students.fuse import fused, keep_entry_exact
 from students.section import Samples, Student
 from students.slab import SlabAdapter
 
 BACKENDS = ("auto", "eager", "compile", "openvino", "onnxruntime")
-PRECISIONS = ("bf16-mixed", "32-true")
 
 Maps = tuple[Any, ...]  # an encoded section as the backend keeps it
 
@@ -68,18 +68,18 @@ class TorchBackend:
             slab: its adapter, if features are wanted.
             wanted: results beside the affinities.
             device: where to compute.
-            precision: `32-true` or `bf16-mixed`.
+            precision: see `distill.hardware`.
             compiled: build kernels for every size by torch.compile. Not with CUDA graphs: a step of whole sections
                 takes milliseconds, so that launching kernels does not count, and results would be overwritten.
         """
         self.name = "compile" if compiled else "eager"
         self.batch = 8 if device.type == "cuda" else 1
         self._student = fused(student).to(device)
-        if precision == "bf16-mixed":
+        if precision == MIXED:
             keep_entry_exact(self._student)
         self._student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._slab, self._wanted, self._device, self._compiled = slab, wanted, device, compiled
-        self._half_precision = precision == "bf16-mixed"
+        self._precision = precision
         self._encode: Any = self._built(Encode(self._student))
         self._decode: dict[tuple[tuple[int, int], int], tuple[Decode, Any]] = {}
 
@@ -90,7 +90,7 @@ class TorchBackend:
             return torch.compile(module, dynamic=False)
 
     def _computing(self) -> torch.autocast:
-        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._half_precision)
+        return computing(self._device, self._precision)
 
     def encode(self, grey: Tensor) -> Maps:
         """See `Backend.encode`."""
@@ -150,23 +150,17 @@ def make_backend(
     """The way to run a student.
 
     Args:
-        name: one of `BACKENDS`. `auto` is what was measured fastest: on a CPU OpenVINO where it is installed, else
-            eager; on a GPU torch.compile where it finds its tools, else eager.
+        name: one of `BACKENDS`, see `settled`.
         student: in evaluation mode.
         slab: its adapter, if features are wanted.
         wanted: results beside the affinities.
         device: where to compute.
-        precision: `32-true` or `bf16-mixed`.
+        precision: see `distill.hardware`.
 
     Raises:
         DistillError: unknown name or precision, a package that is missing, or a combination that does not exist.
     """
-    if name not in BACKENDS:
-        raise DistillError(f"--backend: found {name!r}, expected {', '.join(BACKENDS)}")
-    if precision not in PRECISIONS:
-        raise DistillError(f"--precision: found {precision!r}, expected {' or '.join(PRECISIONS)}")
-    if name == "auto":
-        name = _fastest(device)
+    name, precision = settled(name, precision, device)
     if name in ("eager", "compile"):
         return TorchBackend(student, slab, wanted, device=device, precision=precision, compiled=name == "compile")
     if device.type != "cpu":
@@ -180,8 +174,29 @@ def make_backend(
     return OpenVINOBackend(student, slab, wanted, precision=precision)
 
 
-def _fastest(device: torch.device) -> str:
+def settled(name: str, precision: str, device: torch.device) -> tuple[str, Precision]:
+    """Backend and precision with `auto` replaced.
+
+    Args:
+        name: one of `BACKENDS`. `auto` is what was measured fastest: on a CPU OpenVINO where it is installed, else
+            eager; on a GPU torch.compile where it finds its tools, else eager. A precision that the CPU lacks is
+            eager's: OpenVINO would compute in float32.
+        precision: see `distill.hardware`; `auto` is float32 with ONNX Runtime, which has no other.
+        device: where to compute.
+
+    Raises:
+        DistillError: unknown backend or precision.
+    """
+    if name not in BACKENDS:
+        raise DistillError(f"--backend: found {name!r}, expected {', '.join(BACKENDS)}")
+    only = FULL if name == "onnxruntime" and check_precision(precision) == AUTO else precision
+    chosen = resolved(only, device)
+    return (_fastest(device, chosen) if name == "auto" else name), chosen
+
+
+def _fastest(device: torch.device, precision: Precision) -> str:
     if device.type == "cpu":
-        return "openvino" if importlib.util.find_spec("openvino") else "eager"
+        suits = importlib.util.find_spec("openvino") and (precision == FULL or has_bfloat16(device))
+        return "openvino" if suits else "eager"
     tools = importlib.util.find_spec("triton") and any(map(shutil.which, ("cc", "gcc", "clang")))
     return "compile" if tools else "eager"

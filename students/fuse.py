@@ -34,7 +34,7 @@ class Exact(nn.Module):
     """A layer that computes in float32 under autocast and gives its result in autocast's type.
 
     The paper's network begins with kernels that take differences of grey values: their weights nearly cancel. In
-    bfloat16 both factors are rounded before they cancel, and that one layer makes most of the network's error.
+    half the bits both factors are rounded before they cancel, and that one layer makes most of the network's error.
     """
 
     def __init__(self, layer: nn.Module) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
+from distill.hardware import FULL
 from students.backend import Maps
 from students.functions import Decode, Decoded, Encode, Wanted, flat
 from students.section import Samples, Student
@@ -34,13 +35,13 @@ class OnnxBackend:
             student: in evaluation mode, on the CPU.
             slab: its adapter, if features are wanted.
             wanted: results beside the affinities.
-            precision: `32-true`.
+            precision: `FULL`, see `distill.hardware`.
 
         Raises:
             DistillError: ONNX or its runtime is not installed, or another precision.
         """
-        if precision != "32-true":
-            raise DistillError(f"--precision: found {precision!r}, expected 32-true with --backend onnxruntime")
+        if precision != FULL:
+            raise DistillError(f"--precision: found {precision!r}, expected {FULL} with --backend onnxruntime")
         self._runtime = load_runtime()
         self._student, self._slab, self._wanted = student, slab, wanted
         self._encoders: dict[tuple[int, ...], Any] = {}

@@ -1,7 +1,7 @@
-"""The stream's two functions on OpenVINO: on a CPU the fastest way, in bfloat16 above all.
+"""The stream's two functions on OpenVINO: on a CPU the fastest way.
 
-Between the functions maps stay in the layout and precision in which its convolutions work (channels last, bfloat16), so
-that nothing is converted to and fro. Models are built once a size and kept.
+Between the functions maps stay in the layout and precision in which its convolutions work (channels last), so that
+nothing is converted to and fro. Models are built once a size and kept.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
+from distill.hardware import MIXED
 from students.backend import Maps
 from students.functions import Decode, Decoded, Encode, Wanted, flat
 from students.fuse import fused, take_entry
@@ -40,7 +41,7 @@ class OpenVINOBackend:
             student: in evaluation mode, on the CPU.
             slab: its adapter, if features are wanted.
             wanted: results beside the affinities.
-            precision: `32-true` or `bf16-mixed`; CPUs without bfloat16 compute in float32 either way.
+            precision: `FULL` or `MIXED`, see `distill.hardware`; a CPU without the second computes in float32.
 
         Raises:
             DistillError: OpenVINO is not installed.
@@ -49,7 +50,7 @@ class OpenVINOBackend:
         self._core = self._ov.Core()
         self._student, self._slab, self._wanted = student, slab, wanted
         able = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self._half_precision = precision == "bf16-mixed" and able
+        self._half_precision = precision == MIXED and able
         self._entry: nn.Module | None = None  # OpenVINO has one precision for a model, so torch runs this layer
         if self._half_precision and student.entry is not None:
             self._student = fused(student)

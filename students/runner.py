@@ -60,7 +60,7 @@ class SectionRunner:
             student: in evaluation mode, on the device.
             slab: adapter to the query decoder, or None if only affinities are wanted.
             device: where to compute.
-            precision: `32-true` or `bf16-mixed`.
+            precision: see `distill.hardware`.
             backend: see `students.backend.make_backend`.
             tile: side of the tiles that `tiles` cuts, in pixels.
             offsets: K edges (z, y, x), the three nearest ones first; others within the section or to earlier ones.

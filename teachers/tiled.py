@@ -17,6 +17,7 @@ from torch import Tensor
 
 from distill.affinity import NEAREST, embedding_affinity, fill_frame, unit
 from distill.geometry import Box, Triple, tiles
+from distill.hardware import computing
 from teachers.teacher import Teacher, TeacherOutput
 
 
@@ -45,7 +46,7 @@ def run_teacher(
         raw: (D, H, W) in [0, 1].
         windows: blocks that cover the volume, run in this order (see `sliding_windows`).
         device: where to compute.
-        precision: `32-true` or `bf16-mixed`.
+        precision: see `distill.hardware`.
         blend: weigh windows by a pyramid that falls towards their borders; off, the last window wins (the
             checkerboard as it is).
         on_block: called with every window, the teacher's output and its own affinities (3, D, H, W).
@@ -89,7 +90,7 @@ def slide_embedding(
         windows: blocks that cover the volume, run in this order (see `sliding_windows`).
         embed: what to take of a window's output, (E, D, H, W) at full resolution, e.g. `head_embedding`.
         device: where to compute.
-        precision: `32-true` or `bf16-mixed`.
+        precision: see `distill.hardware`.
         blend: as for `run_teacher`.
         kept: consecutive sections of the volume; all of them by default.
 
@@ -128,7 +129,7 @@ def sliding_windows(shape: Triple, block: Triple, overlap: Triple) -> list[Box]:
 
 @torch.inference_mode()
 def _run(teacher: Teacher, raw: NDArray[np.float32], device: torch.device, precision: str) -> TeacherOutput:
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
+    with computing(device, precision):
         found: TeacherOutput = teacher(torch.from_numpy(np.array(raw))[None, None].to(device))
     return found
 

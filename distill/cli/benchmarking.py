@@ -11,6 +11,7 @@ from distill.cli.app import app
 from distill.cli.console import Bar, say
 from distill.cli.options import Device, Precision, Resolution, runtime_of
 from distill.errors import DistillError
+from distill.hardware import AUTO
 
 bench = typer.Typer(no_args_is_help=True)
 app.add_typer(bench, name="bench", help="Measure a model on this machine.")
@@ -27,7 +28,7 @@ def seams(
     depth: Annotated[int, typer.Option(min=1, help="sections of a window")] = 6,
     resolution: Resolution = None,
     device: Device = "auto",
-    precision: Precision = "bf16-mixed",
+    precision: Precision = AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Score the seams of teacher and student, with windows of several sizes, side by side and blended."""
@@ -39,7 +40,7 @@ def seams(
 
     volume = open_volume(source, resolution=parse_numbers(resolution, "--resolution") if resolution else None)
     grey_volume(volume, source)
-    runtime = runtime_of(device, precision)
+    runtime, chosen = runtime_of(device, precision)
     networks = load_teacher(model, runtime.device), load_student(student or model, runtime.device)
     sections, sizes = section or [volume.size[0] // 2], window or [96, 128]
     if min(sizes) < 16:
@@ -48,7 +49,7 @@ def seams(
         rows = bench_seams(volume, *networks, sections, sizes, crop, depth, runtime, bar.update)
     if as_json:
         about = {"source": source, "model": model, "student": student or model, "sections": sections, "crop": crop}
-        about |= {"depth": depth, "precision": precision, "device": str(runtime.device)}
+        about |= {"depth": depth, **chosen.record(), "device": str(runtime.device)}
         typer.echo(json.dumps({**about, "rows": [row.to_dict() for row in rows]}, indent=2))
         return
     lines = [list(HEADER), *(row.cells() for row in rows)]

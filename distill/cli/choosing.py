@@ -11,6 +11,7 @@ from distill.cli.app import app
 from distill.cli.console import Bar, Recorded, say
 from distill.cli.options import Device, Precision, runtime_of
 from distill.errors import DistillError
+from distill.hardware import AUTO
 
 if TYPE_CHECKING:
     from distill.recipes.sweep import Curve
@@ -34,7 +35,7 @@ def sweep(
     source: Annotated[str | None, typer.Option(metavar="RAW", help="query: the sections, beside --model")] = None,
     preset: Annotated[str, typer.Option(help="skimage, cremi, agq or cad")] = "skimage",
     device: Device = "auto",
-    precision: Precision = "bf16-mixed",
+    precision: Precision = AUTO,
 ) -> None:
     """Compare ways from affinities to neurons over their thresholds, and choose those with the least VOI."""
     from distill.recipes.sweep import TRIED, Network
@@ -52,14 +53,16 @@ def sweep(
     tried = {
         name: TRIED[name] if text is None else parse_thresholds(text, f"--{name}") for name, text in ranges.items()
     }
-    network = None
+    network, chosen = None, None
     if model is not None and source is not None:
-        network = Network(model, source, runtime_of(device, precision))
+        runtime, chosen = runtime_of(device, precision)
+        network = Network(model, source, runtime)
     if not out.name:
         raise DistillError(f"--out: found {str(out)!r}, expected a folder with a name of its own")
     with Recorded(out / "sweep") as record, Bar("methods") as bar:
         curves = run(affinity, labels, out, tried, preset=preset, network=network, on_step=bar.update)
         record["methods"] = list(asked)
+        record.update(chosen.record() if chosen is not None else {})
     _say_table(curves)
     say(f"chosen by the least VOI sum on {labels} (preset {preset}); what they score on other sections is not known")
     say(f"next: distill segment SOURCE --model MODEL --thresholds {out / 'thresholds.yaml'} --out OUT.zarr")

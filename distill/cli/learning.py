@@ -14,6 +14,7 @@ from distill.cli.app import app
 from distill.cli.console import Bar, say, say_error, took
 from distill.cli.options import Device, Precision, Resolution, runtime_of
 from distill.errors import DistillError
+from distill.hardware import AUTO
 
 if TYPE_CHECKING:
     from distill.recipes.train import Progress
@@ -171,7 +172,7 @@ def _progress(bar: Bar, before: int = 0, runs: int = 1) -> Progress:
                 f"y {found.boundary_f1[1]:.3f}, x {found.boundary_f1[2]:.3f}"
             )
 
-    return Progress(on_step, on_validation)
+    return Progress(on_step, on_validation, bar.line)
 
 
 def _seeds(text: str) -> list[int]:
@@ -219,12 +220,12 @@ def report(
         bool, typer.Option("--seams", help="first run both networks on a validation section: embeddings, seam scores")
     ] = False,
     device: Device = "auto",
-    precision: Precision = "bf16-mixed",
+    precision: Precision = AUTO,
 ) -> None:
     """Write a run as one web page: scores, figures, curves, worst errors, times, how to repeat it."""
     from distill.recipes.report import report as write
 
-    runtime = runtime_of(device, precision) if seams else None
+    runtime = runtime_of(device, precision)[0] if seams else None
     made = write(
         run, out, segmentations=segmentation or (), labels=labels, preset=preset, seams=runtime, note=say_error
     )

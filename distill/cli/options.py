@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distill.cli.console import say_error
 from distill.errors import DistillError
+from distill.hardware import PRECISIONS, check_precision
 
 if TYPE_CHECKING:
+    from distill.hardware import Chosen
     from distill.recipes.run_models import Options
     from distill.recipes.volumes import Runtime
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
-Precision = Annotated[str, typer.Option(help="bf16-mixed or 32-true")]
+Precision = Annotated[str, typer.Option(help=f"{', '.join(PRECISIONS)}; auto is what the device computes fast")]
 Backend = Annotated[
     str, typer.Option(help="of the student: auto (the fastest here), eager, compile, openvino or onnxruntime")
 ]
@@ -62,17 +65,17 @@ def run_options(
     return Options(nm, section_range(sections), device, precision, merge, overwrite, backend)
 
 
-def check_precision(precision: str) -> None:
-    if precision not in ("bf16-mixed", "32-true"):
-        raise DistillError(f"--precision: found {precision!r}, expected bf16-mixed or 32-true")
-
-
-def runtime_of(device: str, precision: str) -> Runtime:
+def runtime_of(device: str, precision: str) -> tuple[Runtime, Chosen]:
+    """Device and precision of a command that keeps no store, printed on the error stream."""
+    from distill.hardware import choose
     from distill.recipes.models import pick_device
     from distill.recipes.volumes import Runtime
 
-    check_precision(precision)
-    return Runtime(pick_device(device), precision)
+    chosen = choose(precision, pick_device(device))
+    say_error(chosen.line)
+    if chosen.warning is not None:
+        say_error(chosen.warning)
+    return Runtime(pick_device(device), chosen.precision), chosen
 
 
 def section_range(sections: str | None) -> tuple[int, int | None] | None:

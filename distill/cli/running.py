@@ -22,6 +22,7 @@ from distill.cli.options import (
     run_options,
 )
 from distill.errors import DistillError
+from distill.hardware import AUTO
 
 if TYPE_CHECKING:
     from distill.recipes.streaming.journal import Line
@@ -74,7 +75,7 @@ def stream(
     merge: Merge = None,
     thresholds: Thresholds = None,
     device: Device = "auto",
-    precision: Precision = "bf16-mixed",
+    precision: Precision = AUTO,
     backend: Backend = "auto",
     overwrite: Overwrite = False,
 ) -> None:
@@ -104,7 +105,7 @@ def stream(
     )
     with Recorded(out) as record, Bar("sections") as bar:
         found = run(source, model, out, options, streaming, on_progress=bar.update, note=bar.line)
-        record.update(found.about | {"stages": found.seconds})
+        record.update(found.about | found.chosen | {"stages": found.seconds})
     _say_stream(out, found)
 
 
@@ -150,7 +151,7 @@ def segment(
     merge: Merge = None,
     thresholds: Thresholds = None,
     device: Device = "auto",
-    precision: Precision = "bf16-mixed",
+    precision: Precision = AUTO,
     backend: Backend = "auto",
     overwrite: Overwrite = False,
 ) -> None:

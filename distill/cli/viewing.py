@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distill.cli.app import app
-from distill.cli.console import Bar, say
-from distill.cli.options import Device, Precision, Resolution, check_precision, ids, section_range
+from distill.cli.console import Bar, say, say_error
+from distill.cli.options import Device, Precision, Resolution, ids, section_range
 from distill.errors import DistillError
+from distill.hardware import AUTO, check_precision
 
 if TYPE_CHECKING:
     from distill.recipes.seams import NetworkSeams
@@ -44,7 +45,7 @@ def pca(
     sections: Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="sections of the movie")] = None,
     resolution: Resolution = None,
     device: Device = "auto",
-    precision: Precision = "bf16-mixed",
+    precision: Precision = AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="print the seam scores as JSON")] = False,
 ) -> None:
     """Draw a section beside the embeddings of teacher (sliding window) and student, with their seam scores."""
@@ -88,6 +89,7 @@ def pca(
             precision=precision,
             resolution=nm,
             on_section=bar.update,
+            note=say_error,
         )
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))

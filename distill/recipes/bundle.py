@@ -17,6 +17,7 @@ from torch import Tensor
 from distill.checkpoint import Kind, Weights, read_weights, write_tensors
 from distill.errors import CheckpointError, DistillError, SourceError
 from distill.geometry import Box, Nanometres
+from distill.hardware import FULL
 from distill.recipes.models import find_weights, load_student, load_teacher
 from distill.recipes.outputs import check_place
 from distill.recipes.volumes import Runtime, student_affinity, teacher_volume
@@ -25,7 +26,7 @@ from distill.volume import every_section, open_volume
 LARGEST = 15_000_000  # bytes of a bundle
 MEAN_CHANGE, LARGEST_CHANGE = 0.002, 0.1  # of affinities, half a step of the stored ones on average
 _SAMPLE = (5, 256, 256)  # voxels on which outputs are compared
-_EXACT = Runtime(torch.device("cpu"), "32-true")
+_EXACT = Runtime(torch.device("cpu"), FULL)
 
 
 @dataclass(frozen=True)

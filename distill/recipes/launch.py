@@ -13,6 +13,7 @@ from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
 from distill.errors import ConfigError, DistillError
+from distill.hardware import resolved
 from distill.ranks import Ranks
 from distill.recipes.joint import Joint
 from distill.recipes.models import pick_device
@@ -26,13 +27,14 @@ def launch(device: str, precision: str, ranks: Ranks) -> Fabric:
 
     Args:
         device: `auto`, `cpu` or `cuda[:N]`; with several ranks each takes the GPU of its number.
-        precision: `32-true` or `bf16-mixed`.
+        precision: see `distill.hardware`.
         ranks: from the environment.
 
     Raises:
         DistillError: no such device, or fewer GPUs than processes.
     """
     where = pick_device(device)
+    precision = resolved(precision, where)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision on the terminal
     if ranks.size == 1:
         alone = [where.index] if where.index is not None else 1

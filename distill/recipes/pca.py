@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from distill.errors import DistillError
 from distill.geometry import Box
+from distill.hardware import AUTO, choose
 from distill.recipes.embeddings import (
     Embedding,
     Mask,
@@ -119,9 +120,10 @@ def pca(
     *,
     shifted: bool = False,
     device: str = "auto",
-    precision: str = "bf16-mixed",
+    precision: str = AUTO,
     resolution: tuple[float, float, float] | None = None,
     on_section: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Seams:
     """Make the figure, and the movie if one is asked for; both with the colours fitted on `section`.
 
@@ -137,9 +139,10 @@ def pca(
         shifted: also run the teacher with windows half a step further, and the student on a section framed so, and
             measure how much the runs disagree.
         device: where to compute.
-        precision: see `Runtime`.
+        precision: see `distill.hardware`.
         resolution: for files without one.
         on_section: called with sections of the movie done and their number.
+        note: called with the device and the precision, in words.
 
     Raises:
         DistillError: bad input; the section is not there; a movie that cannot be written here.
@@ -148,12 +151,16 @@ def pca(
     if movie is not None:
         movie_suffix(movie.out)
     volume = open_volume(source, resolution=resolution)
-    runtime = Runtime(pick_device(device), precision)
+    chosen = choose(precision, pick_device(device))
+    runtime = Runtime(pick_device(device), chosen.precision)
     grey_volume(volume, source)
     if not 1 <= section < volume.size[0]:
         raise DistillError(f"--section: found {section}, expected 1 to {volume.size[0] - 1} for {source}")
     check_insets(drawing.insets, (volume.size[1], volume.size[2]))
     through = None if movie is None else _through(movie, volume.size[0], source)
+    for text in (chosen.line, chosen.warning):
+        if note is not None and text is not None:
+            note(text)
     taught = None if teacher is None else load_teacher(teacher, runtime.device)
     networks = Networks(taught, load_student(student, runtime.device), runtime)
     looked = look(volume, networks, section, windows)

@@ -74,6 +74,8 @@ def what_was_run(run: RunFolder) -> list[Html]:
         ("Versions", _listed(record.get("versions"))),
         ("Python", str(record.get("python", ""))),
         ("Machine", _listed(record.get("machine"))),
+        ("Device", str(record.get("hardware", ""))),
+        ("Precision", ", ".join(str(record[key]) for key in ("precision", "precision_by") if key in record)),
     ]
     for name, keys in (("Image", "raw"), ("Labels", "labels")):
         pairs.append((name, str(run.setting("student.yaml", "data", keys) or "")))

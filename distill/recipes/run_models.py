@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distill.errors import DistillError
+import torch
+
 from distill.geometry import Nanometres, of_another_shape
+from distill.hardware import AUTO, FULL, MIXED, Chosen, check_precision, choose
+from distill.recipes.models import pick_device
+from distill.recipes.volumes import Runtime
+from students.backend import settled
 
 WATERZ_THRESHOLD = 0.5  # Liu et al., CVPR 2024
 MUTEX_BIAS = 0.5  # affinity above which an edge attracts
@@ -22,7 +27,7 @@ class Options:
     resolution: tuple[float, float, float] | None = None
     sections: tuple[int, int | None] | None = None
     device: str = "auto"
-    precision: str = "bf16-mixed"
+    precision: str = AUTO
     merge: float | None = None  # None = the model's own, chosen on its validation part
     overwrite: bool = False
     backend: str = "auto"  # of the student, see `students.backend`
@@ -55,11 +60,53 @@ def check_resolution(notes: dict[str, Any], source: str, resolution: Nanometres,
         note(f"warning: {source} has voxels of {found} nm, the model was trained on {wanted} nm (z, y, x)")
 
 
-def check_precision(options: Options) -> None:
-    """Refuse an unknown precision.
+@dataclass(frozen=True)
+class Start:
+    """How a run computes.
+
+    Attributes:
+        device: where this process computes.
+        chosen: its precision.
+        backend: of the student; `auto` only where each worker has a machine of its own.
+    """
+
+    device: torch.device
+    chosen: Chosen
+    backend: str
+
+    @property
+    def runtime(self) -> Runtime:
+        """For this process."""
+        return Runtime(self.device, self.chosen.precision, self.backend)
+
+
+def start(options: Options, begun: Mapping[str, Any], note: Note, *, elsewhere: bool = False) -> Start:
+    """Choose device, precision and backend of a run, and print which.
+
+    Args:
+        options: what the user asks for.
+        begun: settings of the store that is continued; `auto` keeps its precision and backend.
+        note: called with a line, and with another one where the precision is slow on this device.
+        elsewhere: workers are processes of other machines: `auto` is what each of them can do.
 
     Raises:
-        DistillError: it is one.
+        DistillError: unknown options, or no such device.
     """
-    if options.precision not in ("bf16-mixed", "32-true"):
-        raise DistillError(f"--precision: found {options.precision!r}, expected bf16-mixed or 32-true")
+    backend = str(begun.get("backend", "auto")) if options.backend == "auto" else options.backend
+    full = options.precision == AUTO and (elsewhere or backend == "onnxruntime")
+    asked, kept = FULL if full else options.precision, begun.get("precision")
+    if elsewhere:
+        asked = check_precision(kept if kept and options.precision == AUTO else asked)
+        reason = "auto: what every worker can do" if full else "as asked for"
+        found = Start(torch.device("cpu"), Chosen(asked, reason, "of each worker"), backend)
+        note(f"{found.chosen.line}" + (f"; --precision {MIXED} where all workers have it" if full else ""))
+        return found
+    device = pick_device(options.device)
+    chosen = choose(asked, device, begun=kept)
+    found = Start(device, chosen, settled(backend, chosen.precision, device)[0])
+    note(f"{chosen.line}, backend {found.backend}")
+    if chosen.warning is not None:
+        note(chosen.warning)
+        if found.backend == "openvino":
+            note("warning: OpenVINO computes the student in float32 here; --backend eager keeps to the precision")
+    return found

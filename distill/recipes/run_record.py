@@ -16,13 +16,23 @@ import torch
 import distill
 from distill.config import Pair
 from distill.durable import replacing
+from distill.hardware import Chosen
 from distill.timing import Split
 
 
 class RunRecord:
     """run.json: what was run, with what, when, how it ended. Written at the start and at the end."""
 
-    def __init__(self, path: Path, command: list[str], config: Pair, first_step: int, ranks: int, split: Split) -> None:
+    def __init__(
+        self,
+        path: Path,
+        command: list[str],
+        config: Pair,
+        first_step: int,
+        ranks: int,
+        split: Split,
+        chosen: Chosen,
+    ) -> None:
         self.path, self.split = path, split
         before = json.loads(path.read_text(encoding="utf-8")) if path.exists() and first_step else {}
         self.values: dict[str, Any] = {
@@ -32,6 +42,7 @@ class RunRecord:
             "versions": {"affinity-distill": distill.__version__, "torch": torch.__version__, "numpy": np.__version__},
             "python": sys.version.split()[0],
             "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+            **chosen.record(),
             "processes": ranks,
             "seed": config.student.training.seed,
             "earlier": [*before.pop("earlier", []), before] if before else [],

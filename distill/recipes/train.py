@@ -20,12 +20,13 @@ from distill.checkpoint import save_weights
 from distill.config import Pair, dump, load_pair
 from distill.durable import replacing
 from distill.engine import MetricsLog, StepReport, fit, make_optimizer
-from distill.errors import CheckpointError, SourceError
+from distill.errors import CheckpointError, DistillError, SourceError
+from distill.hardware import AUTO, Chosen, Precision, choose
 from distill.ranks import from_environment
 from distill.recipes.figures import run_figures
 from distill.recipes.joint import Joint
 from distill.recipes.launch import compile_networks, launch, lay_out, leave
-from distill.recipes.models import find_weights, student_metadata, teacher_metadata
+from distill.recipes.models import find_weights, pick_device, student_metadata, teacher_metadata
 from distill.recipes.report import report_after_training
 from distill.recipes.run_record import RunRecord
 from distill.recipes.training_data import Parts, open_parts, training_crops
@@ -46,6 +47,7 @@ class Progress:
 
     on_step: Callable[[StepReport, int], None]  # report, steps in all
     on_validation: Callable[[int, dict[str, Judged], float], None]  # step, scores, seconds
+    note: Callable[[str], None]  # a line for the user
 
 
 def train(
@@ -68,10 +70,20 @@ def train(
         DistillError: bad input; nothing has been written then.
     """
     ranks = from_environment()
+    chosen = _precision(config, out if resume else None, device)
+    config = with_precision(config, chosen.precision)
     parts = open_parts(config)
     training = config.student.training
     crops = training_crops(config, parts, ranks.size, logger.warning if ranks.first else lambda text: None)
+    if ranks.first:
+        for text in filter(None, (chosen.line, chosen.warning)):
+            progress.note(text)
     fabric = launch(device, training.precision, ranks)
+    if (first := fabric.broadcast(training.precision)) != training.precision:
+        raise DistillError(
+            f"student.training.precision: found auto, which is {first} on the first rank and {training.precision} on "
+            f"rank {ranks.rank}, expected one of them by name"
+        )
     torch.manual_seed(training.seed)
     joint = Joint(config, parts.resolution)
     if ranks.first:
@@ -113,7 +125,7 @@ def train(
     log = MetricsLog(out / "metrics.jsonl", state.step)
     runtime = Runtime(fabric.device, training.precision)
     book = _Bookkeeping(config, parts, out, log, runtime, progress, state)
-    with RunRecord(out / "run.json", command, config, state.step, ranks.size, book.split):
+    with RunRecord(out / "run.json", command, config, state.step, ranks.size, book.split, chosen):
         follow(on_step=book.step, on_validate=lambda s: book.validation(s, joint, compiled=training.compile))
         leave()
         if book.last:  # after the last state is safe: a figure must not cost a run
@@ -148,15 +160,37 @@ def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:
     return state_path
 
 
+def with_precision(config: Pair, precision: Precision) -> Pair:
+    """The configuration with another precision."""
+    training = config.student.training.model_copy(update={"precision": precision})
+    return config.model_copy(update={"student": config.student.model_copy(update={"training": training})})
+
+
+def _precision(config: Pair, begun: Path | None, device: str) -> Chosen:
+    """The precision of a training: `auto` is that of the run folder that is continued, else what the device has."""
+    found = None if begun is None else _written(begun)
+    earlier = None if found is None else found.student.training.precision
+    return choose(config.student.training.precision, pick_device(device), begun=earlier)
+
+
+def _written(out: Path) -> Pair | None:
+    """The configuration in a run folder."""
+    teacher, student = out / "teacher.yaml", out / "student.yaml"
+    return load_pair(teacher, student) if teacher.exists() and student.exists() else None
+
+
 def differing_file(out: Path, config: Pair) -> Path | None:
     """The file of a run folder that says another thing than a configuration; None where both say the same.
 
-    Compared is what the files mean: a key that they lack because it is newer than they are has its default.
+    Compared is what the files mean: a key that they lack because it is newer than they are has its default, and a
+    precision that is `auto` is that of the folder.
     """
     teacher, student = out / "teacher.yaml", out / "student.yaml"
-    if not (teacher.exists() and student.exists()):
+    found = _written(out)
+    if found is None:
         return None
-    found = load_pair(teacher, student)
+    if config.student.training.precision == AUTO:
+        config = with_precision(config, found.student.training.precision)
     if found.teacher != config.teacher:
         return teacher
     return student if found.student != config.student else None

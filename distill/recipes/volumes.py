@@ -20,11 +20,13 @@ from distill.config import DecoderConfig
 from distill.decoder import DecoderInput, QueryDecoder
 from distill.errors import DistillError
 from distill.geometry import Box, Triple, tiles
+from distill.hardware import AUTO, computing
 from distill.ids import Relabelling, sum_pairs
 from distill.recipes.models import TrainedStudent, TrainedTeacher, seed_rule
 from distill.sampling import as_unit_range
 from distill.segment import block_instances
 from distill.stitch import Stitcher, largest_overlap
+from students.backend import settled
 from students.runner import EmbeddingType, SectionOutput, SectionRunner
 from teachers.teacher import TeacherOutput
 from teachers.tiled import run_teacher
@@ -34,11 +36,23 @@ Affinity = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how networks run."""
+    """Where and how networks run; what is `auto` is settled as it is made.
+
+    Attributes:
+        device: where to compute.
+        precision: see `distill.hardware`.
+        backend: of the student, see `students.backend`; others than `eager` are worth their start for long streams.
+    """
 
     device: torch.device
-    precision: str = "bf16-mixed"
-    backend: str = "eager"  # of the student, see `students.backend`; others are worth their start for long streams
+    precision: str = AUTO
+    backend: str = "eager"
+
+    def __post_init__(self) -> None:
+        """Settle what is `auto`."""
+        backend, precision = settled(self.backend, self.precision, self.device)
+        object.__setattr__(self, "backend", backend)
+        object.__setattr__(self, "precision", precision)
 
 
 @dataclass(frozen=True)
@@ -282,7 +296,7 @@ def decoder_overlap(shape: Triple, config: DecoderConfig) -> Triple:
 def _computing(runtime: Runtime) -> ExitStack:
     stack = ExitStack()
     stack.enter_context(torch.inference_mode())
-    stack.enter_context(torch.autocast(runtime.device.type, torch.bfloat16, runtime.precision == "bf16-mixed"))
+    stack.enter_context(computing(runtime.device, runtime.precision))
     return stack
 
 

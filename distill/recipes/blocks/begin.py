@@ -14,6 +14,7 @@ from typing import Any
 from distill.durable import flush
 from distill.errors import SourceError
 from distill.formats_zarr import zarr_node
+from distill.hardware import Chosen
 from distill.recipes.aside import set_aside
 from distill.recipes.blocks.tables import FOLDER, read_table, table_path
 from distill.recipes.blocks.work import Work
@@ -23,10 +24,11 @@ from distill.store import write_json, writing
 from distill.volume import Volume
 
 FORMAT = 1
-FREE = ("created", "source", "model", "device", "threshold")  # may differ when blocks go on
+# may differ when blocks go on
+FREE = ("created", "source", "model", "device", "hardware", "precision_by", "threshold")
 
 
-def settings_of(work: Work, frame: Frame, volume: Volume, created: str) -> dict[str, Any]:
+def settings_of(work: Work, frame: Frame, volume: Volume, chosen: Chosen, created: str) -> dict[str, Any]:
     """Everything that decides what the store holds, and some that does not."""
     plan = work.plan
     return {
@@ -44,7 +46,9 @@ def settings_of(work: Work, frame: Frame, volume: Volume, created: str) -> dict[
         "method": work.method,
         "threshold": work.threshold,
         "device": work.device,
+        "hardware": chosen.device,
         "precision": work.precision,
+        "precision_by": chosen.reason,
         "backend": work.backend,
         "depth": plan.depth,
         "rows": [[group.start, group.stop] for group in plan.rows],

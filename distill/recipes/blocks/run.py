@@ -21,6 +21,7 @@ import torch
 import distill
 from distill.affinity import NEAREST
 from distill.errors import CheckpointError, DistillError, SourceError
+from distill.hardware import check_precision
 from distill.recipes.aside import forget_replaced, take_back
 from distill.recipes.blocks import lay
 from distill.recipes.blocks.begin import finished_about, is_blocks, prepare, settings_of, undone_blocks
@@ -31,10 +32,11 @@ from distill.recipes.blocks.pool import Pool, Task, open_pool
 from distill.recipes.blocks.shelf import NAMES
 from distill.recipes.blocks.tables import FOLDER, pair_path
 from distill.recipes.blocks.work import Done, Work, solve_block, solve_pair
-from distill.recipes.models import TrainedStudent, TrainedTeacher, load_student, load_teacher, pick_device
+from distill.recipes.models import TrainedStudent, TrainedTeacher, load_student, load_teacher
 from distill.recipes.outputs import Frame, check_free, check_place, frame_of
 from distill.recipes.pyramid import LEVELS
-from distill.recipes.run_models import Note, Options, check_precision, check_resolution, threshold_of
+from distill.recipes.run_models import Note, Options, Start, check_resolution, start, threshold_of
+from distill.recipes.settings import read_settings
 from distill.recipes.streaming.journal import now
 from distill.recipes.streaming.store import ome
 from distill.store import write_group_attributes, writing
@@ -55,11 +57,13 @@ class Segmented:
         about: how the store was made; the same for every way of getting there.
         seconds: by stage, summed over all workers, of this run.
         peak: bytes, the most that each process has held.
+        chosen: device and precision, for run.json.
     """
 
     about: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
 
     def add(self, done: Done) -> None:
         """Count a piece of work."""
@@ -70,7 +74,7 @@ class Segmented:
     def record(self) -> dict[str, Any]:
         """For run.json."""
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
-        return {**self.about, "stages": self.seconds, "peak_bytes": {"main": own, **self.peak}}
+        return {**self.about, **self.chosen, "stages": self.seconds, "peak_bytes": {"main": own, **self.peak}}
 
 
 def segment(
@@ -106,7 +110,7 @@ def segment(
         DistillError: wrong use, bad input, a block that fails again and again, or the disk refuses. What is done stays;
             a store without a finished block is removed.
     """
-    check_precision(options)
+    check_precision(options.precision)
     check_place(out)
     resumed = blocking.resume and os.path.lexists(out)
     if not resumed:
@@ -115,11 +119,12 @@ def segment(
         raise SourceError(f"{out}: found no blocks to go on with, expected a store of distill segment")
     volume = open_volume(source, resolution=options.resolution)
     frame = frame_of(volume, options.sections)
-    if blocking.scheduler is None:
-        pick_device(options.device)
-    work = _work(source, model, out, options, blocking, network, method, volume, frame, note)
-    created = prepare(out, work, settings_of(work, frame, volume, now()), frame, resume=blocking.resume)
-    found = Segmented()
+    earlier = read_settings(out, FOLDER, "segment") if resumed else {}
+    begun = start(options, earlier, note, elsewhere=blocking.scheduler is not None)
+    work = _work(source, model, out, options, blocking, network, method, volume, frame, begun, note)
+    settings = settings_of(work, frame, volume, begun.chosen, now())
+    created = prepare(out, work, settings, frame, resume=blocking.resume)
+    found = Segmented(chosen=begun.chosen.record())
     try:
         run = _Run(out, work, frame, blocking, found, on_progress, note)
         run.all()
@@ -146,6 +151,7 @@ def _work(
     method: Method,
     volume: Volume,
     frame: Frame,
+    begun: Start,
     note: Note,
 ) -> Work:
     trained: TrainedStudent | TrainedTeacher
@@ -187,8 +193,8 @@ def _work(
         plan=plan,
         halo=around,
         device=options.device,
-        precision=options.precision,
-        backend=options.backend,
+        precision=begun.chosen.precision,
+        backend=begun.backend,
         threads=max(1, _cores() // blocking.workers) if blocking.workers > 1 and blocking.scheduler is None else None,
     )
 

@@ -13,7 +13,7 @@ from distill.durable import flush
 from distill.errors import SourceError
 from distill.recipes.aside import set_aside
 from distill.recipes.models import TrainedStudent
-from distill.recipes.run_models import Options, merge_threshold
+from distill.recipes.run_models import Options, Start, merge_threshold
 from distill.recipes.streaming.journal import (
     FOLDER,
     Journal,
@@ -27,7 +27,6 @@ from distill.recipes.streaming.journal import (
 from distill.recipes.streaming.options import Streaming, parse_policies
 from distill.recipes.streaming.sources import Source
 from distill.recipes.streaming.store import Layout, StreamStore
-from distill.recipes.volumes import Runtime
 from distill.store import writing
 from students.runner import SectionRunner
 
@@ -41,7 +40,7 @@ def job_of(
     streaming: Streaming,
     sections: Source,
     layout: Layout,
-    runtime: Runtime,
+    begun: Start,
     runner: SectionRunner,
 ) -> dict[str, Any]:
     """Everything that decides what the store holds, and some that does not."""
@@ -51,8 +50,10 @@ def job_of(
         "source": source,
         "model": str(trained.path),
         "model_sha256": hashlib.sha256(trained.path.read_bytes()).hexdigest(),
-        "device": runtime.device.type,
-        "precision": options.precision,
+        "device": begun.device.type,
+        "hardware": begun.chosen.device,
+        "precision": begun.chosen.precision,
+        "precision_by": begun.chosen.reason,
         "backend": runner.backend,
         "batch": runner.batch,
         "tile": streaming.tile,

@@ -23,7 +23,9 @@ from distill.store import write_json, writing
 from distill.stored import readable
 
 FOLDER = "stream"
-_FREE = ("created", "source", "model", "merge_threshold", "on_bad", "device")  # may differ when a stream goes on
+# may differ when a stream goes on
+_FREE = ("created", "source", "model", "merge_threshold", "on_bad", "device", "hardware", "precision_by")
+_NEVER_COMPARED = ("created", "hardware", "precision_by")
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def check_job(store: Path, job: Mapping[str, Any], *, free: bool) -> None:
     Raises:
         SourceError: a setting differs.
     """
-    check_settings(store, read_job(store), job, _FREE if free else ("created",))
+    check_settings(store, read_job(store), job, _FREE if free else _NEVER_COMPARED)
 
 
 def now() -> str:

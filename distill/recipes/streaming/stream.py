@@ -13,10 +13,11 @@ from typing import Any
 from distill.errors import DistillError, SourceError
 from distill.formats import source_kind
 from distill.formats_image import section_paths
+from distill.hardware import check_precision
 from distill.recipes.aside import forget_replaced, take_back
-from distill.recipes.models import TrainedStudent, load_student, pick_device
+from distill.recipes.models import TrainedStudent, load_student
 from distill.recipes.outputs import check_free, check_place
-from distill.recipes.run_models import Note, Options, check_precision, check_resolution
+from distill.recipes.run_models import Note, Options, check_resolution, start
 from distill.recipes.streaming.begin import job_of, prepare, refuse_to_begin_again
 from distill.recipes.streaming.engine import Work, lines_that_stay
 from distill.recipes.streaming.engine import run as run_engine
@@ -28,7 +29,6 @@ from distill.recipes.streaming.pipeline import Stages
 from distill.recipes.streaming.plan import layer_depth, share
 from distill.recipes.streaming.sources import FileSource, Source, VolumeSource, in_order, listed_paths
 from distill.recipes.streaming.store import Layout, StreamStore
-from distill.recipes.volumes import Runtime
 from distill.volume import open_volume
 from students.runner import SectionRunner, check_offsets
 
@@ -46,6 +46,7 @@ class Streamed:
         seconds: by stage, of this process.
         objects: number of final ids; None where there is no segmentation or it is not finished.
         finished: whether nothing is left to do, not even `distill finish`.
+        chosen: device and precision of this process, for run.json.
     """
 
     about: dict[str, Any]
@@ -54,6 +55,7 @@ class Streamed:
     seconds: dict[str, float]
     objects: int | None
     finished: bool
+    chosen: dict[str, str]
 
 
 def stream(
@@ -85,7 +87,7 @@ def stream(
             stays; a store without a finished layer is removed.
     """
     policies = parse_policies(streaming.on_bad)
-    check_precision(options)
+    check_precision(options.precision)
     check_offsets(streaming.offsets)
     check_place(out)
     fresh = not os.path.lexists(out) or not (streaming.resume or (streaming.part.of > 1 and is_stream(out)))
@@ -97,7 +99,8 @@ def stream(
         raise DistillError("--range: found --follow beside it, expected a source of known length")
     known = [] if fresh or streaming.following is None else _known(out)
     opened = None if streaming.following else _open(source, options, streaming, known, note)
-    runtime = Runtime(pick_device(options.device), options.precision, options.backend)
+    begun = start(options, {} if fresh else read_job(out), note)
+    runtime = begun.runtime
     trained = load_student(model, runtime.device)
     if streaming.segment and trained.decoder is None:
         note(f"{trained.path} has no query decoder: affinities only. For instances: distill segment --method waterz")
@@ -117,7 +120,7 @@ def stream(
         embedding=None if streaming.embedding == "none" else streaming.embedding,
     )
     layout = _layout(sections, trained, streaming, step)
-    job = job_of(source, trained, options, streaming, sections, layout, runtime, runner)
+    job = job_of(source, trained, options, streaming, sections, layout, begun, runner)
     created = prepare(out, layout, job, sections.total, streaming, options)
     stages = Stages()
     journal = None
@@ -125,13 +128,13 @@ def stream(
         layers, last = share(streaming.part, sections.total, layout.depth)
         journal = Journal(out, layers.start)
         refuse_to_begin_again(journal, streaming, created)
-        begun = layers.start * layout.depth
-        begun += len(lines_that_stay(journal.path, layout.depth, sections.total, layout.segment))
+        before = layers.start * layout.depth
+        before += len(lines_that_stay(journal.path, layout.depth, sections.total, layout.segment))
         end = sections.total if last else layers.stop * layout.depth
         area, began = layout.size[0] * layout.size[1], time.perf_counter()
 
         def on_section(done: int) -> None:
-            rate = (done - begun) * area / max(time.perf_counter() - began, 1e-9) / 1e6
+            rate = (done - before) * area / max(time.perf_counter() - began, 1e-9) / 1e6
             on_progress(done, end, f"{rate:.2f} Mvoxel/s")
 
         in_pieces = streaming.tile is not None and not layout.segment
@@ -151,14 +154,16 @@ def stream(
     finally:
         if journal is not None:
             journal.close()
+    chosen = begun.chosen.record()
     if streaming.part.of > 1:
         lines = read_lines(journal.path)
-        return Streamed(job, len(lines), [one for one in lines if one.flaw], stages.seconds, None, False)
+        bad = [one for one in lines if one.flaw]
+        return Streamed(job, len(lines), bad, stages.seconds, None, False, chosen)
     with stages.timed("finish"):
         finished = finish(out, options.merge)
     forget_replaced(out)
     objects = finished.about.get("objects")
-    return Streamed(finished.about, finished.sections, finished.bad, stages.seconds, objects, True)
+    return Streamed(finished.about, finished.sections, finished.bad, stages.seconds, objects, True, chosen)
 
 
 def _known(out: Path) -> list[str | None]:

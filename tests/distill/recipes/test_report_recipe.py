@@ -314,7 +314,7 @@ def test_seams_are_measured_on_demand(copy: Path, cli: Cli) -> None:
     (copy / "figures" / "seams.json").write_text('{"teacher": {"ratio": "<b>"}, "student": 3}')
     assert any("pca.png: cannot be shown" in text for text in written(copy).text_of("p"))
     said = cli("report", copy, "--seams", "--precision", "fp16")
-    assert (said.code, said.err) == (2, "distill: --precision: found 'fp16', expected bf16-mixed or 32-true\n")
+    assert (said.code, said.err) == (2, "distill: --precision: found 'fp16', expected auto, 32-true or bf16-mixed\n")
 
 
 def test_the_sweep_is_that_of_the_best_validation(copy: Path) -> None:

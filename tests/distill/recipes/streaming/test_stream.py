@@ -193,7 +193,7 @@ def test_a_torn_line_does_not_count(go: Go, folder: Path, whole: Path, files_of:
 
 def test_settings_must_stay(go: Go, folder: Path, whole: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"was begun with precision \"32-true\", found \"bf16-mixed\""):
-        go(folder, whole, options=Options(NM, None, "cpu", backend="eager"), resume=True)
+        go(folder, whole, options=Options(NM, None, "cpu", "bf16-mixed", backend="eager"), resume=True)
     (tmp_path / "other").mkdir()
     with pytest.raises(SourceError, match="found no stream to go on with"):
         go(folder, tmp_path / "other", resume=True)
