@@ -23,6 +23,7 @@ from distill.config import PUBLISHED_DECODER, DecoderConfig, TeacherConfig, Teac
 from distill.decoder import DecoderInput, DecoderOutput, QueryDecoder
 from distill.errors import DistillError
 from distill.geometry import Triple
+from distill.hardware import computing
 from distill.queries import Seeds, find_seeds
 from distill.recipes.models import build_decoder, build_teacher, load_teacher, seed_rule
 from distill.recipes.volumes import Runtime
@@ -169,7 +170,7 @@ def given_seeds(network: Network, scene: Scene, seeds: Seeds, rates: Rates, runt
 def _computing(runtime: Runtime) -> ExitStack:
     stack = ExitStack()
     stack.enter_context(torch.inference_mode())
-    stack.enter_context(torch.autocast(runtime.device.type, torch.bfloat16, runtime.precision == "bf16-mixed"))
+    stack.enter_context(computing(runtime.device, runtime.precision))
     return stack
 
 

@@ -21,6 +21,7 @@ from tables import provenance, write_json
 
 from distill.allocation import keep_freed_memory
 from distill.geometry import Box
+from distill.hardware import AUTO, PRECISIONS, choose, computing
 from distill.recipes.models import load_student, seed_rule
 from distill.recipes.volumes import Runtime, student_sections
 from distill.segment import block_instances
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="section that the slab begins with")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--precision", choices=PRECISIONS, default=AUTO)
     parser.add_argument("--keep", action="store_true", help="keep freed memory, as the distill command does")
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args(argv)
@@ -55,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Processor seconds of the rounds, both ways, and of what makes instances of their masks."""
-    runtime = Runtime(torch.device("cpu"))
+    device = torch.device("cpu")
+    print(choose(options.precision, device).line, flush=True)
+    runtime = Runtime(device, options.precision)
     model, volume = load_student(options.model, runtime.device), open_volume(options.source)
     assert model.slab is not None
     assert model.decoder is not None
@@ -66,7 +70,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     sections = list(student_sections(model, grey, runtime, with_slab=True))
     joined = torch.stack([s.joined for s in sections if s.joined is not None])
     logits = torch.stack([s.logits for s in sections if s.logits is not None], 1)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), computing(device, runtime.precision):
         given = model.slab.slab(model.slab.mix(joined).transpose(0, 1)[None], logits[None])
         rule = seed_rule(config)
         whole = least(lambda: decoder(given, rule=rule), options.repeat)
@@ -84,6 +88,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             options.repeat,
         )
     return {
+        "precision": runtime.precision,
         "tile": [depth, height, width],
         "queries": output.valid.shape[1],
         "seeds": output.seeds.counts[0],

@@ -31,6 +31,7 @@ from distill.agglomerate import merge_by_mean_affinity, waterz
 from distill.config import PUBLISHED_DECODER, DecoderConfig
 from distill.decoder import DecoderInput
 from distill.geometry import Box
+from distill.hardware import AUTO, computing
 from distill.losses import instance_discrimination, instance_targets, mask_cross_entropy, mask_dice
 from distill.matching import match
 from distill.metrics import score
@@ -86,7 +87,7 @@ class Part:
 def look(model: TrainedStudent, raw: NDArray[Any], labels: NDArray[np.uint64]) -> Part:
     """Run the student over sections."""
     halves, fulls, affinities, previous = [], [], [], None
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.inference_mode(), computing(torch.device("cpu"), AUTO):
         for section in raw:
             current = model.student.encode(torch.from_numpy(as_unit_range(section))[None, None])
             pair = model.student.decode(previous or current, current)
@@ -119,7 +120,7 @@ def train(
         z, y, x = start[0], start[1] // 2 * 2, start[2] // 2 * 2
         box = Box((z, y, x), (min(z + crop[0], shape[0]), y + crop[1], x + crop[2]))
         instances = split_instances(instance_targets(as_label_tensor(part.labels[box.slices])[None]))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with computing(torch.device("cpu"), AUTO):
             given = slab(*part.cut(box), box.shape[0])
             guide = DecoderInput(given.features, given.affinity_logits.detach())
             decoded = decoder(guide, order="random", rng=rng)
@@ -150,7 +151,7 @@ def blocks(part: Part) -> Iterator[tuple[int, Box]]:
 def decode_all(slab: SlabAdapter, decoder: nn.Module, part: Part) -> list[NDArray[np.uint64]]:
     """Instances of every block."""
     found = []
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.inference_mode(), computing(torch.device("cpu"), AUTO):
         for _, box in blocks(part):
             given = slab(*part.cut(box), box.shape[0])
             found.append(block_instances(decoder(given), 0, box.shape[1:], min_voxels=40, min_piece=100, fill=True))

@@ -101,7 +101,7 @@ def _looked(run: str, side: int) -> tuple[Looked, float]:
     from distill.recipes.volumes import Runtime
     from distill.volume import volume_from_array
 
-    runtime = Runtime(torch.device("cpu"), "bf16-mixed")
+    runtime = Runtime(torch.device("cpu"))
     small = make_phantom((_DEPTH + 1, 512, 512), _NM, 0).raw
     times = -(-side // 512)
     volume = volume_from_array(np.tile(small, (1, times, times))[:, :side, :side], _NM)

@@ -29,6 +29,7 @@ from tables import milliseconds, provenance, table, write_json
 
 from distill.errors import DistillError
 from distill.geometry import Triple, parse_triple
+from distill.hardware import FULL
 from distill.recipes.models import pick_device
 from distill.recipes.volumes import Runtime
 
@@ -62,7 +63,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     network = load_network(options.network, options.model, runtime.device)
     whole = read_scene(options.data, parse_triple(options.block, "--block"), options.student, runtime)
     seeds = [seeds_of(whole.half, count) for count in sorted(options.components)]  # before anything takes minutes
-    peaks = {precision: peak_rate(runtime.device, dtype) for precision, dtype in DTYPES.items()}
+    wanted = {name: dtype for name, dtype in DTYPES.items() if name in (FULL, options.precision)}
+    peaks = {precision: peak_rate(runtime.device, dtype) for precision, dtype in wanted.items()}
     rates = Rates(peaks[options.precision], copy_rate(runtime.device), copy_rate(torch.device("cpu")))
     about = machine(runtime.device)
     print(f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {about['torch']}, {options.precision}")

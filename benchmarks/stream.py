@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hardware import DTYPES, copy_rate, machine, peak_rate
+from hardware import DTYPES, Peak, copy_rate, machine, peak_rate
 from numpy.typing import NDArray
 from tables import milliseconds, provenance, table, write_json
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,6 +34,7 @@ from distill.checkpoint import load_module, read_published
 from distill.config import StudentNetwork
 from distill.errors import DistillError
 from distill.geometry import Box
+from distill.hardware import AUTO, FULL, MIXED, has_bfloat16, resolved
 from distill.metrics import score
 from distill.recipes.models import build_student, load_student, pick_device
 from distill.recipes.run_models import WATERZ_THRESHOLD
@@ -108,19 +109,28 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """
     device = pick_device(options.device)
     about = machine(device)
-    print(f"{about['gpu'] or about['cpu']}, {about['cores']} cores, torch {about['torch']}, {about['threads']} threads")
-    peaks = {precision: peak_rate(device, kind) for precision, kind in DTYPES.items()}
+    if options.ways is None:
+        kinds = (FULL, MIXED) if has_bfloat16(device) else (FULL,)
+        options.ways = [f"{backend}:{precision}" for backend, precision in WAYS if precision in kinds]
+    print(
+        f"{about['gpu'] or about['cpu']}, {about['cores']} cores, torch {about['torch']}, {about['threads']} threads",
+        flush=True,
+    )
+    peaks: dict[str, Peak] = {}
+    for precision in (name for name in DTYPES if any(way.endswith(f":{name}") for way in options.ways)):
+        peaks[precision] = peak_rate(device, DTYPES[precision])
+        rate = peaks[precision].per_second / 1e9
+        print(f"peak {precision}: {rate:.0f} G operations/s ({peaks[precision].by})", flush=True)
     copied = copy_rate(device)
-    for precision, peak in peaks.items():
-        print(f"peak {precision}: {peak.per_second / 1e9:.0f} G operations/s ({peak.by})")
-    print(f"copy: {copied / 1e9:.1f} GB/s read and written")
+    print(f"copy: {copied / 1e9:.1f} GB/s read and written", flush=True)
     volume = open_volume(options.sections, resolution=(30.0, 6.0, 6.0))
     size = volume.size
     sections: Sections = volume.read(Box((0, 0, 0), (min(options.count, size[0]), *size[1:])))
     student = make(options.preset, options.checkpoint, options.model)
     counted = operations(student, sections[:2])
     plain, wanted = plain_loop(student, sections[: options.plain], device)
-    print(f"plain loop: {milliseconds(min(plain))} ms a section, {counted / 1e9:.1f} G operations in the stream")
+    said = f"{milliseconds(min(plain))} ms a section, {counted / 1e9:.1f} G operations in the stream"
+    print(f"plain loop: {said}", flush=True)
     labelled, labels = _labelled(options)
     exact = None if labelled is None else np.stack(plain_loop(student, labelled, device)[1], 1)
     plain_voi = None if exact is None or labels is None else voi(exact, labels)
@@ -286,8 +296,8 @@ class _Profiled(OpenVINOBackend):
 
 
 def layers(student: Student, pair: Sections, repeat: int) -> dict[str, dict[str, float]]:
-    """Seconds of a section by kind of layer, OpenVINO in bfloat16: where the time goes, least of some runs."""
-    backend = _Profiled(student, None, Wanted(), precision="bf16-mixed")
+    """Seconds of a section by kind of layer, OpenVINO: where the time goes, least of some runs."""
+    backend = _Profiled(student, None, Wanted(), precision=resolved(AUTO, torch.device("cpu")))
     grey = grey_values(pair)
     best: dict[str, dict[str, float]] = {}
     for _ in range(repeat + 1):
@@ -358,7 +368,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--datasets", nargs=2, default=["volumes/raw", "volumes/labels/neuron_ids"])
     parser.add_argument("--labelled", type=int, default=16, help="sections of it")
     every = [f"{backend}:{precision}" for backend, precision in WAYS]
-    parser.add_argument("--ways", nargs="*", choices=every, default=every, metavar="BACKEND:PRECISION")
+    parser.add_argument(
+        "--ways",
+        nargs="*",
+        choices=every,
+        metavar="BACKEND:PRECISION",
+        help="default: all in float32, and in bfloat16 where the device has it",
+    )
     parser.add_argument("--profile", action="store_true", help="time by kind of layer, OpenVINO")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeat", type=int, default=3, help="runs of the profile")

@@ -26,6 +26,7 @@ from distill.agglomerate import waterz
 from distill.config import Pair
 from distill.edge_scores import affinity_scores
 from distill.engine import make_optimizer
+from distill.hardware import AUTO, computing
 from distill.metrics import score
 from distill.recipes.joint import Joint
 from distill.recipes.models import TrainedStudent
@@ -91,7 +92,7 @@ def train(config: Pair, seconds: float, steps: int | None) -> tuple[Joint, int, 
         for group in optimizer.param_groups:
             group["lr"] = rate
         raw, labels = crops[step]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with computing(torch.device("cpu"), AUTO):
             terms = joint((raw[None], labels[None]), step)
         loss = torch.stack(list(terms.values())).sum()
         optimizer.zero_grad()

@@ -3,8 +3,8 @@
     python benchmarks/teacher_windows.py --sections SECTIONS --student MODEL --teacher MODEL --json OUT.json
 
 Windows are those of the CAD paper: 18 x 160 x 160, with overlap every 10 x 80 x 80. --windows of them are timed and
-scaled to the number that covers all sections; both networks in bfloat16. --kind takes a teacher with its default widths
-and random weights instead.
+scaled to the number that covers all sections; both networks in the precision that the device computes fast. --kind
+takes a teacher with its default widths and random weights instead.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tables import provenance, write_json
 from distill.config import TeacherConfig, TeacherLoss
 from distill.errors import DistillError
 from distill.geometry import Box
+from distill.hardware import AUTO
 from distill.recipes.models import build_teacher, load_student, load_teacher, pick_device
 from distill.sampling import as_unit_range
 from distill.volume import open_volume
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     volume = open_volume(options.sections, resolution=(30.0, 6.0, 6.0))
     depth, height, width = volume.size
     part = volume.read(Box((0, 0, 0), (min(WINDOW[0], depth), height, width)))
-    runner = SectionRunner(load_student(options.student, device).student, None, device=device, precision="bf16-mixed")
+    runner = SectionRunner(load_student(options.student, device).student, None, device=device, precision=AUTO)
     runner.push(part[: runner.batch])
     began = time.perf_counter()
     runner.push(part[runner.batch : runner.batch + options.count])
@@ -87,9 +88,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     raw, found = as_unit_range(part), []
     for name, teacher in teachers:
         fit = sliding_windows((WINDOW[0], height, width), WINDOW, (0, 0, 0))[: options.windows + 1]
-        run_teacher(teacher, raw, fit[:1], device=device, precision="bf16-mixed")
+        run_teacher(teacher, raw, fit[:1], device=device, precision=AUTO)
         began = time.perf_counter()
-        run_teacher(teacher, raw, fit[1:], device=device, precision="bf16-mixed")
+        run_teacher(teacher, raw, fit[1:], device=device, precision=AUTO)
         each = (time.perf_counter() - began) / len(fit[1:])
         for overlap in (True, False):
             shared = tuple(w - s if overlap else 0 for w, s in zip(WINDOW, STRIDE, strict=True))

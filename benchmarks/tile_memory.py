@@ -22,6 +22,7 @@ from stream import make
 from tables import provenance, write_json
 
 from distill.errors import DistillError
+from distill.hardware import AUTO
 from distill.recipes.models import pick_device
 from students.runner import SectionRunner
 
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=["cad", "smp"], default="cad")
     parser.add_argument("--checkpoint", type=Path, help="published weights of preset cad")
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--precision", default=AUTO)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the numbers here")
     return parser
