@@ -29,8 +29,8 @@ from distill.recipes.query_terms import split_instances
 from distill.segment import block_instances
 from distill.volume import open_labels, open_volume
 
-STEPS, QUERIES_FROM, RATE = 300, 60, 1e-2
-BLOCK = Box((0, 0, 128), (9, 96, 224))  # 11 ids, 9 % background
+STEPS, QUERIES_FROM, RATE = 60, 12, 1e-2
+BLOCK = Box((0, 0, 128), (5, 56, 184))  # 5 ids, 2 % background
 
 
 @pytest.fixture
@@ -49,20 +49,20 @@ def test_a_real_block_is_learnt_by_heart(real_data: Callable[[str], Path]) -> No
     raw = open_volume(f"{file}:volumes/raw").read(BLOCK)
     truth = open_labels(f"{file}:volumes/labels/neuron_ids").read(BLOCK).astype(np.uint64)
     decoding = DecoderConfig.model_validate(
-        {"width": 32, "depth": 2, "learned": 20, "prior": "none", "norm_momentum": 0.1, "seeds": {"min_voxels": 4}}
+        {"width": 16, "depth": 2, "learned": 12, "prior": "none", "norm_momentum": 0.1, "seeds": {"min_voxels": 4}}
     )
     config = TeacherConfig.model_validate(
         {
-            "filters": [16, 24, 32, 40, 48],
-            "fused": 32,
-            "branch_width": 16,
+            "filters": [8, 8, 16, 16, 24],
+            "fused": 16,
+            "branch_width": 8,
             "branch_depth": 2,
             "loss": {"multi_offset": 0.0},
             "decoder": decoding,
         }
     )
     torch.manual_seed(0)
-    teacher, decoder = build_teacher(config), build_decoder(decoding, 32, (30.0, 6.0, 6.0))
+    teacher, decoder = build_teacher(config), build_decoder(decoding, 16, (30.0, 6.0, 6.0))
     both = nn.ModuleList([teacher, decoder])
     optimizer = torch.optim.AdamW(both.parameters(), lr=RATE, weight_decay=0.0)
     volume = torch.from_numpy(raw.astype(np.float32) / 255)[None, None]
@@ -75,13 +75,11 @@ def test_a_real_block_is_learnt_by_heart(real_data: Callable[[str], Path]) -> No
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * step / STEPS))
         both.train()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            seen = teacher(volume).decoder_input
+        seen = teacher(volume).decoder_input
         loss = affinity_cross_entropy(seen.affinity_logits, half, valid)
         if step >= QUERIES_FROM:
-            guide = DecoderInput(seen.features.detach(), seen.affinity_logits.detach().float())
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                decoded = decoder(guide, order="random", rng=np.random.default_rng(step))
+            guide = DecoderInput(seen.features.detach(), seen.affinity_logits.detach())
+            decoded = decoder(guide, order="random", rng=np.random.default_rng(step))
             pairs = match(decoded.masks[0], instances)
             loss = loss + 0.1 * instance_discrimination(decoded.mask_features, instances, samples=1024)
             for masks in decoded.masks:
@@ -90,11 +88,11 @@ def test_a_real_block_is_learnt_by_heart(real_data: Callable[[str], Path]) -> No
         loss.backward()
         nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimizer.step()
-        if step + 1 in (STEPS // 2, STEPS):
+        if step in (0, STEPS - 1):
             both.eval()
             with torch.no_grad():
                 output = decoder(teacher(volume).decoder_input)
             found = block_instances(output, 0, truth.shape[1:], min_voxels=40, min_piece=100, fill=True)
             curve[step + 1] = score(found, truth).voi_sum
-    assert curve[STEPS] < 0.15, curve
-    assert curve[STEPS] < curve[STEPS // 2]
+    assert curve[1] > 1.5, curve
+    assert curve[STEPS] < 0.4, curve
