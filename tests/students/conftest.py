@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import pytest
 import torch
 
+import students.tiling
 from students.section import Student
 from students.smp import SmpYShape
 from students.yshape import YShape
@@ -37,3 +38,11 @@ def build(name: str, depth: int = 4, fuse: int = 1) -> Student:
 def student() -> Build:
     """Builder of small students: `student(NAME, depth, fuse)`."""
     return build
+
+
+@pytest.fixture(autouse=True, scope="session")
+def fields_measured_once() -> Iterator[None]:
+    """Runners of tiles share what was measured of a network; `test_receptive` measures for itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(students.tiling, "receptive_field", cache(students.tiling.receptive_field))
+        yield

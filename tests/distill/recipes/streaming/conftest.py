@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -38,10 +39,10 @@ def raw(phantom: Path) -> np.ndarray[Any, Any]:
     return open_volume(phantom).read()
 
 
-@pytest.fixture
-def folder(tmp_path: Path, raw: np.ndarray[Any, Any]) -> Path:
-    """Sections s_000.tif to s_012.tif of the phantom."""
-    made = tmp_path / "sections"
+@pytest.fixture(scope="session")
+def sections(tmp_path_factory: pytest.TempPathFactory, raw: np.ndarray[Any, Any]) -> Path:
+    """Sections s_000.tif to s_012.tif of the phantom; not to be written to."""
+    made = tmp_path_factory.mktemp("stream") / "sections"
     made.mkdir()
     for z in range(13):
         tifffile.imwrite(made / f"s_{z:03d}.tif", raw[z])
@@ -49,6 +50,26 @@ def folder(tmp_path: Path, raw: np.ndarray[Any, Any]) -> Path:
 
 
 @pytest.fixture
+def folder(sections: Path, tmp_path: Path) -> Path:
+    """The same sections, the test's own."""
+    return Path(shutil.copytree(sections, tmp_path / "sections"))
+
+
+@pytest.fixture(scope="session")
+def unbroken(go: Run, sections: Path) -> Path:
+    """Store of an unbroken stream over `sections`: 4 layers of 3 and a last one of 1; not to be written to."""
+    out = sections.parent / "whole.zarr"
+    go(sections, out)
+    return out
+
+
+@pytest.fixture
+def whole(unbroken: Path, tmp_path: Path) -> Path:
+    """The same store, the test's own."""
+    return Path(shutil.copytree(unbroken, tmp_path / "whole.zarr"))
+
+
+@pytest.fixture(scope="session")
 def go(run: Path) -> Run:
     """`distill stream` in this process, exact."""
 

@@ -153,7 +153,7 @@ def deliver(source: Path, folder: Path, names: list[str], pause: float) -> None:
             file.write(data[len(data) // 2 :])
 
 
-def test_followed_is_as_streamed(go: Go, folder: Path, tmp_path: Path) -> None:
+def test_followed_is_as_streamed(go: Go, folder: Path, whole: Path, tmp_path: Path) -> None:
     arriving = tmp_path / "arriving"
     arriving.mkdir()
     names = sorted(path.name for path in folder.iterdir())
@@ -162,7 +162,6 @@ def test_followed_is_as_streamed(go: Go, folder: Path, tmp_path: Path) -> None:
     following = Following(settle=0.05, patience=20.0, until=13)
     said = go(arriving, tmp_path / "followed.zarr", following=following)
     writer.join()
-    go(folder, tmp_path / "whole.zarr")
     assert said.sections == 13
     for name in ("affinity", "segmentation", "supervoxels"):
         mine, theirs = (open_volume(f"{tmp_path / store}.zarr:{name}") for store in ("followed", "whole"))
@@ -171,7 +170,7 @@ def test_followed_is_as_streamed(go: Go, folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [6, 7])
-def test_a_stream_that_had_ended_goes_on(go: Go, folder: Path, tmp_path: Path, count: int) -> None:
+def test_a_stream_that_had_ended_goes_on(go: Go, folder: Path, whole: Path, tmp_path: Path, count: int) -> None:
     arriving, out = tmp_path / "arriving", tmp_path / "followed.zarr"
     arriving.mkdir()
     names = sorted(path.name for path in folder.iterdir())
@@ -181,14 +180,13 @@ def test_a_stream_that_had_ended_goes_on(go: Go, folder: Path, tmp_path: Path, c
     assert open_volume(f"{out}:segmentation").size == (count, 96, 96)
     deliver(folder, arriving, names[count:], 0)
     assert go(arriving, out, following=following, resume=True).sections == 13
-    go(folder, tmp_path / "whole.zarr")
     for name in ("affinity", "segmentation"):
-        mine, theirs = (open_volume(f"{store}:{name}").read() for store in (out, tmp_path / "whole.zarr"))
+        mine, theirs = (open_volume(f"{store}:{name}").read() for store in (out, whole))
         np.testing.assert_array_equal(mine, theirs)
 
 
 def test_interrupted_while_it_waits(
-    go: Go, folder: Path, tmp_path: Path, words: Callable[..., list[str]], launch: Callable[..., Any]
+    go: Go, folder: Path, whole: Path, tmp_path: Path, words: Callable[..., list[str]], launch: Callable[..., Any]
 ) -> None:
     arriving, out = tmp_path / "arriving", tmp_path / "followed.zarr"
     arriving.mkdir()
@@ -205,7 +203,6 @@ def test_interrupted_while_it_waits(
     assert err.splitlines()[-1] == f"distill: {out}: 6 sections are done; go on with --resume"
     deliver(folder, arriving, names[8:], 0)
     go(arriving, out, following=Following(settle=0.02, until=13), resume=True)
-    go(folder, tmp_path / "whole.zarr")
     for name in ("affinity", "segmentation"):
-        mine, theirs = (open_volume(f"{store}:{name}").read() for store in (out, tmp_path / "whole.zarr"))
+        mine, theirs = (open_volume(f"{store}:{name}").read() for store in (out, whole))
         np.testing.assert_array_equal(mine, theirs)

@@ -32,14 +32,6 @@ Files = Callable[[Path], dict[str, bytes]]
 NM = (30.0, 6.0, 6.0)
 
 
-@pytest.fixture
-def whole(go: Go, folder: Path, tmp_path: Path) -> Path:
-    """Store of an unbroken stream over 13 sections: 4 layers of 3 and a last one of 1."""
-    out = tmp_path / "whole.zarr"
-    go(folder, out)
-    return out
-
-
 def stops_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException) -> None:
     """Break off in the middle of writing, at the n-th thing that is written."""
     steps = itertools.count()
@@ -59,15 +51,15 @@ def stops_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseExceptio
 
 @pytest.mark.parametrize("count", [4, 5, 7, 14, 17])
 def test_broken_off_and_gone_on_with(
-    go: Go, folder: Path, whole: Path, tmp_path: Path, files_of: Files, monkeypatch: pytest.MonkeyPatch, count: int
+    go: Go, sections: Path, whole: Path, tmp_path: Path, files_of: Files, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     out = tmp_path / "again.zarr"
     with monkeypatch.context() as patch:
         stops_after(patch, count, OSError(28, "No space left on device"))
         with pytest.raises((SourceError, OSError), match="No space left on device"):
-            go(folder, out)
+            go(sections, out)
     assert len(all_lines(out)) == count // 4 * 3
-    go(folder, out, resume=True)
+    go(sections, out, resume=True)
     assert files_of(out) == files_of(whole)
 
 
@@ -79,26 +71,26 @@ def test_nothing_done_leaves_nothing(go: Go, folder: Path, tmp_path: Path, monke
 
 
 def test_overwriting_keeps_the_old_until_the_new_is_finished(
-    go: Go, folder: Path, whole: Path, files_of: Files, monkeypatch: pytest.MonkeyPatch
+    go: Go, sections: Path, whole: Path, files_of: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, again = files_of(whole), Options(NM, (2, 9), "cpu", "32-true", None, True, "eager")
     with pytest.raises(SourceError, match=r"exists already; expected a new path, or --overwrite"):
-        go(folder, whole)
-    for count, kept in ((1, ["sections", "whole.zarr"]), (5, ["sections", "whole.zarr", "whole.zarr.replaced"])):
+        go(sections, whole)
+    for count, kept in ((1, ["whole.zarr"]), (5, ["whole.zarr", "whole.zarr.replaced"])):
         with monkeypatch.context() as patch:
             stops_after(patch, count, RuntimeError("broken"))
             with pytest.raises(RuntimeError, match="broken"):
-                go(folder, whole, options=again)
+                go(sections, whole, options=again)
         assert sorted(path.name for path in whole.parent.iterdir()) == kept
         assert files_of(whole.parent / kept[-1]) == before
-    go(folder, whole, options=Options(NM, (2, 9), "cpu", "32-true", None, False, "eager"), resume=True)
-    assert sorted(path.name for path in whole.parent.iterdir()) == ["sections", "whole.zarr"]
+    go(sections, whole, options=Options(NM, (2, 9), "cpu", "32-true", None, False, "eager"), resume=True)
+    assert sorted(path.name for path in whole.parent.iterdir()) == ["whole.zarr"]
     assert open_volume(f"{whole}:affinity").size == (7, 96, 96)
 
 
 @pytest.mark.parametrize("parts", [2, 4, 5])
 def test_ranges_make_the_same_store(
-    go: Go, folder: Path, whole: Path, tmp_path: Path, files_of: Files, parts: int
+    go: Go, sections: Path, whole: Path, tmp_path: Path, files_of: Files, parts: int
 ) -> None:
     out = tmp_path / "parts.zarr"
     order = np.random.default_rng(parts).permutation(parts)
@@ -106,7 +98,7 @@ def test_ranges_make_the_same_store(
         if done:
             with pytest.raises(SourceError, match=r"sections done, but not .* to .*; expected all"):
                 finish(out, None)
-        go(folder, out, part=Part(int(index), parts))
+        go(sections, out, part=Part(int(index), parts))
     finish(out, None)
     mine, theirs = files_of(out), files_of(whole)
     for name in {*mine, *theirs} - {"stream/job.json"}:
@@ -124,7 +116,7 @@ def test_a_range_is_not_done_twice(go: Go, folder: Path, tmp_path: Path) -> None
         go(folder, out, part=Part(0, 3))
 
 
-def test_finish_leaves_no_levels_of_what_was_there(go: Go, folder: Path, whole: Path) -> None:
+def test_finish_leaves_no_levels_of_what_was_there(whole: Path) -> None:
     add_levels(f"{whole}:segmentation", 2, None, False, lambda done, total: None)
     assert (whole / "levels" / "segmentation" / "1").exists()
     finish(whole, 0.9)
@@ -138,10 +130,10 @@ def test_finish_leaves_no_levels_of_what_was_there(go: Go, folder: Path, whole: 
 
 
 @pytest.mark.parametrize("merge", [None, 0.2, 0.9])
-def test_finish_again_with_another_threshold(go: Go, folder: Path, whole: Path, tmp_path: Path, merge: float) -> None:
+def test_finish_again_with_another_threshold(go: Go, sections: Path, whole: Path, tmp_path: Path, merge: float) -> None:
     finish(whole, merge)
     other = tmp_path / "other.zarr"
-    go(folder, other, options=Options(NM, None, "cpu", "32-true", merge, False, "eager"))
+    go(sections, other, options=Options(NM, None, "cpu", "32-true", merge, False, "eager"))
     a, b = (open_labels(f"{path}:segmentation").read() for path in (whole, other))
     np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(compact(a), a)
@@ -150,7 +142,7 @@ def test_finish_again_with_another_threshold(go: Go, folder: Path, whole: Path, 
 def test_kill_at_any_moment(
     words: Callable[..., list[str]],
     launch: Callable[..., Any],
-    folder: Path,
+    sections: Path,
     whole: Path,
     tmp_path: Path,
     files_of: Files,
@@ -158,40 +150,42 @@ def test_kill_at_any_moment(
     """SIGKILL as soon as so many lines are there, twice in one stream."""
     out = tmp_path / "killed.zarr"
     for lines in (3, 9):
-        running = launch(words(folder, out, "--resume"))
+        running = launch(words(sections, out, "--resume"))
         manifest = out / "stream" / "manifest-00000000.jsonl"
         while running.poll() is None and len(read_lines(manifest)) < lines:
             time.sleep(0.002)
         running.send_signal(signal.SIGKILL)
         running.communicate(timeout=300)
-    running = launch(words(folder, out, "--resume"))
+    running = launch(words(sections, out, "--resume"))
     _, err = running.communicate(timeout=300)
     assert running.returncode == 0, err
     assert files_of(out) == files_of(whole)
 
 
-def test_two_processes_at_one_store(go: Go, folder: Path, whole: Path) -> None:
+def test_two_processes_at_one_store(go: Go, sections: Path, whole: Path) -> None:
     from distill.recipes.streaming.journal import Journal
 
     journal = Journal(whole, 0)
     try:
         with pytest.raises(SourceError, match="another process is writing to it"):
-            go(folder, whole, resume=True)
+            go(sections, whole, resume=True)
     finally:
         journal.close()
-    go(folder, whole, resume=True)
+    go(sections, whole, resume=True)
 
 
-def test_a_torn_line_does_not_count(go: Go, folder: Path, whole: Path, files_of: Files) -> None:
+def test_a_torn_line_does_not_count(go: Go, sections: Path, whole: Path, files_of: Files) -> None:
     before = files_of(whole)
     manifest = whole / "stream" / "manifest-00000000.jsonl"
     manifest.write_bytes(manifest.read_bytes()[:-40])
     assert len(read_lines(manifest)) == 12
-    go(folder, whole, resume=True)
+    go(sections, whole, resume=True)
     assert files_of(whole) == before
 
 
-def test_settings_must_stay(go: Go, folder: Path, whole: Path, tmp_path: Path) -> None:
+def test_settings_must_stay(go: Go, folder: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.zarr"
+    go(folder, whole)
     with pytest.raises(SourceError, match=r"was begun with precision \"32-true\", found \"bf16-mixed\""):
         go(folder, whole, options=Options(NM, None, "cpu", "bf16-mixed", backend="eager"), resume=True)
     (tmp_path / "other").mkdir()
@@ -248,11 +242,11 @@ def test_zarr_python_reads_the_same(whole: Path) -> None:
 
 
 def test_paths_on_standard_input(
-    go: Go, folder: Path, whole: Path, tmp_path: Path, files_of: Files, monkeypatch: pytest.MonkeyPatch
+    go: Go, sections: Path, whole: Path, tmp_path: Path, files_of: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import io
 
-    text = "".join(f"{path}\n" for path in sorted(folder.iterdir()))
+    text = "".join(f"{path}\n" for path in sorted(sections.iterdir()))
     monkeypatch.setattr("sys.stdin", io.StringIO(text + "\n"))
     out = tmp_path / "listed.zarr"
     go("-", out)
@@ -262,7 +256,7 @@ def test_paths_on_standard_input(
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
 def test_batches_change_nothing(
-    go: Go, folder: Path, whole: Path, tmp_path: Path, files_of: Files, monkeypatch: pytest.MonkeyPatch, batch: int
+    go: Go, sections: Path, whole: Path, tmp_path: Path, files_of: Files, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     """However many sections run together, and wherever a stream was broken off."""
     import distill.recipes.streaming.stream as recipe
@@ -273,11 +267,11 @@ def test_batches_change_nothing(
     with monkeypatch.context() as patch:
         stops_after(patch, 10, RuntimeError("broken"))
         with pytest.raises(RuntimeError):
-            go(folder, out, offsets=(*NEAREST, (-2, 0, 0), (-3, 1, 0)))
-    go(folder, out, resume=True, offsets=(*NEAREST, (-2, 0, 0), (-3, 1, 0)))
+            go(sections, out, offsets=(*NEAREST, (-2, 0, 0), (-3, 1, 0)))
+    go(sections, out, resume=True, offsets=(*NEAREST, (-2, 0, 0), (-3, 1, 0)))
     found = open_volume(f"{out}:affinity").read()
     once = tmp_path / "once.zarr"
-    go(folder, once, offsets=(*NEAREST, (-2, 0, 0), (-3, 1, 0)))
+    go(sections, once, offsets=(*NEAREST, (-2, 0, 0), (-3, 1, 0)))
     np.testing.assert_array_equal(found, open_volume(f"{once}:affinity").read())
     alone = open_volume(f"{whole}:affinity").read()
     np.testing.assert_allclose(found[:3].astype(int), alone.astype(int), atol=1)  # kernels of another batch round apart
