@@ -14,6 +14,15 @@ settings.register_profile("steady", deadline=None, derandomize=True)  # no timed
 settings.load_profile("steady")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `bf16` on a processor without bfloat16."""
+    marked = [item for item in items if item.get_closest_marker("bf16")]
+    if marked and not torch.cpu.get_capabilities().get("avx512_bf16", False):
+        reason = "needs native bfloat16, which this CPU lacks (no AVX512_BF16)"
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def allocator_as_it_is() -> Iterator[None]:
     """Commands that run in the tests' own process leave its allocator alone: other tests measure memory there."""

@@ -103,7 +103,7 @@ def test_bfloat16_stays_close_and_does_not_depend_on_the_calls(student: Build) -
     same(primed.push(given[3:]), wanted[3:])
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("openvino", marks=needs_openvino)])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("openvino", marks=[needs_openvino, pytest.mark.bf16])])
 def test_kernels_that_nearly_cancel_keep_their_result_in_bfloat16(student: Build, backend: str) -> None:
     network = copy.deepcopy(student("cad"))
     first = network.get_submodule("inc.0")
