@@ -125,6 +125,7 @@ def streamed(
     return out
 
 
+@pytest.mark.commands("phantom", "train", "stream")
 def test_stream_leaves_store_and_record(streamed: Path, run: Path, phantom: Path) -> None:
     affinity, found = open_volume(f"{streamed}:affinity"), open_labels(f"{streamed}:segmentation")
     assert (affinity.shape, affinity.dtype) == ((3, 8, 96, 96), np.uint8)
@@ -140,7 +141,9 @@ def test_stream_leaves_store_and_record(streamed: Path, run: Path, phantom: Path
     assert json.loads((streamed / "zarr.json").read_text())["attributes"]["made_by"]["source"] == record["source"]
 
 
-@pytest.mark.parametrize("network", ["student", "teacher"])
+@pytest.mark.parametrize(
+    "network", [pytest.param("student", marks=pytest.mark.commands("segment", "evaluate")), "teacher"]
+)
 @pytest.mark.parametrize("method", ["query", "waterz"])
 def test_segment(
     cli: Cli, run: Path, phantom: Path, cpu: tuple[str, ...], tmp_path: Path, network: str, method: str
@@ -235,6 +238,7 @@ def test_evaluate_of_affinities_or_skeletons_alone(cli: Cli, streamed: Path, pha
     assert (tmp_path / "runs.svg").exists()
 
 
+@pytest.mark.commands("pca")
 def test_pca_draws_and_scores(cli: Cli, run: Path, phantom: Path, cpu: tuple[str, ...], tmp_path: Path) -> None:
     out = tmp_path / "pca.png"
     words = ("--teacher", run, "--student", run, "--section", "15", "--window", "4,48,48", "--out", out, *cpu)
@@ -248,6 +252,7 @@ def test_pca_draws_and_scores(cli: Cli, run: Path, phantom: Path, cpu: tuple[str
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.commands("info")
 def test_info_on_volume_store_and_weights(cli: Cli, run: Path, phantom: Path, streamed: Path) -> None:
     said = cli("info", phantom)
     assert said.code == 0

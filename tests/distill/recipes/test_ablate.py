@@ -141,6 +141,7 @@ def test_an_ablation_from_the_command_line(ablation: Callable[..., Any], tmp_pat
     assert "a finished run of another configuration; expected that of variant 'none', or another --out" in other.err
 
 
+@pytest.mark.commands("ablate")
 def test_without_test_sections_the_table_says_so(ablation: Callable[..., Any], tmp_path: Path, run: Path) -> None:
     words = ("--variants", "cross", "--seeds", "1", f"teacher.weights={run}", "teacher.frozen=true")
     said = ablation(tmp_path / "out", *words, "teacher.queries.teacher=0")

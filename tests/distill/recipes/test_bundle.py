@@ -45,6 +45,7 @@ def bundled(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return packed
 
 
+@pytest.mark.commands("bundle")
 def test_a_bundle_is_the_run_at_half_precision(run: Path, packed: Path) -> None:
     assert sorted(file.name for file in packed.iterdir()) == [
         "MODEL_CARD.md",

@@ -42,6 +42,7 @@ def published(tmp_path: Path) -> Path:
     return tmp_path / "cad.ckpt"
 
 
+@pytest.mark.commands("convert")
 def test_cad_keeps_every_tensor(published: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "cad.safetensors"
     found = convert(published, out)

@@ -519,6 +519,7 @@ def test_into_a_bucket(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatc
     assert tree(tmp_path / "here") == tree(there / "bucket")
 
 
+@pytest.mark.commands("copy")
 def test_command(cli: Cli, tmp_path: Path) -> None:
     np.save(tmp_path / "in.npy", np.arange(24, dtype="u4").reshape(2, 3, 4))
     words = ("--resolution", "30,6,6", "--offset", "60,0,-6", "--sections", "1:2", "--levels", "2")

@@ -222,6 +222,7 @@ def test_the_registry_is_whole() -> None:
             assert "/" not in cut.name
 
 
+@pytest.mark.commands("data list", "data get")
 def test_the_command_line(
     cli: Callable[..., Any], phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

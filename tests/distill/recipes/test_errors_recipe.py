@@ -154,6 +154,7 @@ def test_segmentation_without_an_error(drawn: list[tuple[Any, ...]], tmp_path: P
     assert drawn[0][0].dtype == np.uint8
 
 
+@pytest.mark.commands("errors")
 def test_command_writes_figure_and_json(cli: Cli, files: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "figure.png"
     words = ("errors", files["found"], files["labels"], "--raw", files["raw"], "--out", out)

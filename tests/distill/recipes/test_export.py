@@ -36,7 +36,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return make
 
 
-@pytest.mark.parametrize(("kind", "form"), [("cad", "torch"), ("cad", "onnx"), ("smp", "onnx"), ("cad", "openvino")])
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        ("cad", "torch"),
+        ("cad", "onnx"),
+        ("smp", "onnx"),
+        pytest.param("cad", "openvino", marks=pytest.mark.commands("export")),
+    ],
+)
 def test_written_functions_give_what_torch_gives(
     model: Callable[[str], Path], real_data: Callable[[str], Path], tmp_path: Path, kind: str, form: str
 ) -> None:

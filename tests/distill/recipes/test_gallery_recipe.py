@@ -130,6 +130,7 @@ def test_small_volumes(drawn: list[Example], tmp_path: Path, shape: tuple[int, i
     assert drawn[0].before.shape == (min(12, shape[0]), *shape[1:])
 
 
+@pytest.mark.commands("gallery")
 def test_command_writes_the_figure(cli: Cli, source: str, tmp_path: Path) -> None:
     out = tmp_path / "gallery.png"
     said = cli("gallery", source, "--out", out, "--section", "3", "--seed", "4")

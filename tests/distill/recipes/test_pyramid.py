@@ -104,6 +104,7 @@ def test_what_is_there_is_replaced_when_asked(store: Path) -> None:
     assert [p.name for p in store.iterdir() if p.name.startswith(".")] == []
 
 
+@pytest.mark.commands("pyramid")
 def test_levels_of_an_image_come_beside_it(cli: Cli, tmp_path: Path) -> None:
     array = np.arange(2 * 600 * 30, dtype="u2").reshape(2, 600, 30)
     np.save(tmp_path / "in.npy", array)

@@ -157,6 +157,7 @@ def test_cells_are_about_cubes_and_few() -> None:
     assert recipe._step(Box((0, 0, 0), (1000, 5120, 5120)), (30, 6, 6)) == (4, 20, 20)
 
 
+@pytest.mark.commands("render")
 def test_command_writes_figure_and_json(cli: Cli, files: tuple[str, str], tmp_path: Path) -> None:
     out = tmp_path / "neurons.png"
     said = cli("render", *files, "--neuron", "1,2", "--out", out, "--json")

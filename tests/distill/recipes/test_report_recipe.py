@@ -92,6 +92,7 @@ def store(path: Path, phantom: Path, wrong: bool) -> Path:
     return path
 
 
+@pytest.mark.commands("report")
 def test_training_ends_with_a_report(run: Path, phantom: Path) -> None:
     found = read(run / "report.html")
     assert found.text_of("h2") == SECTIONS

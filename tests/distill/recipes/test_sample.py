@@ -31,6 +31,7 @@ def written(cli: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -
     return path, said.out
 
 
+@pytest.mark.commands("sample")
 def test_the_command_names_source_licence_and_next_step(written: tuple[Path, str]) -> None:
     path, out = written
     lines = out.splitlines()

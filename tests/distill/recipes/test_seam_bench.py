@@ -18,6 +18,7 @@ Cli = Callable[..., Any]
 COMMON = "--crop", 96, "--depth", 4, "--device", "cpu", "--precision", "32-true"
 
 
+@pytest.mark.commands("bench seams")
 def test_as_it_is_typed(run: Path, phantom: Path, cli: Cli) -> None:
     said = cli("bench", "seams", phantom, "--model", run, "--section", 9, "--window", 48, "--json", *COMMON)
     assert said.code == 0, said.err

@@ -53,6 +53,7 @@ def test_every_layer_of_the_section(store: Path, phantom: Path, tmp_path: Path) 
     assert resolution == (6.0, 6.0)
 
 
+@pytest.mark.commands("section")
 def test_as_it_is_typed(store: Path, phantom: Path, tmp_path: Path, cli: Cli) -> None:
     out = tmp_path / "a.png"
     said = cli("section", store, "--raw", phantom, "--section", 12, "--out", out)

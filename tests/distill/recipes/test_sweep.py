@@ -35,6 +35,7 @@ def streamed(
     return out
 
 
+@pytest.mark.commands("sweep", "finish")
 def test_numbers_are_those_of_each_method_by_itself(
     streamed: Path, phantom: Path, cli: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -69,6 +69,7 @@ def names(sources: Sources, out: Path, notes: list[str] | None = None) -> list[t
     return [(one.name, one.kind) for one in shown]
 
 
+@pytest.mark.commands("view")
 def test_layers_of_a_store(made: Path, tmp_path: Path) -> None:
     labels = str(made.parent / "volume.h5:volumes/labels/neuron_ids")
     own = [("segmentation", "labels"), ("affinity z y x", "affinity"), ("embedding", "embedding")]
