@@ -10,17 +10,18 @@ import pytest
 import torch
 from hypothesis import settings
 
+from distill.hardware import describe, has_bfloat16
+
 settings.register_profile("steady", deadline=None, derandomize=True)  # no timed assertions; the same cases every run
 settings.load_profile("steady")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked `bf16` on a processor without bfloat16."""
-    marked = [item for item in items if item.get_closest_marker("bf16")]
-    if marked and not torch.cpu.get_capabilities().get("avx512_bf16", False):
-        reason = "needs native bfloat16, which this CPU lacks (no AVX512_BF16)"
+    marked, cpu = [item for item in items if item.get_closest_marker("bf16")], torch.device("cpu")
+    if marked and not has_bfloat16(cpu):
         for item in marked:
-            item.add_marker(pytest.mark.skip(reason=reason))
+            item.add_marker(pytest.mark.skip(reason=f"needs a CPU with native bfloat16, found {describe(cpu)}"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,6 +10,8 @@ import pytest
 import torch
 from typer.main import get_command
 
+from distill.hardware import has_bfloat16
+
 SWITCHED_OFF = os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2" and os.environ.get("ATEN_CPU_CAPABILITY") == "avx2"
 needs_limit = pytest.mark.skipif(
     not SWITCHED_OFF, reason="ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2 not set"
@@ -38,6 +40,7 @@ def test_every_command_has_a_test(request: pytest.FixtureRequest) -> None:
 @pytest.mark.commands
 def test_torch_has_no_more_than_avx2(capfd: pytest.CaptureFixture[str]) -> None:
     assert torch.backends.cpu.get_cpu_capability() == "AVX2"
+    assert not has_bfloat16(torch.device("cpu"))
     maps, weight = torch.rand(4, 32, 64, 64), torch.rand(32, 32, 3, 3)
     with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
         torch.conv2d(maps, weight)
