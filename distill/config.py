@@ -28,6 +28,7 @@ from pydantic import (
 
 from distill.errors import ConfigError
 from distill.hardware import AUTO, Precision
+from distill.normalisation import Normalisation, Normaliser
 
 
 class _Strict(BaseModel):
@@ -292,6 +293,13 @@ class DataConfig(_Strict):
     validation: tuple[int, int]
     test: tuple[int, int] | None = None  # for the scores of `distill ablate`; neither trained nor chosen on
     unlabelled: tuple[UnlabelledVolume, ...] = ()
+    normalisation: Normalisation = Normalisation()  # of grey values, section by section; stored with the weights
+    invert: bool = False  # exchange dark and bright, for sections with bright membranes
+
+    @property
+    def normaliser(self) -> Normaliser:
+        """The normalisation as it is applied to the sections of these volumes."""
+        return Normaliser(self.normalisation, self.invert)
 
     @property
     def parts(self) -> dict[str, tuple[int, int]]:
@@ -585,6 +593,17 @@ def load_pair(teacher: Path, student: Path, overrides: Sequence[str] = ()) -> Pa
     _known_keys(found["teacher"], TeacherConfig, names["teacher"], "")
     _known_keys(found["student"], StudentConfig, names["student"], "")
     return checked_pair(_expand(found), names)
+
+
+def older_defaults(student: Path) -> list[str]:
+    """Overrides that give the keys which a resolved student.yaml of an earlier version lacks the meaning they had then.
+
+    Raises:
+        ConfigError: a file that is missing or no mapping.
+    """
+    data = _read(student).get("data")
+    known = isinstance(data, dict) and "normalisation" in data
+    return [] if known else ["student.data.normalisation=none"]
 
 
 def checked_pair(values: Mapping[str, Any], names: Mapping[str, str]) -> Pair:

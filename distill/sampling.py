@@ -21,6 +21,7 @@ from distill.affinity import as_label_tensor, widen_borders
 from distill.augment import Plan, apply, draw
 from distill.config import AugmentConfig, TrainingConfig
 from distill.errors import ShapeError
+from distill.normalisation import UNCHANGED, Correction, Normaliser
 
 Batch = tuple[Tensor, Tensor]
 
@@ -56,15 +57,21 @@ class Crops(Dataset[Batch]):
     """Augmented random crops of one volume; index = position in the run."""
 
     def __init__(
-        self, raw: NDArray[Any], labels: NDArray[Any] | None, training: TrainingConfig, augmentation: AugmentConfig
+        self,
+        raw: NDArray[Any],
+        labels: NDArray[Any] | None,
+        training: TrainingConfig,
+        augmentation: AugmentConfig,
+        normaliser: Normaliser = UNCHANGED,
     ) -> None:
         """Hold the training part in memory.
 
         Args:
-            raw: (D, H, W) uint8, or float in [0, 1].
+            raw: (D, H, W) whole sections, grey values as recorded.
             labels: (D, H, W) integers; None for a volume without labels, whose items carry zeros.
             training: crop size, seed, border widening, steps, batch.
             augmentation: see `distill.augment`.
+            normaliser: brings the sections to the network's scale.
 
         Raises:
             ShapeError: the crop does not fit into the volume.
@@ -74,6 +81,7 @@ class Crops(Dataset[Batch]):
                 f"student.training.crop: {list(training.crop)}, found a training volume of {list(raw.shape)} (z, y, x)"
             )
         self.raw, self.training, self.augmentation = raw, training, augmentation
+        self.corrections: list[Correction] = [normaliser.of(section) for section in raw]
         self.labels = None if labels is None else as_label_tensor(labels).numpy()
 
     def __len__(self) -> int:
@@ -97,7 +105,9 @@ class Crops(Dataset[Batch]):
             origin.append(start - first)
         at = tuple(cut)
         labels = None if self.labels is None else torch.from_numpy(np.array(self.labels[at]))
-        return Window(torch.from_numpy(np.array(as_unit_range(self.raw[at]))), labels, plan, (origin[1], origin[2]))
+        corner = at[1].start, at[2].start
+        raw = [self.corrections[z].apply(self.raw[z, at[1], at[2]], corner) for z in range(at[0].start, at[0].stop)]
+        return Window(torch.from_numpy(np.stack(raw)), labels, plan, (origin[1], origin[2]))
 
     def __getitem__(self, index: int) -> Batch:
         """Raw (1, D, H, W) float32 in [0, 1] and labels (D, H, W) int64, all 0 for a volume without."""
@@ -143,7 +153,7 @@ class MixedCrops(Crops):
             unlabelled_at: whether a step is of the others; the whole batch is then.
             ranks: processes that share every step.
         """
-        super().__init__(labelled.raw, labelled.labels, labelled.training, labelled.augmentation)
+        self.__dict__.update(labelled.__dict__)
         self.others, self.unlabelled_at, self.per_step = others, unlabelled_at, labelled.training.batch * ranks
         self.share = np.array([crops.raw.size for crops in others], dtype=np.float64)
 

@@ -17,6 +17,7 @@ from distill.config import DecoderConfig, StudentConfig, StudentNetwork, Teacher
 from distill.decoder import QueryDecoder
 from distill.errors import CheckpointError, DistillError
 from distill.geometry import Nanometres
+from distill.normalisation import NONE, UNCHANGED, Normalisation, Normaliser
 from distill.queries import SeedRule
 from students.section import Student
 from students.slab import SlabAdapter
@@ -189,6 +190,7 @@ class TrainedStudent:
     decoding: DecoderConfig
     notes: dict[str, Any]
     path: Path
+    normaliser: Normaliser = UNCHANGED  # brings the sections of a source to the scale that the weights know
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,7 @@ class TrainedTeacher:
     config: TeacherConfig
     notes: dict[str, Any]
     path: Path
+    normaliser: Normaliser = UNCHANGED  # brings the sections of a source to the scale that the weights know
 
 
 def student_metadata(
@@ -210,14 +213,17 @@ def student_metadata(
         **config.model_dump(mode="json", include=set(StudentNetwork.model_fields)),
         "fused": fused,
         "resolution": list(resolution),
+        "normalisation": config.data.normalisation.model_dump(mode="json"),
         "decoder": decoding.model_dump(mode="json"),
     }
 
 
-def teacher_metadata(config: TeacherConfig, decoding: DecoderConfig, resolution: Nanometres) -> dict[str, Any]:
+def teacher_metadata(
+    config: TeacherConfig, decoding: DecoderConfig, resolution: Nanometres, normalisation: Normalisation
+) -> dict[str, Any]:
     """What a teacher's weights file must say so that it can be rebuilt."""
     values = config.model_copy(update={"decoder": decoding}).model_dump(mode="json", exclude={"weights", "frozen"})
-    return {**values, "resolution": list(resolution)}
+    return {**values, "resolution": list(resolution), "normalisation": normalisation.model_dump(mode="json")}
 
 
 def find_weights(model: str, kind: Kind) -> Path:
@@ -262,6 +268,7 @@ def load_student(model: str, device: torch.device) -> TrainedStudent:
         network = {name: config[name] for name in StudentNetwork.model_fields if name in config}
         student = build_student(StudentNetwork.model_validate(network))
         decoding = DecoderConfig.model_validate(config.get("decoder") or {})
+        normaliser = Normaliser(_normalisation(config))
         slab = decoder = None
         if weights.part("decoder"):
             slab = build_slab(student, config["fused"])
@@ -272,7 +279,7 @@ def load_student(model: str, device: torch.device) -> TrainedStudent:
         if module is not None:
             _fill(module, weights.part(name), f"{source} ({name})", device)
     student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return TrainedStudent(student, slab, decoder, decoding, weights.notes, weights.path)
+    return TrainedStudent(student, slab, decoder, decoding, weights.notes, weights.path, normaliser)
 
 
 def load_teacher(model: str, device: torch.device) -> TrainedTeacher:
@@ -287,13 +294,29 @@ def load_teacher(model: str, device: torch.device) -> TrainedTeacher:
     values = dict(weights.config)
     resolution = tuple(values.pop("resolution", (30.0, 6.0, 6.0)))
     try:
+        normaliser = Normaliser(_normalisation(values))
+        values.pop("normalisation", None)
         config = TeacherConfig.model_validate(values)
     except ValidationError as error:
         raise CheckpointError(f"{weights.path}: its configuration is not a teacher's: {error}") from None
     teacher, decoder = build_teacher(config), build_decoder(config.decoder, config.fused, resolution)
     for name, module in (("teacher", teacher), ("decoder", decoder)):
         _fill(module, weights.part(name), f"{weights.path} ({name})", device)
-    return TrainedTeacher(teacher, decoder, config, weights.notes, weights.path)
+    return TrainedTeacher(teacher, decoder, config, weights.notes, weights.path, normaliser)
+
+
+def weights_normalisation(model: str, kind: Kind) -> Normalisation:
+    """The normalisation that the weights of MODEL were trained with.
+
+    Raises:
+        CheckpointError: there are no such weights.
+    """
+    return _normalisation(read_weights(find_weights(model, kind)).config)
+
+
+def _normalisation(config: Mapping[str, Any]) -> Normalisation:
+    """The one that a weights file names; none in files that are older than normalisation, and in converted ones."""
+    return Normalisation.model_validate(config["normalisation"]) if "normalisation" in config else NONE
 
 
 def _fill(module: nn.Module, tensors: dict[str, torch.Tensor], source: str, device: torch.device) -> None:

@@ -17,7 +17,7 @@ import torch
 
 import distill
 from distill.checkpoint import save_weights
-from distill.config import Pair, dump, load_pair
+from distill.config import Pair, dump, load_pair, older_defaults
 from distill.durable import replacing
 from distill.engine import MetricsLog, StepReport, fit, make_optimizer
 from distill.errors import CheckpointError, DistillError, SourceError
@@ -29,7 +29,7 @@ from distill.recipes.launch import compile_networks, launch, lay_out, leave
 from distill.recipes.models import find_weights, pick_device, student_metadata, teacher_metadata
 from distill.recipes.report import report_after_training
 from distill.recipes.run_record import RunRecord
-from distill.recipes.training_data import Parts, open_parts, training_crops
+from distill.recipes.training_data import Parts, check_normalisation, open_parts, training_crops
 from distill.recipes.validation import Judged, validate
 from distill.recipes.volumes import Runtime
 from distill.sampling import batches
@@ -78,6 +78,7 @@ def train(
     if ranks.first:
         for text in filter(None, (chosen.line, chosen.warning)):
             progress.note(text)
+    check_normalisation(config, logger.warning if ranks.first else lambda text: None)
     fabric = launch(device, training.precision, ranks)
     if (first := fabric.broadcast(training.precision)) != training.precision:
         raise DistillError(
@@ -176,7 +177,9 @@ def _precision(config: Pair, begun: Path | None, device: str) -> Chosen:
 def _written(out: Path) -> Pair | None:
     """The configuration in a run folder."""
     teacher, student = out / "teacher.yaml", out / "student.yaml"
-    return load_pair(teacher, student) if teacher.exists() and student.exists() else None
+    if not (teacher.exists() and student.exists()):
+        return None
+    return load_pair(teacher, student, older_defaults(student))
 
 
 def differing_file(out: Path, config: Pair) -> Path | None:
@@ -278,7 +281,8 @@ class _Bookkeeping:
         else:
             assert joint.teacher is not None
             modules = {"teacher": joint.teacher, "decoder": joint.decoder}
-            save_weights(path, "teacher", modules, teacher_metadata(config.teacher, found.decoding, resolution), notes)
+            metadata = teacher_metadata(config.teacher, found.decoding, resolution, config.student.data.normalisation)
+            save_weights(path, "teacher", modules, metadata, notes)
         voi = found.scores.voi_sum
         if voi < state.best.get(f"{kind}_voi", float("inf")):
             state.best.update({f"{kind}_voi": voi, f"{kind}_step": state.step})

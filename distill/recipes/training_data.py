@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from distill.config import Pair
 from distill.errors import ConfigError, ShapeError
 from distill.geometry import Box, Nanometres, of_another_shape
+from distill.recipes.models import weights_normalisation
 from distill.sampling import Crops, MixedCrops
 from distill.volume import Volume, check_pair, every_section, open_labels, open_volume
 
@@ -20,9 +21,9 @@ from distill.volume import Volume, check_pair, every_section, open_labels, open_
 class Parts:
     """Training and validation sections in memory."""
 
-    train_raw: NDArray[Any]
+    train_raw: NDArray[Any]  # as recorded
     train_labels: NDArray[np.uint64]
-    validation_raw: NDArray[Any]
+    validation_raw: NDArray[np.float32]  # normalised
     validation_labels: NDArray[np.uint64]
     resolution: Nanometres
 
@@ -59,10 +60,39 @@ def open_parts(config: Pair) -> Parts:
     return Parts(
         read_sections(raw, data.train),
         read_sections(labels, data.train).astype(np.uint64),
-        read_sections(raw, data.validation),
+        data.normaliser.sections(read_sections(raw, data.validation)),
         read_sections(labels, data.validation).astype(np.uint64),
         raw.resolution,
     )
+
+
+def check_normalisation(config: Pair, note: Callable[[str], None]) -> None:
+    """Compare the normalisation of the training data with that of the weights that networks start from.
+
+    Args:
+        config: of the run.
+        note: called where a network that is trained further meets another scale of grey values.
+
+    Raises:
+        ConfigError: a frozen teacher would meet another scale.
+    """
+    wanted = config.student.data.normalisation
+    for kind, weights, runs in (
+        ("teacher", config.teacher.weights, config.teacher_runs),
+        ("student", config.student.weights, config.student_runs),
+    ):
+        found = None if weights is None or not runs else weights_normalisation(weights, kind)
+        if found is None or found == wanted:
+            continue
+        if kind == "teacher" and config.teacher.frozen:
+            raise ConfigError(
+                f"student.data.normalisation: found '{wanted}', but the frozen teacher {weights} was trained with "
+                f"'{found}'; expected the same"
+            )
+        note(
+            f"{kind}.weights: {weights} was trained with the normalisation '{found}', this run has '{wanted}'; "
+            "it has to adapt to other grey values"
+        )
 
 
 def read_sections(volume: Volume, span: tuple[int, int]) -> NDArray[Any]:
@@ -83,7 +113,8 @@ def training_crops(config: Pair, parts: Parts, ranks: int, note: Callable[[str],
         DistillError: a volume that cannot be read or is too small for the crop.
     """
     training, augmentation = config.student.training, config.student.augment
-    labelled = Crops(parts.train_raw, parts.train_labels, training, augmentation)
+    normaliser = config.student.data.normaliser
+    labelled = Crops(parts.train_raw, parts.train_labels, training, augmentation, normaliser)
     others = []
     for k, entry in enumerate(config.student.data.unlabelled):
         volume = every_section(open_volume(entry.raw, resolution=entry.resolution), entry.every)
@@ -100,7 +131,7 @@ def training_crops(config: Pair, parts: Parts, ranks: int, note: Callable[[str],
                 "(z, y, x); trained on as they are"
             )
         try:
-            others.append(Crops(read_sections(volume, (first, last)), None, training, augmentation))
+            others.append(Crops(read_sections(volume, (first, last)), None, training, augmentation, normaliser))
         except ShapeError as error:
             raise ConfigError(f"student.data.unlabelled.{k}: {entry.raw}: {error}") from None
     return MixedCrops(labelled, others, config.unlabelled_at, ranks=ranks) if others else labelled

@@ -23,6 +23,7 @@ from distill.config import Pair, TeacherConfig, UnlabelledVolume
 from distill.errors import CheckpointError, DistillError
 from distill.geometry import Box
 from distill.losses import affinity_cross_entropy
+from distill.normalisation import NONE
 from distill.recipes.joint import Joint
 from distill.recipes.models import build_decoder, build_teacher, load_teacher, teacher_metadata
 from teachers.teacher import Teacher, TeacherOutput
@@ -134,7 +135,7 @@ def test_weights_come_back(kind: str, tiny_values: Values, tmp_path: Path) -> No
     config, path = joint.config.teacher, tmp_path / "teacher.safetensors"
     decoding = config.decoder.model_copy(update={"min_instance": 7})
     modules = {"teacher": joint.teacher, "decoder": joint.decoder}
-    save_weights(path, "teacher", modules, teacher_metadata(config, decoding, RESOLUTION), {"step": 3})
+    save_weights(path, "teacher", modules, teacher_metadata(config, decoding, RESOLUTION, NONE), {"step": 3})
     found = load_teacher(str(path), CPU)
     assert found.config == config.model_copy(update={"decoder": decoding})
     assert type(found.teacher) is type(joint.teacher)
@@ -210,7 +211,7 @@ def test_training_changes_no_bit_of_a_frozen_teacher(
     given, path = Joint(pair_of(tiny_values(kind)), RESOLUTION).train(), tmp_path / "teacher.safetensors"
     given(batch, 0)  # statistics of norms that are not those of a new network
     modules = {"teacher": given.teacher, "decoder": given.decoder}
-    metadata = teacher_metadata(given.config.teacher, given.config.teacher.decoder, RESOLUTION)
+    metadata = teacher_metadata(given.config.teacher, given.config.teacher.decoder, RESOLUTION, NONE)
     save_weights(path, "teacher", modules, metadata, {})
     joint = Joint(pair_of({**tiny_values(kind), "weights": str(path), "frozen": True}), RESOLUTION).train()
     before = norms_of(joint)

@@ -20,6 +20,7 @@ from distill.checkpoint import read_weights, save_weights
 from distill.config import Pair, load_pair
 from distill.engine import make_optimizer
 from distill.errors import CheckpointError
+from distill.normalisation import NONE
 from distill.recipes.joint import Joint
 from distill.recipes.models import build_teacher, teacher_metadata
 from distill.recipes.query_terms import split_instances
@@ -137,7 +138,7 @@ def trained(build: Build, tmp_path: Path) -> Path:
     for parameter in joint.decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     config = joint.config.teacher
-    metadata = teacher_metadata(config, config.decoder, (30.0, 6.0, 6.0))
+    metadata = teacher_metadata(config, config.decoder, (30.0, 6.0, 6.0), NONE)
     save_weights(tmp_path / "teacher.safetensors", "teacher", modules, metadata, {})
     return tmp_path / "teacher.safetensors"
 
