@@ -114,6 +114,11 @@ def _check_page_chain(path: Path, tif: tifffile.TiffFile) -> None:
             raise SourceError(f"{path}: cannot be read: found {count} pages, expected more: the file is cut off")
 
 
+def white_is_zero(tif: tifffile.TiffFile) -> bool:
+    """Whether a TIFF file says that grey values run from white to black."""
+    return getattr(tif.pages[0].photometric, "name", "") == "MINISWHITE"
+
+
 def _tiff_resolution(tif: tifffile.TiffFile) -> Nanometres | None:
     """Voxel size from ImageJ's metadata; resolution tags alone know no z and mostly mean 72 dots per inch."""
     metadata = tif.imagej_metadata or {}
@@ -158,6 +163,7 @@ def load_tiff(path: Path, dataset: str | None) -> StoredArray:
             partial(_open_tiff, path),
             chunks if stack.mapped_at is None else None,
             None if codec == "none" else codec,
+            white_is_zero(tif),
         )
 
 
@@ -212,7 +218,8 @@ def load_images(path: Path, dataset: str | None) -> StoredArray:
     resolution = section_resolution(paths[0])
     opener = partial(_open_images, paths, (height, width), dtype)
     shape = (len(paths), height, width)
-    return StoredArray(str(path), None, "images", shape, dtype, resolution, None, {}, opener, (1, height, width))
+    chunks, inverted = (1, height, width), section_inverted(paths[0])
+    return StoredArray(str(path), None, "images", shape, dtype, resolution, None, {}, opener, chunks, inverted=inverted)
 
 
 def section_resolution(path: Path) -> Nanometres | None:
@@ -223,6 +230,16 @@ def section_resolution(path: Path) -> Nanometres | None:
 
     with readable(path), tifffile.TiffFile(path) as tif:
         return _tiff_resolution(tif)
+
+
+def section_inverted(path: Path) -> bool:
+    """Whether a section image says that 0 is white."""
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return False
+    import tifffile
+
+    with readable(path), tifffile.TiffFile(path) as tif:
+        return white_is_zero(tif)
 
 
 def section_paths(path: Path) -> tuple[Path, ...]:

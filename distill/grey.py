@@ -41,11 +41,20 @@ class Histogram:
         Raises:
             ShapeError: not a type of grey values.
         """
-        if dtype.kind not in "iuf":
-            raise ShapeError(f"raw: found {dtype}, expected grey values: integers or floating-point numbers")
+        self.check(dtype)
         self._exact = dtype.kind in "iu" and dtype.itemsize <= 2
         self._first = int(np.iinfo(dtype).min) if self._exact else 0
         self.counts = np.zeros(2 ** (8 * dtype.itemsize if self._exact else _FLOAT_BITS), dtype=np.int64)
+
+    @staticmethod
+    def check(dtype: np.dtype[Any]) -> None:
+        """Refuse a type that holds no grey values.
+
+        Raises:
+            ShapeError: it is one.
+        """
+        if dtype.kind not in "iuf":
+            raise ShapeError(f"raw: found {dtype}, expected grey values: integers or floating-point numbers")
 
     def add(self, pixels: NDArray[Any], mask: Bools | None = None) -> Histogram:
         """Count pixels (h, w), those where `mask` is set if one is given; values that are no numbers are left out."""

@@ -1,9 +1,9 @@
 """Normalise the grey values of sections before a network sees them.
 
-Microscopes, detectors and sessions differ in brightness and contrast. A network is trained on sections that were brought
-to a common scale, and meets every later section on that scale. The normalisation is therefore stored with the weights
-(`Normalisation`). What it does to one section (`Correction`) follows from the whole section alone, so that a section
-that is read as a whole, in tiles, in ranges or in blocks is normalised alike, bit for bit.
+Microscopes, detectors and sessions differ in brightness and contrast. A network is trained on sections that were
+brought to a common scale, and meets every later section on that scale. The normalisation is therefore stored with the
+weights (`Normalisation`). What it does to one section (`Correction`) follows from the whole section alone, so that a
+section that is read as a whole, in tiles, in ranges or in blocks is normalised alike, bit for bit.
 
 Legend: N sections, H W = y x, h w = of a part of a section, n m tiles along y and x.
 """
@@ -12,18 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from distill.errors import ShapeError
+from distill.errors import DistillError, ShapeError
 from distill.grey import Bools, Histogram, Statistics
 
 Kind = Literal["none", "percentile", "mean-std", "local"]
+KINDS = get_args(Kind)
 Grey = NDArray[np.float32]
 
+_ROUNDING = 1e-3  # of floats that should lie in [0, 1]
+_FLAT = 1e30  # wider than any range of grey values
 _FEWEST = 0.2  # share of a tile's pixels that must be tissue for its own statistics to count
 _FLATTEST = 0.4  # of the section's standard deviation, the least of a tile: resin is not stretched to tissue
 
@@ -72,17 +75,19 @@ NONE = Normalisation(kind="none")
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What a normalisation does to the pixels of one section: `value / width + shift`, cut off at 0 and 1.
+    """What a normalisation does to the pixels of one section: `(value - middle) / width + target`, cut off to [0, 1].
 
     Attributes:
-        width: (n, m) float32: 1 x 1, or one value a tile; infinite where a section has no contrast.
-        shift: likewise.
+        middle: (n, m) float32, grey values as recorded: 1 x 1, or one value a tile.
+        width: likewise; negative where dark and bright are exchanged, 1e30 where a section has no contrast.
+        target: grey value that `middle` becomes.
         tile: side of a tile in pixels; 0 with one value for the whole section.
     """
 
+    middle: Grey
     width: Grey
-    shift: Grey
-    tile: int = 0
+    target: float
+    tile: float = 0
 
     def apply(self, pixels: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> Grey:
         """Normalise a part of the section.
@@ -94,34 +99,36 @@ class Correction:
         Returns:
             (h, w) float32 in [0, 1]; where pixels are no numbers, so is the result.
         """
-        found = pixels.astype(np.float32)
+        found: Grey = pixels.astype(np.float32)
         if self.tile:
             rows, columns = (
                 _between(first, length, count, self.tile)
                 for first, length, count in zip(origin, pixels.shape, self.width.shape, strict=True)
             )
+            found -= _interpolated(self.middle, rows, columns)
             found /= _interpolated(self.width, rows, columns)
-            found += _interpolated(self.shift, rows, columns)
         else:
+            found -= self.middle[0, 0]
             found /= self.width[0, 0]
-            found += self.shift[0, 0]
-        return np.clip(found, np.float32(0), np.float32(1), out=found)
+        found += np.float32(self.target)
+        np.clip(found, np.float32(0), np.float32(1), out=found)
+        return found
 
 
 _Places = tuple[NDArray[np.intp], NDArray[np.intp], Grey]  # tile before, tile after, weight of the latter
 
 
-def _between(first: int, length: int, count: int, tile: int) -> _Places:
+def _between(first: int, length: int, count: int, tile: float) -> _Places:
     position = (np.arange(first, first + length) + 0.5) / tile - 0.5
     before = np.clip(np.floor(position), 0, count - 1).astype(np.intp)
-    weight = np.clip(position - before, 0, 1).astype(np.float32)
+    weight: Grey = np.clip(position - before, 0, 1).astype(np.float32)
     return before, np.minimum(before + 1, count - 1), weight
 
 
 def _interpolated(grid: Grey, rows: _Places, columns: _Places) -> Grey:
     above, below, down = rows
     left, right, across = columns
-    lines = grid[above] * (1 - down)[:, None] + grid[below] * down[:, None]
+    lines: Grey = grid[above] * (1 - down)[:, None] + grid[below] * down[:, None]
     found: Grey = lines[:, left] * (1 - across) + lines[:, right] * across
     return found
 
@@ -138,6 +145,17 @@ class Normaliser:
     normalisation: Normalisation = field(default=NONE)
     invert: bool = False
 
+    def check(self, dtype: np.dtype[Any]) -> None:
+        """Refuse a type of pixels that cannot be brought to the scale.
+
+        Raises:
+            ShapeError: it is one.
+        """
+        if self.normalisation.kind == "none":
+            _type_range(dtype)
+        else:
+            Histogram.check(dtype)
+
     def of(self, section: NDArray[Any], mask: Bools | None = None) -> Correction:
         """Work out the correction of a section.
 
@@ -150,6 +168,7 @@ class Normaliser:
         """
         wanted = self.normalisation
         if wanted.kind == "none":
+            _check_unit_range(section)
             return self._correction(np.zeros((1, 1)), np.full((1, 1), _type_range(section.dtype)), 0.0, 1.0)
         histogram = Histogram(section.dtype).add(section, mask)
         found = Statistics.of(histogram, wanted.low, wanted.high)
@@ -181,12 +200,13 @@ class Normaliser:
     ) -> Correction:
         """Bring `middle` to `target` and a difference of `width` to `spread`; sections without contrast become 0.5."""
         flat = width <= 0
-        width = np.where(flat, np.inf, width / spread)
-        shift = np.where(flat, 0.5, target - middle / width)
+        if flat.all():
+            target = 0.5
+        width = np.where(flat, _FLAT, width / spread)
         if self.invert:
-            width, shift = -width, 1 - shift
+            width, target = -width, 1 - target
         tile = self.normalisation.tile if self.normalisation.kind == "local" else 0
-        return Correction(width.astype(np.float32), shift.astype(np.float32), tile)
+        return Correction(middle.astype(np.float32), width.astype(np.float32), target, tile)
 
 
 UNCHANGED = Normaliser()
@@ -208,6 +228,53 @@ def _tile_statistics(
         mean[n, m] = whole.mean if few else values.mean()
         std[n, m] = whole.std if few else max(float(values.std()), _FLATTEST * whole.std)
     return mean, std
+
+
+def source_normaliser(own: Normaliser, kind: str | None, *, invert: bool) -> Normaliser:
+    """Fit a model's normalisation to the sections of a source.
+
+    Args:
+        own: of the model.
+        kind: another kind that the user asked for; None: the model's own.
+        invert: whether dark and bright are exchanged in the source.
+
+    Raises:
+        DistillError: an unknown kind.
+    """
+    if kind is not None and kind not in KINDS:
+        raise DistillError(f"--normalise: found {kind!r}, expected {', '.join(KINDS)}")
+    other = kind is not None and kind != own.normalisation.kind
+    return Normaliser(Normalisation.model_validate(kind) if other else own.normalisation, invert)
+
+
+def as_picture(section: NDArray[Any]) -> NDArray[np.uint8]:
+    """Grey values of a section or a part of it (h, w) for the eye, 0 to 255.
+
+    uint8 and floats in [0, 1] are shown as they are; of other types the percentiles 0.5 and 99.5 become black and
+    white.
+    """
+    if section.dtype == np.uint8:
+        return section
+    unit = section.dtype.kind == "f" and bool(np.all((section >= 0) & (section <= 1)))
+    shown = Normaliser(NONE if unit else Normalisation(kind="percentile", low=0.5, high=99.5))
+    return np.round(np.nan_to_num(shown.of(section).apply(section)) * 255).astype(np.uint8)
+
+
+def _check_unit_range(section: NDArray[Any]) -> None:
+    """Refuse floats that are no shares of white.
+
+    Raises:
+        ShapeError: values below 0 or above 1.
+    """
+    known = section[np.isfinite(section)] if section.dtype.kind == "f" else section[:0]
+    if not known.size:
+        return
+    low, high = float(known.min()), float(known.max())
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        raise ShapeError(
+            f"raw: found grey values from {low:g} to {high:g}, expected floats from 0 to 1; with --normalise mean-std "
+            "any range is taken"
+        )
 
 
 def _type_range(dtype: np.dtype[Any]) -> float:

@@ -53,6 +53,7 @@ class StoredArray:
         opener: opens the file; the function it gives cuts a part out.
         chunks: extent of what is read in one go; None where any part is as cheap.
         compression: codec; None where not compressed.
+        inverted: whether the file says that 0 is white (TIFF's photometric interpretation).
     """
 
     source: str
@@ -66,6 +67,7 @@ class StoredArray:
     opener: Opener = field(repr=False)
     chunks: tuple[int, ...] | None = None
     compression: str | None = None
+    inverted: bool = False
 
 
 @contextmanager

@@ -44,6 +44,7 @@ class Volume:
         offset: position of voxel (0, 0, 0) in nm, z, y, x.
         attributes: the file's attributes as plain Python values.
         chunks: extent of what the file reads in one go, same axes as `shape`; None where any part is as cheap.
+        inverted: whether the file says that 0 is white; values are read as they are stored.
     """
 
     source: str
@@ -55,6 +56,7 @@ class Volume:
     attributes: Attributes = field(compare=False)
     _opener: Opener = field(repr=False, compare=False)
     chunks: tuple[int, ...] | None = None
+    inverted: bool = False
 
     @property
     def size(self) -> Triple:
@@ -341,6 +343,7 @@ def _placed(stored: StoredArray, resolution: Nanometres | None, offset: Nanometr
         attributes=stored.attributes,
         _opener=stored.opener,
         chunks=stored.chunks,
+        inverted=stored.inverted,
     )
 
 

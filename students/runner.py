@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,7 +22,7 @@ from torch import Tensor
 from distill.affinity import NEAREST, section_affinity, to_uint8
 from distill.errors import DistillError, ShapeError
 from distill.geometry import Triple
-from distill.sampling import as_unit_range
+from distill.normalisation import UNCHANGED, Correction, Normaliser
 from students.backend import Maps, make_backend
 from students.functions import Decoded, Wanted
 from students.outputs import EmbeddingType, SectionOutput, assembled, stored
@@ -53,6 +55,7 @@ class SectionRunner:
         offsets: Sequence[Triple] = NEAREST,
         embedding: EmbeddingType | None = None,
         batch: int | None = None,
+        normaliser: Normaliser = UNCHANGED,
     ) -> None:
         """Start before the first section.
 
@@ -66,6 +69,8 @@ class SectionRunner:
             offsets: K edges (z, y, x), the three nearest ones first; others within the section or to earlier ones.
             embedding: also give the current section's embedding, in this type.
             batch: most sections at once; by default as many as the device likes.
+            normaliser: brings whole sections to the scale that the student knows. Regions of sections (`at`) are given
+                normalised, for their pixels alone do not tell the correction.
 
         Raises:
             DistillError: the offsets do not begin with the nearest ones or one leads to a later section, or the backend
@@ -88,7 +93,7 @@ class SectionRunner:
         if batch is not None and not 1 <= batch <= self._backend.batch:
             raise DistillError(f"batch: found {batch}, expected 1 to {self._backend.batch} with {self._backend.name}")
         self.batch = batch or self._backend.batch
-        self._transfer = Transfer(device)
+        self._transfer, self._normaliser = Transfer(device), normaliser
         self._region: Tile | None = None
         self._whole: tuple[int, int] | None = None
         self.timed: Callable[[str], AbstractContextManager[None]] = lambda stage: nullcontext()  # around each stage
@@ -116,59 +121,67 @@ class SectionRunner:
         """Forget the sections so far: the next one has no previous one."""
         self._last: Maps | None = None
         self._size: tuple[int, int] | None = None
-        self._raw: deque[NDArray[Any]] = deque(maxlen=self.reach)  # with tiles: the sections z - 1, z - 2, ...
+        self._raw: deque[_Recorded] = deque(maxlen=self.reach)  # with tiles: the sections z - 1, z - 2, ...
         # embeddings of the sections z - 1, z - 2, ...
         self._earlier: deque[Tensor] = deque(maxlen=max([0, *(-z for z, _, _ in self.further)]))
 
-    def prime(self, section: NDArray[Any]) -> None:
+    def prime(self, section: NDArray[Any], correction: Correction | None = None) -> None:
         """Let a section become the previous one without results: to resume, to begin a range, to bridge a gap.
 
         With offsets that reach `reach` sections back, so many sections are primed in order.
 
         Args:
-            section: (H, W) uint8, uint16, or float in [0, 1].
+            section: (H, W) grey values as recorded.
+            correction: of its grey values, where it is known already.
 
         Raises:
-            ShapeError: its size is not the previous section's, or its type is another.
+            ShapeError: its size is not the previous section's, or its type cannot be normalised.
         """
         if self._tile is not None:
             self._check(section[None])
-            self._raw.appendleft(section)
+            self._raw.appendleft(self._recorded(section, correction))
             return
         if self.reach > 1:
-            self.push(section[None])
+            self.push(section[None], None if correction is None else [correction])
             return
         self._check(section[None])
-        grey = self._transfer.sections(section[None])
+        grey = self._transfer.sections(section[None], [correction or self._correction(section)])
         self._last = self._backend.last(self._backend.encode(self._filled(grey)), 0)
 
-    def push(self, sections: NDArray[Any]) -> list[SectionOutput]:
+    def push(self, sections: NDArray[Any], corrections: Sequence[Correction] | None = None) -> list[SectionOutput]:
         """Run the next sections.
 
         Args:
-            sections: (N, H, W) uint8, uint16, or float in [0, 1].
+            sections: (N, H, W) grey values as recorded.
+            corrections: of their grey values, where they are known already.
 
         Raises:
-            ShapeError: their size is not the previous section's, their type is another, or there are none.
+            ShapeError: their size is not the previous section's, their type cannot be normalised, or there are none.
         """
-        if self._tile is not None:
-            self._check(sections)
-            return [assembled(self.tiles(section), (section.shape[0], section.shape[1])) for section in sections]
         size = self._check(sections)
+        given = [self._correction(section) for section in sections] if corrections is None else list(corrections)
+        if self._tile is not None:
+            return [assembled(self.tiles(*pair), size) for pair in zip(sections, given, strict=True)]
         step = self._step(size)
-        found = [self._run(sections[first : first + step], size) for first in range(0, len(sections), step)]
+        found = [
+            self._run(sections[first : first + step], given[first : first + step], size)
+            for first in range(0, len(sections), step)
+        ]
         with self.timed("copy"):
             self._transfer.wait()
         return [output for outputs in found for output in outputs]
 
-    def tiles(self, section: NDArray[Any]) -> Iterator[tuple[slice, slice, SectionOutput]]:
+    def tiles(
+        self, section: NDArray[Any], correction: Correction | None = None
+    ) -> Iterator[tuple[slice, slice, SectionOutput]]:
         """Run the next section piece by piece; it has become the previous one when the last piece is taken.
 
         All results are those of the whole section. Each piece encodes both sections anew, for features of a whole
         section would not fit.
 
         Args:
-            section: (H, W) uint8, uint16, or float in [0, 1]; kept as it is until the next one, so do not change it.
+            section: (H, W) grey values as recorded; kept as it is until the next one, so do not change it.
+            correction: of its grey values, where it is known already.
 
         Returns:
             Rows and columns of each piece in the section, and its results, in order of y, then x.
@@ -181,20 +194,23 @@ class SectionRunner:
             raise DistillError("tile: found none, expected the side of a tile, in pixels")
         size = self._check(section[None])
         pieces = cut(size, self._tile, self.halo, self._stride)
-        return self._pieces(section, pieces)
+        return self._pieces(self._recorded(section, correction), pieces)
 
-    def _pieces(self, section: NDArray[Any], pieces: list[Tile]) -> Iterator[tuple[slice, slice, SectionOutput]]:
+    def _pieces(self, section: _Recorded, pieces: list[Tile]) -> Iterator[tuple[slice, slice, SectionOutput]]:
         for piece in pieces:
             yield (*piece.core, self._piece(section, piece))
         self._raw.appendleft(section)
 
-    def _piece(self, section: NDArray[Any], tile: Tile) -> SectionOutput:
-        size, samples = self._inside(tile, (section.shape[0], section.shape[1]))
+    def _piece(self, section: _Recorded, tile: Tile) -> SectionOutput:
+        size, samples = self._inside(tile, section.size)
 
-        def decoded(previous: NDArray[Any] | None, current: NDArray[Any]) -> Decoded:
+        def decoded(previous: _Recorded | None, current: _Recorded) -> Decoded:
             given = (current,) if previous is None else (previous, current)
             with self.timed("encode"):
-                maps = [self._backend.encode(self._transfer.sections(tile.grey(raw)[None])) for raw in given]
+                maps = [
+                    self._backend.encode(self._transfer.sections(one.region(tile)[None], [_NORMALISED]))
+                    for one in given
+                ]
             linked = torch.full((1, 1, 1, 1), float(previous is not None))
             with self.timed("decode and affinity"):
                 return self._backend.decode(maps[0], maps[-1], linked, size, samples)
@@ -224,10 +240,12 @@ class SectionRunner:
             size = min(size[0], section[0] - tile.origin[0]), min(size[1], section[1] - tile.origin[1])
         return size, samples
 
-    def _run(self, sections: NDArray[Any], size: tuple[int, int]) -> list[SectionOutput]:
+    def _run(
+        self, sections: NDArray[Any], corrections: Sequence[Correction], size: tuple[int, int]
+    ) -> list[SectionOutput]:
         count = len(sections)
         with self.timed("copy"):
-            grey = self._transfer.sections(sections)
+            grey = self._transfer.sections(sections, corrections)
         with self.timed("encode"):
             current = self._backend.encode(self._filled(grey))
         with self.timed("decode and affinity"):
@@ -243,11 +261,19 @@ class SectionRunner:
         self._last = self._backend.last(current, count - 1)
         return outputs
 
+    def _correction(self, section: NDArray[Any]) -> Correction:
+        if self._region is not None and self._normaliser != UNCHANGED:
+            raise DistillError("section: found a region of it, expected one that is normalised already")
+        return self._normaliser.of(section)
+
+    def _recorded(self, section: NDArray[Any], correction: Correction | None) -> _Recorded:
+        return _Recorded(section, correction or self._correction(section))
+
     def _check(self, sections: NDArray[Any]) -> tuple[int, int]:
         """Make sure that sections can follow those before, and note their size."""
         if sections.ndim != 3 or not len(sections):
             raise ShapeError(f"sections: found shape {sections.shape}, expected (N, H, W) with at least one section")
-        as_unit_range(sections[:0])  # refuses types that sections do not have
+        self._normaliser.check(sections.dtype)
         size = sections.shape[1], sections.shape[2]
         if 0 in size:
             raise ShapeError(f"section: found size {size}, expected at least one pixel")
@@ -299,6 +325,28 @@ class SectionRunner:
             other = now if z == 0 else earlier.get(-z)
             edges = torch.zeros_like(now[:, 0]) if other is None else section_affinity(now, other, (y, x))
             yield to_uint8(edges)
+
+
+@dataclass(frozen=True, eq=False)
+class _Recorded:
+    """A whole section as recorded, and what normalises it."""
+
+    section: NDArray[Any]  # (H, W)
+    correction: Correction
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.section.shape[0], self.section.shape[1]
+
+    def region(self, tile: Tile) -> NDArray[np.float32]:
+        """The pixels of a tile's region, normalised."""
+        rows, columns = tile.window(self.size)
+        window = self.correction.apply(self.section[rows, columns], (rows.start, columns.start))
+        return tile.filled(window, self.size)
+
+
+_NORMALISED = UNCHANGED.of(np.zeros((1, 1), np.float32))
 
 
 def check_offsets(offsets: Sequence[Triple]) -> None:

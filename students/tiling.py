@@ -55,10 +55,6 @@ class Tile:
         rows, columns = (lines - lines.min() for lines in self._sources(section))
         return window[(..., *np.ix_(rows, columns))]
 
-    def grey(self, section: NDArray[Any]) -> NDArray[Any]:
-        """The region's pixels of a section (H, W), reflected where it is padded."""
-        return self.filled(section[self.window(section.shape)], section.shape)
-
     def _sources(self, section: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         rows, columns = (
             reflected(torch.arange(o, o + n), length).numpy()

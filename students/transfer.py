@@ -5,6 +5,7 @@ Legend: N sections, H W = y x.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.sampling import as_unit_range
+from distill.normalisation import Correction
 
 
 class Transfer:
@@ -24,15 +25,22 @@ class Transfer:
         if self._gpu:
             self._up, self._down = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
 
-    def sections(self, sections: NDArray[Any]) -> Tensor:
-        """Sections (N, H, W) as (N, 1, H, W) float32 in [0, 1] on the device; uint8 is converted there.
+    def sections(self, sections: NDArray[Any], corrections: Sequence[Correction]) -> Tensor:
+        """Normalise sections (N, H, W) to (N, 1, H, W) float32 in [0, 1] on the device.
 
-        Raises:
-            ShapeError: of a type that sections do not have.
+        On a GPU uint8 sections are copied as they are and normalised there, where one correction holds for all pixels.
         """
-        if not self._gpu:
-            return grey_values(sections)
-        given = sections if sections.dtype == np.uint8 else as_unit_range(sections)
+        there = self._gpu and sections.dtype == np.uint8 and not any(one.tile for one in corrections)
+        if not there:
+            given = np.stack([one.apply(section) for one, section in zip(corrections, sections, strict=True)])
+            return (self._up_to_device(given) if self._gpu else torch.from_numpy(given))[:, None]
+        grey = self._up_to_device(sections).float()[:, None]
+        numbers = [(one.middle.item(), one.width.item(), one.target) for one in corrections]
+        middle, width, target = torch.tensor(numbers, device=self._device).T.view(3, -1, 1, 1, 1)
+        normalised: Tensor = ((grey - middle) / width + target).clamp_(0, 1)
+        return normalised
+
+    def _up_to_device(self, given: NDArray[Any]) -> Tensor:
         pinned = torch.empty(given.shape, dtype=torch.from_numpy(given[:0]).dtype, pin_memory=True)
         pinned.numpy()[...] = given
         computing = torch.cuda.current_stream(self._device)
@@ -40,7 +48,7 @@ class Transfer:
             there = pinned.to(self._device, non_blocking=True)
         computing.wait_stream(self._up)
         there.record_stream(computing)
-        return (there.float() / 255 if given.dtype == np.uint8 else there)[:, None]
+        return there
 
     def host(self, result: Tensor) -> NDArray[Any]:
         """A result in host memory; from a GPU it is there after `wait`."""
@@ -58,12 +66,3 @@ class Transfer:
         """Wait until all results are in host memory."""
         if self._gpu:
             self._down.synchronize()
-
-
-def grey_values(sections: NDArray[Any]) -> Tensor:
-    """Sections (N, H, W) as (N, 1, H, W) float32 in [0, 1].
-
-    Raises:
-        ShapeError: of a type that sections do not have.
-    """
-    return torch.from_numpy(np.ascontiguousarray(as_unit_range(sections)))[:, None]

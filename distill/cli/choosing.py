@@ -9,7 +9,7 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, Recorded, say
-from distill.cli.options import Device, Precision, runtime_of
+from distill.cli.options import Device, Invert, Normalise, Precision, runtime_of
 from distill.errors import DistillError
 from distill.hardware import AUTO
 
@@ -36,8 +36,11 @@ def sweep(
     preset: Annotated[str, typer.Option(help="skimage, cremi, agq or cad")] = "skimage",
     device: Device = "auto",
     precision: Precision = AUTO,
+    normalise: Normalise = None,
+    invert: Invert = False,
 ) -> None:
     """Compare ways from affinities to neurons over their thresholds, and choose those with the least VOI."""
+    from distill.recipes.grey_values import GreyValues
     from distill.recipes.sweep import TRIED, Network
     from distill.recipes.sweep import sweep as run
     from distill.recipes.thresholds import parse_thresholds
@@ -56,7 +59,7 @@ def sweep(
     network, chosen = None, None
     if model is not None and source is not None:
         runtime, chosen = runtime_of(device, precision)
-        network = Network(model, source, runtime)
+        network = Network(model, source, runtime, GreyValues(normalise, invert))
     if not out.name:
         raise DistillError(f"--out: found {str(out)!r}, expected a folder with a name of its own")
     with Recorded(out / "sweep") as record, Bar("methods") as bar:

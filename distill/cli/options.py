@@ -24,6 +24,14 @@ Backend = Annotated[
 ]
 Resolution = Annotated[str | None, typer.Option(metavar="Z,Y,X", help="nm per voxel, for files without one")]
 Sections = Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="only these sections, LAST excluded")]
+Normalise = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="of grey values, section by section: none, percentile, mean-std or local; default: the model's own",
+    ),
+]
+Invert = Annotated[bool, typer.Option("--invert", help="exchange dark and bright, for sections with bright membranes")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace OUT if it exists")]
 Merge = Annotated[
     float | None,
@@ -54,15 +62,19 @@ def run_options(
     precision: str,
     overwrite: bool,
     backend: str,
+    normalise: str | None,
+    invert: bool,
 ) -> Options:
     from distill.geometry import parse_numbers
+    from distill.recipes.grey_values import GreyValues
     from distill.recipes.run_models import Options
 
     check_precision(precision)
     if merge is not None and not 0 <= merge <= 1:
         raise DistillError(f"--merge: found {merge}, expected a number from 0 to 1")
     nm = parse_numbers(resolution, "--resolution") if resolution else None
-    return Options(nm, section_range(sections), device, precision, merge, overwrite, backend)
+    grey = GreyValues(normalise, invert)
+    return Options(nm, section_range(sections), device, precision, merge, overwrite, backend, grey)
 
 
 def runtime_of(device: str, precision: str) -> tuple[Runtime, Chosen]:

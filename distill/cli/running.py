@@ -12,7 +12,9 @@ from distill.cli.console import Bar, Recorded, say
 from distill.cli.options import (
     Backend,
     Device,
+    Invert,
     Merge,
+    Normalise,
     Overwrite,
     Precision,
     Resolution,
@@ -77,6 +79,8 @@ def stream(
     device: Device = "auto",
     precision: Precision = AUTO,
     backend: Backend = "auto",
+    normalise: Normalise = None,
+    invert: Invert = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Run a student over sections: affinities, and instances through the query decoder."""
@@ -88,7 +92,7 @@ def stream(
     from distill.recipes.streaming.stream import stream as run
 
     merge = merge_of(merge, thresholds, "query")
-    options = run_options(sections, resolution, merge, device, precision, overwrite, backend)
+    options = run_options(sections, resolution, merge, device, precision, overwrite, backend, normalise, invert)
     if resume and overwrite:
         raise DistillError("--resume: found --overwrite beside it, expected one of them")
     if not follow and (until is not None or idle is not None):
@@ -153,6 +157,8 @@ def segment(
     device: Device = "auto",
     precision: Precision = AUTO,
     backend: Backend = "auto",
+    normalise: Normalise = None,
+    invert: Invert = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Segment a volume of any size in blocks, with the student or the teacher, on one process or many."""
@@ -169,7 +175,7 @@ def segment(
     if scheduler is not None and workers:
         raise DistillError("--scheduler: found --workers beside it, expected one of them")
     merge = merge_of(merge, thresholds, method)
-    options = run_options(sections, resolution, merge, device, precision, overwrite, backend)
+    options = run_options(sections, resolution, merge, device, precision, overwrite, backend, normalise, invert)
     blocking = Blocking(None if block is None else parse_triple(block, "--block"), workers, scheduler, retries, resume)
     with Recorded(out) as record, Bar("blocks") as bar:
         found = run(

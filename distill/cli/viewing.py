@@ -10,7 +10,7 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, say, say_error
-from distill.cli.options import Device, Precision, Resolution, ids, section_range
+from distill.cli.options import Device, Invert, Normalise, Precision, Resolution, ids, section_range
 from distill.errors import DistillError
 from distill.hardware import AUTO, check_precision
 
@@ -46,11 +46,14 @@ def pca(
     resolution: Resolution = None,
     device: Device = "auto",
     precision: Precision = AUTO,
+    normalise: Normalise = None,
+    invert: Invert = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the seam scores as JSON")] = False,
 ) -> None:
     """Draw a section beside the embeddings of teacher (sliding window) and student, with their seam scores."""
     from distill.geometry import parse_numbers, parse_triple
     from distill.recipes.embeddings import Windows
+    from distill.recipes.grey_values import GreyValues
     from distill.recipes.pca import Drawing, Movie
     from distill.recipes.pca import pca as run
     from viz.insets import Inset
@@ -88,6 +91,7 @@ def pca(
             device=device,
             precision=precision,
             resolution=nm,
+            grey=GreyValues(normalise, invert),
             on_section=bar.update,
             note=say_error,
         )

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from distill.errors import ShapeError
 from distill.geometry import Box, Triple
+from distill.normalisation import as_picture
 from distill.recipes.worst import Spot
-from distill.sampling import as_unit_range
 from distill.volume import Volume, voxel_shift
 from viz.colour import overlay
 
@@ -46,7 +46,7 @@ def crop(spot: Spot, segmentation: Volume, labels: Volume, raw: Volume | None) -
     grey = np.full(found.shape, 128, np.uint8)
     in_raw = None if raw is None else _inside(raw, segmentation, window)
     if raw is not None and in_raw is not None:
-        grey = np.round(np.clip(as_unit_range(raw.read(in_raw)[0]), 0, 1) * 255).astype(np.uint8)
+        grey = as_picture(raw.read(in_raw)[0])
     own, other = (truth, found) if spot.kind == "split" else (found, truth)
     pieces = np.zeros(other.shape, np.uint64)
     for rank, piece in enumerate(spot.pieces, 1):

@@ -20,7 +20,6 @@ from distill.errors import DistillError
 from distill.geometry import Box, Triple
 from distill.recipes.models import TrainedStudent, TrainedTeacher
 from distill.recipes.volumes import Runtime, student_sections
-from distill.sampling import as_unit_range
 from distill.volume import Volume
 from students.runner import SectionOutput
 from teachers.teacher import TeacherOutput
@@ -139,7 +138,7 @@ def teacher_slab(
     kept: range | None = None,
     shifted: bool = False,
 ) -> Embedding:
-    """The teacher's embedding of some sections (D, H, W) by sliding window: (E, D, H, W), unit length before blending.
+    """The teacher's embedding of whole sections (D, H, W) by sliding window: (E, D, H, W), unit length before blending.
 
     It is the embedding head's; a teacher without one gives the mask features that its decoder works on. `kept` are
     consecutive sections to keep, all by default: what the network sees, and what is held, need not be the same.
@@ -153,7 +152,7 @@ def teacher_slab(
 
     return slide_embedding(
         model.teacher,
-        as_unit_range(raw),
+        model.normaliser.sections(raw),
         sliding.boxes(len(raw), shifted=shifted),
         head_embedding if model.teacher.embedding_channels else mask_features,
         device=runtime.device,

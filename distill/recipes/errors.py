@@ -21,9 +21,9 @@ from distill.errors import DistillError, ShapeError
 from distill.geometry import Box, Nanometres
 from distill.ids import Integers, compact, distinct_ids, sum_pairs
 from distill.metrics import ObjectError, worst_objects
+from distill.normalisation import as_picture
 from distill.recipes.evaluate import placed
 from distill.recipes.outputs import check_place
-from distill.sampling import as_unit_range
 from distill.volume import Volume, open_labels, open_volume
 from viz.errors import Kind, WrongObject, errors_figure
 from viz.layout import figure_suffix
@@ -156,7 +156,7 @@ def errors(
     z = int(found.wrong.argmax()) if section is None else section - box.start[0]
     ids, true = _section(found, z)
     codes = error_codes(ids, true, found.partners)
-    grey = np.round(np.clip(as_unit_range(image.read(_slice(in_raw, z))[0]), 0, 1) * 255).astype(np.uint8)
+    grey = as_picture(image.read(_slice(in_raw, z))[0])
     objects = _worst(found, ids, true, worst)
     number = box.start[0] + z
     errors_figure(grey, true, ids, found.partners, objects, image.resolution[1:], out, f"Section {number}")

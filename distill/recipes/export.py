@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 import distill
 from distill.errors import DistillError
+from distill.normalisation import Normaliser
 from distill.phantom import make_phantom
 from distill.recipes.models import load_student
 from distill.recipes.outputs import check_place
-from distill.sampling import as_unit_range
 from distill.volume import open_volume
 from students.export import FORMATS, Difference, Format, compare, functions, write
 
@@ -60,8 +60,8 @@ def export(model: str, form: str, out: Path, sample: str | None, *, overwrite: b
             raise DistillError(f"{out}: exists already; expected a new path, or --overwrite")
         if not (out / _RECORD).is_file():
             raise DistillError(f"{out}: is not an export; it will not be overwritten")
-    pair = _sections(sample)
     trained = load_student(model, torch.device("cpu"))
+    pair = _sections(sample, trained.normaliser)
     temporary = out.with_name(out.name + ".writing")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -79,6 +79,8 @@ def export(model: str, form: str, out: Path, sample: str | None, *, overwrite: b
             "model": trained.path.name,
             "format": form,
             "stride": trained.student.stride,
+            "input": "sections normalised as below, float32 in [0, 1]",
+            "normalisation": trained.normaliser.normalisation.model_dump(mode="json"),
             "functions": {one.name: {"inputs": one.inputs, "outputs": one.outputs} for one in both},
         }
         (temporary / _RECORD).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -92,11 +94,11 @@ def export(model: str, form: str, out: Path, sample: str | None, *, overwrite: b
     return Exported(tuple(sorted(out.iterdir())), trained.student.stride, sample or "a phantom", difference)
 
 
-def _sections(sample: str | None) -> NDArray[np.float32]:
+def _sections(sample: str | None, normaliser: Normaliser) -> NDArray[np.float32]:
     if sample is None:
-        return as_unit_range(make_phantom((2, 256, 320), _NM, seed=0).raw)
+        return normaliser.sections(make_phantom((2, 256, 320), _NM, seed=0).raw)
     volume = open_volume(sample, resolution=_NM)
     sections = list(itertools.islice(volume.sections(0, min(2, volume.size[0])), 2))
     if len(sections) < 2:
         raise DistillError(f"{sample}: found {len(sections)} section, expected at least 2")
-    return as_unit_range(np.stack(sections))
+    return replace(normaliser, invert=volume.inverted).sections(np.stack(sections))

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.geometry import Nanometres
+from distill.normalisation import as_picture
 from distill.recipes.validation import Judged
-from distill.sampling import as_unit_range
 from viz.figures import curves_figure, section_figure
 
 _NO_LOSS = ("step", "lr", "seconds", "waited", "validation_seconds")
@@ -34,7 +34,7 @@ def run_figures(
     folder.mkdir(exist_ok=True)
     curves_figure(list(_curves(run / "metrics.jsonl")), folder / "curves.png")
     middle = len(raw) // 2
-    grey = np.round(as_unit_range(raw[middle]) * 255).astype(np.uint8)
+    grey = as_picture(raw[middle])
     for name, found in judged.items():
         section_figure(
             grey,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from distill.errors import DistillError
 from distill.geometry import Box
 from distill.hardware import AUTO, choose
+from distill.normalisation import as_picture
 from distill.recipes.embeddings import (
     Embedding,
     Mask,
@@ -29,10 +30,10 @@ from distill.recipes.embeddings import (
     teacher_section,
     teacher_sections,
 )
+from distill.recipes.grey_values import AS_RECORDED, GreyValues, check_grey, normaliser_of
 from distill.recipes.models import TrainedStudent, TrainedTeacher, load_student, load_teacher, pick_device
 from distill.recipes.seams import NetworkSeams, border_scores, student_shift, teacher_shift
 from distill.recipes.volumes import Runtime, student_sections
-from distill.sampling import as_unit_range
 from distill.volume import Volume, open_volume
 from viz.changes import ALONG, changes_of
 from viz.figures import Panel, pca_figure
@@ -79,6 +80,20 @@ class Networks:
     runtime: Runtime
 
 
+def on_source(networks: Networks, grey: GreyValues, volume: Volume) -> Networks:
+    """The networks with their normalisations fitted to a source.
+
+    Raises:
+        DistillError: grey values that cannot be brought to the networks' scale.
+    """
+    taught, learnt = networks.teacher, networks.student
+    learnt = replace(learnt, normaliser=normaliser_of(learnt, grey, volume.inverted))
+    check_grey(learnt.normaliser, volume.dtype, volume.source, lambda text: None)
+    if taught is not None:
+        taught = replace(taught, normaliser=normaliser_of(taught, grey, volume.inverted))
+    return replace(networks, teacher=taught, student=learnt)
+
+
 @dataclass(frozen=True)
 class Seams:
     """What was found; scores and windows are None where there was no teacher."""
@@ -122,6 +137,7 @@ def pca(
     device: str = "auto",
     precision: str = AUTO,
     resolution: tuple[float, float, float] | None = None,
+    grey: GreyValues = AS_RECORDED,
     on_section: Callable[[int, int], None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Seams:
@@ -141,6 +157,7 @@ def pca(
         device: where to compute.
         precision: see `distill.hardware`.
         resolution: for files without one.
+        grey: how the user wants grey values taken.
         on_section: called with sections of the movie done and their number.
         note: called with the device and the precision, in words.
 
@@ -162,16 +179,16 @@ def pca(
         if note is not None and text is not None:
             note(text)
     taught = None if teacher is None else load_teacher(teacher, runtime.device)
-    networks = Networks(taught, load_student(student, runtime.device), runtime)
+    networks = on_source(Networks(taught, load_student(student, runtime.device), runtime), grey, volume)
     looked = look(volume, networks, section, windows)
     seams, painter, panels = draw_pca(looked, out, drawing)
     if shifted and looked.sliding is not None:
         seams = with_shifts(seams, volume, networks, section, looked)
     if movie is not None and through is not None:
-        grey = _grey(looked.pair[1])
-        frames = MovieFrames(grey, panels, volume.resolution[1:], looked.borders)
+        shown = _grey(looked.pair[1])
+        frames = MovieFrames(shown, panels, volume.resolution[1:], looked.borders)
         made = _frames(volume, through, networks, looked.sliding, painter, frames, on_section)
-        write_movie(made, movie.out, frames.draw(grey, [p.rgb for p in panels], section))
+        write_movie(made, movie.out, frames.draw(shown, [p.rgb for p in panels], section))
     return seams
 
 
@@ -285,7 +302,7 @@ class Painter:
     def panels(self, embeddings: Sequence[Embedding], inside: Mask, section: NDArray[Any]) -> list[Panel]:
         images = [palette.rgb(e) for palette, e in zip(self.palettes, embeddings, strict=True)]
         if not self.membranes:
-            dim = np.round(as_unit_range(section) * (255 * _DIM)).astype(np.uint8)[..., None]
+            dim = np.round(as_picture(section) * _DIM).astype(np.uint8)[..., None]
             images = [np.where(inside[..., None], image, dim) for image in images]
         return [
             Panel(title, image, f"{palette.basis.note} {self.region}")
@@ -301,7 +318,7 @@ def _titles(looked: Looked) -> list[str]:
 
 
 def _grey(section: NDArray[Any]) -> Grey:
-    return np.round(as_unit_range(section) * 255).astype(np.uint8)
+    return as_picture(section)
 
 
 def _through(movie: Movie, depth: int, source: str) -> range:

@@ -10,8 +10,9 @@ from typing import Any
 
 from distill.errors import SourceError
 from distill.recipes.embeddings import Windows
+from distill.recipes.grey_values import GreyValues
 from distill.recipes.models import load_student, load_teacher
-from distill.recipes.pca import Networks, draw_pca, look, with_shifts
+from distill.recipes.pca import Networks, draw_pca, look, on_source, with_shifts
 from distill.recipes.run_folder import RunFolder
 from distill.recipes.seam_bench import cropped
 from distill.recipes.volumes import Runtime
@@ -66,9 +67,8 @@ def seam_image(run: RunFolder, runtime: Runtime) -> None:
     section = max(1, (first + stop) // 2)
     resolution = data.get("resolution")
     volume = open_volume(str(data.get("raw")), resolution=tuple(resolution) if resolution else None)
-    networks = Networks(
-        load_teacher(str(run.path), runtime.device), load_student(str(run.path), runtime.device), runtime
-    )
+    both = load_teacher(str(run.path), runtime.device), load_student(str(run.path), runtime.device)
+    networks = on_source(Networks(*both, runtime), GreyValues(invert=bool(data.get("invert"))), volume)
     assert networks.teacher is not None
     depth = networks.teacher.config.decoder.block[0]
     piece, section_there = cropped(volume, section, _SIDE, depth)

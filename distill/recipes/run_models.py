@@ -10,6 +10,7 @@ import torch
 
 from distill.geometry import Nanometres, of_another_shape
 from distill.hardware import AUTO, FULL, MIXED, Chosen, check_precision, choose
+from distill.recipes.grey_values import AS_RECORDED, GreyValues
 from distill.recipes.models import pick_device
 from distill.recipes.volumes import Runtime
 from students.backend import settled
@@ -31,6 +32,7 @@ class Options:
     merge: float | None = None  # None = the model's own, chosen on its validation part
     overwrite: bool = False
     backend: str = "auto"  # of the student, see `students.backend`
+    grey: GreyValues = AS_RECORDED
 
 
 def merge_threshold(options: Options, notes: dict[str, Any]) -> float | None:

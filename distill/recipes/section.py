@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import DistillError
 from distill.geometry import Box
+from distill.normalisation import as_picture
 from distill.recipes.evaluate import placed
 from distill.recipes.outputs import check_place
 from distill.recipes.view import Sources, open_layers
-from distill.sampling import as_unit_range
 from distill.volume import Volume
 from viz.figures import section_figure
 from viz.layout import figure_suffix
@@ -60,7 +59,7 @@ def section(store: Path, sources: Sources, number: int, out: Path) -> list[str]:
         found["ground truth"] = truth.read(where.shift(placed(anchor, truth).start))[0]
     affinity = found.get("affinity z y x")
     section_figure(
-        np.round(as_unit_range(raw) * 255).astype(np.uint8),
+        as_picture(raw),
         None if affinity is None else affinity[:3],
         found.get("segmentation"),
         found.get("ground truth"),

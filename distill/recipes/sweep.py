@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from distill.ids import compact
 from distill.metrics import score
 from distill.mutex import mutex_watershed
 from distill.recipes.evaluate import placed
+from distill.recipes.grey_values import AS_RECORDED, GreyValues, check_grey, normaliser_of
 from distill.recipes.models import load_student
 from distill.recipes.outputs import check_place
 from distill.recipes.streaming.finish import final_ids
@@ -126,6 +127,7 @@ class Network:
     model: str
     source: str
     runtime: Runtime
+    grey: GreyValues = AS_RECORDED
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,8 @@ def _query(given: Inputs, affinity: str, network: Network | None) -> Callable[[S
         if student.decoder is None:
             raise DistillError(f"{student.path}: has no query decoder, expected --methods waterz,mws for this model")
         raw = open_volume(network.source)
+        student = replace(student, normaliser=normaliser_of(student, network.grey, raw.inverted))
+        check_grey(student.normaliser, raw.dtype, raw.source, lambda text: None)
         first = voxel_shift(given.volume, raw)
         if first[1:] != (0, 0) or raw.size[1:] != given.volume.size[1:]:
             raise SourceError(f"{network.source}: found sections of {raw.size[1:]}, expected those of {affinity}")

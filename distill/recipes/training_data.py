@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.checkpoint import Kind
 from distill.config import Pair
 from distill.errors import ConfigError, ShapeError
 from distill.geometry import Box, Nanometres, of_another_shape
@@ -77,10 +78,11 @@ def check_normalisation(config: Pair, note: Callable[[str], None]) -> None:
         ConfigError: a frozen teacher would meet another scale.
     """
     wanted = config.student.data.normalisation
-    for kind, weights, runs in (
+    started: list[tuple[Kind, str | None, bool]] = [
         ("teacher", config.teacher.weights, config.teacher_runs),
         ("student", config.student.weights, config.student_runs),
-    ):
+    ]
+    for kind, weights, runs in started:
         found = None if weights is None or not runs else weights_normalisation(weights, kind)
         if found is None or found == wanted:
             continue

@@ -23,7 +23,6 @@ from distill.geometry import Box, Triple, tiles
 from distill.hardware import AUTO, computing
 from distill.ids import Relabelling, sum_pairs
 from distill.recipes.models import TrainedStudent, TrainedTeacher, seed_rule
-from distill.sampling import as_unit_range
 from distill.segment import block_instances
 from distill.stitch import Stitcher, largest_overlap
 from students.backend import settled
@@ -98,6 +97,7 @@ def student_sections(
         backend=runtime.backend,
         offsets=offsets,
         embedding=embedding,
+        normaliser=model.normaliser,
     )
     together = iter(sections)
     while group := list(itertools.islice(together, runner.batch)):
@@ -368,11 +368,11 @@ def teacher_volumes(
 
     Args:
         model: its own way to decode does not count.
-        raw: (D, H, W) grey values.
+        raw: (D, H, W), whole sections, grey values as recorded.
         runtime: device and precision.
         decodings: they cut the volume into the same blocks.
     """
-    unit = as_unit_range(raw)
+    unit = model.normaliser.sections(raw)
     z, y, x = raw.shape
     depth = min(decodings[0].block[0], z)
     volume = _Volume((z, y, x), decodings)

@@ -18,6 +18,7 @@ from distill.hardware import Chosen
 from distill.recipes.aside import set_aside
 from distill.recipes.blocks.tables import FOLDER, read_table, table_path
 from distill.recipes.blocks.work import Work
+from distill.recipes.grey_values import grey_settings
 from distill.recipes.outputs import Frame
 from distill.recipes.settings import check_settings, read_settings, settings_path
 from distill.store import write_json, writing
@@ -50,6 +51,7 @@ def settings_of(work: Work, frame: Frame, volume: Volume, chosen: Chosen, create
         "precision": work.precision,
         "precision_by": chosen.reason,
         "backend": work.backend,
+        **grey_settings(work.normaliser),
         "depth": plan.depth,
         "rows": [[group.start, group.stop] for group in plan.rows],
         "columns": [[group.start, group.stop] for group in plan.columns],

@@ -17,11 +17,10 @@ from distill.affinity import NEAREST, from_uint8
 from distill.agglomerate import waterz
 from distill.geometry import Box
 from distill.mutex import mutex_watershed
+from distill.recipes.blocks.corrections import Sections
 from distill.recipes.blocks.plan import Block, Plan
 from distill.recipes.models import TrainedStudent, TrainedTeacher
 from distill.recipes.volumes import Runtime, Slab, decode_slab, decode_tile
-from distill.sampling import as_unit_range
-from distill.volume import Volume
 from students.runner import SectionRunner
 from students.tiling import Tile, around
 from teachers.teacher import TeacherOutput
@@ -56,14 +55,12 @@ class Solved:
 class Instances(Protocol):
     """A network and a method."""
 
-    def solve(self, block: Block, whole: Box, volume: Volume, first: int, clock: Clock) -> Solved:
+    def solve(self, block: Block, sections: Sections, clock: Clock) -> Solved:
         """Segment a block.
 
         Args:
             block: of the plan.
-            whole: all voxels of the plan.
-            volume: the source.
-            first: section of the source that the plan's first is.
+            sections: of the plan.
             clock: counts time.
         """
 
@@ -91,15 +88,15 @@ class StudentBlocks:
         self._size = plan.shape[1:]
         self._regions = regions(plan, halo, trained.student.stride)
 
-    def solve(self, block: Block, whole: Box, volume: Volume, first: int, clock: Clock) -> Solved:
+    def solve(self, block: Block, sections: Sections, clock: Clock) -> Solved:
         """See `Instances.solve`."""
         region = self._regions[block.row, block.column]
         begin, stop = block.box.start[0], block.box.stop[0]
         before = min(begin, self._runner.reach)  # sections that the first one is paired with
         rows, columns = region.window(self._size)
         with clock.timed("read"):
-            at = Box((first + begin - before, rows.start, columns.start), (first + stop, rows.stop, columns.stop))
-            grey = region.filled(volume.read(at), self._size)
+            at = Box((begin - before, rows.start, columns.start), (stop, rows.stop, columns.stop))
+            grey = region.filled(sections.read(at), self._size)
         with clock.timed("network"):
             self._runner.at(region, self._size)
             for section in grey[:before]:
@@ -127,11 +124,11 @@ class TeacherBlocks:
     def __init__(self, trained: TrainedTeacher, runtime: Runtime, method: str, threshold: float | None) -> None:
         self._trained, self._runtime, self._method, self._threshold = trained, runtime, method, threshold
 
-    def solve(self, block: Block, whole: Box, volume: Volume, first: int, clock: Clock) -> Solved:
+    def solve(self, block: Block, sections: Sections, clock: Clock) -> Solved:
         """See `Instances.solve`."""
         trained, runtime, method = self._trained, self._runtime, self._method
         with clock.timed("read"):
-            unit = as_unit_range(volume.read(block.box.shift((first, 0, 0))))
+            unit = sections.read(block.box)
         labels: list[Ids] = []
 
         def decode(window: Box, output: TeacherOutput, own: Affinity) -> None:

@@ -25,6 +25,7 @@ from distill.hardware import check_precision
 from distill.recipes.aside import forget_replaced, take_back
 from distill.recipes.blocks import lay
 from distill.recipes.blocks.begin import finished_about, is_blocks, prepare, settings_of, undone_blocks
+from distill.recipes.blocks.corrections import write_corrections
 from distill.recipes.blocks.merge import mapping_note, merge_blocks, write_mapping
 from distill.recipes.blocks.options import Blocking, Method, Network
 from distill.recipes.blocks.plan import make_plan
@@ -32,6 +33,7 @@ from distill.recipes.blocks.pool import Pool, Task, open_pool
 from distill.recipes.blocks.shelf import NAMES
 from distill.recipes.blocks.tables import FOLDER, pair_path
 from distill.recipes.blocks.work import Done, Work, solve_block, solve_pair
+from distill.recipes.grey_values import check_grey, normaliser_of
 from distill.recipes.models import TrainedStudent, TrainedTeacher, load_student, load_teacher
 from distill.recipes.outputs import Frame, check_free, check_place, frame_of
 from distill.recipes.pyramid import LEVELS
@@ -164,6 +166,8 @@ def _work(
         trained = load_teacher(model, _CPU)
         decoding = trained.config.decoder
     check_resolution(trained.notes, volume.source, volume.resolution, note)
+    normaliser = normaliser_of(trained, options.grey, volume.inverted)
+    check_grey(normaliser, volume.dtype, volume.source, note)
     if method == "query" and blocking.block is not None and blocking.block[0] != decoding.block[0]:
         raise DistillError(
             f"--block: found {blocking.block[0]} sections, expected {decoding.block[0]} as this model's decoder"
@@ -195,6 +199,7 @@ def _work(
         device=options.device,
         precision=begun.chosen.precision,
         backend=begun.backend,
+        normaliser=normaliser,
         threads=max(1, _cores() // blocking.workers) if blocking.workers > 1 and blocking.scheduler is None else None,
     )
 
@@ -220,6 +225,8 @@ class _Run:
         merged, about = mapping_note(self._out), finished_about(self._out)
         if about is None or about["merge_threshold"] != self._work.threshold:
             blocks = [] if about is not None else undone_blocks(self._out, self._work, self._note)
+            if blocks:
+                self._gather()
             self._all(blocks, merged is not None and merged["threshold"] == self._work.threshold)
             self._finish()
         with writing(self._out):
@@ -242,6 +249,13 @@ class _Run:
             tasks = (Task(f"part {number} of the arrays", lay.lay_part, (self._work, number)) for number in parts)
             self._run(pool, tasks, "parts of the arrays", self._found.add)
             lay.put_all_in_place(self._out)
+
+    def _gather(self) -> None:
+        """Statistics of whole sections, before any block is read."""
+        began, work = time.perf_counter(), self._work
+        volume = open_volume(work.source, resolution=work.resolution)
+        write_corrections(self._out, work.normaliser, volume, work.first, work.plan.shape[0])
+        self._found.seconds["grey values"] = time.perf_counter() - began
 
     def _shelved(self) -> bool:
         return (self._out / FOLDER / NAMES[-1]).is_dir()

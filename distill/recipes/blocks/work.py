@@ -28,6 +28,8 @@ from distill.allocation import keep_freed_memory
 from distill.errors import CheckpointError
 from distill.geometry import Box, Nanometres
 from distill.ids import distinct_ids
+from distill.normalisation import Normaliser
+from distill.recipes.blocks.corrections import Sections, read_corrections
 from distill.recipes.blocks.faces import Laid, compare_pieces, compare_tiles, piece_faces, tile_faces
 from distill.recipes.blocks.instances import Instances, StudentBlocks, TeacherBlocks
 from distill.recipes.blocks.plan import Block, Plan
@@ -45,7 +47,7 @@ from distill.recipes.blocks.tables import (
 from distill.recipes.models import load_student, load_teacher, pick_device
 from distill.recipes.volumes import Piece, Runtime, lay_blocks
 from distill.stitch import Stitcher, largest_overlap
-from distill.volume import Volume, open_volume
+from distill.volume import open_volume
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Work:
         device: `auto`, `cpu` or `cuda[:N]`.
         precision: of the network.
         backend: of the student.
+        normaliser: of the sections.
         threads: of torch in each worker; None: as many as it likes.
     """
 
@@ -84,6 +87,7 @@ class Work:
     device: str
     precision: str
     backend: str
+    normaliser: Normaliser
     threads: int | None = None
 
     @property
@@ -122,7 +126,7 @@ class Done:
 
 @dataclass(frozen=True)
 class _Tools:
-    volume: Volume
+    sections: Sections
     instances: Instances
 
 
@@ -141,12 +145,13 @@ def _tools(work: Work) -> _Tools:
     device = pick_device(device_of(work.device, index or 0, count))
     runtime = Runtime(device, work.precision, work.backend)
     volume = open_volume(work.source, resolution=work.resolution)
+    sections = Sections(volume, work.first, read_corrections(Path(work.store), work.normaliser, volume))
     if work.network == "teacher":
         teacher = load_teacher(work.weights, device)
-        return _Tools(volume, TeacherBlocks(teacher, runtime, work.method, work.threshold))
+        return _Tools(sections, TeacherBlocks(teacher, runtime, work.method, work.threshold))
     student = load_student(work.weights, device)
     instances = StudentBlocks(student, runtime, work.plan, work.halo, work.method, work.threshold)
-    return _Tools(volume, instances)
+    return _Tools(sections, instances)
 
 
 def device_of(device: str, worker: int, count: int) -> str:
@@ -185,7 +190,7 @@ def solve_block(work: Work, index: int) -> Done:
     done, block = Done(index), work.plan.block(index)
     with done.timed("load"):
         tools = _tools(work)
-    found = tools.instances.solve(block, Box.of_shape(work.plan.shape), tools.volume, work.first, done)
+    found = tools.instances.solve(block, tools.sections, done)
     with done.timed("stitch"):
         laid, inside = _laid(work, block, found.pieces, found.affinity)
         own = block.owned.relative_to(block.box.start).slices

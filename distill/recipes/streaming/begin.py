@@ -12,6 +12,7 @@ from typing import Any
 from distill.durable import flush
 from distill.errors import SourceError
 from distill.recipes.aside import set_aside
+from distill.recipes.grey_values import grey_settings
 from distill.recipes.models import TrainedStudent
 from distill.recipes.run_models import Options, Start, merge_threshold
 from distill.recipes.streaming.journal import (
@@ -73,6 +74,7 @@ def job_of(
         "parts": streaming.part.of,
         "on_bad": parse_policies(streaming.on_bad),
         "merge_threshold": merge_threshold(options, trained.notes),
+        **grey_settings(trained.normaliser),
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.normalisation import Correction
 from distill.recipes.streaming.slabs import Run
 from students.runner import SectionOutput, SectionRunner
 
@@ -25,6 +26,7 @@ class Place:
     z: int
     image: NDArray[Any] | None
     bridge: bool = False
+    correction: Correction | None = None  # of the image's grey values
 
 
 Pieces = Iterator[tuple[slice, slice, SectionOutput]]  # rows, columns, results
@@ -75,13 +77,20 @@ class Chain:
         waiting, self._waiting = self._waiting, []
         if self._in_pieces:
             for place in waiting:
-                pieces = None if place.image is None else self._runner.tiles(place.image)
+                pieces = None if place.image is None else self._runner.tiles(place.image, place.correction)
                 yield Step(place.z, None, place.bridge, pieces)
             return
-        images = [place.image for place in waiting if place.image is not None]
-        outputs = iter(self._runner.push(np.stack(images)) if images else [])
+        outputs = iter(self._pushed([place for place in waiting if place.image is not None]))
         for place in waiting:
             yield Step(place.z, None if place.image is None else next(outputs), place.bridge)
+
+    def _pushed(self, places: list[Place]) -> list[SectionOutput]:
+        """Results of places that have an image."""
+        if not places:
+            return []
+        corrections = [place.correction for place in places if place.correction is not None]
+        images = np.stack([place.image for place in places if place.image is not None])
+        return self._runner.push(images, corrections if len(corrections) == len(places) else None)
 
     def replay(self, before: list[Place]) -> Step | None:
         """Take up a stream in the middle.
@@ -93,11 +102,11 @@ class Chain:
             The last good section that the next one may be paired with; None where there is none.
         """
         self._runner.reset()
-        row: list[tuple[int, NDArray[Any]]] = []
+        row: list[Place] = []
         self._gap = 0
         for place in before:
             if place.image is not None:
-                row.append((place.z, place.image))
+                row.append(place)
                 self._gap = 0
                 continue
             self._gap += 1
@@ -105,13 +114,11 @@ class Chain:
                 row = []
         if not row:
             return None
-        *earlier, (z, image) = row[-1 - self._runner.reach :]
-        for _, one in earlier:
-            self._runner.prime(one)
-        if self._in_pieces:
-            self._runner.prime(image)
-            return None
-        return Step(z, self._runner.push(image[None])[0])
+        *earlier, last = row[-1 - self._runner.reach :]
+        for one in [*earlier, last] if self._in_pieces else earlier:
+            assert one.image is not None
+            self._runner.prime(one.image, one.correction)
+        return None if self._in_pieces else Step(last.z, self._pushed([last])[0])
 
 
 @dataclass(frozen=True)

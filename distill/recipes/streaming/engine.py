@@ -6,8 +6,12 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from distill.errors import SourceError
+from numpy.typing import NDArray
+
+from distill.errors import ShapeError, SourceError
+from distill.normalisation import Correction, Normaliser
 from distill.recipes.models import TrainedStudent
 from distill.recipes.streaming.chain import LONGEST_BRIDGE, Chain, Pieces, Place, SlabBuilder, SlabJob, Step
 from distill.recipes.streaming.flaws import PAST, Flaw, Inspector
@@ -46,6 +50,7 @@ class _Judged:
     section: Section
     flaw: Flaw | None
     checksum: str
+    correction: Correction | None  # of its grey values; None where there is no image
 
 
 def lines_that_stay(path: Path, depth: int, total: int | None, segment: bool) -> list[Line]:
@@ -156,7 +161,8 @@ class _Stream:
 
     def _read(self, given: Pipe[_Judged | None]) -> None:
         """Sections from a little before the first one on, each with its flaw."""
-        inspector = Inspector()
+        inspector, normaliser = Inspector(), self._work.trained.normaliser
+        normalises = normaliser.normalisation.kind != "none"
         z = max(0, self._first - 2 * PAST - self._replayed)
         while True:
             with self._stages.timed("read"):
@@ -164,9 +170,11 @@ class _Stream:
             if section is None:
                 return given.put(None)
             with self._stages.timed("check"):
-                flaw = inspector.look(section.image, section.flaw)
+                image = section.image
+                correction = None if image is None else _correction(normaliser, image, section.name)
+                flaw = inspector.look(image, section.flaw, correction if normalises else None)
                 checksum = section.checksum
-            given.put(_Judged(section, flaw, checksum))
+            given.put(_Judged(section, flaw, checksum, correction))
             if self._stop is not None and z == self._stop:
                 return given.put(None)
             z += 1
@@ -180,7 +188,7 @@ class _Stream:
             if closing and not self._segment:
                 break
             self._judged.append(judged)
-            for step in self._chain.push(self._place(judged.section, judged.flaw)):
+            for step in self._chain.push(self._place(judged)):
                 self._finish_step(step, builder)
             z += 1
         for step in self._chain.flush():
@@ -210,14 +218,16 @@ class _Stream:
                     "expected the same, the next section is paired with it"
                 )
             if line is None:
-                before.append(self._place(judged.section, judged.flaw))
+                before.append(self._place(judged))
             else:
-                before.append(Place(z, None if line.flaw else judged.section.image, line.taken == "bridge"))
+                image = None if line.flaw else judged.section.image
+                before.append(Place(z, image, line.taken == "bridge", judged.correction))
         return self._chain.replay(before)
 
-    def _place(self, section: Section, flaw: Flaw | None) -> Place:
+    def _place(self, judged: _Judged) -> Place:
+        section, flaw = judged.section, judged.flaw
         if flaw is None:
-            return Place(section.z, section.image)
+            return Place(section.z, section.image, correction=judged.correction)
         policy = self._work.policies[flaw.kind]
         if policy == "fail":
             raise SourceError(
@@ -261,3 +271,15 @@ class _Stream:
             result = solve_slab(self._work.trained, self._work.runtime, job.number, self._depth, job.runs)
         if result is not None:
             self._events.put(result)
+
+
+def _correction(normaliser: Normaliser, image: NDArray[Any], name: str) -> Correction:
+    """What normalises a section.
+
+    Raises:
+        SourceError: its grey values cannot be brought to the network's scale.
+    """
+    try:
+        return normaliser.of(image)
+    except ShapeError as error:
+        raise SourceError(f"{name}: {error}") from None

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from distill.normalisation import Correction
 
 PAST = 8  # places that a section is compared with
 KINDS = ("missing", "corrupt", "size", "blank", "saturated", "contrast", "position")
@@ -57,12 +59,14 @@ class Inspector:
         self._past: deque[Look | None] = deque(maxlen=PAST)
         self._moves: deque[Move | None] = deque(maxlen=PAST - 1)  # of each against the readable one before it
 
-    def look(self, image: NDArray[Any] | None, known: Flaw | None) -> Flaw | None:
+    def look(self, image: NDArray[Any] | None, known: Flaw | None, correction: Correction | None = None) -> Flaw | None:
         """Judge the next section.
 
         Args:
             image: (H, W), None where there is none.
             known: what reading it has shown already.
+            correction: of its grey values; brightness and contrast are judged as the network sees them. None: as they
+                are recorded.
 
         Returns:
             What is wrong with it; None for a good one.
@@ -73,7 +77,7 @@ class Inspector:
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             self._remember(None, None)
             return Flaw("corrupt", "holds values that are no numbers")
-        seen = look_at(image)
+        seen = look_at(image, correction)
         past = [one for one in self._past if one is not None]
         flaw = _blank(image, seen) or _saturated(seen, past)
         if flaw is not None:
@@ -90,14 +94,16 @@ class Inspector:
         self._moves.append(move)
 
 
-def look_at(image: NDArray[Any]) -> Look:
-    """Thumbnail and grey values of a section (H, W)."""
+def look_at(image: NDArray[Any], correction: Correction | None = None) -> Look:
+    """Thumbnail and grey values of a section (H, W), after a correction if one is given."""
     scale = max(1, -(-max(image.shape) // _SIDE))
     down, across = (min(scale, n) for n in image.shape)
     height, width = image.shape[0] // down, image.shape[1] // across
-    low, high = _range(image)
+    low, high = _range(image) if correction is None else (float(image.min()), float(image.max()))
     cut = image[: height * down, : width * across].reshape(height, down, width, across).mean((1, 3), dtype=np.float32)
-    small = ((cut - low) / (high - low)).astype(np.float32)
+    small = (
+        ((cut - low) / (high - low)).astype(np.float32) if correction is None else _corrected(cut, correction, scale)
+    )
     coarse = image[::scale, ::scale]
     ends = (coarse <= low) | (coarse >= high)
     inside = small[(small > 0.004) & (small < 0.996)]
@@ -107,6 +113,15 @@ def look_at(image: NDArray[Any]) -> Look:
     spectrum = np.fft.rfft2((small - mean) * window).astype(np.complex64)
     spectrum /= np.maximum(np.abs(spectrum), 1e-12)
     return Look(mean, float(inside.std()), float(ends.mean()), (height, width), spectrum, scale)
+
+
+def _unit(cut: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+    return ((cut - low) / (high - low)).astype(np.float32)
+
+
+def _corrected(cut: NDArray[np.float32], correction: Correction, scale: int) -> NDArray[np.float32]:
+    """A thumbnail of the recorded grey values, normalised; `scale` pixels of the section to one of it."""
+    return replace(correction, tile=correction.tile / scale).apply(cut)
 
 
 def _range(image: NDArray[Any]) -> tuple[float, float]:

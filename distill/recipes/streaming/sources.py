@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.errors import SourceError
-from distill.formats_image import IMAGE_SUFFIXES, natural_order, read_section, section_resolution
+from distill.formats_image import IMAGE_SUFFIXES, natural_order, read_section, section_inverted, section_resolution
 from distill.geometry import Nanometres
 from distill.recipes.streaming.flaws import Flaw
 from distill.stored import reason
@@ -51,6 +51,7 @@ class Kind:
     dtype: np.dtype[Any]
     resolution: Nanometres  # nm, z y x
     offset: Nanometres  # nm, of section 0
+    inverted: bool = False  # whether 0 is white, by the files' own word
 
 
 class Source(ABC):
@@ -87,7 +88,11 @@ class VolumeSource(Source):
         self._first, last = checked_range(sections, volume.size[0], volume.source)
         self.name, self.total = volume.source, last - self._first
         self.kind = Kind(
-            volume.size[1:], volume.dtype, volume.resolution, moved(volume.offset, self._first, volume.resolution)
+            volume.size[1:],
+            volume.dtype,
+            volume.resolution,
+            moved(volume.offset, self._first, volume.resolution),
+            volume.inverted,
         )
         self._next = -1
         self._sections: Iterator[NDArray[Any]] = iter(())
@@ -183,7 +188,8 @@ def kind_of(name: str, paths: Sequence[Path], resolution: Nanometres | None, fir
             )
         nm = checked_resolution(name, nm)
         height, width = image.shape
-        return Kind((height, width), image.dtype.newbyteorder("="), nm, moved((0.0, 0.0, 0.0), first, nm))
+        dtype, offset = image.dtype.newbyteorder("="), moved((0.0, 0.0, 0.0), first, nm)
+        return Kind((height, width), dtype, nm, offset, section_inverted(path))
     raise failed or SourceError(f"{name}: found no section images, expected at least one")
 
 

@@ -15,6 +15,7 @@ from distill.formats import source_kind
 from distill.formats_image import section_paths
 from distill.hardware import check_precision
 from distill.recipes.aside import forget_replaced, take_back
+from distill.recipes.grey_values import check_grey, normaliser_of
 from distill.recipes.models import TrainedStudent, load_student
 from distill.recipes.outputs import check_free, check_place
 from distill.recipes.run_models import Note, Options, check_resolution, start
@@ -109,6 +110,8 @@ def stream(
     # A folder that is followed may not have its first section yet: a wrong model is told of before that is waited for.
     sections = opened or _open(source, options, streaming, known, note)
     check_resolution(trained.notes, sections.name, sections.kind.resolution, note)
+    trained = replace(trained, normaliser=normaliser_of(trained, options.grey, sections.kind.inverted))
+    check_grey(trained.normaliser, sections.kind.dtype, sections.name, note)
     runner = SectionRunner(
         trained.student,
         trained.slab if streaming.segment else None,
@@ -118,6 +121,7 @@ def stream(
         tile=streaming.tile,
         offsets=streaming.offsets,
         embedding=None if streaming.embedding == "none" else streaming.embedding,
+        normaliser=trained.normaliser,
     )
     layout = _layout(sections, trained, streaming, step)
     job = job_of(source, trained, options, streaming, sections, layout, begun, runner)
