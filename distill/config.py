@@ -6,6 +6,7 @@ pairs in `configs/` say where each of their values comes from.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import itertools
 import os
@@ -314,6 +315,8 @@ class DataConfig(_Strict):
                 raise ValueError(f"{name}: found [{first}, {last}], expected 0 <= first < last section")
         for one, other in itertools.combinations(self.parts, 2):
             own, theirs = self.parts[one], self.parts[other]
+            if (one, other) == ("train", "validation") and own == theirs:
+                continue  # on purpose: too few labelled sections to set any aside
             if own[0] < theirs[1] and theirs[0] < own[1]:
                 raise ValueError(f"{other}: {list(theirs)} overlaps {one} {list(own)}")
         for k, volume in enumerate(self.unlabelled):
@@ -414,7 +417,14 @@ class TrainingConfig(_Strict):
     seed: int = Field(0, ge=0)
     log_every: int = Field(20, ge=1)
     validate_every: int = Field(1000, ge=1)
+    validations: int = Field(0, ge=0)  # so many in the run, evenly spread, in place of `validate_every`; 0 = off
+    patience: int = Field(0, ge=0)  # the run ends after so many validations without a better VOI; 0 = off
     save_every: int = Field(1000, ge=1)
+
+    @property
+    def validation_interval(self) -> int:
+        """Steps from one validation to the next."""
+        return max(1, -(-self.steps // self.validations)) if self.validations else self.validate_every
 
     @field_validator("crop")
     @classmethod
@@ -586,13 +596,28 @@ def load_pair(teacher: Path, student: Path, overrides: Sequence[str] = ()) -> Pa
     Raises:
         ConfigError: a file that is missing or no mapping, an unknown key (the nearest known one is named), a bad value.
     """
-    found: dict[str, Any] = {"teacher": _read(teacher), "student": _read(student)}
+    names = {"teacher": str(teacher), "student": str(student)}
+    return checked_pair(with_overrides({"teacher": _read(teacher), "student": _read(student)}, overrides, names), names)
+
+
+def with_overrides(values: Mapping[str, Any], overrides: Sequence[str], names: Mapping[str, str]) -> dict[str, Any]:
+    """Apply overrides to the values of both files, check their keys and fill environment variables in.
+
+    Args:
+        values: under `teacher` and `student`; not changed.
+        overrides: `teacher.KEY=VALUE` or `student.KEY=VALUE`, nested keys with dots, values as YAML.
+        names: what to call the two in messages.
+
+    Raises:
+        ConfigError: an unknown key (the nearest known one is named), or a value that is no YAML.
+    """
+    found: dict[str, Any] = copy.deepcopy(dict(values))
     for text in overrides:
         _override(found, text)
-    names = {"teacher": str(teacher), "student": str(student)}
     _known_keys(found["teacher"], TeacherConfig, names["teacher"], "")
     _known_keys(found["student"], StudentConfig, names["student"], "")
-    return checked_pair(_expand(found), names)
+    expanded: dict[str, Any] = _expand(found)
+    return expanded
 
 
 def older_defaults(student: Path) -> list[str]:

@@ -88,7 +88,7 @@ def fit(
     on_step: Callable[[StepReport], None],
     on_validate: Callable[[State], None],
 ) -> None:
-    """Train from `state.step` to `training.steps`.
+    """Train from `state.step` to `training.steps`, or until validations have not found better weights for a while.
 
     All ranks take the same steps and stop at the same one. The first rank alone validates and writes; the others wait.
 
@@ -101,7 +101,7 @@ def fit(
         clock: marks the parts of a step; the objective marks its own.
         state_path: where the state goes every `save_every` steps, at the end, and on Ctrl-C.
         on_step: called after every step.
-        on_validate: called every `validate_every` steps and after the last, on the first rank, with the averaged
+        on_validate: called every `validation_interval` steps and after the last, on the first rank, with the averaged
             weights in place.
 
     Raises:
@@ -112,7 +112,8 @@ def fit(
     with _stop_signals(breaks_off=fabric.world_size == 1) as stopped:
         iterator = iter(batches)
         try:
-            while state.step < training.steps:
+            stalled = _stalled(state, training)  # a run that ended so is not trained further when it is resumed
+            while state.step < training.steps and not stalled:
                 began = time.perf_counter()
                 clock.start()
                 batch = next(iterator)
@@ -122,10 +123,11 @@ def fit(
                 state.step += 1
                 on_step(StepReport(state.step, terms, lr, time.perf_counter() - began, waited, clock.parts()))
                 last = state.step == training.steps
-                if fabric.is_global_zero and (state.step % training.validate_every == 0 or last):
+                if fabric.is_global_zero and (state.step % training.validation_interval == 0 or last):
                     _validate(state, on_validate)
+                stalled = _on_any_rank(_stalled(state, training), fabric)
                 stopping = _on_any_rank(bool(stopped), fabric)
-                if state.step % training.save_every == 0 or last or stopping:
+                if state.step % training.save_every == 0 or last or stopping or stalled:
                     _save(state, state_path, fabric)
                 if stopping:
                     raise Interrupted(f"stopped after step {state.step}; state saved in {state_path}")
@@ -175,6 +177,14 @@ def _mean_values(terms: Mapping[str, Tensor], fabric: Fabric) -> dict[str, float
     """Means over the ranks, one exchange for all; not finite if it is so on any rank, and then on every one."""
     own = torch.stack([term.detach().double() for term in terms.values()])
     return dict(zip(terms, fabric.all_reduce(own, reduce_op="mean").tolist(), strict=True))
+
+
+def _stalled(state: State, training: TrainingConfig) -> bool:
+    """Whether `patience` validations have passed since the last that found better weights."""
+    found = [step for name, step in state.best.items() if name.endswith("_step")]
+    return bool(training.patience and found) and (
+        state.step - max(found) >= training.patience * training.validation_interval
+    )
 
 
 def _on_any_rank(flag: bool, fabric: Fabric) -> bool:

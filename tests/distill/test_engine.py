@@ -477,3 +477,29 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path, torn: str) -> None:
     path.write_text('{"step": 1}\n{"step": 2}\n' + torn)
     MetricsLog(path, 9).write({"step": 3})
     assert rows(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+def test_a_run_ends_after_validations_that_found_nothing_better(tmp_path: Path) -> None:
+    config = training(steps=40, validations=8, patience=2)
+    assert config.validation_interval == 5
+    run = Run(tmp_path / "state.pt", config)
+
+    def best_at_ten(report: StepReport) -> None:
+        if report.step == 10:
+            run.state.best["student_step"] = 10
+
+    run.fit(best_at_ten)
+    assert run.state.step == 20
+    assert run.validated == [5, 10, 15, 20]
+    resumed = Run(tmp_path / "state.pt", config)
+    resumed.state.load(tmp_path / "state.pt")
+    resumed.fit()
+    assert resumed.reports == []
+    assert resumed.state.step == 20
+
+
+@pytest.mark.parametrize(("steps", "validations", "every"), [(9, 0, 4), (9, 2, 5), (9, 9, 1), (3, 8, 1)])
+def test_validations_are_spread_over_the_run(steps: int, validations: int, every: int) -> None:
+    config = training(steps=steps, validations=validations)
+    assert config.validation_interval == every
+    assert validations == 0 or len({*range(every, steps + 1, every), steps}) <= validations
