@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rows
 import torch
 from hardware import machine
 from numpy.typing import NDArray
+from rows import Rows
 from scipy import ndimage
 from skimage.exposure import equalize_hist
 from tables import provenance, table, write_json
@@ -137,13 +138,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     asked = _parser().parse_args(argv)
     try:
-        rows = run(asked)
+        found = run(asked)
     except DistillError as error:
         print(error, file=sys.stderr)
         return 2
-    print(table(HEADER, cells(rows)))
+    print(table(HEADER, cells(found)))
     if asked.json is not None:
-        about = {"machine": machine(torch.device("cpu")), "weights": _digest(asked.model), "rows": rows}
+        about = {"machine": machine(torch.device("cpu")), "weights": _digest(asked.model), "rows": found}
         write_json(asked.json, {**provenance("robustness.py", argv), **about})
     return 0
 
@@ -158,22 +159,15 @@ def run(asked: argparse.Namespace) -> list[dict[str, Any]]:
     if unknown:
         raise DistillError(f"--only: found {', '.join(unknown)}, expected some of {', '.join(CHANGES)}")
     settings = {key: str(getattr(asked, key, None)) for key in _SETTINGS} | {"weights": _digest(asked.model)}
-    notes = asked.out / "rows.json"
-    kept = json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {"settings": settings, "rows": {}}
-    for key, value in settings.items():
-        if kept["settings"].get(key) != value:
-            raise DistillError(
-                f"{notes}: holds rows of {key} {kept['settings'].get(key)}, found {value}; expected another --out"
-            )
+    kept = Rows(asked.out, settings)
     raw, labels, resolution = _sections(asked)
     for name, change in CHANGES.items():
-        if name in kept["rows"] or (asked.only and name not in asked.only):
+        if name in kept or (asked.only and name not in asked.only):
             continue
         row = _measured(asked, name, change, raw, labels, resolution)
         print(f"{name}: {row.refused or f'VOI {row.voi:.3f}'} ({row.seconds:.0f} s)", flush=True)
-        kept["rows"][name] = asdict(row)
-        write_json(notes, kept)
-    return [kept["rows"][name] for name in CHANGES if name in kept["rows"]]
+        kept.keep(name, asdict(row))
+    return [row for name in CHANGES if (row := kept.get(name)) is not None]
 
 
 def _sections(asked: argparse.Namespace) -> tuple[NDArray[np.uint8], Ids, Nanometres]:
@@ -210,33 +204,28 @@ def _measured(
         )
         made.write(Box.of_shape(voxels.shape), voxels)
     verb = ["stream"] if asked.method == "query" else ["segment", "--method", asked.method]
-    given = [change.option] if change.option and change.option in _distill(verb[0], "--help").stdout else []
+    given = [change.option] if change.option and change.option in rows.distill(verb[0], "--help").stdout else []
     precision = ["--precision", asked.precision] if asked.precision else []
     words = [*verb, f"{store}:raw", "--model", asked.model, "--out", str(result), *precision, *given, "--overwrite"]
-    done = _distill(*words)
+    done = rows.distill(*words)
     if done.returncode == 0:
-        done = _distill("evaluate", f"{result}:segmentation", f"{store}:labels", "--worst", "0", "--json")
+        done = rows.distill("evaluate", f"{result}:segmentation", f"{store}:labels", "--worst", "0", "--json")
     seconds = time.perf_counter() - began
     if done.returncode != 0:
-        message = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        return Row(name, given, seconds, refused=message[-1].replace(str(asked.out), "FOLDER"))
+        return Row(name, given, seconds, refused=rows.message(done, asked.out))
     scores = json.loads(done.stdout)
     split, merge = scores["voi_split"], scores["voi_merge"]
     return Row(name, given, seconds, split, merge, split + merge, scores["arand"])
 
 
-def _distill(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "distill", *words], capture_output=True, text=True, check=False)
-
-
 HEADER = ("change", "split", "merge", "VOI", "ratio", "ARAND", "options")
 
 
-def cells(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+def cells(found: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Lines of the table; the ratio is that of VOI to the unchanged sections."""
-    base = next((row["voi"] for row in rows if row["change"] == "unchanged"), None)
+    base = next((row["voi"] for row in found if row["change"] == "unchanged"), None)
     lines = []
-    for row in rows:
+    for row in found:
         if row["voi"] is None:
             lines.append([row["change"], *["-"] * 5, row["refused"]])
             continue

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import robustness
+import rows
 from robustness import CHANGES, Change, changed, resampled
 
 from distill.store import write_cremi
@@ -74,16 +75,16 @@ def test_rows_are_made_once_and_carry_what_the_commands_said(
             words, 0, json.dumps({"voi_split": 0.5, "voi_merge": 0.25, "arand": 0.1}), ""
         )
 
-    monkeypatch.setattr(robustness, "_distill", distill)
+    monkeypatch.setattr(rows, "distill", distill)
     out, result = tmp_path / "rows", tmp_path / "r.json"
     asked = ("--method", "waterz", "--only", "unchanged", "offset", "inverted", "larger pixels")
     assert robustness.main(arguments(volume, out, *asked, "--json", str(result))) == 0
-    rows = {row["change"]: row for row in json.loads(result.read_text())["rows"]}
-    assert list(rows) == ["unchanged", "offset", "inverted", "larger pixels"]
-    assert rows["offset"]["refused"] == "Error: refused"
-    assert rows["inverted"]["options"] == ["--invert"]
-    assert rows["larger pixels"]["options"] == []  # the commands of this test have no --rescale
-    assert rows["unchanged"]["voi"] == 0.75
+    found = {row["change"]: row for row in json.loads(result.read_text())["rows"]}
+    assert list(found) == ["unchanged", "offset", "inverted", "larger pixels"]
+    assert found["offset"]["refused"] == "Error: refused"
+    assert found["inverted"]["options"] == ["--invert"]
+    assert found["larger pixels"]["options"] == []  # the commands of this test have no --rescale
+    assert found["unchanged"]["voi"] == 0.75
     written = open_volume(str(out / "unchanged.zarr:raw"))
     assert np.array_equal(written.read(), RAW[1:4, 4:20, 2:30])
     larger = open_labels(str(out / "larger-pixels.zarr:labels"))
@@ -99,7 +100,7 @@ def test_a_folder_of_other_settings_is_refused(
     volume: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scores: Any = json.dumps({"voi_split": 0.5, "voi_merge": 0.25, "arand": 0.1})
-    monkeypatch.setattr(robustness, "_distill", lambda *words: subprocess.CompletedProcess(words, 0, scores, ""))
+    monkeypatch.setattr(rows, "distill", lambda *words: subprocess.CompletedProcess(words, 0, scores, ""))
     assert robustness.main(arguments(volume, tmp_path / "rows", "--only", "unchanged")) == 0
     assert robustness.main(arguments(volume, tmp_path / "rows", "--only", "gain", "--method", "waterz")) == 2
     assert "method query, found waterz; expected another --out" in capsys.readouterr().err
