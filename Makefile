@@ -9,12 +9,12 @@ DEMO := demo
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and "found Python %d.%d, expected 3.11 or 3.12: make PYTHON=/path/to/python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[baselines,teachers,view,test]'
+	$(BIN)/python tools/install.py -c constraints.txt -e '.[baselines,teachers,view,test]'
 	touch $@
 
-# A phantom volume, a small teacher and student trained on it, the student streamed over held-out sections, scores, figure.
+# A real sample segmented by the bundled model and scored; a small teacher and student trained on a phantom; figures.
 demo: $(VENV)/ready
-	BIN=$(BIN) DEMO=$(DEMO) sh configs/phantom_cpu/demo.sh
+	BIN=$(BIN) DEMO=$(DEMO) sh examples/demo.sh
 
 # Two processes of one thread each; a test that takes its process down is named and the others go on.
 test: lint
