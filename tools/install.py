@@ -1,8 +1,8 @@
 """Install packages with pip and show how far it has come: `python tools/install.py [PIP'S ARGUMENTS]`.
 
 pip itself names every file and then says nothing for minutes while it unpacks. Here a line every ten seconds counts the
-packages; errors and warnings of pip appear as they come, repeated ones once; everything that pip prints is in
-`install.log` at the top of the environment.
+packages; errors of pip appear as they come, of warnings that differ in a name alone the first; everything that it prints
+is in `install.log` at the top of the environment.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import IO, TextIO
 EVERY = 10.0  # seconds between two lines
 LARGE = 20.0  # MB of a file that is named by itself
 _FILE = re.compile(r"(?:Downloading|Using cached) (?:\S*/)?(\S+?)-(\d\S*?)-\S+ \(([\d.]+) ([kMG])B\)")
+_QUOTED = re.compile(r"'[^']*'")
 _MEGABYTES = {"k": 1e-3, "M": 1.0, "G": 1e3}
 
 Line = tuple[bool, str]  # whether it is of pip's errors, text
@@ -75,7 +76,8 @@ def install(command: Sequence[str], packages: Path, log: Path, out: TextIO, *, e
     Returns:
         pip's exit code.
     """
-    began, counter, seen = time.monotonic(), Counter(packages), set[str]()
+    began, counter = time.monotonic(), Counter(packages)
+    seen, alike = set[str | None](), 0  # forms of warnings that were shown, and how many more there were of them
     pip = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
     assert pip.stdout is not None
     assert pip.stderr is not None
@@ -100,12 +102,17 @@ def install(command: Sequence[str], packages: Path, log: Path, out: TextIO, *, e
                 continue
             is_error, text = line
             record.write(text)
-            if is_error and text not in seen:
-                seen.add(text)
-                show(text.rstrip())
-            elif not is_error and (said := counter.take(text)) is not None:
+            if is_error:
+                form = _QUOTED.sub("", text) if text.startswith("WARNING: ") else None
+                alike += form in seen
+                if form not in seen:
+                    show(text.rstrip())
+                    seen |= {form} - {None}
+            elif (said := counter.take(text)) is not None:
                 show(f"  {time.monotonic() - began:3.0f} s: {said}")
     code = pip.wait()
+    if alike:
+        show(f"  {alike} more warnings like those above are in the log")
     show(f"  {'done' if code == 0 else 'failed'} after {time.monotonic() - began:.0f} s; all that pip printed: {log}")
     return code
 
