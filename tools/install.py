@@ -1,8 +1,8 @@
 """Install packages with pip and show how far it has come: `python tools/install.py [PIP'S ARGUMENTS]`.
 
 pip itself names every file and then says nothing for minutes while it unpacks. Here a line every ten seconds counts the
-packages; errors of pip appear as they come, of warnings that differ in a name alone the first; everything that it prints
-is in `install.log` at the top of the environment.
+packages. Errors appear as they come; of warnings that differ in a quoted name alone, the first. All that pip prints is
+in `install.log` at the top of the environment.
 """
 
 from __future__ import annotations
