@@ -26,9 +26,9 @@ step "1/8 Real tissue" \
 run sample "$sample"
 
 step "2/8 Segment it" \
-    "The bundled student sees two neighbouring sections at a time; a query decoder turns its affinities into neurons." \
+    "Sets each section's brightness and contrast; the student sees two sections at a time, a decoder makes neurons." \
     "sections per second, and the number of objects (the annotators found 75)."
-run stream "$sample:volumes/raw" --model ac4 --out "$DEMO/sample.zarr"
+run stream "$sample:volumes/raw" --model ac4 --normalise mean-std --out "$DEMO/sample.zarr"
 
 step "3/8 Score it" \
     "Compares with the annotation. VOI: bits of split and merged neurons; ARAND: pairs of voxels judged wrongly." \
@@ -49,11 +49,12 @@ step "5/8 A phantom to train on" \
 run phantom "$PHANTOM" --shape 56,320,320 --seed 7
 
 step "6/8 Train a 3D teacher and a 2D student together" \
-    "Two minutes of steps; the student learns from the labels and from the teacher. For comparison: a run of one step." \
+    "About two minutes; the student learns from the labels and from the teacher. For comparison: a run of one step." \
     "the loss as it falls; $DEMO/trained/report.html afterwards."
 run train "$pair/teacher.yaml" "$pair/student.yaml" student.training.steps=1 \
     "student.data.validation=[40,42]" --out "$DEMO/untrained"
-run train "$pair/teacher.yaml" "$pair/student.yaml" student.training.minutes=2 --out "$DEMO/trained"
+run train "$pair/teacher.yaml" "$pair/student.yaml" \
+    student.training.steps=150 student.training.warmup=50 student.training.lr_warmup=15 teacher.queries.start=25 --out "$DEMO/trained"
 
 step "7/8 Embeddings of the two networks" \
     "Principal components as colours. The teacher runs in windows, the student over the whole section." \
