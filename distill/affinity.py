@@ -1,7 +1,8 @@
 """Everything about affinities: targets, validity, balance, affinities from embeddings, converters.
 
 Convention: channel k at voxel p is the edge (p, p + o_k). 1 means that both ends carry the same non-zero label. The
-edge is invalid where p + o_k lies outside the array. The first three offsets are the nearest neighbours in -z, -y, -x.
+edge is invalid where p + o_k lies outside the array or where the labels do not tell what it is (`distill.known`). The
+first three offsets are the nearest neighbours in -z, -y, -x.
 
 Legend: B batch, K offsets, E embedding channels, D H W = z y x; `...` any leading axes.
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from distill.errors import DistillError, ShapeError
 from distill.geometry import Triple
+from distill.known import OTHER, UNKNOWN
 
 NEAREST: tuple[Triple, ...] = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 MULTI: tuple[Triple, ...] = (
@@ -84,19 +86,45 @@ def as_label_tensor(labels: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.array(labels, dtype=np.int64))
 
 
+def known_voxels(labels: Tensor) -> Tensor:
+    """Mark the voxels whose label says what they are.
+
+    Args:
+        labels: integers, any shape.
+
+    Returns:
+        bool, the same shape: neither UNKNOWN nor OTHER, which int64 alone holds.
+    """
+    if labels.dtype != torch.int64:
+        return torch.ones_like(labels, dtype=torch.bool)
+    return (labels != UNKNOWN) & (labels != OTHER)
+
+
+def _known_edges(one: Tensor, other: Tensor) -> Tensor:
+    """Mark the edges of which both ends are known, or one is a neuron and the other is OTHER.
+
+    Args:
+        one: labels of the edges' first ends.
+        other: of their second ends; the same shape and type.
+    """
+    if one.dtype != torch.int64:
+        return torch.ones_like(one, dtype=torch.bool)
+    return (one != UNKNOWN) & (other != UNKNOWN) & ~((one == OTHER) & (other == OTHER))
+
+
 def affinity_targets(
     labels_DHW: Tensor, offsets: Sequence[Triple] = NEAREST, *, background_connects: bool = False
 ) -> Targets:
     """Affinities of a labelling.
 
     Args:
-        labels_DHW: (..., D, H, W), any integer type; 0 = background.
+        labels_DHW: (..., D, H, W), any integer type; 0 = background, see `distill.known`.
         offsets: K edges (z, y, x) in voxels.
         background_connects: edges between two background voxels are 1, as the published student code has it for its
             short offsets. Off: they are 0.
 
     Returns:
-        Targets of shape (..., K, D, H, W).
+        Targets of shape (..., K, D, H, W); invalid, too, where an end is UNKNOWN or both are OTHER.
 
     Raises:
         ShapeError: the labels are not integers or have fewer than three axes.
@@ -118,9 +146,24 @@ def affinity_targets(
         same = here == there
         if not background_connects:
             same &= here != 0
-        target[edges] = same.float()
-        valid[edges] = True
+        told = _known_edges(here, there)
+        target[edges] = (same & told).float()
+        valid[edges] = told
     return Targets(target, valid)
+
+
+def unknown_edges(labels_DHW: Tensor, offsets: Sequence[Triple] = NEAREST) -> Tensor:
+    """Mark the edges inside the array of which the labels do not tell what they are.
+
+    Args:
+        labels_DHW: (..., D, H, W), as for `affinity_targets`.
+        offsets: K edges.
+
+    Returns:
+        (..., K, D, H, W) bool; False where an edge leaves the array.
+    """
+    inside = affinity_targets(torch.zeros_like(labels_DHW), offsets).valid
+    return inside & ~affinity_targets(labels_DHW, offsets).valid
 
 
 def section_labels(labels_DHW: Tensor, distance: int) -> Targets:
@@ -155,6 +198,8 @@ def class_balance(target: Tensor, valid: Tensor) -> Tensor:
 def widen_borders(labels_HW: Tensor) -> Tensor:
     """Background wherever the 3x3 in-section window holds more than one non-zero id.
 
+    UNKNOWN and OTHER (`distill.known`) are no ids, and stay.
+
     Args:
         labels_HW: (..., H, W), integer; windows are cut at the array's border.
 
@@ -162,10 +207,11 @@ def widen_borders(labels_HW: Tensor) -> Tensor:
         Labels of the same shape and type.
     """
     info = torch.iinfo(labels_HW.dtype)
-    background = labels_HW == 0
+    told = known_voxels(labels_HW)
+    background = (labels_HW == 0) | ~told
     highest = _window(labels_HW.masked_fill(background, info.min), torch.maximum, info.min)
     lowest = _window(labels_HW.masked_fill(background, info.max), torch.minimum, info.max)
-    mixed = (highest != lowest) & (highest != info.min)
+    mixed = (highest != lowest) & (highest != info.min) & told
     return labels_HW.masked_fill(mixed, 0)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from distill.affinity import NEAREST, edge_slices
 from distill.geometry import Triple
+from distill.known import UNKNOWN
 
 _HALF: tuple[Triple, ...] = tuple(
     (z, y, x) for z, y, x in itertools.product((-1, 0, 1), repeat=3) if (z, y, x) < (0, 0, 0)
@@ -83,15 +84,16 @@ def label_components(labels: Tensor) -> Components:
 
 
 def compact_blocks(labels: Tensor) -> Tensor:
-    """Ids 1..n in each block in ascending order of the old ones; 0 stays 0.
+    """Ids 1..n in each block in ascending order of the old ones; 0 stays 0, UNKNOWN (`distill.known`) UNKNOWN.
 
     Args:
-        labels: (B, D, H, W) int64 from 0, small enough to count.
+        labels: (B, D, H, W) int64 from 0, or UNKNOWN, small enough to count.
     """
-    flat = labels.flatten(1)
+    unknown = labels == UNKNOWN
+    flat = labels.masked_fill(unknown, 0).flatten(1)
     there = flat.new_zeros(len(flat), int(flat.max()) + 1).scatter_(1, flat, 1)
     there[:, 0] = 0
-    return (there.cumsum(1) * there).gather(1, flat).view_as(labels)
+    return (there.cumsum(1) * there).gather(1, flat).view_as(labels).masked_fill(unknown, UNKNOWN)
 
 
 def nearest_labels(labels: Tensor, sampling: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from distill.affinity import (
     unit,
 )
 from distill.geometry import Triple
+from distill.known import UNKNOWN
 from distill.matching import Match
 
 _NEAR_WEIGHT = 10.0
@@ -93,7 +94,13 @@ def cross_dimension_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Ten
 
 
 def grafting_loss(
-    previous: Tensor, current: Tensor, teacher: Tensor, labels: Tensor | None, distances: Sequence[int] = (1, 2, 3, 4)
+    previous: Tensor,
+    current: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None,
+    distances: Sequence[int] = (1, 2, 3, 4),
+    *,
+    known: Tensor | None = None,
 ) -> Tensor:
     """FGI: the student's embeddings take a place in the teacher's volume (Liu et al., CVPR 2024).
 
@@ -108,6 +115,8 @@ def grafting_loss(
         labels: (B, D, H, W) int64; None: the targets are the teacher's own clamped cosines at each distance, without
             gradient.
         distances: in sections, each at least 1; those that leave the block are left out.
+        known: (B, D, H, W) labels whose UNKNOWN voxels (`distill.known`) do not count where `labels` is None; None: all
+            count.
 
     Returns:
         Mean over the branches and distances that fit.
@@ -117,7 +126,7 @@ def grafting_loss(
     before, now, taught = unit(previous), unit(current), unit(teacher)
     for k in distances:
         # section z against z - k
-        truth = _section_cosines(teacher.detach(), k) if labels is None else section_labels(labels, k)
+        truth = _section_cosines(teacher.detach(), k, known) if labels is None else section_labels(labels, k)
         for student, first in ((before, 0), (now, 1)):
             count = min(student.shape[2], depth - k - first)
             if count < 1:
@@ -129,18 +138,19 @@ def grafting_loss(
     return torch.stack(losses).mean() if losses else teacher.new_zeros((), dtype=torch.float32)
 
 
-def _section_cosines(embedding: Tensor, distance: int) -> Targets:
+def _section_cosines(embedding: Tensor, distance: int, known: Tensor | None) -> Targets:
     """Soft z-targets of an embedding volume (B, E, D, H, W), as `section_labels` gives them of labels."""
-    nothing = embedding.new_zeros((len(embedding), *embedding.shape[2:]), dtype=torch.int64)
+    if known is None:
+        known = embedding.new_zeros((len(embedding), *embedding.shape[2:]), dtype=torch.int64)
     cosine = embedding_affinity(embedding, [(-distance, 0, 0)])[:, 0]
-    return Targets(cosine, section_labels(nothing, distance).valid)
+    return Targets(cosine, section_labels(known, distance).valid)
 
 
 def instance_targets(labels_HW: Tensor) -> Tensor:
     """Instances at half resolution: the commonest id of every 2x2 window, in a tie the larger (so never background).
 
     The hard form of resizing each instance's mask by one half and keeping what is at least one half. Odd sizes repeat
-    their last row and column.
+    their last row and column. UNKNOWN voxels (`distill.known`) have no vote: a window is UNKNOWN where all four are.
 
     Args:
         labels_HW: (..., H, W) int64.
@@ -153,11 +163,12 @@ def instance_targets(labels_HW: Tensor) -> Tensor:
     columns = torch.arange(0, width + width % 2, device=labels_HW.device).clamp(max=width - 1)
     even = labels_HW.index_select(-2, rows).index_select(-1, columns)
     four = torch.stack([even[..., i::2, j::2] for i in (0, 1) for j in (0, 1)])
-    votes = torch.stack([(four == candidate).sum(0) for candidate in four])
+    votes = torch.stack([(four == candidate).sum(0) for candidate in four]).masked_fill(four == UNKNOWN, 0)
     best = votes.amax(0)
     lowest = torch.iinfo(four.dtype).min
     winner = four.masked_fill(four == 0, lowest + 1).masked_fill(votes < best, lowest).amax(0)
-    return winner.masked_fill(winner == lowest + 1, 0)  # background wins only alone, whatever the sign of the ids
+    winner = winner.masked_fill(winner == lowest + 1, 0)  # background wins only alone, whatever the sign of the ids
+    return winner.masked_fill(best == 0, UNKNOWN)
 
 
 def draw_points(instances: Tensor, points: int, generator: torch.Generator | None = None) -> Tensor:
@@ -194,7 +205,7 @@ def mask_cross_entropy(masks: Tensor, instances: Tensor, matches: Sequence[Match
 
     Args:
         masks: (B, 1 + Q, D, h, w) logits, or (B, 1 + Q, P) at drawn voxels.
-        instances: (B, D, h, w) or (B, P) int64; instances without a query are left out.
+        instances: (B, D, h, w) or (B, P) int64; instances without a query are left out, as is what is UNKNOWN.
         matches: one a block.
 
     Returns:
@@ -261,7 +272,7 @@ def instance_discrimination(
         inside = (flat > 0).nonzero().flatten()
         if len(inside) < 2:
             continue
-        sizes = torch.bincount(flat)[flat[inside]].float()
+        sizes = torch.bincount(flat[inside])[flat[inside]].float()
         noise = torch.rand(len(inside), generator=generator, device="cpu").to(flat.device).clamp(1e-9, 1 - 1e-9)
         gumbel = -torch.log(-torch.log(noise))
         picked = inside[(gumbel - _RARITY * sizes.log()).topk(min(samples, len(inside))).indices]
@@ -290,9 +301,9 @@ def _mean(losses: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 def _channels(labels: Tensor, pairs: Match) -> Tensor:
-    """Mask channel of every voxel: 0 background, 1 + query of its instance, -1 without one."""
-    last = torch.cat([labels.max().view(1), pairs.instance]).max()  # drawn voxels may lack instances
-    table = labels.new_full((int(last) + 1,), -1)
+    """Mask channel of every voxel: 0 background, 1 + query of its instance, -1 without one or UNKNOWN."""
+    last = torch.cat([labels.max().clamp(min=0).view(1), pairs.instance]).max()  # drawn voxels may lack instances
+    table = labels.new_full((int(last) + 2,), -1)  # the last one is where the index UNKNOWN = -1 leads
     table[0] = 0
     table[pairs.instance] = 1 + pairs.query
     return table[labels]

@@ -13,6 +13,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from distill.known import UNKNOWN
+
 
 @dataclass(frozen=True)
 class Match:
@@ -27,13 +29,15 @@ def dice_matrix(masks: Tensor, instances: Tensor) -> Tensor:
 
     Args:
         masks: (1 + Q, D, h, w) logits of one block, channel 0 = background.
-        instances: (D, h, w) int64, 1..N compact, 0 = background.
+        instances: (D, h, w) int64, 1..N compact, 0 = background, UNKNOWN (`distill.known`) = not counted.
 
     Returns:
-        (Q, N) in [0, 1]: 2 sum(p t) / (sum p + sum t) over all voxels, p = softmax over all channels.
+        (Q, N) in [0, 1]: 2 sum(p t) / (sum p + sum t) over all voxels that count, p = softmax over all channels.
     """
     share = masks.float().softmax(0)[1:].flatten(1)
     flat = instances.flatten()
+    if flat.numel() and bool((flat == UNKNOWN).any()):
+        share, flat = share[:, flat != UNKNOWN], flat[flat != UNKNOWN]
     count = int(flat.max()) if flat.numel() else 0
     overlap = share.new_zeros(count + 1, share.shape[0]).index_add(0, flat, share.T)[1:].T
     sizes = torch.bincount(flat, minlength=count + 1)[1:]
@@ -46,7 +50,7 @@ def match(masks: Tensor, instances: Tensor) -> list[Match]:
 
     Args:
         masks: (B, 1 + Q, D, h, w) logits of the first masks, -inf for queries that a block does not have.
-        instances: (B, D, h, w) int64, compact in every block.
+        instances: (B, D, h, w) int64, compact in every block, UNKNOWN where nothing is known.
 
     Returns:
         One `Match` a block with min(Q of the block, N) pairs.

@@ -27,19 +27,23 @@ class QueryPairs:
 
 
 @torch.no_grad()
-def pairs_by_instance(student: Sequence[Match], teacher: Sequence[Match], taught: Tensor) -> list[QueryPairs]:
+def pairs_by_instance(
+    student: Sequence[Match], teacher: Sequence[Match], taught: Tensor, known: Tensor | None = None
+) -> list[QueryPairs]:
     """Queries that are matched to the same ground-truth instance, where the teacher's wins a voxel.
 
     Args:
         student: one a block.
         teacher: one a block, with the same instances.
         taught: (B, 1 + T, D, h, w) the teacher's logits.
+        known: (B, D, h, w) bool, voxels that count; None = all.
     """
     found = []
-    for own, other, logits in zip(student, teacher, taught, strict=True):
+    counted = [None] * len(taught) if known is None else list(known)
+    for own, other, logits, there in zip(student, teacher, taught, counted, strict=True):
         same = own.instance.unsqueeze(1) == other.instance.unsqueeze(0)
         first, second = same.nonzero(as_tuple=True)
-        wins = _wins(logits)[other.query[second]]
+        wins = _wins(logits, there)[other.query[second]]
         found.append(QueryPairs(own.query[first][wins], other.query[second][wins]))
     return found
 
@@ -83,7 +87,9 @@ def soft_dice_matrix(masks: Tensor, taught: Tensor) -> Tensor:
     return 2 * (p @ q.T) / (p.sum(1, keepdim=True) + q.sum(1)).clamp(min=1e-6)
 
 
-def soft_mask_cross_entropy(masks: Tensor, taught: Tensor, pairs: Sequence[QueryPairs]) -> Tensor:
+def soft_mask_cross_entropy(
+    masks: Tensor, taught: Tensor, pairs: Sequence[QueryPairs], known: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of the student's soft-max over queries with the teacher's shares as soft targets.
 
     Background and matched queries count, each voxel by the share that the teacher gives them.
@@ -92,12 +98,13 @@ def soft_mask_cross_entropy(masks: Tensor, taught: Tensor, pairs: Sequence[Query
         masks: (B, 1 + Q, D, h, w) logits, or (B, 1 + Q, P) at drawn voxels.
         taught: (B, 1 + T, ...) logits of the same voxels; gradients flow into it unless the caller detaches it.
         pairs: one a block.
+        known: (B, D, h, w) or (B, P) bool, voxels that count; None = all.
 
     Returns:
-        - sum q log p / sum q over all voxels of the batch.
+        - sum q log p / sum q over all voxels of the batch that count.
     """
     total, mass = [masks.new_zeros((), dtype=torch.float32)], [masks.new_zeros((), dtype=torch.float32)]
-    for own, other, both in zip(masks, taught, pairs, strict=True):
+    for own, other, both in zip(*_counted(masks, taught, known), pairs, strict=True):
         first, second = _with_background(both)
         log_share = own.float().log_softmax(0)[first]
         target = other.float().softmax(0)[second]
@@ -106,19 +113,20 @@ def soft_mask_cross_entropy(masks: Tensor, taught: Tensor, pairs: Sequence[Query
     return torch.stack(total).sum() / torch.stack(mass).sum().clamp(min=1e-6)
 
 
-def soft_mask_dice(masks: Tensor, taught: Tensor, pairs: Sequence[QueryPairs]) -> Tensor:
+def soft_mask_dice(masks: Tensor, taught: Tensor, pairs: Sequence[QueryPairs], known: Tensor | None = None) -> Tensor:
     """1 - soft Dice of the matched queries; voxels count by the share that the teacher does not call background.
 
     Args:
         masks: (B, 1 + Q, D, h, w) logits, or (B, 1 + Q, P) at drawn voxels.
         taught: (B, 1 + T, ...) logits of the same voxels.
         pairs: one a block.
+        known: (B, D, h, w) or (B, P) bool, voxels that count; None = all.
 
     Returns:
         Mean over all pairs of the batch; 0 without any.
     """
     losses = [masks.new_zeros(0, dtype=torch.float32)]
-    for own, other, both in zip(masks, taught, pairs, strict=True):
+    for own, other, both in zip(*_counted(masks, taught, known), pairs, strict=True):
         share = own.float().softmax(0)[1 + both.student].flatten(1)
         every = other.float().softmax(0)
         inside = 1 - every[0].flatten()
@@ -130,9 +138,19 @@ def soft_mask_dice(masks: Tensor, taught: Tensor, pairs: Sequence[QueryPairs]) -
     return each.mean() if len(each) else each.sum()
 
 
-def _wins(logits: Tensor) -> Tensor:
-    """(1 + T, ...) -> (T,) bool: queries with the largest logit somewhere."""
-    count = torch.bincount(logits.argmax(0).flatten(), minlength=len(logits))
+def _counted(masks: Tensor, taught: Tensor, known: Tensor | None) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Logits of each block, (1 + Q, ...) and (1 + T, ...), at the voxels that count."""
+    if known is None or bool(known.all()):
+        return list(masks), list(taught)
+    rows = list(known)
+    own, other = ([block[:, there] for block, there in zip(both, rows, strict=True)] for both in (masks, taught))
+    return own, other
+
+
+def _wins(logits: Tensor, known: Tensor | None = None) -> Tensor:
+    """(1 + T, ...) -> (T,) bool: queries with the largest logit somewhere that counts."""
+    best = logits.argmax(0)
+    count = torch.bincount(best.flatten() if known is None else best[known], minlength=len(logits))
     return count[1:] > 0
 
 

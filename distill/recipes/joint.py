@@ -22,11 +22,13 @@ from distill.affinity import (
     embedding_affinity,
     half_resolution,
     pair_affinity,
+    unknown_edges,
 )
 from distill.components import compact_blocks
 from distill.config import Pair
 from distill.decoder import DecoderInput, DecoderOutput
 from distill.geometry import Nanometres
+from distill.known import UNKNOWN
 from distill.losses import (
     affinity_cross_entropy,
     affinity_loss,
@@ -112,7 +114,8 @@ class Joint(nn.Module):
         """Weighted terms of one step.
 
         Args:
-            batch: raw (B, 1, D, H, W) in [0, 1] and labels (B, D, H, W) int64.
+            batch: raw (B, 1, D, H, W) in [0, 1] and labels (B, D, H, W) int64, which say what is known
+                (`distill.known`): no term looks elsewhere.
             step: steps done so far; decides the phase, whether there are labels, and seeds what is random.
         """
         raw, labels = batch
@@ -260,6 +263,8 @@ class Joint(nn.Module):
                 given = taught.decoder_input.affinity_logits[:, :, 1:].float().sigmoid()
                 given = given.detach() if loss.detach_teacher else given
                 mine, valid = half_resolution(seen.affinity), half_resolution(valid.float()) > 0
+                if labels is not None:
+                    valid &= half_resolution(unknown_edges(labels)[:, :, 1:].float()) == 0
             terms["cross"] = loss.cross * cross_dimension_loss(mine, given, valid)
         own = loss.graft_from == "teacher"
         if loss.graft and (own or labels is not None):
@@ -270,6 +275,7 @@ class Joint(nn.Module):
                 embedding,
                 None if own else labels,
                 loss.graft_distances,
+                known=labels,
             )
         return terms
 
@@ -282,6 +288,7 @@ class Joint(nn.Module):
         given = self._decoder_inputs(taught if weights.teacher or with_masks else None, seen)
         instances = compact_blocks(instance_targets(split_instances(labels[:, 1:])))
         decoded = self._decode(given, step)
+        known = instances != UNKNOWN
         batch, generator = len(labels), self._drawing(step)
         terms: dict[str, Tensor] = {}
         pairs: dict[str, list[Match]] = {}
@@ -295,8 +302,8 @@ class Joint(nn.Module):
                 terms.update({f"{name}_{key}": factor * value for key, value in found.items()})
             if with_masks and name == "student":
                 taught_masks = decoded.masks[-1][:batch].detach()
-                shared = pairs_by_instance(pairs["student"], pairs["teacher"], taught_masks)
-                taught_term = taught_masks_term(decoded, part, taught_masks, shared, points, weights)
+                shared = pairs_by_instance(pairs["student"], pairs["teacher"], taught_masks, known)
+                taught_term = taught_masks_term(decoded, part, taught_masks, shared, points, weights, known)
                 terms["masks"] = self.config.student.loss.masks * taught_term
         return terms
 

@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import max_pool3d
 
-from distill.components import label_components
+from distill.affinity import known_voxels
+from distill.components import compact_blocks, label_components
 from distill.config import QueryLoss
 from distill.decoder import DecoderOutput
+from distill.known import UNKNOWN
 from distill.losses import at_points, instance_discrimination, mask_cross_entropy, mask_dice
 from distill.matching import Match
 from distill.soft_masks import QueryPairs, soft_mask_cross_entropy, soft_mask_dice
@@ -37,7 +40,7 @@ def mask_terms(
     Args:
         decoded: of a batch.
         part: the network's blocks in it.
-        instances: (B, D, h, w) int64, compact in every block.
+        instances: (B, D, h, w) int64, compact in every block, UNKNOWN (`distill.known`) where no term looks.
         pairs: one a block.
         points: (B, P) voxels to look at; None = all.
         weights: of the terms; 0 leaves one out.
@@ -65,6 +68,7 @@ def taught_masks_term(
     pairs: Sequence[QueryPairs],
     points: Tensor | None,
     weights: QueryLoss,
+    known: Tensor | None = None,
 ) -> Tensor:
     """The student's masks of all rounds against the teacher's.
 
@@ -75,23 +79,44 @@ def taught_masks_term(
         pairs: one a block.
         points: (B, P) voxels to look at; None = all.
         weights: `cross_entropy` and `dice`, not both 0.
+        known: (B, D, h, w) bool, voxels that count; None = all.
     """
     target = taught if points is None else at_points(taught, points)
+    there = at_points(known, points) if known is not None and points is not None else known
     terms = []
     for masks in _rounds(decoded, part, points):
         if weights.cross_entropy:
-            terms.append(weights.cross_entropy * soft_mask_cross_entropy(masks, target, pairs))
+            terms.append(weights.cross_entropy * soft_mask_cross_entropy(masks, target, pairs, there))
         if weights.dice:
-            terms.append(weights.dice * soft_mask_dice(masks, target, pairs))
+            terms.append(weights.dice * soft_mask_dice(masks, target, pairs, there))
     return _total(terms)
 
 
 def split_instances(labels: Tensor) -> Tensor:
     """Every connected component (26 neighbours) its own instance, compact in every block.
 
+    Components of one id that touch UNKNOWN voxels stay one instance: what connects them may lie there.
+
     Args:
         labels: (B, D, H, W) int64, 0 = background.
+
+    Returns:
+        int64 of the same shape; UNKNOWN where the label is UNKNOWN or OTHER (see `distill.known`).
     """
+    there = known_voxels(labels)
+    if bool(there.all()):
+        return _components(labels)
+    labels = labels.masked_fill(~there, 0)
+    pieces = _components(labels)
+    near = max_pool3d((~there).float().unsqueeze(1), 3, 1, 1).squeeze(1) > 0
+    for block, ids, touching in zip(pieces, labels, near & (pieces > 0), strict=True):
+        for one in ids[touching].unique():
+            same = block[touching & (ids == one)].unique()
+            block.masked_fill_(torch.isin(block, same), int(same[0]))
+    return compact_blocks(pieces.masked_fill(~there, UNKNOWN))
+
+
+def _components(labels: Tensor) -> Tensor:
     if labels.device.type == "cuda":
         return label_components(labels).numbers
     blocks = []

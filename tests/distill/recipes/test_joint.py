@@ -20,6 +20,7 @@ from distill.checkpoint import read_weights, save_weights
 from distill.config import Pair, load_pair
 from distill.engine import make_optimizer
 from distill.errors import CheckpointError
+from distill.known import UNKNOWN
 from distill.normalisation import NONE
 from distill.recipes.joint import Joint
 from distill.recipes.models import build_teacher, teacher_metadata
@@ -96,6 +97,31 @@ def test_terms_of_a_step(
         assert term.ndim == 0, name
         assert math.isfinite(float(term.detach())), name
         assert float(term.detach()) > 0, name
+
+
+EVERY_TERM = (MASKS, "student.training.teacher_every=1", "student.training.warmup=0")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        EVERY_TERM,
+        (*EVERY_TERM, "student.loss.cross_from=logits", "student.loss.graft_from=teacher"),
+        (*EVERY_TERM, "teacher.queries.points=50"),
+    ],
+)
+def test_where_nothing_is_known_no_term_looks(
+    build: Build, batch: tuple[Tensor, Tensor], words: tuple[str, ...]
+) -> None:
+    joint, (raw, labels) = build(*words), batch
+    terms = joint((raw, torch.full_like(labels, UNKNOWN)), 2)
+    assert set(terms) == {SLICE, CROSS, GRAFT, "masks"} | TEACHER | QUERIES
+    assert {float(term.detach()) for term in terms.values()} == {0.0}
+    torch.stack(list(terms.values())).sum().backward()
+    assert not any(p.grad.any() for p in joint.parameters() if p.grad is not None)
+    half = labels.clone()
+    half[:, :, :, 16:] = UNKNOWN
+    assert all(float(term.detach()) > 0 for term in joint((raw, half), 2).values())
 
 
 STUDENT_ALONE = (
