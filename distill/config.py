@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,6 @@ from typing import Any, Literal, get_args
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -27,16 +25,14 @@ from pydantic import (
     model_validator,
 )
 
+from distill.data_config import DataConfig, LabelledVolume, Strict, UnlabelledVolume
 from distill.errors import ConfigError
 from distill.hardware import AUTO, Precision
-from distill.normalisation import Normalisation, Normaliser
+
+__all__ = ["DataConfig", "LabelledVolume", "UnlabelledVolume"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SeedConfig(_Strict):
+class SeedConfig(Strict):
     """Affinity-guided queries (see `distill.queries.SeedRule`); published: `mean`, min_voxels 100, max_count 100."""
 
     kind: Literal["mean", "edges"] = "edges"
@@ -45,7 +41,7 @@ class SeedConfig(_Strict):
     max_count: int = Field(150, ge=0)
 
 
-class DecoderConfig(_Strict):
+class DecoderConfig(Strict):
     """The shared query decoder. Seeds, prior, pieces and filling by default as measured best on real affinities (see
     docs/method.md), not as published; `PUBLISHED_DECODER` holds what was.
 
@@ -122,14 +118,14 @@ PUBLISHED_DECODER: dict[str, Any] = {
 }
 
 
-class TeacherLoss(_Strict):
+class TeacherLoss(Strict):
     """Weights of the teacher's own terms; 0 switches a term off."""
 
     multi_offset: float = Field(1.0, ge=0)
     affinity: float = Field(1.0, ge=0)
 
 
-class QueryLoss(_Strict):
+class QueryLoss(Strict):
     """Weights of the query losses, on the teacher's and on the student's features."""
 
     cross_entropy: float = Field(0.3, ge=0)
@@ -145,7 +141,7 @@ class QueryLoss(_Strict):
     every: int = Field(1, ge=1)  # steps from one to the next
 
 
-class UNETRConfig(_Strict):
+class UNETRConfig(Strict):
     """The vision transformer of the teacher `unetr` (see `teachers.unetr`)."""
 
     features: int = Field(16, ge=1)
@@ -165,7 +161,7 @@ class UNETRConfig(_Strict):
         return self
 
 
-class SwinUNETRConfig(_Strict):
+class SwinUNETRConfig(Strict):
     """The Swin transformer of the teacher `swinunetr` (see `teachers.swin_unetr`)."""
 
     features: int = Field(48, ge=1)
@@ -199,7 +195,7 @@ _ONLY_WITH = {  # keys that not every kind has
 }
 
 
-class TeacherConfig(_Strict):
+class TeacherConfig(Strict):
     """teacher.yaml: the 3D network, the shared decoder, their losses.
 
     A key of another kind is refused where it was set, and left out where the configuration is written.
@@ -255,7 +251,7 @@ class TeacherConfig(_Strict):
         return self
 
 
-class DistillLoss(_Strict):
+class DistillLoss(Strict):
     """Weights of the student's terms (specified by the student paper); 0 switches a term off."""
 
     slice: float = Field(1.0, ge=0)
@@ -268,72 +264,6 @@ class DistillLoss(_Strict):
     detach_teacher: bool = False  # stop cross and graft gradients at the teacher; masks never reach it
 
 
-class UnlabelledVolume(_Strict):
-    """A raw volume for the terms that need no labels."""
-
-    raw: str
-    sections: tuple[int, int] | None = None  # from, to (exclusive); left out, all of them
-    resolution: tuple[float, float, float] | None = None  # nm z, y, x, where the file has none
-    every: int = Field(1, ge=1)  # only every so many sections; section numbers count those
-
-    @model_validator(mode="after")
-    def _in_order(self) -> UnlabelledVolume:
-        if self.sections is not None and not 0 <= self.sections[0] < self.sections[1]:
-            raise ValueError(f"sections: found {list(self.sections)}, expected 0 <= first < last section")
-        return self
-
-
-class DataConfig(_Strict):
-    """Volumes and the sections that each part of the work may see."""
-
-    raw: str
-    labels: str
-    resolution: tuple[float, float, float] | None = None  # nm z, y, x, where the file has none
-    every: int = Field(1, ge=1)  # only every so many sections, for isotropic volumes; section numbers count those
-    train: tuple[int, int]  # sections from, to (exclusive)
-    validation: tuple[int, int]
-    test: tuple[int, int] | None = None  # for the scores of `distill ablate`; neither trained nor chosen on
-    unlabelled: tuple[UnlabelledVolume, ...] = ()
-    normalisation: Normalisation = Normalisation()  # of grey values, section by section; stored with the weights
-    invert: bool = False  # exchange dark and bright, for sections with bright membranes
-
-    @property
-    def normaliser(self) -> Normaliser:
-        """The normalisation as it is applied to the sections of these volumes."""
-        return Normaliser(self.normalisation, self.invert)
-
-    @property
-    def parts(self) -> dict[str, tuple[int, int]]:
-        """The parts that there are, by name."""
-        named = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: span for name, span in named.items() if span is not None}
-
-    @model_validator(mode="after")
-    def _apart(self) -> DataConfig:
-        for name, (first, last) in self.parts.items():
-            if not 0 <= first < last:
-                raise ValueError(f"{name}: found [{first}, {last}], expected 0 <= first < last section")
-        for one, other in itertools.combinations(self.parts, 2):
-            own, theirs = self.parts[one], self.parts[other]
-            if (one, other) == ("train", "validation") and own == theirs:
-                continue  # on purpose: too few labelled sections to set any aside
-            if own[0] < theirs[1] and theirs[0] < own[1]:
-                raise ValueError(f"{other}: {list(theirs)} overlaps {one} {list(own)}")
-        for k, volume in enumerate(self.unlabelled):
-            if volume.raw != self.raw:
-                continue
-            if volume.every != self.every:
-                raise ValueError(
-                    f"unlabelled.{k}.every: found {volume.every}, expected {self.every} as of the same raw"
-                )
-            for name in self.parts.keys() - {"train"}:
-                kept = self.parts[name]
-                if volume.sections is None or (volume.sections[0] < kept[1] and kept[0] < volume.sections[1]):
-                    shown = "all" if volume.sections is None else list(volume.sections)
-                    raise ValueError(f"unlabelled.{k}.sections: {shown} of the same raw overlap {name} {list(kept)}")
-        return self
-
-
 AUGMENTATIONS = (
     *("flips", "transposes", "rotate", "rescale", "elastic", "misalign"),
     *("grey", "grey_section", "contrast_jump", "noise", "blur", "out_of_focus", "motion_blur"),
@@ -341,7 +271,7 @@ AUGMENTATIONS = (
 )
 
 
-class AugmentConfig(_Strict):
+class AugmentConfig(Strict):
     """Augmentation of training volumes: probabilities per volume, each with its strengths (docs/augmentation.md)."""
 
     flips: bool = True
@@ -394,7 +324,7 @@ class AugmentConfig(_Strict):
         return self.model_copy(update=switches)
 
 
-class TrainingConfig(_Strict):
+class TrainingConfig(Strict):
     """The optimiser's loop."""
 
     steps: int = Field(200_000, ge=1)
@@ -437,7 +367,7 @@ class TrainingConfig(_Strict):
 _ONLY_SMP = ("encoder", "depth", "fuse", "encoder_weights")
 
 
-class StudentNetwork(_Strict):
+class StudentNetwork(Strict):
     """The 2D network: the paper's (`cad`) or the same shape on a library's encoder (`smp`, see `students.smp`).
 
     The default is the one that did better in the same minutes and is faster (docs/students.md). A key of the other kind
@@ -485,7 +415,7 @@ class StudentConfig(StudentNetwork):
     training: TrainingConfig = TrainingConfig()
 
 
-class Pair(_Strict):
+class Pair(Strict):
     """A teacher and the student that it teaches."""
 
     teacher: TeacherConfig
@@ -676,9 +606,16 @@ def _override(found: dict[str, Any], text: str) -> None:
     node = found[part]
     *path, last = rest.split(".")
     for step in path:
-        node = node.setdefault(step, {})
-        if not isinstance(node, dict):
+        if isinstance(node, list):  # entries by number
+            if not step.isdecimal() or int(step) >= len(node):
+                raise ConfigError(f"{text}: found {step!r}, expected a number below {len(node)}")
+            node = node[int(step)]
+        else:
+            node = node.setdefault(step, {})
+        if not isinstance(node, dict | list):
             raise ConfigError(f"{text}: {step!r} holds a value, not a group of keys")
+    if isinstance(node, list):
+        raise ConfigError(f"{text}: {path[-1]!r} holds a list, expected a number and a key of its entries")
     try:
         node[last] = yaml.safe_load(value)
     except yaml.YAMLError:
@@ -686,6 +623,9 @@ def _override(found: dict[str, Any], text: str) -> None:
 
 
 def _known_keys(values: Any, model: type[BaseModel], where: str, prefix: str) -> None:
+    if isinstance(values, list):  # of groups of keys
+        for number, entry in enumerate(values):
+            _known_keys(entry, model, where, f"{prefix}{number}.")
     if not isinstance(values, dict):
         return
     for key, value in values.items():

@@ -1,4 +1,4 @@
-"""Training crops: drawn at random from a labelled volume, the same ones for the same seed and step.
+"""Training crops: drawn at random from labelled volumes, the same ones for the same seed and step.
 
 Item i of the dataset depends on (seed, i) alone, so a run that is resumed at a step sees what an unbroken run would
 have seen, whatever the number of workers.
@@ -6,10 +6,11 @@ have seen, whatever the number of workers.
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,13 +18,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from distill.affinity import as_label_tensor, widen_borders
+from distill.affinity import widen_borders
 from distill.augment import Plan, apply, draw
 from distill.config import AugmentConfig, TrainingConfig
-from distill.errors import ShapeError
-from distill.normalisation import UNCHANGED, Correction, Normaliser
+from distill.crop_source import ArraySource, CropSource, section_corrections
+from distill.errors import DistillError, ShapeError
+from distill.geometry import Box, Triple
+from distill.known import OTHER, UNKNOWN
+from distill.normalisation import UNCHANGED, Normaliser
 
 Batch = tuple[Tensor, Tensor]
+T = TypeVar("T")
+
+_DRAWS, _LEAST_TOLD = 16, 0.01  # places that are tried for a crop, and the share of known voxels that it should have
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,61 +60,25 @@ class Window:
         return replace(self, raw=self.raw.pin_memory(), labels=labels)
 
 
-class Crops(Dataset[Batch]):
-    """Augmented random crops of one volume; index = position in the run."""
+class Items(Dataset[Batch]):
+    """Augmented crops; index = position in the run, and all that an item depends on beside the seed."""
 
-    def __init__(
-        self,
-        raw: NDArray[Any],
-        labels: NDArray[Any] | None,
-        training: TrainingConfig,
-        augmentation: AugmentConfig,
-        normaliser: Normaliser = UNCHANGED,
-    ) -> None:
-        """Hold the training part in memory.
+    def __init__(self, training: TrainingConfig, augmentation: AugmentConfig, sources: Sequence[CropSource]) -> None:
+        """Keep the settings.
 
         Args:
-            raw: (D, H, W) whole sections, grey values as recorded.
-            labels: (D, H, W) integers; None for a volume without labels, whose items carry zeros.
             training: crop size, seed, border widening, steps, batch.
             augmentation: see `distill.augment`.
-            normaliser: brings the sections to the network's scale.
-
-        Raises:
-            ShapeError: the crop does not fit into the volume.
+            sources: all that windows may be cut from.
         """
-        if any(n > size for n, size in zip(training.crop, raw.shape, strict=True)):
-            raise ShapeError(
-                f"student.training.crop: {list(training.crop)}, found a training volume of {list(raw.shape)} (z, y, x)"
-            )
-        self.raw, self.training, self.augmentation = raw, training, augmentation
-        self.corrections: list[Correction] = [normaliser.of(section) for section in raw]
-        self.labels = None if labels is None else as_label_tensor(labels).numpy()
+        self.training, self.augmentation, self.sources = training, augmentation, sources
 
     def __len__(self) -> int:
         return self.training.steps * self.training.batch
 
     def window(self, index: int) -> Window:
-        """Cut a crop and draw its augmentation.
-
-        The window lies inside the volume wherever it can: only a volume too small for crop and margin makes the
-        augmentation mirror what is missing.
-        """
-        rng = np.random.default_rng((self.training.seed, 1, index))
-        crop = self.training.crop
-        plan = draw(crop, self.augmentation, rng)
-        cut, origin = [], []
-        for size, length, margin in zip(self.raw.shape, crop, (0, *plan.margin), strict=True):
-            spare = margin if length + 2 * margin <= size else 0
-            start = int(rng.integers(spare, size - length - spare + 1))
-            first = max(0, start - margin)
-            cut.append(slice(first, min(size, start + length + margin)))
-            origin.append(start - first)
-        at = tuple(cut)
-        labels = None if self.labels is None else torch.from_numpy(np.array(self.labels[at]))
-        corner = at[1].start, at[2].start
-        raw = [self.corrections[z].apply(self.raw[z, at[1], at[2]], corner) for z in range(at[0].start, at[0].stop)]
-        return Window(torch.from_numpy(np.stack(raw)), labels, plan, (origin[1], origin[2]))
+        """Cut a crop and draw its augmentation."""
+        raise NotImplementedError
 
     def __getitem__(self, index: int) -> Batch:
         """Raw (1, D, H, W) float32 in [0, 1] and labels (D, H, W) int64, all 0 for a volume without."""
@@ -121,10 +92,110 @@ class Crops(Dataset[Batch]):
         return raw[None], widen_borders(labels) if self.training.widen_borders else labels
 
 
+class Crops(Items):
+    """Crops of one volume."""
+
+    def __init__(
+        self,
+        raw: NDArray[Any],
+        labels: NDArray[Any] | None,
+        training: TrainingConfig,
+        augmentation: AugmentConfig,
+        normaliser: Normaliser = UNCHANGED,
+    ) -> None:
+        """Hold the training part in memory.
+
+        Args:
+            raw: (D, H, W) whole sections, grey values as recorded.
+            labels: (D, H, W) integers (`distill.known`); None for a volume without labels, whose items carry zeros.
+            training: crop size, seed, border widening, steps, batch.
+            augmentation: see `distill.augment`.
+            normaliser: brings the sections to the network's scale.
+
+        Raises:
+            ShapeError: the crop does not fit into the volume.
+        """
+        self._take(ArraySource(raw, labels), training, augmentation, normaliser)
+
+    @classmethod
+    def of(
+        cls,
+        source: CropSource,
+        training: TrainingConfig,
+        augmentation: AugmentConfig,
+        normaliser: Normaliser = UNCHANGED,
+    ) -> Crops:
+        """Crops of anything that they can be cut from.
+
+        Raises:
+            ShapeError: the crop does not fit into the source.
+        """
+        crops = cls.__new__(cls)
+        crops._take(source, training, augmentation, normaliser)
+        return crops
+
+    def _take(
+        self, source: CropSource, training: TrainingConfig, augmentation: AugmentConfig, normaliser: Normaliser
+    ) -> None:
+        if any(n > size for n, size in zip(training.crop, source.shape, strict=True)):
+            raise ShapeError(
+                f"student.training.crop: {list(training.crop)}, found a training volume of {list(source.shape)} "
+                "(z, y, x)"
+            )
+        super().__init__(training, augmentation, [source])
+        self.source = source
+        self.corrections = section_corrections(source, normaliser)
+
+    def window(self, index: int) -> Window:
+        """Cut a crop and draw its augmentation.
+
+        The window lies inside the volume wherever it can: only a volume too small for crop and margin makes the
+        augmentation mirror what is missing. A crop of which the labels tell almost nothing is drawn again.
+        """
+        rng = np.random.default_rng((self.training.seed, 1, index))
+        crop = self.training.crop
+        plan = draw(crop, self.augmentation, rng)
+        for _ in range(_DRAWS if self.source.partial else 1):
+            cut, origin = self._place(rng, plan)
+            labels = self.source.labels(cut)
+            if not self.source.partial or labels is None or _told(labels, origin, crop) >= _LEAST_TOLD:
+                break
+        known = None if labels is None else torch.from_numpy(labels)
+        return Window(torch.from_numpy(self.grey(self.source.raw(cut), cut.start)), known, plan, origin)
+
+    def _place(self, rng: np.random.Generator, plan: Plan) -> tuple[Box, tuple[int, int]]:
+        """Where a window lies in the source, and where in it the crop begins."""
+        start, stop, origin = [], [], []
+        for size, length, margin in zip(self.source.shape, self.training.crop, (0, *plan.margin), strict=True):
+            spare = margin if length + 2 * margin <= size else 0
+            first = int(rng.integers(spare, size - length - spare + 1))
+            start.append(max(0, first - margin))
+            stop.append(min(size, first + length + margin))
+            origin.append(first - start[-1])
+        return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2])), (origin[1], origin[2])
+
+    def grey(self, raw: NDArray[Any], start: Triple) -> NDArray[np.float32]:
+        """Grey values of a window as the networks take them.
+
+        Args:
+            raw: (D, h, w) as recorded.
+            start: voxel of the source at which the window begins.
+        """
+        corner = start[1] + self.source.start[1], start[2] + self.source.start[2]
+        return np.stack([self.corrections[start[0] + z].apply(one, corner) for z, one in enumerate(raw)])
+
+
+def _told(labels: NDArray[np.int64], origin: tuple[int, int], crop: Triple) -> float:
+    """Share of a crop's voxels whose label is known."""
+    y, x = origin
+    inside = labels[:, y : y + crop[1], x : x + crop[2]]
+    return 1 - float(np.isin(inside, (UNKNOWN, OTHER)).mean())
+
+
 class _Windows(Dataset[Window]):
     """What data workers make where the augmentation is carried out later."""
 
-    def __init__(self, crops: Crops) -> None:
+    def __init__(self, crops: Items) -> None:
         self.crops = crops
 
     def __len__(self) -> int:
@@ -134,18 +205,38 @@ class _Windows(Dataset[Window]):
         return self.crops.window(index)
 
 
-class MixedCrops(Crops):
-    """Crops of a labelled volume and, at some steps, of volumes without labels; index = position in the run."""
+class PooledCrops(Items):
+    """Crops of several labelled volumes: each item is of one of them, drawn by weight."""
+
+    def __init__(self, volumes: Sequence[Crops], weights: Sequence[float]) -> None:
+        """Pool volumes.
+
+        Args:
+            volumes: two at least, with the same settings.
+            weights: one each, above 0; what counts is the share of their sum.
+        """
+        super().__init__(volumes[0].training, volumes[0].augmentation, [crops.source for crops in volumes])
+        self.volumes = volumes
+        self.share = np.array(weights, dtype=np.float64) / np.sum(weights)
+
+    def window(self, index: int) -> Window:
+        """As `Crops` of the volume that is drawn."""
+        rng = np.random.default_rng((self.training.seed, 4, index))
+        return self.volumes[int(rng.choice(len(self.volumes), p=self.share))].window(index)
+
+
+class MixedCrops(Items):
+    """Crops of labelled volumes and, at some steps, of volumes without labels."""
 
     def __init__(
         self,
-        labelled: Crops,
+        labelled: Items,
         others: Sequence[Crops],
         unlabelled_at: Callable[[int], bool],
         *,
         ranks: int = 1,
     ) -> None:
-        """Mix volumes that are in memory already.
+        """Mix volumes.
 
         Args:
             labelled: of the steps with labels.
@@ -153,14 +244,16 @@ class MixedCrops(Crops):
             unlabelled_at: whether a step is of the others; the whole batch is then.
             ranks: processes that share every step.
         """
-        self.__dict__.update(labelled.__dict__)
-        self.others, self.unlabelled_at, self.per_step = others, unlabelled_at, labelled.training.batch * ranks
-        self.share = np.array([crops.raw.size for crops in others], dtype=np.float64)
+        sources = [*labelled.sources, *(crops.source for crops in others)]
+        super().__init__(labelled.training, labelled.augmentation, sources)
+        self.labelled, self.others = labelled, others
+        self.unlabelled_at, self.per_step = unlabelled_at, labelled.training.batch * ranks
+        self.share = np.array([math.prod(crops.source.shape) for crops in others], dtype=np.float64)
 
     def window(self, index: int) -> Window:
         """As `Crops`; without labels a volume is drawn by its size."""
         if not self.unlabelled_at(index // self.per_step):
-            return super().window(index)
+            return self.labelled.window(index)
         rng = np.random.default_rng((self.training.seed, 3, index))
         return self.others[int(rng.choice(len(self.others), p=self.share / self.share.sum()))].window(index)
 
@@ -184,21 +277,48 @@ def _leave_signals_to_the_loop(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+class _Told(Iterator[T]):
+    """What a loader gives; an error of a worker without the worker's traceback."""
+
+    def __init__(self, found: Iterator[T]) -> None:
+        self.found = found
+
+    def __next__(self) -> T:
+        try:
+            return next(self.found)
+        except DistillError as error:
+            name = f"{type(error).__module__}.{type(error).__name__}: "
+            told = type(error)(str(error).strip().splitlines()[-1].removeprefix(name))
+        # Nothing may keep the loader alive: its workers end with it, and they ignore signals.
+        self.found = iter(())
+        raise told
+
+
+class _Batches:
+    """Batches as a loader gives them."""
+
+    def __init__(self, batches: DataLoader[Batch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _Told(iter(self.batches))
+
+
 class _FinishedHere:
     """Batches of windows whose augmentation is carried out by the process that asks for them."""
 
-    def __init__(self, crops: Crops, windows: DataLoader[list[Window]], device: torch.device) -> None:
+    def __init__(self, crops: Items, windows: DataLoader[list[Window]], device: torch.device) -> None:
         self.crops, self.windows, self.device = crops, windows, device
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(self._finish, iter(self.windows))  # the workers start now, not when the first batch is wanted
+        return map(self._finish, _Told(iter(self.windows)))  # the workers start now, not when the first batch is wanted
 
     def _finish(self, windows: list[Window]) -> Batch:
         raw, labels = zip(*(self.crops.finish(window.to(self.device)) for window in windows), strict=True)
         return torch.stack(raw), torch.stack(labels)
 
 
-def batches(crops: Crops, first_step: int, device: torch.device, *, rank: int = 0, ranks: int = 1) -> Iterable[Batch]:
+def batches(crops: Items, first_step: int, device: torch.device, *, rank: int = 0, ranks: int = 1) -> Iterable[Batch]:
     """Batches from `first_step` on, augmented where `student.augment.device` says; what they hold is the same.
 
     Args:
@@ -209,24 +329,26 @@ def batches(crops: Crops, first_step: int, device: torch.device, *, rank: int = 
         ranks: how many share every step's batch.
     """
     if crops.augmentation.device == "worker":
-        return loader(crops, first_step, rank=rank, ranks=ranks)
-    windows = _load(_Windows(crops), crops.training, first_step, rank, ranks, collate=list)
+        return _Batches(loader(crops, first_step, rank=rank, ranks=ranks))
+    windows = _load(_Windows(crops), crops, first_step, rank, ranks, collate=list)
     return _FinishedHere(crops, windows, device)
 
 
-def loader(crops: Crops, first_step: int, *, rank: int = 0, ranks: int = 1) -> DataLoader[Batch]:
+def loader(crops: Items, first_step: int, *, rank: int = 0, ranks: int = 1) -> DataLoader[Batch]:
     """Batches from `first_step` on, augmented by the workers; with several ranks each gets its share of every batch."""
-    return _load(crops, crops.training, first_step, rank, ranks)
+    return _load(crops, crops, first_step, rank, ranks)
 
 
 def _load(
     items: Dataset[Any],
-    training: TrainingConfig,
+    crops: Items,
     first_step: int,
     rank: int,
     ranks: int,
     collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader[Any]:
+    training = crops.training
+    threaded = training.workers > 0 and any(source.threaded for source in crops.sources)
     order = [
         (step * ranks + rank) * training.batch + item
         for step in range(first_step, training.steps)
@@ -240,6 +362,7 @@ def _load(
         batch_size=training.batch,
         sampler=order,
         num_workers=training.workers,
+        multiprocessing_context="spawn" if threaded else None,
         prefetch_factor=4 if training.workers else None,
         pin_memory=torch.cuda.is_available(),
     )

@@ -21,11 +21,12 @@ from numpy.typing import ArrayLike, NDArray
 from distill.errors import DistillError, ShapeError, SourceError
 from distill.formats import find_array
 from distill.geometry import Box, Nanometres, Triple
+from distill.known import UNKNOWN_ID, as_id
 from distill.stored import Attributes, Cut, Index, Opener, StoredArray
 
 RAW_DATASET = "volumes/raw"
 LABELS_DATASET = "volumes/labels/neuron_ids"
-NO_LABEL = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
+NO_LABEL = UNKNOWN_ID  # as CREMI stores it
 
 _BLOCK_BYTES = 256 * 2**20
 _SAME_GRID = 1e-3  # of a voxel
@@ -163,7 +164,7 @@ def open_volume(
     return _placed(find_array(source, RAW_DATASET), resolution, offset)
 
 
-def open_labels(source: str | Path, *, resolution: Nanometres | None = None) -> Volume:
+def open_labels(source: str | Path, *, resolution: Nanometres | None = None, ignore: int | None = None) -> Volume:
     """Open a label volume; it reads as uint64 with 0 as background.
 
     CREMI marks voxels without a label by -1, or by the same bits as an unsigned 0xffffffffffffffff: every negative id
@@ -172,16 +173,21 @@ def open_labels(source: str | Path, *, resolution: Nanometres | None = None) -> 
     Args:
         source: as for `open_volume`.
         resolution: voxel size z, y, x in nm; wins over what the file says.
+        ignore: stored value of voxels that read as UNKNOWN (see `distill.known`); -1 is 2**64 - 1 in unsigned files.
 
     Raises:
-        SourceError: as `open_volume`, or the stored type is not an integer, or the array is not 3D.
+        SourceError: as `open_volume`, or the stored type is not an integer or cannot hold `ignore`, or the array is
+            not 3D.
     """
     volume = _placed(find_array(source, LABELS_DATASET), resolution, None)
     if volume.dtype.kind not in "iu":
         raise SourceError(f"labels must be integers: found {volume.dtype} in {volume.source}")
     if volume.channels is not None:
         raise SourceError(f"labels must be 3D (z, y, x): found shape {volume.shape} in {volume.source}")
-    return replace(volume, dtype=np.dtype(np.uint64), _opener=partial(_open_ids, volume._opener))
+    stored = None if ignore is None else as_id(ignore, volume.dtype)
+    if ignore is not None and stored is None:
+        raise SourceError(f"{volume.source}: found labels of {volume.dtype}, which hold no {ignore} to ignore")
+    return replace(volume, dtype=np.dtype(np.uint64), _opener=partial(_open_ids, volume._opener, stored))
 
 
 def volume_from_array(
@@ -377,12 +383,14 @@ def _open_some(opener: Opener, first: int) -> Iterator[Cut]:
 
 
 @contextmanager
-def _open_ids(opener: Opener) -> Iterator[Cut]:
+def _open_ids(opener: Opener, ignore: int | None) -> Iterator[Cut]:
     with opener() as cut:
-        yield lambda index: _ids(cut(index))
+        yield lambda index: _ids(cut(index), ignore)
 
 
-def _ids(block: NDArray[Any]) -> NDArray[np.uint64]:
+def _ids(block: NDArray[Any], ignore: int | None = None) -> NDArray[np.uint64]:
     ids = (np.maximum(block, 0) if block.dtype.kind == "i" else block).astype(np.uint64)
     ids[ids == NO_LABEL] = 0
+    if ignore is not None:
+        ids[block == ignore] = UNKNOWN_ID
     return ids

@@ -84,10 +84,13 @@ def train(
     if split.steps:
         say(split.line())
     say(f"run folder: {folder}")
-    data = pair.student.data
-    first, last = data.validation
+    from distill.data_config import spans
+
+    _, volume, part = next(pair.student.data.having("validation"))
+    first, last = spans(part)[0]
     command = "stream" if pair.student_runs else "segment --network teacher"
-    say(f"next: distill {command} {data.raw} --sections {first}:{last} --model {folder} --out {folder}/validation.zarr")
+    words = f"{volume.raw} --sections {first}:{last} --model {folder} --out {folder}/validation.zarr"
+    say(f"next: distill {command} {words}")
 
 
 @app.command(context_settings={"ignore_unknown_options": False})

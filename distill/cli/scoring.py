@@ -32,6 +32,12 @@ def evaluate(
     listing: Annotated[
         Path | None, typer.Option("--list", metavar="FILE", help="write them: .csv, or .json for Neuroglancer")
     ] = None,
+    ignore: Annotated[
+        int | None, typer.Option(metavar="ID", help="label of voxels that are not counted, such as -1")
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="volume that is not 0 where voxels are counted")
+    ] = None,
     blocks: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="also the mean over blocks of this size")] = None,
     affinity: Annotated[str | None, typer.Option(metavar="SOURCE", help="affinities to score too")] = None,
     labelled_only: Annotated[
@@ -55,10 +61,12 @@ def evaluate(
     """Score a segmentation, or affinities, against ground truth."""
     from distill.geometry import parse_numbers, parse_triple
     from distill.recipes.scorecard import Wanted, score_all
+    from distill.truth import Known
 
     wanted = Wanted(
         preset=preset,
         resolution=parse_numbers(resolution, "--resolution") if resolution else None,
+        known=Known(ignore, mask),
         worst=worst,
         listing=listing,
         blocks=parse_triple(blocks, "--blocks") if blocks else None,

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 import distill
-from distill.config import Pair, checked_pair
+from distill.config import DataConfig, Pair, checked_pair
+from distill.data_config import PartName, spans
 from distill.errors import CheckpointError, DistillError, SourceError
 from distill.ranks import from_environment
 from distill.recipes.ablation_scores import (
     Network,
     NetworkScores,
-    Part,
     Parts,
     score_weights,
     waterz_is_here,
@@ -26,7 +25,7 @@ from distill.recipes.ablation_scores import (
 from distill.recipes.ablation_table import Row, bars, markdown
 from distill.recipes.models import find_weights, pick_device
 from distill.recipes.train import Progress, differing_file, train
-from distill.recipes.training_data import open_data, read_sections
+from distill.recipes.training_data import open_data, read_part
 from distill.recipes.volumes import Runtime
 from viz.charts import ablation_figure
 
@@ -130,9 +129,8 @@ def ablate(
         raise DistillError(f"ablate: found {processes} processes of torchrun, expected one")
     runs = plan(config, out, variants, seeds)
     finished = {run.folder: is_finished(run) for run in runs}
-    raw, labels = open_data(config)
+    opened = open_data(config)
     data = config.student.data
-    spans = {name: span for name, span in data.parts.items() if name != "train"}
     runtime = Runtime(pick_device(device), config.student.training.precision)
     if config.teacher.weights is not None:
         find_weights(config.teacher.weights, "teacher")
@@ -150,10 +148,8 @@ def ablate(
             shown = progress(before, len(runs))
             train(run.config, run.folder, resume=True, device=device, progress=shown, command=command)
     parts = Parts(
-        **{
-            name: Part(read_sections(raw, span), read_sections(labels, span).astype(np.uint64))
-            for name, span in spans.items()
-        }
+        [read_part(one, "validation") for one in opened if one.entry.validation is not None],
+        [read_part(one, "test") for one in opened if one.entry.test is not None],
     )
 
     def scores_of(model: Path, network: Network, folder: Path) -> NetworkScores:
@@ -169,9 +165,9 @@ def ablate(
     if config.teacher.weights is not None:
         rows.append(Row("", None, "teacher", scores_of(Path(config.teacher.weights), "teacher", out)))
     rows.sort(key=lambda row: row.network != "student")
-    about = _about(config, parts.scored, spans, seeds)
+    about = _about(config, parts.scored, seeds)
     text = markdown(rows, about)
-    return Ablation(rows, text, _write(out, config, rows, text, parts.scored, spans, command))
+    return Ablation(rows, text, _write(out, config, rows, text, parts.scored, command))
 
 
 def is_finished(run: Run) -> bool:
@@ -195,16 +191,13 @@ def is_finished(run: Run) -> bool:
     return True
 
 
-def _about(config: Pair, scored: str, spans: Mapping[str, tuple[int, int]], seeds: Sequence[int]) -> list[str]:
+def _about(config: Pair, scored: PartName, seeds: Sequence[int]) -> list[str]:
     training, data = config.student.training, config.student.data
-    first, last = spans[scored]
-    chosen = spans["validation"]
-    volume = Path(data.raw.partition(":")[0]).name + (f", one section in {data.every}" if data.every > 1 else "")
     lines = [
-        f"{volume}: trained on sections {data.train[0]} to {data.train[1] - 1}, {training.steps:,} steps of "
+        f"{_where(data, 'train', 'trained on ')}, {training.steps:,} steps of "
         f"{training.batch} x {' x '.join(map(str, training.crop))}, seeds {', '.join(map(str, seeds))}; mean (range).",
-        f"Scores: sections {first} to {last - 1} ({scored}), preset skimage, VOI in bits. Checkpoints, thresholds: "
-        f"chosen on sections {chosen[0]} to {chosen[1] - 1} (validation).",
+        f"Scores: {_where(data, scored)} ({scored}), preset skimage, VOI in bits. Checkpoints, thresholds: "
+        f"chosen on {_where(data, 'validation')} (validation).",
     ]
     if scored == "validation":
         lines.append(
@@ -214,13 +207,38 @@ def _about(config: Pair, scored: str, spans: Mapping[str, tuple[int, int]], seed
     return lines
 
 
+def _where(data: DataConfig, name: PartName, verb: str = "") -> str:
+    """The parts of a name in words; volumes are named in the first line or where there are several."""
+    found = []
+    for _, volume, part in data.having(name):
+        first, last = spans(part)[0]
+        text = f"{verb}sections {first} to {last - 1}"
+        if len(spans(part)) > 1:
+            (top, bottom), (left, right) = spans(part)[1:]
+            text += f", rows {top} to {bottom - 1}, columns {left} to {right - 1}"
+        file = Path(volume.raw.partition(":")[0]).name
+        file += f", one section in {volume.every}" if volume.every > 1 else ""
+        found.append(f"{file}: {text}" if verb or len(data.labelled) > 1 else text)
+    return "; ".join(found)
+
+
+def _sections(data: DataConfig) -> dict[str, Any]:
+    """Parts that are chosen or scored on; of several volumes a list each."""
+    found: dict[str, Any] = {}
+    for name in ("validation", "test"):
+        parts = [[list(span) for span in spans(part)] for _, _, part in data.having(name)]
+        rows = [part[0] if len(part) == 1 else part for part in parts]
+        if rows:
+            found[name] = rows if data.volumes else rows[0]
+    return found
+
+
 def _write(
     out: Path,
     config: Pair,
     rows: Sequence[Row],
     text: str,
-    scored: str,
-    spans: Mapping[str, tuple[int, int]],
+    scored: PartName,
     command: list[str],
 ) -> tuple[Path, Path, Path]:
     table, numbers, figure = out / "ablation.md", out / "ablation.json", out / "ablation.png"
@@ -229,7 +247,7 @@ def _write(
         "version": distill.__version__,
         "command": shlex.join(command),
         "scored_on": scored,
-        "sections": {name: list(span) for name, span in spans.items()},
+        "sections": _sections(config.student.data),
         "teacher": config.teacher.model_dump(mode="json"),
         "student": config.student.model_dump(mode="json"),
         "rows": [asdict(row) for row in rows],

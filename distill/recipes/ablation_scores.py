@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,8 @@ from distill.errors import SourceError
 from distill.metrics import score
 from distill.recipes.models import load_student, load_teacher
 from distill.recipes.run_models import WATERZ_THRESHOLD
-from distill.recipes.validation import MERGE_THRESHOLDS
+from distill.recipes.training_data import Part
+from distill.recipes.validation import MERGE_THRESHOLDS, pooled
 from distill.recipes.volumes import Runtime, Segmented, student_volume, teacher_volume
 
 WATERZ_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -35,24 +36,16 @@ Network = Literal["student", "teacher"]
 
 
 @dataclass(frozen=True)
-class Part:
-    """A labelled part of the volume."""
-
-    raw: NDArray[Any]  # (D, H, W)
-    labels: NDArray[np.uint64]  # (D, H, W)
-
-
-@dataclass(frozen=True)
 class Parts:
     """What is chosen on, and what is scored; the same where there is no test part."""
 
-    validation: Part
-    test: Part | None = None
+    validation: Sequence[Part]
+    test: Sequence[Part] = ()
 
     @property
     def scored(self) -> Literal["test", "validation"]:
-        """The part that the scores are of."""
-        return "validation" if self.test is None else "test"
+        """The parts that the scores are of."""
+        return "test" if self.test else "validation"
 
 
 @dataclass(frozen=True)
@@ -94,7 +87,9 @@ def waterz_is_here() -> bool:
 def score_network(
     segment: Callable[[NDArray[Any]], Segmented], parts: Parts, step: int | None, *, with_waterz: bool
 ) -> NetworkScores:
-    """Segment the validation part, choose, segment the part that is scored, score.
+    """Segment the validation parts, choose, segment the parts that are scored, score.
+
+    Scores of several volumes are pooled as in a validation (`distill.recipes.validation.pooled`).
 
     Args:
         segment: a network with the query decoder, over a volume (D, H, W).
@@ -102,31 +97,59 @@ def score_network(
         step: of the weights.
         with_waterz: also agglomerate the affinities with waterz.
     """
-    seen = segment(parts.validation.raw)
-    truth = parts.validation.labels
-    merged = {None: score(seen.labels(None), truth)} | {t: score(seen.labels(t), truth) for t in MERGE_THRESHOLDS}
-    merge = min(merged, key=lambda t: merged[t].voi_sum)
-    agglomerated: dict[float, Scores] = {}
-    if with_waterz:
-        found = waterz(seen.affinity, WATERZ_THRESHOLDS)
-        agglomerated = {t: score(ids, truth) for t, ids in found.items()}
-    chosen = min(agglomerated, key=lambda t: agglomerated[t].voi_sum) if agglomerated else WATERZ_THRESHOLD
-    query = merged[merge]
-    if parts.test is not None:
-        seen, truth = segment(parts.test.raw), parts.test.labels
-        query = score(seen.labels(merge), truth)
-        if with_waterz:
-            found = waterz(seen.affinity, [WATERZ_THRESHOLD, chosen])
-            agglomerated = {t: score(ids, truth) for t, ids in found.items()}
-    targets = affinity_targets(as_label_tensor(truth))
-    edges = affinity_scores(seen.affinity, targets.target.numpy(), targets.valid.numpy())
-    z, y, x = (edge.boundary.f1 for edge in edges)
-    of_waterz = {t: MethodScores.of(agglomerated[t], t) for t in (WATERZ_THRESHOLD, chosen) if t in agglomerated}
+    waterz_at: Sequence[float] = WATERZ_THRESHOLDS if with_waterz else ()
+    seen = _score_parts(segment, parts.validation, (None, *MERGE_THRESHOLDS), waterz_at)
+    merge = min(seen.merged, key=lambda t: seen.merged[t].voi_sum)
+    chosen = min(seen.waterz, key=lambda t: seen.waterz[t].voi_sum) if seen.waterz else WATERZ_THRESHOLD
+    if parts.test:
+        waterz_at = (WATERZ_THRESHOLD, chosen) if with_waterz else ()
+        seen = _score_parts(segment, parts.test, (merge,), waterz_at)
+    of_waterz = {t: MethodScores.of(seen.waterz[t], t) for t in (WATERZ_THRESHOLD, chosen) if t in seen.waterz}
     return NetworkScores(
         step,
-        MethodScores.of(query, merge),
+        MethodScores.of(seen.merged[merge], merge),
         of_waterz.get(WATERZ_THRESHOLD),
         of_waterz.get(chosen),
+        seen.boundary_f1,
+    )
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Pooled scores of some volumes, by threshold."""
+
+    merged: dict[float | None, Scores]
+    waterz: dict[float, Scores]
+    boundary_f1: tuple[float, float, float]
+
+
+def _score_parts(
+    segment: Callable[[NDArray[Any]], Segmented],
+    parts: Sequence[Part],
+    merges: Sequence[float | None],
+    agglomerated: Sequence[float],
+) -> _Scored:
+    merged: dict[float | None, list[Scores]] = {t: [] for t in merges}
+    by_waterz: dict[float, list[Scores]] = {t: [] for t in agglomerated}
+    edges = []
+    for part in parts:
+        seen, truth = segment(part.raw), part.counted
+        for merge, scores in merged.items():
+            scores.append(score(seen.labels(merge), truth))
+        if by_waterz:
+            for threshold, ids in waterz(seen.affinity, list(by_waterz)).items():
+                by_waterz[threshold].append(score(ids, truth))
+        targets = affinity_targets(as_label_tensor(part.labels))
+        found = affinity_scores(seen.affinity, targets.target.numpy(), targets.valid.numpy())
+        edges.append([edge.boundary.f1 for edge in found])
+    if len(edges) == 1:
+        z, y, x = edges[0]
+    else:
+        weights = [scores.voxels for scores in next(iter(merged.values()))]
+        z, y, x = (float(f1) for f1 in np.average(edges, axis=0, weights=weights))
+    return _Scored(
+        {t: pooled(scores) for t, scores in merged.items()},
+        {t: pooled(scores) for t, scores in by_waterz.items()},
         (z, y, x),
     )
 

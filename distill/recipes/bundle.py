@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.checkpoint import Kind, Weights, read_weights, write_tensors
+from distill.data_config import Part, part_box
 from distill.errors import CheckpointError, DistillError, SourceError
 from distill.geometry import Box, Nanometres
 from distill.hardware import FULL
@@ -120,10 +121,10 @@ def model_card(name: str, found: Mapping[Kind, Weights], changes: Mapping[str, C
     """What the weights say of themselves, as Markdown."""
     lines = [f"# {name}", "", f"    distill stream SOURCE --model {name} --out OUT.zarr", ""]
     data = _shareable(found["student"].notes).get("data")
-    if isinstance(data, dict):
+    for volume in (data.get("volumes") or [data]) if isinstance(data, dict) else []:
         nm = " x ".join(f"{n:g}" for n in found["student"].notes.get("resolution", ()))
-        spans = [f"{part} sections {data[part][0]} to {data[part][1] - 1}" for part in _PARTS if data.get(part)]
-        lines += [f"Data: {data['raw']}, {nm} nm (z, y, x); {', '.join(spans)}.", ""]
+        spans = [f"{part} {_part_text(volume[part])}" for part in _PARTS if volume.get(part)]
+        lines += [f"Data: {volume['raw']}, {nm} nm (z, y, x); {', '.join(spans)}.", ""]
     rows = [
         ["network", "values", "step", *_SCORES.values(), "boundary F1 z, y, x", "affinities moved by half precision"]
     ]
@@ -150,6 +151,12 @@ _PARTS = ("train", "validation", "test")
 _SCORES = {"voi_split": "VOI split", "voi_merge": "merge", "voi": "sum", "arand": "ARAND"}
 
 
+def _part_text(part: Any) -> str:
+    """Sections, or a box, in words."""
+    spans = [f"{first} to {last - 1}" for first, last in (part if isinstance(part[0], list | tuple) else [part])]
+    return f"sections {spans[0]}" + (f", rows {spans[1]}, columns {spans[2]}" if len(spans) > 1 else "")
+
+
 def _number(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, int | float) and math.isfinite(value) else "-"
 
@@ -159,10 +166,16 @@ def _shareable(notes: Mapping[str, Any]) -> dict[str, Any]:
     kept = dict(notes)
     if isinstance(kept.get("data"), dict):
         data = dict(kept["data"])
-        data |= {key: _base(data[key]) for key in ("raw", "labels") if isinstance(data.get(key), str)}
+        data |= _without_folders(data)
+        if data.get("volumes"):
+            data["volumes"] = [{**entry, **_without_folders(entry)} for entry in data["volumes"]]
         data["unlabelled"] = [{**entry, "raw": _base(entry["raw"])} for entry in data.get("unlabelled") or ()]
         kept["data"] = data
     return kept
+
+
+def _without_folders(volume: Mapping[str, Any]) -> dict[str, str]:
+    return {key: _base(volume[key]) for key in ("raw", "labels", "mask") if isinstance(volume.get(key), str)}
 
 
 def _base(source: str) -> str:
@@ -176,15 +189,16 @@ def _base(source: str) -> str:
 def _sample_of(weights: Weights, sample: str | None, resolution: Nanometres | None) -> NDArray[Any]:
     """A piece from the middle of the sample, or of the validation sections."""
     data = weights.notes.get("data") or {}
+    data = next((one for one in data.get("volumes") or () if one.get("validation")), data)
     if sample is None and not data.get("raw"):
         raise DistillError(f"--sample: {weights.path} names no volume, expected one to compare outputs on")
     source = sample or data["raw"]
     volume = open_volume(source, resolution=resolution or (None if sample else data.get("resolution")))
-    first, last = 0, volume.size[0]
+    part: Part = (0, volume.size[0])
     if sample is None:
         volume = every_section(volume, data.get("every", 1))
-        first, last = data.get("validation", (0, volume.size[0]))
-    box = Box((first, 0, 0), (last, *volume.size[1:]))
+        part = data.get("validation", (0, volume.size[0]))
+    box = part_box(part, volume.size)
     start = [
         low + max(0, (high - low - most) // 2) for low, high, most in zip(box.start, box.stop, _SAMPLE, strict=True)
     ]

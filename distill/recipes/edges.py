@@ -14,7 +14,8 @@ from distill.edge_scores import EdgeHistogram, EdgeScores
 from distill.errors import DistillError, ShapeError
 from distill.geometry import Box, Nanometres, Triple
 from distill.recipes.scan import Aligned, OnBlock, align, chunk_blocks, over_blocks
-from distill.volume import open_labels, open_volume
+from distill.truth import EVERYWHERE, Known, open_known
+from distill.volume import open_volume
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def evaluate_affinity(
     resolution: Nanometres | None = None,
     *,
     labelled_only: bool = False,
+    known: Known = EVERYWHERE,
     workers: int = 1,
     on_block: OnBlock = lambda done, total: None,
 ) -> AffinityScores:
@@ -94,6 +96,7 @@ def evaluate_affinity(
         labels: source of the ground truth, the same size or larger.
         resolution: for files without one.
         labelled_only: leave out edges with an end in ground-truth 0; otherwise these must be cut, as in training.
+        known: where the ground truth counts; edges with another end are left out.
         workers: processes that read and count; the result does not depend on it.
         on_block: called with blocks read and their number.
 
@@ -116,7 +119,7 @@ def evaluate_affinity(
         raise DistillError(
             f"{found.source}: found polarity {found.attributes['polarity']!r}, expected {ours!r}; invert them first"
         )
-    both = align(found, open_labels(labels, resolution=resolution))
+    both = align(found, open_known(labels, known, resolution=resolution, edges=True))
     histograms = [EdgeHistogram() for _ in offsets]
     work = partial(count_edges, both, offsets, labelled_only)
     for part in over_blocks(work, chunk_blocks(found), workers, on_block):

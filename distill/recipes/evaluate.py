@@ -16,6 +16,7 @@ from distill.errors import DistillError
 from distill.geometry import Box, Nanometres, Triple, tiles
 from distill.metrics import WorstObjects, worst_objects
 from distill.recipes.scan import Aligned, OnBlock, align, chunk_blocks, over_blocks
+from distill.truth import EVERYWHERE, Known, open_known
 from distill.volume import Volume, open_labels
 
 _MEANS = ("voi_split", "voi_merge", "voi_sum", "arand", "cremi_score")
@@ -91,6 +92,7 @@ def evaluate(
     worst: int = 5,
     *,
     blocks: Triple | None = None,
+    known: Known = EVERYWHERE,
     workers: int = 1,
     on_block: OnBlock = lambda done, total: None,
 ) -> Evaluation:
@@ -103,6 +105,7 @@ def evaluate(
         resolution: for files without one.
         worst: how many objects to list.
         blocks: also score blocks of this extent (z, y, x) one by one.
+        known: where the ground truth counts.
         workers: processes that read and count; the result does not depend on it.
         on_block: called with blocks read and their number.
 
@@ -110,12 +113,13 @@ def evaluate(
         ShapeError: other voxels, or a segmentation that reaches beyond the labels.
         DistillError: bad input, or no ground truth where the segmentation lies.
     """
-    both = align(open_labels(segmentation, resolution=resolution), open_labels(labels, resolution=resolution))
+    both = align(open_labels(segmentation, resolution=resolution), open_known(labels, known, resolution=resolution))
     table = Contingency(preset, resolution=both.truth.resolution)
     for part in over_blocks(partial(count_block, both, preset), chunk_blocks(both.found), workers, on_block):
         table.update(part)
     if not table.counted:
         beside = " away from borders" if PRESETS[preset].border_nm is not None else ""
+        beside += "" if known == EVERYWHERE else " where --ignore and --mask leave some"
         raise DistillError(
             f"{both.truth.source}: found no ground truth other than 0{beside} among the {table.voxels:,} voxels that "
             f"{both.found.source} covers, expected some to count"

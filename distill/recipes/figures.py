@@ -5,42 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from distill.geometry import Nanometres
 from distill.normalisation import as_picture
+from distill.recipes.training_data import Part
 from distill.recipes.validation import Judged
 from viz.figures import curves_figure, section_figure
 
 _NO_LOSS = ("step", "lr", "seconds", "waited", "validation_seconds")
 
 
-def run_figures(
-    run: Path, judged: Mapping[str, Judged], raw: NDArray[Any], labels: NDArray[np.uint64], resolution: Nanometres
-) -> None:
+def run_figures(run: Path, judged: Mapping[str, Judged], part: Part) -> None:
     """Write figures/curves.png and, for each network, figures/validation_NETWORK.png.
 
     Args:
         run: run folder with metrics.jsonl.
         judged: the last validation.
-        raw: (D, H, W) of the validation part.
-        labels: (D, H, W) ground truth.
-        resolution: nm.
+        part: to validate on; of several the first.
     """
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
     curves_figure(list(_curves(run / "metrics.jsonl")), folder / "curves.png")
-    middle = len(raw) // 2
-    grey = as_picture(raw[middle])
+    middle, resolution = len(part.raw) // 2, part.volume.resolution
+    grey = as_picture(part.raw[middle])
     for name, found in judged.items():
         section_figure(
             grey,
             found.affinity_section,
             found.labels_section,
-            labels[middle],
+            part.counted[middle],
             (resolution[1], resolution[2]),
             folder / f"validation_{name}.png",
         )

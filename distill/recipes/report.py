@@ -11,11 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 import distill
-from distill.config import Pair
 from distill.contingency import Scores
 from distill.errors import DistillError, SourceError
 from distill.formats_zarr import zarr_node, zarr_ranks
@@ -25,11 +21,12 @@ from distill.recipes.evaluate import evaluate
 from distill.recipes.outputs import check_place
 from distill.recipes.report_images import seam_image, sweep_image
 from distill.recipes.run_folder import RunFolder, read_run
+from distill.recipes.training_data import Part as TrainingPart
 from distill.recipes.validation import Judged
 from distill.recipes.volumes import Runtime
 from distill.recipes.worst import Spot, find_spots
 from distill.store import create_zarr
-from distill.volume import Volume, every_section, open_labels, open_volume
+from distill.volume import Volume, open_labels, open_volume
 from viz.report import Cell, Html, Part, embed_pixels, figure, grid, heading, page, paragraph, table
 
 LAST_VALIDATION = "last_validation.zarr"
@@ -115,10 +112,8 @@ def report(
 
 def report_after_training(
     run: Path,
-    config: Pair,
     judged: Mapping[str, Judged],
-    raw: NDArray[Any],
-    labels: NDArray[np.uint64],
+    part: TrainingPart,
     runtime: Runtime,
 ) -> None:
     """Keep the section that the last validation was judged on, measure the seams, and write the report.
@@ -128,15 +123,13 @@ def report_after_training(
 
     Args:
         run: run folder.
-        config: of the run.
         judged: the last validation; may be empty.
-        raw: (D, H, W) of the validation part.
-        labels: (D, H, W) ground truth.
+        part: to validate on; of several the first.
         runtime: where to run the networks.
     """
     try:
         if judged:
-            _keep_section(run, config, judged, raw, labels)
+            _keep_section(run, judged, part)
         found = read_run(run)
         _seams(found, judged, runtime, logger.info)
         _sweep(found, logger.warning)
@@ -148,28 +141,25 @@ def report_after_training(
         logger.exception("no report, though the run is whole; please report this, and try distill report %s", run)
 
 
-def _keep_section(
-    run: Path, config: Pair, judged: Mapping[str, Judged], raw: NDArray[Any], labels: NDArray[np.uint64]
-) -> None:
+def _keep_section(run: Path, judged: Mapping[str, Judged], part: TrainingPart) -> None:
     """last_validation.zarr: image, ground truth and both segmentations of one section, where it lies in the volume."""
-    data = config.student.data
-    volume = every_section(open_volume(data.raw, resolution=data.resolution), data.every)
-    middle = len(raw) // 2
-    z, y, x = volume.offset
-    place = (z + (data.validation[0] + middle) * volume.resolution[0], y, x)
-    arrays = {"raw": raw[middle], "labels": labels[middle]}
+    volume, middle = part.volume, len(part.raw) // 2
+    section = part.box.start[0] + middle
+    start = (section, *part.box.start[1:])
+    z, y, x = (o + n * r for o, n, r in zip(volume.offset, start, volume.resolution, strict=True))
+    arrays = {"raw": part.raw[middle], "labels": part.counted[middle]}
     arrays |= {name: found.labels_section for name, found in judged.items()}
-    for name, section in arrays.items():
+    for name, image in arrays.items():
         create_zarr(
             run / LAST_VALIDATION,
             name,
-            shape=(1, *section.shape),
-            dtype=section.dtype,
+            shape=(1, *image.shape),
+            dtype=image.dtype,
             resolution=volume.resolution,
-            offset=place,
-            attributes={_SECTION: data.validation[0] + middle},
+            offset=(z, y, x),
+            attributes={_SECTION: section},
             overwrite=True,
-        ).write_section(0, section)
+        ).write_section(0, image)
 
 
 def _sweep(run: RunFolder, note: Note) -> None:
@@ -216,12 +206,12 @@ def _write(target: Path, document: str) -> None:
 
 
 def _setting(run: RunFolder, key: str) -> str | None:
-    found = run.setting("student.yaml", "data", key)
+    found = run.data.get(key)
     return found if isinstance(found, str) else None
 
 
 def _resolution(run: RunFolder) -> tuple[float, float, float] | None:
-    found = run.setting("student.yaml", "data", "resolution")
+    found = run.data.get("resolution")
     return (float(found[0]), float(found[1]), float(found[2])) if isinstance(found, list) and len(found) == 3 else None
 
 

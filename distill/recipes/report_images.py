@@ -60,8 +60,8 @@ def seam_image(run: RunFolder, runtime: Runtime) -> None:
     Raises:
         DistillError: a network or the data is not there, or the scores cannot be had.
     """
-    data = run.setting("student.yaml", "data")
-    if not isinstance(data, dict) or not isinstance(data.get("validation"), list):
+    data = run.data
+    if not isinstance(data.get("validation"), list):
         raise SourceError(f"{run.path}/student.yaml: found no data and validation sections, expected those of the run")
     first, stop = (int(n) for n in data["validation"])
     section = max(1, (first + stop) // 2)

@@ -78,11 +78,14 @@ def what_was_run(run: RunFolder) -> list[Html]:
         ("Precision", ", ".join(str(record[key]) for key in ("precision", "precision_by") if key in record)),
     ]
     for name, keys in (("Image", "raw"), ("Labels", "labels")):
-        pairs.append((name, str(run.setting("student.yaml", "data", keys) or "")))
+        pairs.append((name, str(run.data.get(keys) or "")))
     for name in ("train", "validation"):
-        span = run.setting("student.yaml", "data", name)
+        span = run.data.get(name)
         if isinstance(span, list) and len(span) == 2 and all(isinstance(n, int) for n in span):
             pairs.append((f"Sections, {name}", f"{span[0]} to {span[1] - 1}"))
+    volumes = run.setting("student.yaml", "data", "volumes")
+    if isinstance(volumes, list) and len(volumes) > 1:
+        pairs.append(("Labelled volumes", f"{len(volumes)}, see the configuration"))
     earlier = [one for one in record.get("earlier", []) if isinstance(one, dict)]
     parts = [facts([pair for pair in pairs if pair[1]])]
     if earlier:
@@ -198,8 +201,8 @@ def repeat(run: RunFolder, commands: Sequence[str]) -> list[Html]:
         paragraph("From the resolved configuration in the run folder, whatever has become of the original files:"),
         code(command_line(again)),
     ]
-    data = run.setting("student.yaml", "data")
-    if isinstance(data, dict) and isinstance(data.get("validation"), list) and len(data["validation"]) == 2:
+    data = run.data
+    if isinstance(data.get("validation"), list) and len(data["validation"]) == 2:
         raw, labels = str(data.get("raw")), str(data.get("labels"))
         first, last = data["validation"]
         out, found = f"{folder}/validation.zarr", f"{folder}/evaluation.json"

@@ -49,6 +49,17 @@ class RunFolder:
             found = found.get(key) if isinstance(found, dict) else None
         return found
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """Keys of the labelled volume that is validated on, the first of several; of its boxes the sections."""
+        found = self.setting("student.yaml", "data")
+        volumes = found.get("volumes") if isinstance(found, dict) else None
+        if isinstance(volumes, list):
+            found = next((one for one in volumes if isinstance(one, dict) and one.get("validation")), None)
+        if not isinstance(found, dict):
+            return {}
+        return {key: value[0] if _is_box(value) else value for key, value in found.items()}
+
     def curve(self, name: str) -> list[tuple[float, float]]:
         """(step, value) of a name of metrics.jsonl, such as `loss` or `validation_student.voi`."""
         outer, _, inner = name.partition(".")
@@ -126,6 +137,10 @@ def pace(run: RunFolder, first: int, last: int) -> Pace | None:
     total = float(np.dot(counts, seconds))
     median = float(np.median(np.repeat(seconds, counts)))
     return Pace(first, min(last, before), total, median, float(np.dot(counts, waited)) / total if total else math.nan)
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(isinstance(span, list) for span in value)
 
 
 def _row(line: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from distill.geometry import Box, Nanometres
 from distill.recipes.scan import OnBlock, align, block_extent, over_blocks
 from distill.run_length import RunLength, run_length
 from distill.skeletons import Skeleton, read_skeletons
+from distill.truth import EVERYWHERE, Known, open_known
 from distill.volume import Volume, open_labels
 
 Units = Literal["nm", "um", "voxel"]
@@ -90,7 +91,9 @@ def open_skeletons(path: Path, units: Units, grid: Volume) -> list[Skeleton]:
     return [replace(one, nodes=one.nodes * scale + start) for one in found]
 
 
-def skeletonize(segmentation: str, labels: str, resolution: Nanometres | None = None) -> list[Skeleton]:
+def skeletonize(
+    segmentation: str, labels: str, resolution: Nanometres | None = None, known: Known = EVERYWHERE
+) -> list[Skeleton]:
     """Skeletons of the ground-truth objects where the segmentation lies, by kimimaro (TEASAR) with its own settings.
 
     The labels of that part are held in memory. Objects of less than 1,000 voxels get none.
@@ -99,6 +102,7 @@ def skeletonize(segmentation: str, labels: str, resolution: Nanometres | None = 
         segmentation: source; its offset says where it lies.
         labels: source of the ground truth, the same size or larger.
         resolution: for files without one.
+        known: where the ground truth counts.
 
     Raises:
         DistillError: kimimaro is not installed, bad input, or no object is large enough.
@@ -110,7 +114,7 @@ def skeletonize(segmentation: str, labels: str, resolution: Nanometres | None = 
             "--skeletonize: kimimaro is not installed, expected the extra: pip install 'affinity-distill[skeletons]' "
             "(kimimaro's licence is the GPL)"
         ) from None
-    both = align(open_labels(segmentation, resolution=resolution), open_labels(labels, resolution=resolution))
+    both = align(open_labels(segmentation, resolution=resolution), open_known(labels, known, resolution=resolution))
     truth = both.truth.read(both.box)
     found = kimimaro.skeletonize(truth, anisotropy=both.truth.resolution, progress=False, parallel=1)
     centre = np.array(both.found.offset) + 0.5 * np.array(both.truth.resolution)

@@ -18,6 +18,7 @@ from distill.recipes.run_lengths import Units, evaluate_run_length, open_skeleto
 from distill.recipes.scan import OnBlock
 from distill.recipes.worst import Spot, find_spots
 from distill.run_length import RunLength
+from distill.truth import EVERYWHERE, Known, open_known
 from distill.volume import LABELS_DATASET, Volume, open_labels
 from viz.layout import figure_suffix
 from viz.scores import Channel, scores_figure
@@ -30,6 +31,7 @@ class Wanted:
     Attributes:
         preset: of the volume scores.
         resolution: for files without one.
+        known: where the ground truth counts.
         worst: objects of each kind to list and to look up; 0 spares the second reading.
         listing: file to write them to.
         blocks: also score blocks of this extent.
@@ -45,6 +47,7 @@ class Wanted:
 
     preset: str = "skimage"
     resolution: Nanometres | None = None
+    known: Known = EVERYWHERE
     worst: int = 5
     listing: Path | None = None
     blocks: Triple | None = None
@@ -111,8 +114,13 @@ def score_all(source: str, labels: str | None, wanted: Wanted, on_block: OnBlock
         return _draw(_affinity_alone(source, labels, wanted, on_block), wanted)
     if labels is None and wanted.skeletons is None:
         raise DistillError("LABELS: found none, expected ground truth, or --skeletons")
-    if labels is None and (wanted.affinity or wanted.blocks or wanted.listing or wanted.skeletonize):
-        raise DistillError("LABELS: found none, expected ground truth for --affinity, --blocks, --list, --skeletonize")
+    if labels is None and (
+        wanted.affinity or wanted.blocks or wanted.listing or wanted.skeletonize or wanted.known != EVERYWHERE
+    ):
+        raise DistillError(
+            "LABELS: found none, expected ground truth for --affinity, --blocks, --list, --skeletonize, --ignore, "
+            "--mask"
+        )
     segmentation = open_labels(source, resolution=wanted.resolution)
     evaluation: Evaluation | None = None
     spots: tuple[Spot, ...] = ()
@@ -156,6 +164,7 @@ def _affinity(source: str, labels: str, wanted: Wanted, on_block: OnBlock) -> Af
         labels,
         wanted.resolution,
         labelled_only=wanted.labelled_only,
+        known=wanted.known,
         workers=wanted.workers,
         on_block=on_block,
     )
@@ -171,10 +180,11 @@ def _volume_scores(
         wanted.resolution,
         wanted.worst,
         blocks=wanted.blocks,
+        known=wanted.known,
         workers=wanted.workers,
         on_block=on_block,
     )
-    truth = open_labels(labels, resolution=wanted.resolution)
+    truth = open_known(labels, wanted.known, resolution=wanted.resolution)
     spots = tuple(find_spots(segmentation, truth, evaluation.worst, on_block, wanted.workers))
     if wanted.listing is not None:
         write_list(wanted.listing, spots, segmentation)
@@ -187,7 +197,7 @@ def _run_length(
     if wanted.skeletons is not None:
         skeletons = open_skeletons(wanted.skeletons, wanted.units, segmentation)
     elif wanted.skeletonize and labels is not None:
-        skeletons = skeletonize(source, labels, wanted.resolution)
+        skeletons = skeletonize(source, labels, wanted.resolution, wanted.known)
     else:
         return None
     return evaluate_run_length(

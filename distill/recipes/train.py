@@ -130,8 +130,8 @@ def train(
         follow(on_step=book.step, on_validate=lambda s: book.validation(s, joint, compiled=training.compile))
         leave()
         if book.last:  # after the last state is safe: a figure must not cost a run
-            run_figures(out, book.last, parts.validation_raw, parts.validation_labels, parts.resolution)
-    report_after_training(out, config, book.last, parts.validation_raw, parts.validation_labels, runtime)
+            run_figures(out, book.last, parts.validation[0])
+    report_after_training(out, book.last, parts.validation[0], runtime)
     return book.split
 
 
@@ -235,10 +235,9 @@ class _Bookkeeping:
     def validation(self, state: State, joint: Joint, *, compiled: bool) -> None:
         """Judge the networks that training changes, save their weights, keep the best of each."""
         began = time.perf_counter()
-        raw, labels = self.parts.validation_raw, self.parts.validation_labels
         # Blocks of other shapes than in training are not worth compiling for.
         with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-            judged = validate(joint, self.config, raw, labels, self.runtime)
+            judged = validate(joint, self.config, self.parts.validation, self.runtime)
         seconds = time.perf_counter() - began
         row: dict[str, Any] = {"step": state.step, "validation_seconds": seconds}
         for name, found in judged.items():

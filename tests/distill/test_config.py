@@ -50,7 +50,7 @@ def test_there_are_pairs_to_start_from() -> None:
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_pairs_that_come_along_load(name: str) -> None:
     found = load_pair(CONFIGS / name / "teacher.yaml", CONFIGS / name / "student.yaml")
-    assert "$" not in found.student.data.raw + found.student.data.labels
+    assert not any("$" in volume.raw + volume.labels for volume in found.student.data.labelled)
     assert found.teacher.kind != "agq" or all(f % 8 == 0 for f in found.teacher.filters)
 
 
@@ -147,7 +147,7 @@ def test_unknown_keys_name_the_nearest(tmp_path: Path, teacher: Any, student: An
         ({}, {"training": None}, ["student.yaml: training: "]),
         ({}, {"augment": {"grey": 1.5}}, ["student.yaml: augment.grey: ", "found 1.5"]),
         ({}, {"data": {**DATA, "train": [4, 4]}}, ["student.yaml: data: train: found [4, 4]"]),
-        ({}, {"data": {k: v for k, v in DATA.items() if k != "labels"}}, ["student.yaml: data.labels: "]),
+        ({}, {"data": {k: v for k, v in DATA.items() if k != "labels"}}, ["student.yaml: data: labels: missing"]),
         ({}, {"data": None}, ["student.yaml: data: "]),
         ({}, {"embedding": 8}, ["student.loss.graft: ", "teacher.embedding is 16", "student.embedding 8"]),
     ],

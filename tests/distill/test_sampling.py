@@ -14,6 +14,7 @@ from torch import Tensor
 from distill.affinity import as_label_tensor, widen_borders
 from distill.config import AUGMENTATIONS, AugmentConfig, TrainingConfig
 from distill.errors import ShapeError
+from distill.geometry import Box
 from distill.sampling import Crops, MixedCrops, as_unit_range, batches, loader
 
 SHAPE = (6, 20, 24)
@@ -125,7 +126,7 @@ def test_crops_do_not_write_into_the_volume() -> None:
         target.zero_()
     np.testing.assert_array_equal(raw, before[0])
     np.testing.assert_array_equal(labels, before[1])
-    np.testing.assert_array_equal(crops.labels, before[1].astype(np.int64))
+    np.testing.assert_array_equal(crops.source.labels(Box.of_shape(SHAPE)), before[1].astype(np.int64))
 
 
 def test_borders_are_widened_after_augmentation() -> None:

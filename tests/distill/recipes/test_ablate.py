@@ -23,11 +23,13 @@ from distill.recipes.ablation_scores import (
     WATERZ_THRESHOLDS,
     MethodScores,
     NetworkScores,
-    Part,
     Parts,
     score_network,
 )
 from distill.recipes.ablation_table import Row, bars, comparison, markdown, spread
+from distill.recipes.training_data import Part
+from distill.recipes.validation import pooled
+from distill.volume import volume_from_array
 
 SHORT = (
     *("student.training.steps=2", "student.training.teacher_every=1", "student.training.warmup=0"),
@@ -184,50 +186,68 @@ def planned_parts() -> Parts:
     parts = []
     for value in (1, 2):
         labels = rng.integers(1, 4, (2, 4, 4)).repeat(3, 1).repeat(3, 2).astype(np.uint64)
-        parts.append(Part(np.full(labels.shape, value, np.uint8), labels))
+        raw = np.full(labels.shape, value, np.uint8)
+        volume = volume_from_array(raw, (30, 6, 6))
+        parts.append([Part(raw, labels, volume, volume.box, "planned")])
     return Parts(*parts)
 
 
 def test_thresholds_are_chosen_on_validation_and_applied_to_test() -> None:
     parts = planned_parts()
-    assert parts.test is not None
-    flat = np.full((3, *parts.test.labels.shape), 0.9, np.float32)
+    (chosen,), (test,) = parts.validation, parts.test
+    flat = np.full((3, *test.labels.shape), 0.9, np.float32)
 
     def segment(raw: NDArray[Any]) -> Any:
-        chosen, test = raw[0, 0, 0] == 1, parts.test
-        assert test is not None
-        return Planned(parts.validation.labels, 0.7, flat) if chosen else Planned(test.labels, 0.4, flat)
+        return Planned(chosen.labels, 0.7, flat) if raw[0, 0, 0] == 1 else Planned(test.labels, 0.4, flat)
 
     found = score_network(segment, parts, 5, with_waterz=False)
     assert parts.scored == "test"
     assert found.query.threshold == 0.7
-    wrong = score(np.ones_like(parts.test.labels), parts.test.labels)
+    wrong = score(np.ones_like(test.labels), test.labels)
     assert found.query == MethodScores(wrong.voi_split, wrong.voi_merge, wrong.voi_sum, wrong.arand, 0.7)
     assert found.step == 5
     assert found.waterz_published is None
     assert found.boundary_f1_zyx == (0, 0, 0)  # nothing is cut
-    on_validation = score_network(segment, replace(parts, test=None), 5, with_waterz=False)
+    on_validation = score_network(segment, replace(parts, test=()), 5, with_waterz=False)
     assert on_validation.query.voi == 0
+
+
+def test_several_volumes_are_scored_as_one() -> None:
+    parts = planned_parts()
+    both = Parts([*parts.validation, *parts.test])
+    flat = np.full((3, *parts.test[0].labels.shape), 0.9, np.float32)
+
+    def segment(raw: NDArray[Any]) -> Any:
+        return Planned(both.validation[int(raw[0, 0, 0]) - 1].labels, 0.7 if raw[0, 0, 0] == 1 else 0.4, flat)
+
+    found = score_network(segment, both, None, with_waterz=False)
+    each = [[part.labels, np.ones_like(part.labels)] for part in both.validation]
+    at = {0.7: (each[0][0], each[1][1]), 0.4: (each[0][1], each[1][0])}
+    means = {
+        t: pooled([score(ids, part.labels) for ids, part in zip(pair, both.validation, strict=True)])
+        for t, pair in at.items()
+    }
+    best = min(means, key=lambda t: means[t].voi_sum)
+    assert found.query.threshold == best
+    assert found.query.voi == means[best].voi_sum
 
 
 def test_waterz_at_the_published_threshold_and_at_the_one_chosen_on_validation() -> None:
     pytest.importorskip("waterz")
     parts = planned_parts()
-    assert parts.test is not None
+    (chosen,), (test,) = parts.validation, parts.test
     from distill.agglomerate import waterz
 
     rng = np.random.default_rng(1)
     affinity = {1: rng.random((3, 2, 12, 12), np.float32), 2: rng.random((3, 2, 12, 12), np.float32)}
 
     def segment(raw: NDArray[Any]) -> Any:
-        return Planned(parts.validation.labels, None, affinity[int(raw[0, 0, 0])])
+        return Planned(chosen.labels, None, affinity[int(raw[0, 0, 0])])
 
     found = score_network(segment, parts, None, with_waterz=True)
-    tried = {
-        t: score(ids, parts.validation.labels).voi_sum for t, ids in waterz(affinity[1], WATERZ_THRESHOLDS).items()
-    }
+    tried = {t: score(ids, chosen.labels).voi_sum for t, ids in waterz(affinity[1], WATERZ_THRESHOLDS).items()}
     best = min(tried, key=lambda t: tried[t])
-    of_test = {t: score(ids, parts.test.labels) for t, ids in waterz(affinity[2], [0.5, best]).items()}
+    of_test = {t: score(ids, test.labels) for t, ids in waterz(affinity[2], [0.5, best]).items()}
     assert found.waterz_published is not None
     assert found.waterz_chosen is not None
     assert found.waterz_published.threshold == 0.5

@@ -18,6 +18,7 @@ from distill.geometry import Box, Triple
 from distill.metrics import score
 from distill.recipes.evaluate import evaluate
 from distill.store import create_zarr, write_cremi
+from distill.truth import Known
 from distill.volume import open_labels
 
 RESOLUTION = (40.0, 4.0, 8.0)
@@ -255,3 +256,28 @@ def test_a_genuine_cremi_file(real_data: Callable[[str], Path], tmp_path: Path) 
     assert shifted.scores == score(moved, labels[:, :, 40:], "cremi", resolution=volume.resolution)
     assert shifted.scores.cremi_score is not None
     assert shifted.scores.cremi_score > 0.1
+
+
+def test_what_is_not_known_is_not_counted(tmp_path: Path) -> None:
+    """One label and what a mask leaves out: nothing that a segmentation says there changes a number."""
+    labels, rng = truth(), np.random.default_rng(7)
+    stored = labels.copy()
+    ignored = rng.random(labels.shape) < 0.2
+    stored[ignored] = 77
+    mask = (rng.random((5, 20, 24)) < 0.7).astype(np.uint8)  # reaches one section less far than the labels
+    whole = written(tmp_path / "truth.h5", stored)
+    write_cremi(tmp_path / "mask.h5", raw=mask, resolution=RESOLUTION, offset=(100, 0, 0))
+    known = Known(ignore=77, mask=f"{tmp_path}/mask.h5:volumes/raw")
+    counts = ~ignored
+    counts[:5] &= mask > 0
+    counts[5] = False
+    found = rng.integers(1, 5, labels.shape).astype(np.uint64)
+    wanted = score(found[counts], labels[counts])
+    for value in (1, 9):
+        other = np.where(counts, found, np.uint64(value))
+        seen = evaluate(written(tmp_path / f"found{value}.h5", other), whole, "skimage", known=known)
+        assert seen.scores.to_dict() == wanted.to_dict()
+        assert {one.id for one in seen.worst.split} <= set(labels[counts].tolist())
+    write_cremi(tmp_path / "mask.h5", raw=mask * 0, resolution=RESOLUTION, offset=(100, 0, 0))
+    with pytest.raises(DistillError, match="found no ground truth other than 0 where --ignore and --mask leave some"):
+        evaluate(str(tmp_path / "found1.h5"), whole, "skimage", known=known)

@@ -18,17 +18,17 @@ from browser import browser, find_browser
 from pages import Page
 from PIL import Image
 
-from distill.config import load_pair
 from distill.errors import DistillError, SourceError
 from distill.recipes.evaluate import evaluate
 from distill.recipes.report import report, report_after_training
 from distill.recipes.report_parts import command_line
 from distill.recipes.report_time import duration, split
 from distill.recipes.run_folder import pace, read_run
+from distill.recipes.training_data import Part
 from distill.recipes.validation import MERGE_THRESHOLDS
 from distill.recipes.volumes import Runtime
 from distill.store import create_zarr
-from distill.volume import open_labels, open_volume
+from distill.volume import open_labels, open_volume, volume_from_array
 
 Cli = Callable[..., Any]
 NM = (30.0, 6.0, 6.0)
@@ -273,18 +273,18 @@ def test_figures_are_bounded_in_number_and_size(copy: Path) -> None:
 
 @pytest.mark.parametrize("error", [SourceError("no room"), OSError(28, "No space left"), KeyError("defect")])
 def test_a_failing_report_does_not_fail_the_run(copy: Path, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    config = load_pair(copy / "teacher.yaml", copy / "student.yaml")
     before = {path: path.read_bytes() for path in (copy / "best").iterdir()}
-    nothing = np.zeros((1, 2, 2), np.uint64)
+    volume = volume_from_array(np.zeros((1, 2, 2), np.uint64), (30, 6, 6))
+    nothing = Part(volume.read(), volume.read(), volume, volume.box, "nothing")
     with mock.patch("distill.recipes.report._document", side_effect=error), caplog.at_level(logging.WARNING):
-        report_after_training(copy, config, {}, nothing, nothing, CPU)
+        report_after_training(copy, {}, nothing, CPU)
     (said,) = caplog.records
     assert said.getMessage().startswith("no report")
     assert f"distill report {copy}" in said.getMessage()
     assert (said.exc_info is not None) == isinstance(error, KeyError)
     assert {path: path.read_bytes() for path in (copy / "best").iterdir()} == before
     assert not (copy / "report.html").exists()
-    report_after_training(copy, config, {}, nothing, nothing, CPU)  # a resumed run that was done already
+    report_after_training(copy, {}, nothing, CPU)  # a resumed run that was done already
     assert (copy / "report.html").is_file()
 
 

@@ -15,6 +15,7 @@ import torch
 
 from distill.config import Pair, load_pair
 from distill.errors import CheckpointError, ConfigError, ShapeError, SourceError
+from distill.geometry import Box
 from distill.recipes.models import load_student, load_teacher
 from distill.recipes.run_record import RunRecord
 from distill.recipes.train import prepare_folder
@@ -44,10 +45,12 @@ def load(tiny: tuple[str, ...], phantom: Path) -> Load:
 def test_parts_are_the_named_sections(load: Load, phantom: Path) -> None:
     parts = open_parts(load("student.data.train=[2,11]", "student.data.validation=[13,17]"))
     raw, labels = open_volume(phantom).read(), open_labels(phantom).read()
-    np.testing.assert_array_equal(parts.train_raw, raw[2:11])
-    np.testing.assert_array_equal(parts.train_labels, labels[2:11])
-    np.testing.assert_array_equal(parts.validation_raw, raw[13:17])
-    np.testing.assert_array_equal(parts.validation_labels, labels[13:17])
+    (source,), (part,) = parts.training, parts.validation
+    whole = Box.of_shape(source.shape)
+    np.testing.assert_array_equal(source.raw(whole), raw[2:11])
+    np.testing.assert_array_equal(source.labels(whole), labels[2:11].astype(np.int64))
+    np.testing.assert_array_equal(part.raw, raw[13:17])
+    np.testing.assert_array_equal(part.labels, labels[13:17])
     assert parts.resolution == (30.0, 6.0, 6.0)
 
 
@@ -131,14 +134,14 @@ def test_loaded_weights_score_as_validated(run: Path, load: Load) -> None:
     config = load()
     parts, runtime = open_parts(config), Runtime(torch.device("cpu"), "32-true")
     student = load_student(str(run), runtime.device)
-    raw = parts.validation_raw
-    found = judge(student_volume(student, iter(raw), (4, 96, 96), runtime), parts.validation_labels, student.decoding)
+    (part,) = parts.validation
+    found = judge(student_volume(student, iter(part.raw), (4, 96, 96), runtime), part.labels, student.decoding)
     assert found.to_dict() == student.notes["validation"]
     teacher = load_teacher(str(run), runtime.device)
     joint = Joint(config, parts.resolution).eval()
     joint.teacher.load_state_dict(teacher.teacher.state_dict())
     joint.decoder.load_state_dict(teacher.decoder.state_dict())
-    judged = validate(joint, config, raw, parts.validation_labels, runtime)
+    judged = validate(joint, config, [part], runtime)
     assert set(judged) == {"student", "teacher"}
     assert judged["teacher"].to_dict() == teacher.notes["validation"]
     one, other = views(joint, config)

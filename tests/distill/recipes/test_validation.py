@@ -8,8 +8,16 @@ from numpy.typing import NDArray
 
 from distill.config import DecoderConfig, SeedConfig
 from distill.geometry import Box
+from distill.known import OTHER_ID, UNKNOWN_ID
 from distill.metrics import score
-from distill.recipes.validation import MERGE_THRESHOLDS, SEED_THRESHOLDS, judge, seed_candidates
+from distill.recipes.validation import (
+    MERGE_THRESHOLDS,
+    SEED_THRESHOLDS,
+    judge,
+    judge_together,
+    seed_candidates,
+    try_thresholds,
+)
 from distill.recipes.volumes import Assembly, Piece, Segmented
 
 SHAPE = (3, 16, 32)
@@ -75,6 +83,58 @@ def test_middle_section_is_kept_for_the_figures() -> None:
     found = judge(given, truth(), DECODING)
     np.testing.assert_array_equal(found.labels_section, given.labels(found.threshold)[1])
     np.testing.assert_array_equal(found.affinity_section, given.affinity[:, 1])
+
+
+def test_several_volumes_share_one_threshold_and_are_weighted_by_voxels() -> None:
+    """One wants contacts of 0.72 merged, the other, three times as large, those above 0.8 alone."""
+    small, large = segmented(quarters(), 0.1), segmented(quarters(), 0.72)
+    counted = truth()
+    counted[:, 8:] = 0  # half of the small one's voxels have no label
+    tried = [try_thresholds(small, counted), try_thresholds(large, truth())]
+    found = judge_together(tried, DECODING, ["a", "b"])
+    rows = []
+    for one, two in zip(*(t.scores for t in tried), strict=True):
+        a, b = one.scores, two.scores
+        assert a.voxels * 2 == b.voxels
+        rows.append((one.threshold, a.voi_split / 3 + 2 * b.voi_split / 3, a.voi_merge / 3 + 2 * b.voi_merge / 3))
+    best = min(rows, key=lambda row: row[1] + row[2])
+    assert (found.threshold, found.scores.voi_split, found.scores.voi_merge) == pytest.approx(best)
+    assert [row[:3] for row in found.sweep_rows()] == pytest.approx([list(row) for row in rows])
+    assert found.scores.voxels == tried[0].scores[0].scores.voxels * 3
+    assert [one.name for one in found.volumes] == ["a", "b"]
+    at = [row[0] for row in rows].index(found.threshold)
+    assert [one.scores for one in found.volumes] == [t.scores[at].scores for t in tried]
+    f1 = np.average([t.boundary_f1 for t in tried], axis=0, weights=[1, 2])
+    assert found.boundary_f1 == pytest.approx(tuple(f1))
+    np.testing.assert_array_equal(found.labels_section, small.labels(found.threshold)[1])
+    assert [one["raw"] for one in found.to_dict()["volumes"]] == ["a", "b"]
+
+
+def test_one_volume_is_judged_as_it_is() -> None:
+    given = segmented(quarters(), 0.72)
+    alone, listed = judge(given, truth(), DECODING), judge_together([try_thresholds(given, truth())], DECODING, ["a"])
+    assert alone.to_dict() == listed.to_dict()
+    assert "volumes" not in alone.to_dict()
+
+
+def test_unknown_voxels_do_not_count_in_a_validation() -> None:
+    labels, given = truth(), segmented(quarters(), 0.1)
+    labels[:, :8] = UNKNOWN_ID
+    labels[:, 8:, :4] = OTHER_ID
+    found = judge(given, labels, DECODING)
+    other = given.supervoxels.copy()
+    other[(labels == UNKNOWN_ID) | (labels == OTHER_ID)] = 1
+    affinity = given.affinity.copy()
+    affinity[:, :, :8] = 0.3  # every edge there has an unknown end
+    assembly = Assembly((1, 1, 1))
+    again = judge(
+        Segmented(assembly.add([Piece(Box.of_shape(SHAPE), other)], given.affinity), assembly, affinity),
+        labels,
+        DECODING,
+    )
+    assert found.unmerged.voi_split == again.unmerged.voi_split
+    assert found.unmerged.voxels == again.unmerged.voxels == 3 * 8 * 28
+    assert found.boundary_f1[2] == again.boundary_f1[2] == 1.0
 
 
 def test_seed_thresholds_to_try() -> None:
