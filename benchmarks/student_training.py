@@ -83,7 +83,7 @@ def train(config: Pair, seconds: float, steps: int | None) -> tuple[Joint, int, 
     torch.manual_seed(training.seed)
     joint = Joint(config, parts.resolution)
     joint.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    crops = Crops(parts.train_raw, parts.train_labels, training, config.student.augment)
+    crops = Crops.of(parts.training[0], training, config.student.augment)
     optimizer, average = make_optimizer(joint, training), Average(joint, training.ema)
     losses: list[float] = []
     begin, step = time.perf_counter(), 0
@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     joint, steps, loss = train(config, 60 * asked.minutes, asked.steps)
     if asked.weights:
         torch.save(joint.student.state_dict(), asked.weights)
-    parts = open_parts(config)
+    (part,) = open_parts(config).validation
     result = {
         "student": network,
         "augment": augment,
@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "seed": asked.seed,
         "steps": steps,
         "last_losses": round(loss, 5),
-        **judge(joint, parts.validation_raw, parts.validation_labels),
+        **judge(joint, part.raw, part.labels),
     }
     text = json.dumps(result, indent=1)
     print(text)
