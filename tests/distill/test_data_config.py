@@ -17,6 +17,8 @@ SHORT: dict[str, Any] = {"raw": "a.h5:raw", "labels": "a.h5:ids", "train": [0, 8
 ONE: dict[str, Any] = {"raw": "a.h5:raw", "labels": "a.h5:ids", "train": [[0, 8], [0, 64], [0, 64]]}
 TWO: dict[str, Any] = {"raw": "b.h5:raw", "labels": "b.h5:ids", "validation": [2, 4]}
 
+OF_ALL = ("unlabelled", "normalisation", "invert", "memory")
+
 
 def load(folder: Path, data: dict[str, Any], *words: str) -> DataConfig:
     (folder / "teacher.yaml").write_text("embedding: 16")
@@ -28,7 +30,7 @@ def test_the_short_form_is_one_volume() -> None:
     data = DataConfig.model_validate(SHORT)
     assert data.labelled == (LabelledVolume.model_validate(SHORT),)
     assert data.key(0) == "student.data"
-    assert data.model_dump(mode="json").keys() == {*SHORT, "resolution", "every", "test", "unlabelled", "memory"}
+    assert data.model_dump(mode="json").keys() == {*SHORT, "resolution", "every", "test", *OF_ALL}
     assert DataConfig.model_validate(data.model_dump(mode="json")) == data
 
 
@@ -39,7 +41,7 @@ def test_a_list_of_volumes_is_kept(tmp_path: Path) -> None:
     assert [number for number, _, _ in data.having("validation")] == [1]
     assert data.key(1) == "student.data.volumes.1"
     written = data.model_dump(mode="json")
-    assert written.keys() == {"volumes", "unlabelled", "memory"}
+    assert written.keys() == {"volumes", *OF_ALL}
     assert DataConfig.model_validate(yaml.safe_load(yaml.safe_dump(written))) == data
 
 

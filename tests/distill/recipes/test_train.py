@@ -43,13 +43,14 @@ def load(tiny: tuple[str, ...], phantom: Path) -> Load:
 
 
 def test_parts_are_the_named_sections(load: Load, phantom: Path) -> None:
-    parts = open_parts(load("student.data.train=[2,11]", "student.data.validation=[13,17]"))
+    config = load("student.data.train=[2,11]", "student.data.validation=[13,17]")
+    parts = open_parts(config)
     raw, labels = open_volume(phantom).read(), open_labels(phantom).read()
     (source,), (part,) = parts.training, parts.validation
     whole = Box.of_shape(source.shape)
     np.testing.assert_array_equal(source.raw(whole), raw[2:11])
     np.testing.assert_array_equal(source.labels(whole), labels[2:11].astype(np.int64))
-    np.testing.assert_array_equal(part.raw, raw[13:17])
+    np.testing.assert_array_equal(part.raw, config.student.data.normaliser.sections(raw[13:17]))
     np.testing.assert_array_equal(part.labels, labels[13:17])
     assert parts.resolution == (30.0, 6.0, 6.0)
 
@@ -126,7 +127,7 @@ def test_weights_carry_what_validation_said(run: Path) -> None:
         assert model.notes["data"]["validation"] == [12, 16]
 
 
-def test_loaded_weights_score_as_validated(run: Path, load: Load) -> None:
+def test_loaded_weights_score_as_validated(run: Path, load: Load, phantom: Path) -> None:
     """The file on disk is the network that was judged, averaged weights and all."""
     from distill.recipes.joint import Joint
     from distill.recipes.validation import judge
@@ -135,7 +136,8 @@ def test_loaded_weights_score_as_validated(run: Path, load: Load) -> None:
     parts, runtime = open_parts(config), Runtime(torch.device("cpu"), "32-true")
     student = load_student(str(run), runtime.device)
     (part,) = parts.validation
-    found = judge(student_volume(student, iter(part.raw), (4, 96, 96), runtime), part.labels, student.decoding)
+    recorded = open_volume(phantom).read()[12:16]
+    found = judge(student_volume(student, iter(recorded), (4, 96, 96), runtime), part.labels, student.decoding)
     assert found.to_dict() == student.notes["validation"]
     teacher = load_teacher(str(run), runtime.device)
     joint = Joint(config, parts.resolution).eval()

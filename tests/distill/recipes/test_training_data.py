@@ -14,14 +14,17 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from distill import crop_source
 from distill.config import Pair, load_pair
 from distill.crop_source import FileSource, HeldSource
 from distill.errors import ConfigError, DistillError, ShapeError
 from distill.geometry import Box
 from distill.known import UNKNOWN, UNKNOWN_ID
+from distill.normalisation import Normalisation, Normaliser
 from distill.recipes.training_data import open_parts, training_crops
-from distill.sampling import Items
+from distill.sampling import Crops, Items
 from distill.store import write_cremi
+from distill.volume import open_volume
 
 NM = (30.0, 6.0, 6.0)
 SIZE = (10, 24, 28)
@@ -79,16 +82,16 @@ def test_one_listed_volume_is_the_short_form(load: Load, tmp_path: Path) -> None
 
 def test_boxes_and_entries_that_only_validate(load: Load, tmp_path: Path) -> None:
     one, two = volume(tmp_path / "a.h5", 1), volume(tmp_path / "b.h5", 2)
-    data = {"volumes": [{**one, "train": TRAIN}, {**two, "validation": VALIDATE}, {**one, "validation": [8, 10]}]}
-    parts = open_parts(load(data))
+    entries = [{**one, "train": TRAIN}, {**two, "validation": VALIDATE}, {**one, "validation": [8, 10]}]
+    parts = open_parts(load({"volumes": entries, "normalisation": "none"}))
     (source,) = parts.training
     assert isinstance(source, HeldSource)
     assert source.shape == (6, 24, 24)
     raw, _ = read(tmp_path / "a.h5")
     np.testing.assert_array_equal(source.raw(Box.of_shape(source.shape)), raw[:6, :, 4:])
     first, second = parts.validation
-    np.testing.assert_array_equal(first.raw, read(tmp_path / "b.h5")[0][6:10, 2:22, :20])
-    np.testing.assert_array_equal(second.raw, raw[8:])
+    np.testing.assert_array_equal(first.raw, read(tmp_path / "b.h5")[0][6:10, 2:22, :20] / np.float32(255))
+    np.testing.assert_array_equal(second.raw, raw[8:] / np.float32(255))
     assert (first.box.start, first.name) == ((6, 2, 0), two["raw"])
 
 
@@ -114,6 +117,46 @@ def test_several_volumes_from_memory_and_from_files(load: Load, tmp_path: Path) 
     assert open_parts(held).weights == (6 * 24 * 28,) * 2
 
 
+@pytest.mark.parametrize("kind", ["mean-std", "local", "percentile"])
+def test_whole_sections_decide_about_grey_values(load: Load, tmp_path: Path, kind: str) -> None:
+    """Of boxes, too; from memory and from files alike."""
+    entry = {**volume(tmp_path / "a.h5", 1), "train": TRAIN, "validation": VALIDATE}
+    data = {"volumes": [entry], "normalisation": {"kind": kind, "tile": 16}}
+    words = ("student.training.widen_borders=false", "student.augment={flips: false, transposes: false}")
+    held, files = (load({**data, "memory": memory}, *words) for memory in (512, 0))
+    assert same(crops_of(held), crops_of(files))
+    normaliser = held.student.data.normaliser
+    whole = normaliser.sections(read(tmp_path / "a.h5")[0])
+    (part,) = open_parts(held).validation
+    np.testing.assert_array_equal(part.raw, whole[6:10, 2:22, :20])
+    (source,) = open_parts(files).training
+    crops = Crops.of(source, held.student.training, held.student.augment.only(), normaliser)
+    for n in range(4):
+        image = crops[n][0][0].numpy()
+        windows = np.lib.stride_tricks.sliding_window_view(whole[:6, :, 4:], image.shape)
+        assert (windows == image).all((-3, -2, -1)).any()
+
+
+def test_squares_stand_for_large_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From memory and from files alike, near the statistics of the whole section."""
+    monkeypatch.setattr(crop_source, "_WHOLE", 100)
+    monkeypatch.setattr(crop_source, "_SQUARE", 3)
+    volume(tmp_path / "a.h5", 1)
+    raw = read(tmp_path / "a.h5")[0]
+    source = FileSource(open_volume(tmp_path / "a.h5"), None, Box((2, 0, 4), (9, 24, 28)))
+    normaliser = Normaliser(Normalisation(kind="mean-std"))
+    found = [crop_source.section_corrections(one, normaliser) for one in (source, source.held())]
+    assert len(found[0]) == len(found[1]) == 7
+    for z, (one, other) in enumerate(zip(*found, strict=True), 2):
+        assert one.middle == other.middle
+        assert one.width == other.width
+        rows, columns = (np.linspace(0, size - 3, 8).astype(int) for size in SIZE[1:])
+        seen = np.concatenate([raw[z, y : y + 3, x : x + 3].ravel() for y in rows for x in columns])
+        wanted = normaliser.of(seen[None])
+        assert one.middle == wanted.middle
+        assert abs(float(one.middle[0, 0]) - raw[z].mean()) < 15
+
+
 def test_padded_labels(load: Load, tmp_path: Path) -> None:
     """Labels of a part of the image, placed by their offset, as in CREMI's padded files."""
     entry = volume(tmp_path / "a.h5", 1)
@@ -137,7 +180,7 @@ def test_padded_labels(load: Load, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"train": [0, 11]}, ConfigError, r"student\.data\.volumes\.0\.train: ends at section 11, but .* 10 sections"),
+        ({"validation": [6, 11]}, ConfigError, r"student\.data\.volumes\.0\.validation: ends at section 11, but .* 10 "),
         (
             {"train": [[0, 6], [0, 24], [0, 29]]},
             ConfigError,
