@@ -181,7 +181,7 @@ def test_padded_labels(load: Load, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"validation": [6, 11]}, ConfigError, r"student\.data\.volumes\.0\.validation: ends at section 11, but .* 10 "),
+        ({"validation": [6, 11]}, ConfigError, r"data\.volumes\.0\.validation: ends at section 11, but .* 10 "),
         (
             {"train": [[0, 6], [0, 24], [0, 29]]},
             ConfigError,
