@@ -98,8 +98,10 @@ def test_several_volumes_share_one_threshold_and_are_weighted_by_voxels() -> Non
         assert a.voxels * 2 == b.voxels
         rows.append((one.threshold, a.voi_split / 3 + 2 * b.voi_split / 3, a.voi_merge / 3 + 2 * b.voi_merge / 3))
     best = min(rows, key=lambda row: row[1] + row[2])
-    assert (found.threshold, found.scores.voi_split, found.scores.voi_merge) == pytest.approx(best)
-    assert [row[:3] for row in found.sweep_rows()] == pytest.approx([list(row) for row in rows])
+    assert found.threshold == best[0]
+    assert (found.scores.voi_split, found.scores.voi_merge) == pytest.approx(best[1:])
+    assert [row[0] for row in found.sweep_rows()] == [row[0] for row in rows]
+    np.testing.assert_allclose([row[1:3] for row in found.sweep_rows()], [row[1:] for row in rows], atol=1e-12)
     assert found.scores.voxels == tried[0].scores[0].scores.voxels * 3
     assert [one.name for one in found.volumes] == ["a", "b"]
     at = [row[0] for row in rows].index(found.threshold)
@@ -134,7 +136,8 @@ def test_unknown_voxels_do_not_count_in_a_validation() -> None:
     )
     assert found.unmerged.voi_split == again.unmerged.voi_split
     assert found.unmerged.voxels == again.unmerged.voxels == 3 * 8 * 28
-    assert found.boundary_f1[2] == again.boundary_f1[2] == 1.0
+    # of the two known borders the one between neurons is found, that of a neuron with OTHER is missed
+    assert found.boundary_f1[2] == again.boundary_f1[2] == pytest.approx(2 / 3)
 
 
 def test_seed_thresholds_to_try() -> None:
