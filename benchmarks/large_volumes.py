@@ -220,7 +220,7 @@ def _student(entries: list[dict[str, Any]], options: argparse.Namespace) -> dict
         "kind": "cad",
         "width": options.width,
         "loss": {"cross": 0.0, "graft": 0.0},
-        "data": {"volumes": entries, "memory": 0},
+        "data": {"volumes": entries, "memory": 0, "normalisation": "none"},  # no statistics before the first step
         "training": {
             "steps": options.steps,
             "crop": options.crop,
@@ -239,12 +239,12 @@ def _train(folder: Path, name: str, stop_after: int | None) -> list[tuple[int, f
     """Run `distill train` in a process of its own; steps done, and MB of it and of its workers, every half second."""
     words = [sys.executable, "-m", "distill", "train", "teacher.yaml", "student.yaml", "--resume", "--device", "cpu"]
     process = psutil.Popen([*words, "--out", name], cwd=folder, stdout=subprocess.DEVNULL)
-    seen, told = [], False
+    seen, stopped = [], False
     while process.poll() is None:
         done = len(_losses(folder / name))
-        if stop_after is not None and done >= stop_after and not told:
+        if stop_after is not None and done >= stop_after and not stopped:
             process.send_signal(signal.SIGTERM)
-            told = True
+            stopped = True
         seen.append((done, *_memory(process)))
         time.sleep(0.5)
     expected = 0 if stop_after is None else 130

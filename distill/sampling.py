@@ -30,7 +30,7 @@ from distill.normalisation import UNCHANGED, Normaliser
 Batch = tuple[Tensor, Tensor]
 T = TypeVar("T")
 
-_DRAWS, _LEAST_TOLD = 16, 0.01  # places that are tried for a crop, and the share of known voxels that it should have
+_DRAWS, _LEAST_KNOWN = 16, 0.01  # places that are tried for a crop, and the share of known voxels that it should have
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Window:
 
 
 class Items(Dataset[Batch]):
-    """Augmented crops; index = position in the run, and all that an item depends on beside the seed."""
+    """Augmented crops; index = position in the run, and all that an item depends on apart from the seed."""
 
     def __init__(self, training: TrainingConfig, augmentation: AugmentConfig, sources: Sequence[CropSource]) -> None:
         """Keep the settings.
@@ -158,7 +158,7 @@ class Crops(Items):
         for _ in range(_DRAWS if self.source.partial else 1):
             cut, origin = self._place(rng, plan)
             labels = self.source.labels(cut)
-            if not self.source.partial or labels is None or _told(labels, origin, crop) >= _LEAST_TOLD:
+            if not self.source.partial or labels is None or _known_share(labels, origin, crop) >= _LEAST_KNOWN:
                 break
         known = None if labels is None else torch.from_numpy(labels)
         return Window(torch.from_numpy(self.grey(self.source.raw(cut), cut.start)), known, plan, origin)
@@ -185,7 +185,7 @@ class Crops(Items):
         return np.stack([self.corrections[start[0] + z].apply(one, corner) for z, one in enumerate(raw)])
 
 
-def _told(labels: NDArray[np.int64], origin: tuple[int, int], crop: Triple) -> float:
+def _known_share(labels: NDArray[np.int64], origin: tuple[int, int], crop: Triple) -> float:
     """Share of a crop's voxels whose label is known."""
     y, x = origin
     inside = labels[:, y : y + crop[1], x : x + crop[2]]
@@ -277,7 +277,7 @@ def _leave_signals_to_the_loop(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class _Told(Iterator[T]):
+class _Given(Iterator[T]):
     """What a loader gives; an error of a worker without the worker's traceback."""
 
     def __init__(self, found: Iterator[T]) -> None:
@@ -288,10 +288,10 @@ class _Told(Iterator[T]):
             return next(self.found)
         except DistillError as error:
             name = f"{type(error).__module__}.{type(error).__name__}: "
-            told = type(error)(str(error).strip().splitlines()[-1].removeprefix(name))
+            plain = type(error)(str(error).strip().splitlines()[-1].removeprefix(name))
         # Nothing may keep the loader alive: its workers end with it, and they ignore signals.
         self.found = iter(())
-        raise told
+        raise plain
 
 
 class _Batches:
@@ -301,7 +301,7 @@ class _Batches:
         self.batches = batches
 
     def __iter__(self) -> Iterator[Batch]:
-        return _Told(iter(self.batches))
+        return _Given(iter(self.batches))
 
 
 class _FinishedHere:
@@ -311,7 +311,9 @@ class _FinishedHere:
         self.crops, self.windows, self.device = crops, windows, device
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(self._finish, _Told(iter(self.windows)))  # the workers start now, not when the first batch is wanted
+        return map(
+            self._finish, _Given(iter(self.windows))
+        )  # the workers start now, not when the first batch is wanted
 
     def _finish(self, windows: list[Window]) -> Batch:
         raw, labels = zip(*(self.crops.finish(window.to(self.device)) for window in windows), strict=True)
