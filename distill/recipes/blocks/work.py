@@ -28,7 +28,7 @@ from distill.allocation import keep_freed_memory
 from distill.errors import CheckpointError
 from distill.geometry import Box, Nanometres
 from distill.ids import distinct_ids
-from distill.normalisation import Normaliser
+from distill.normalisation import UNCHANGED, Normaliser
 from distill.recipes.blocks.corrections import Sections, read_corrections
 from distill.recipes.blocks.faces import Laid, compare_pieces, compare_tiles, piece_faces, tile_faces
 from distill.recipes.blocks.instances import Instances, StudentBlocks, TeacherBlocks
@@ -87,7 +87,7 @@ class Work:
     device: str
     precision: str
     backend: str
-    normaliser: Normaliser
+    normaliser: Normaliser = UNCHANGED
     threads: int | None = None
 
     @property

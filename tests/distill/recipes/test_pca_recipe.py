@@ -69,7 +69,15 @@ def test_student_sees_the_section_and_the_one_before(draw: Draw, run: Path, sect
     raw = open_volume(draw.phantom).read()
     student = load_student(str(run), torch.device("cpu"))
     cpu = torch.device("cpu")
-    runner = SectionRunner(student.student, None, device=cpu, precision="32-true", backend="eager", embedding="float32")
+    runner = SectionRunner(
+        student.student,
+        None,
+        device=cpu,
+        precision="32-true",
+        backend="eager",
+        embedding="float32",
+        normaliser=student.normaliser,
+    )
     _, second = runner.push(raw[section - 1 : section + 1])
     np.testing.assert_allclose(draw.seen[0], second.embedding, atol=1e-5)
     np.testing.assert_array_equal(draw.given[0], raw[section])

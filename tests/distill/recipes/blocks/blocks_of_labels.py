@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import distill.recipes.blocks.run as recipe
 import distill.recipes.blocks.work as work_module
 from distill.config import DecoderConfig
-from distill.geometry import Box
+from distill.recipes.blocks.corrections import Sections
 from distill.recipes.blocks.instances import Clock, Solved, as_uint8
 from distill.recipes.blocks.options import Blocking
 from distill.recipes.blocks.plan import Block, Plan, make_plan
@@ -70,7 +70,7 @@ class Known:
         self.solved: list[int] = []
         self.fails: dict[int, int] = {}  # how often a block fails
 
-    def solve(self, block: Block, whole: Box, volume: Volume, first: int, clock: Clock) -> Solved:
+    def solve(self, block: Block, sections: Sections, clock: Clock) -> Solved:
         """See `Instances.solve`."""
         self.solved.append(block.index)
         if self.fails.get(block.index, 0):
@@ -80,7 +80,7 @@ class Known:
             stored = np.ascontiguousarray(self.affinity[(slice(None), *block.box.slices)])
         affinity = stored.astype(np.float32) / np.float32(255)
         boxes = block.tiles if self.method == "query" else ((block.index, block.box),)
-        pieces = [(number, box, piece(volume.read(box), number)) for number, box in boxes]
+        pieces = [(number, box, piece(sections.volume.read(box), number)) for number, box in boxes]
         assert (as_uint8(affinity) == stored).all()
         return Solved(pieces, affinity, stored)
 
@@ -98,7 +98,9 @@ class Setting:
         write_cremi(self.source, raw=self.labels, resolution=(30, 6, 6))
         self.weights.write_text("a")
         monkeypatch.setattr(recipe, "_work", self.work)
-        monkeypatch.setattr(work_module, "_tools", lambda work: work_module._Tools(self.volume(), self.known))
+        monkeypatch.setattr(
+            work_module, "_tools", lambda work: work_module._Tools(Sections(self.volume(), 0, []), self.known)
+        )
 
     def volume(self) -> Volume:
         """The source."""
