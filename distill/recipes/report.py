@@ -15,6 +15,7 @@ import distill
 from distill.contingency import Scores
 from distill.errors import DistillError, SourceError
 from distill.formats_zarr import zarr_node, zarr_ranks
+from distill.geometry import Box
 from distill.recipes import report_parts, report_seams, report_time
 from distill.recipes.crops import crop
 from distill.recipes.evaluate import evaluate
@@ -145,9 +146,12 @@ def _keep_section(run: Path, judged: Mapping[str, Judged], part: TrainingPart) -
     """last_validation.zarr: image, ground truth and both segmentations of one section, where it lies in the volume."""
     volume, middle = part.volume, len(part.raw) // 2
     section = part.box.start[0] + middle
-    start = (section, *part.box.start[1:])
+    start = (section, part.box.start[1], part.box.start[2])
     z, y, x = (o + n * r for o, n, r in zip(volume.offset, start, volume.resolution, strict=True))
-    arrays = {"raw": part.raw[middle], "labels": part.counted[middle]}
+    recorded = volume.read(Box(start, (section + 1, part.box.stop[1], part.box.stop[2])))[
+        0
+    ]  # the part itself may be normalised
+    arrays = {"raw": recorded, "labels": part.counted[middle]}
     arrays |= {name: found.labels_section for name, found in judged.items()}
     for name, image in arrays.items():
         create_zarr(
