@@ -52,6 +52,11 @@ class Chosen:
         """For the first line of a run."""
         return f"device {self.device}, precision {self.precision} ({self.reason})"
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The first line of a run, and what the precision costs where it costs something."""
+        return (self.line,) if self.warning is None else (self.line, self.warning)
+
     def record(self) -> dict[str, str]:
         """For run.json."""
         return {"hardware": self.device, "precision": self.precision, "precision_by": self.reason}

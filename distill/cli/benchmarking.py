@@ -46,6 +46,7 @@ def seams(
     if min(sizes) < 16:
         raise DistillError(f"--window: found {min(sizes)}, expected 16 pixels or more")
     with Bar("windows") as bar:
+        bar.head(*chosen.lines)
         rows = bench_seams(volume, *networks, sections, sizes, crop, depth, runtime, bar.update)
     if as_json:
         about = {"source": source, "model": model, "student": student or model, "sections": sections, "crop": crop}

@@ -63,6 +63,7 @@ def sweep(
     if not out.name:
         raise DistillError(f"--out: found {str(out)!r}, expected a folder with a name of its own")
     with Recorded(out / "sweep") as record, Bar("methods") as bar:
+        bar.head(*(() if chosen is None else chosen.lines))
         curves = run(affinity, labels, out, tried, preset=preset, network=network, on_step=bar.update)
         record["methods"] = list(asked)
         record.update(chosen.record() if chosen is not None else {})

@@ -58,6 +58,7 @@ class Bar:
     def __init__(self, unit: str, *, shown: bool = True) -> None:
         self.terminal = shown and sys.stderr.isatty()
         self.unit, self.began, self.shown, self.first = unit, time.perf_counter(), 0.0, -1
+        self.first_lines: tuple[str, ...] = ()
         self.progress: Any = None
         self.task: Any = None
 
@@ -72,12 +73,24 @@ class Bar:
             self.task = self.progress.add_task(self.unit, total=None, note="")
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def head(self, *lines: str) -> None:
+        """Set lines to print before the first progress: not at all where an error comes first."""
+        self.first_lines = lines
+
+    def _begin(self) -> None:
+        lines, self.first_lines = self.first_lines, ()
+        for text in lines:
+            self.line(text)
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind is None:
+            self._begin()
         if self.progress is not None:
             self.progress.stop()
 
     def update(self, done: int, total: int | None, note: str = "") -> None:
         """Show that `done` of `total` are finished; of a number that is not known yet if it is None."""
+        self._begin()
         now = time.perf_counter()
         if self.first < 0:
             self.first, self.began = done, now

@@ -228,7 +228,11 @@ def report(
     """Write a run as one web page: scores, figures, curves, worst errors, times, how to repeat it."""
     from distill.recipes.report import report as write
 
-    runtime = runtime_of(device, precision)[0] if seams else None
+    runtime = None
+    if seams:
+        runtime, chosen = runtime_of(device, precision)
+        for line in chosen.lines:
+            say_error(line)
     made = write(
         run, out, segmentations=segmentation or (), labels=labels, preset=preset, seams=runtime, note=say_error
     )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill.cli.console import say_error
 from distill.errors import DistillError
 from distill.hardware import PRECISIONS, check_precision
 
@@ -78,15 +77,12 @@ def run_options(
 
 
 def runtime_of(device: str, precision: str) -> tuple[Runtime, Chosen]:
-    """Device and precision of a command that keeps no store, printed on the error stream."""
+    """Device and precision of a command that keeps no store."""
     from distill.hardware import choose
     from distill.recipes.models import pick_device
     from distill.recipes.volumes import Runtime
 
     chosen = choose(precision, pick_device(device))
-    say_error(chosen.line)
-    if chosen.warning is not None:
-        say_error(chosen.warning)
     return Runtime(pick_device(device), chosen.precision), chosen
 
 

@@ -34,6 +34,7 @@ from distill.recipes.grey_values import AS_RECORDED, GreyValues, check_grey, nor
 from distill.recipes.models import TrainedStudent, TrainedTeacher, load_student, load_teacher, pick_device
 from distill.recipes.seams import NetworkSeams, border_scores, student_shift, teacher_shift
 from distill.recipes.volumes import Runtime, student_sections
+from distill.targets import check_writable
 from distill.volume import Volume, open_volume
 from viz.changes import ALONG, changes_of
 from viz.figures import Panel, pca_figure
@@ -165,6 +166,7 @@ def pca(
         DistillError: bad input; the section is not there; a movie that cannot be written here.
     """
     figure_suffix(out)
+    check_writable(out)
     if movie is not None:
         movie_suffix(movie.out)
     volume = open_volume(source, resolution=resolution)
@@ -175,11 +177,13 @@ def pca(
         raise DistillError(f"--section: found {section}, expected 1 to {volume.size[0] - 1} for {source}")
     check_insets(drawing.insets, (volume.size[1], volume.size[2]))
     through = None if movie is None else _through(movie, volume.size[0], source)
-    for text in (chosen.line, chosen.warning):
-        if note is not None and text is not None:
-            note(text)
     taught = None if teacher is None else load_teacher(teacher, runtime.device)
     networks = on_source(Networks(taught, load_student(student, runtime.device), runtime), grey, volume)
+    if taught is not None:
+        Sliding.over(windows, taught.config.decoder.block, volume.size)  # refused before anything is said
+    if note is not None:
+        for line in chosen.lines:
+            note(line)
     looked = look(volume, networks, section, windows)
     seams, painter, panels = draw_pca(looked, out, drawing)
     if shifted and looked.sliding is not None:

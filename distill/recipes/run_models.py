@@ -70,11 +70,13 @@ class Start:
         device: where this process computes.
         chosen: its precision.
         backend: of the student; `auto` only where each worker has a machine of its own.
+        lines: to print before anything else.
     """
 
     device: torch.device
     chosen: Chosen
     backend: str
+    lines: tuple[str, ...] = ()
 
     @property
     def runtime(self) -> Runtime:
@@ -82,13 +84,12 @@ class Start:
         return Runtime(self.device, self.chosen.precision, self.backend)
 
 
-def start(options: Options, begun: Mapping[str, Any], note: Note, *, elsewhere: bool = False) -> Start:
-    """Choose device, precision and backend of a run, and print which.
+def start(options: Options, begun: Mapping[str, Any], *, elsewhere: bool = False) -> Start:
+    """Choose device, precision and backend of a run.
 
     Args:
         options: what the user asks for.
         begun: settings of the store that is continued; `auto` keeps its precision and backend.
-        note: called with a line, and with another one where the precision is slow on this device.
         elsewhere: workers are processes of other machines: `auto` is what each of them can do.
 
     Raises:
@@ -100,15 +101,13 @@ def start(options: Options, begun: Mapping[str, Any], note: Note, *, elsewhere: 
     if elsewhere:
         asked = check_precision(kept if kept and options.precision == AUTO else asked)
         reason = "auto: what every worker can do" if full else "as asked for"
-        found = Start(torch.device("cpu"), Chosen(asked, reason, "of each worker"), backend)
-        note(f"{found.chosen.line}" + (f"; --precision {MIXED} where all workers have it" if full else ""))
-        return found
+        workers = Chosen(asked, reason, "of each worker")
+        line = workers.line + (f"; --precision {MIXED} where all workers have it" if full else "")
+        return Start(torch.device("cpu"), workers, backend, (line,))
     device = pick_device(options.device)
     chosen = choose(asked, device, begun=kept)
-    found = Start(device, chosen, settled(backend, chosen.precision, device)[0])
-    note(f"{chosen.line}, backend {found.backend}")
-    if chosen.warning is not None:
-        note(chosen.warning)
-        if found.backend == "openvino":
-            note("warning: OpenVINO computes the student in float32 here; --backend eager keeps to the precision")
-    return found
+    backend = settled(backend, chosen.precision, device)[0]
+    lines = [f"{chosen.line}, backend {backend}", *chosen.lines[1:]]
+    if chosen.warning is not None and backend == "openvino":
+        lines.append("warning: OpenVINO computes the student in float32 here; --backend eager keeps to the precision")
+    return Start(device, chosen, backend, tuple(lines))

@@ -75,9 +75,6 @@ def train(
     parts = open_parts(config)
     training = config.student.training
     crops = training_crops(config, parts, ranks.size, logger.warning if ranks.first else lambda text: None)
-    if ranks.first:
-        for text in filter(None, (chosen.line, chosen.warning)):
-            progress.note(text)
     check_normalisation(config, logger.warning if ranks.first else lambda text: None)
     fabric = launch(device, training.precision, ranks)
     if (first := fabric.broadcast(training.precision)) != training.precision:
@@ -87,9 +84,6 @@ def train(
         )
     torch.manual_seed(training.seed)
     joint = Joint(config, parts.resolution)
-    if ranks.first:
-        for what in joint.not_started:
-            logger.warning("%s of the shapes that teacher.decoder asks for; that part starts anew", what)
     if training.compile:
         compile_networks(joint, fabric.device)
     if joint.student is not None:
@@ -108,6 +102,11 @@ def train(
     state = State(joint, wrapped, Average(joint, training.ema) if training.ema else None)
     if resume and state_path.exists():
         state.load(state_path, rank=ranks.rank, ranks=ranks.size)
+    if ranks.first:  # nothing is said before the input is known to be good
+        for line in chosen.lines:
+            progress.note(line)
+        for what in joint.not_started:
+            logger.warning("%s of the shapes that teacher.decoder asks for; that part starts anew", what)
     joint.clock = StepClock(fabric.device)
     follow = partial(
         fit,

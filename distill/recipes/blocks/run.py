@@ -122,10 +122,13 @@ def segment(
     volume = open_volume(source, resolution=options.resolution)
     frame = frame_of(volume, options.sections)
     earlier = read_settings(out, FOLDER, "segment") if resumed else {}
-    begun = start(options, earlier, note, elsewhere=blocking.scheduler is not None)
-    work = _work(source, model, out, options, blocking, network, method, volume, frame, begun, note)
+    begun = start(options, earlier, elsewhere=blocking.scheduler is not None)
+    held: list[str] = []  # what is said before the settings are known to be good
+    work = _work(source, model, out, options, blocking, network, method, volume, frame, begun, held.append)
     settings = settings_of(work, frame, volume, begun.chosen, now())
     created = prepare(out, work, settings, frame, resume=blocking.resume)
+    for line in (*begun.lines, *held):
+        note(line)
     found = Segmented(chosen=begun.chosen.record())
     try:
         run = _Run(out, work, frame, blocking, found, on_progress, note)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -100,15 +100,19 @@ def stream(
         raise DistillError("--range: found --follow beside it, expected a source of known length")
     known = [] if fresh or streaming.following is None else _known(out)
     opened = None if streaming.following else _open(source, options, streaming, known, note)
-    begun = start(options, {} if fresh else read_job(out), note)
+    begun = start(options, {} if fresh else read_job(out))
     runtime = begun.runtime
     trained = load_student(model, runtime.device)
+    held: list[str] = []  # what is said before the settings are known to be good
+    shown, note = note, held.append
+    if streaming.following is not None:  # which may wait long for the first section
+        _say(shown, begun.lines)
     if streaming.segment and trained.decoder is None:
         note(f"{trained.path} has no query decoder: affinities only. For instances: distill segment --method waterz")
         streaming = replace(streaming, segment=False)
     step = trained.decoding.block[0] - 1 if streaming.segment else None
     # A folder that is followed may not have its first section yet: a wrong model is told of before that is waited for.
-    sections = opened or _open(source, options, streaming, known, note)
+    sections = opened or _open(source, options, streaming, known, shown)
     check_resolution(trained.notes, sections.name, sections.kind.resolution, note)
     trained = replace(trained, normaliser=normaliser_of(trained, options.grey, sections.kind.inverted))
     check_grey(trained.normaliser, sections.kind.dtype, sections.name, note)
@@ -126,6 +130,7 @@ def stream(
     layout = _layout(sections, trained, streaming, step)
     job = job_of(source, trained, options, streaming, sections, layout, begun, runner)
     created = prepare(out, layout, job, sections.total, streaming, options)
+    _say(shown, held if streaming.following is not None else (*begun.lines, *held))
     stages = Stages()
     journal = None
     try:
@@ -168,6 +173,11 @@ def stream(
     forget_replaced(out)
     objects = finished.about.get("objects")
     return Streamed(finished.about, finished.sections, finished.bad, stages.seconds, objects, True, chosen)
+
+
+def _say(note: Note, lines: Iterable[str]) -> None:
+    for line in lines:
+        note(line)
 
 
 def _known(out: Path) -> list[str | None]:

@@ -98,9 +98,8 @@ def test_workers_elsewhere_get_what_each_of_them_can_do(monkeypatch: pytest.Monk
     from distill.recipes.run_models import Options, start
 
     processor(monkeypatch, ABLE)
-    lines: list[str] = []
     found = [
-        start(options, begun, lines.append, elsewhere=True)
+        start(options, begun, elsewhere=True)
         for options, begun in (
             (Options(device="cuda"), {}),
             (Options(precision="bf16-mixed"), {}),
@@ -109,13 +108,14 @@ def test_workers_elsewhere_get_what_each_of_them_can_do(monkeypatch: pytest.Monk
     ]
     assert [one.chosen.precision for one in found] == ["32-true", "bf16-mixed", "bf16-mixed"]
     assert [one.backend for one in found] == ["auto", "auto", "compile"]
-    assert lines[0].endswith("(auto: what every worker can do); --precision bf16-mixed where all workers have it")
+    assert (
+        found[0].lines[0].endswith("(auto: what every worker can do); --precision bf16-mixed where all workers have it")
+    )
 
 
 def test_openvino_and_a_precision_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     from distill.recipes.run_models import Options, start
 
     processor(monkeypatch, UNABLE)
-    lines: list[str] = []
-    start(Options(device="cpu", precision="bf16-mixed", backend="openvino"), {}, lines.append)
+    lines = start(Options(device="cpu", precision="bf16-mixed", backend="openvino"), {}).lines
     assert lines[-1] == "warning: OpenVINO computes the student in float32 here; --backend eager keeps to the precision"

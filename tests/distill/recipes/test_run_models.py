@@ -170,7 +170,8 @@ def test_other_voxels_are_warned_of_on_the_way(
     notes: list[str] = []
     options = Options((8, 8, 8), (0, 2), "cpu", "32-true", backend="eager")
     command(phantom, run, tmp_path / "out.zarr", options, note=notes.append)
-    assert [note.split(" has ")[0] for note in notes] == [f"warning: {phantom}:volumes/raw"]
+    assert notes[0].startswith("device cpu (")
+    assert [note.split(" has ")[0] for note in notes[1:]] == [f"warning: {phantom}:volumes/raw"]
 
 
 def test_query_method_needs_a_decoder(
@@ -187,8 +188,8 @@ def test_query_method_needs_a_decoder(
     notes: list[str] = []
     about = run_stream(phantom, run, tmp_path / "out.zarr", Options(None, (0, 2), "cpu"), note=notes.append)
     assert about["method"] is None
-    assert len(notes) == 1
-    assert "has no query decoder: affinities only" in notes[0]
+    assert len(notes) == 2
+    assert "has no query decoder: affinities only" in notes[1]
     assert not (tmp_path / "out.zarr" / "segmentation").exists()
 
 

@@ -16,6 +16,7 @@ import torch
 from distill.config import Pair, load_pair
 from distill.errors import CheckpointError, ConfigError, ShapeError, SourceError
 from distill.geometry import Box
+from distill.hardware import Chosen
 from distill.recipes.models import load_student, load_teacher
 from distill.recipes.run_record import RunRecord
 from distill.recipes.train import prepare_folder
@@ -93,11 +94,12 @@ def test_record_says_how_it_ended_and_what_came_before(load: Load, tmp_path: Pat
     path, config = tmp_path / "run.json", load("student.training.seed=5")
     split = Split()
     split.add(2.0, {"data": 0.5, "teacher": 1.0})
-    with RunRecord(path, ["distill", "one"], config, 0, 1, split):
+    chosen = Chosen("32-true", "auto", "cpu (AVX2, no bfloat16)")
+    with RunRecord(path, ["distill", "one"], config, 0, 1, split, chosen):
         assert json.loads(path.read_text())["ended"] == "running"
-    with pytest.raises(RuntimeError), RunRecord(path, ["distill", "two"], config, 3, 1, split):
+    with pytest.raises(RuntimeError), RunRecord(path, ["distill", "two"], config, 3, 1, split, chosen):
         raise RuntimeError("no")
-    with RunRecord(path, ["distill", "three"], config, 4, 2, split):
+    with RunRecord(path, ["distill", "three"], config, 4, 2, split, chosen):
         pass
     found = json.loads(path.read_text())
     assert (found["command"], found["ended"], found["seed"], found["first_step"]) == (
