@@ -131,6 +131,7 @@ def stream(
     job = job_of(source, trained, options, streaming, sections, layout, begun, runner)
     created = prepare(out, layout, job, sections.total, streaming, options)
     _say(shown, held if streaming.following is not None else (*begun.lines, *held))
+    note = shown
     stages = Stages()
     journal = None
     try:
