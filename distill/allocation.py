@@ -1,8 +1,10 @@
-"""Freed memory stays with the process, so that the next array does not have to fetch it anew.
+"""Settings of the process: freed memory is kept, and idle threads sleep.
 
 The C library of Linux gives every array above 32 MB back to the system when it is freed, and the next one of that size
 is filled page by page again. Networks free and allocate such arrays all the time: in training on a CPU a seventh of the
 processor time went into it (docs/speed.md).
+
+OpenMP's threads spin while they wait for work, so that processes that share cores take each other's time.
 """
 
 from __future__ import annotations
@@ -13,7 +15,22 @@ import sys
 
 _MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2  # mallopt(3)
 _MORE = 64 << 20  # bytes asked for at a time beyond what is needed
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 _OWN = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+
+
+def let_idle_threads_sleep() -> bool:
+    """Let OpenMP's threads sleep while they wait, here and in processes that this one starts.
+
+    It counts for libraries that are loaded afterwards: call it before torch is imported.
+
+    Returns:
+        Whether anything was changed: not where the user has set how threads wait by the environment.
+    """
+    if any(os.environ.get(name) for name in _WAITING):
+        return False
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    return True
 
 
 def keep_freed_memory(*, whatever_is_set: bool = False) -> bool:

@@ -26,9 +26,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def allocator_as_it_is() -> Iterator[None]:
-    """Commands that run in the tests' own process leave its allocator alone: other tests measure memory there."""
+    """Commands that run in the tests' own process leave its allocator and environment alone: other tests look there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distill.cli.keep_freed_memory", lambda: False)
+        patch.setattr("distill.cli.let_idle_threads_sleep", lambda: False)
         yield
 
 

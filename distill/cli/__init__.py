@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from distill.allocation import keep_freed_memory
+from distill.allocation import keep_freed_memory, let_idle_threads_sleep
 
 # They register their commands:
 from distill.cli import benchmarking, choosing, copying, data, learning, running, scoring, viewing  # noqa: F401
@@ -21,6 +21,7 @@ from distill.errors import DistillError
 def main() -> None:
     """Entry point: errors of the user become one line and exit code 2."""
     keep_freed_memory()
+    let_idle_threads_sleep()
     try:
         if app(standalone_mode=False, prog_name="distill") == 130:  # Ctrl-C before a command had begun
             _fail("interrupted", 130)

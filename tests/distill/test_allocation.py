@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import distill
+from distill.allocation import let_idle_threads_sleep
 
 glibc = pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc's allocator"
@@ -63,3 +64,33 @@ def test_what_the_user_set_in_the_environment_stays() -> None:
 @glibc
 def test_what_dask_sets_for_its_workers_does_not_count() -> None:
     assert count("force", MALLOC_TRIM_THRESHOLD_="65536")[0] == "True"
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_how_threads_wait_is_the_users_choice(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for other in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "1")
+    before = dict(os.environ)
+    assert not let_idle_threads_sleep()
+    assert dict(os.environ) == before
+
+
+def test_the_command_sets_it_before_torch_is_loaded() -> None:
+    """OpenMP reads the variable once, as it is loaded."""
+    program = (
+        "import os, sys, distill.cli; assert 'torch' not in sys.modules; sys.argv = ['distill', '--help']\n"
+        "try: distill.cli.main()\n"
+        "except SystemExit: pass\n"
+        "print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(distill.__file__).parents[1],
+        env=clean,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "PASSIVE"
