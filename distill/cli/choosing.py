@@ -9,7 +9,7 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, Recorded, say
-from distill.cli.options import Device, Invert, Normalise, Precision, runtime_of
+from distill.cli.options import Device, Invert, Normalise, Precision, Rescale, runtime_of
 from distill.errors import DistillError
 from distill.hardware import AUTO
 
@@ -38,6 +38,7 @@ def sweep(
     precision: Precision = AUTO,
     normalise: Normalise = None,
     invert: Invert = False,
+    rescale: Rescale = False,
 ) -> None:
     """Compare ways from affinities to neurons over their thresholds, and choose those with the least VOI."""
     from distill.recipes.grey_values import GreyValues
@@ -59,12 +60,16 @@ def sweep(
     network, chosen = None, None
     if model is not None and source is not None:
         runtime, chosen = runtime_of(device, precision)
-        network = Network(model, source, runtime, GreyValues(normalise, invert))
+        network = Network(model, source, runtime, GreyValues(normalise, invert), rescale)
+    elif rescale:
+        raise DistillError(
+            "--rescale: found no --model beside it, expected --model and --source, or a store made with it"
+        )
     if not out.name:
         raise DistillError(f"--out: found {str(out)!r}, expected a folder with a name of its own")
     with Recorded(out / "sweep") as record, Bar("methods") as bar:
         bar.head(*(() if chosen is None else chosen.lines))
-        curves = run(affinity, labels, out, tried, preset=preset, network=network, on_step=bar.update)
+        curves = run(affinity, labels, out, tried, preset=preset, network=network, on_step=bar.update, note=bar.line)
         record["methods"] = list(asked)
         record.update(chosen.record() if chosen is not None else {})
     _say_table(curves)

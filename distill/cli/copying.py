@@ -25,6 +25,7 @@ def copy(
         typer.Option("--labels/--image", help="ids, or grey values; default: integers of 32 and 64 bits are ids"),
     ] = None,
     sections: Sections = None,
+    every: Annotated[int, typer.Option(min=1, help="only every so many-th of them, e.g. 4 where voxels are cubes")] = 1,
     resolution: Resolution = None,
     offset: Annotated[
         str | None, typer.Option(metavar="Z,Y,X", help="nm of the first voxel of SOURCE, instead of what it says")
@@ -44,6 +45,7 @@ def copy(
         parse_numbers(resolution, "--resolution") if resolution else None,
         parse_numbers(offset, "--offset") if offset else None,
         overwrite,
+        every,
     )
     with Bar("parts") as bar:
         found = run(source, target, how, bar.update)

@@ -31,6 +31,10 @@ Normalise = Annotated[
     ),
 ]
 Invert = Annotated[bool, typer.Option("--invert", help="exchange dark and bright, for sections with bright membranes")]
+Rescale = Annotated[
+    bool,
+    typer.Option("--rescale", help="resample sections to the model's pixels; results are on the source's own"),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace OUT if it exists")]
 Merge = Annotated[
     float | None,
@@ -63,6 +67,7 @@ def run_options(
     backend: str,
     normalise: str | None,
     invert: bool,
+    rescale: bool,
 ) -> Options:
     from distill.geometry import parse_numbers
     from distill.recipes.grey_values import GreyValues
@@ -73,7 +78,7 @@ def run_options(
         raise DistillError(f"--merge: found {merge}, expected a number from 0 to 1")
     nm = parse_numbers(resolution, "--resolution") if resolution else None
     grey = GreyValues(normalise, invert)
-    return Options(nm, section_range(sections), device, precision, merge, overwrite, backend, grey)
+    return Options(nm, section_range(sections), device, precision, merge, overwrite, backend, grey, rescale)
 
 
 def runtime_of(device: str, precision: str) -> tuple[Runtime, Chosen]:

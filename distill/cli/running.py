@@ -17,6 +17,7 @@ from distill.cli.options import (
     Normalise,
     Overwrite,
     Precision,
+    Rescale,
     Resolution,
     Sections,
     Thresholds,
@@ -81,6 +82,7 @@ def stream(
     backend: Backend = "auto",
     normalise: Normalise = None,
     invert: Invert = False,
+    rescale: Rescale = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Run a student over sections: affinities, and instances through the query decoder."""
@@ -92,7 +94,9 @@ def stream(
     from distill.recipes.streaming.stream import stream as run
 
     merge = merge_of(merge, thresholds, "query")
-    options = run_options(sections, resolution, merge, device, precision, overwrite, backend, normalise, invert)
+    options = run_options(
+        sections, resolution, merge, device, precision, overwrite, backend, normalise, invert, rescale
+    )
     if resume and overwrite:
         raise DistillError("--resume: found --overwrite beside it, expected one of them")
     if not follow and (until is not None or idle is not None):
@@ -159,6 +163,7 @@ def segment(
     backend: Backend = "auto",
     normalise: Normalise = None,
     invert: Invert = False,
+    rescale: Rescale = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Segment a volume of any size in blocks, with the student or the teacher, on one process or many."""
@@ -175,7 +180,9 @@ def segment(
     if scheduler is not None and workers:
         raise DistillError("--scheduler: found --workers beside it, expected one of them")
     merge = merge_of(merge, thresholds, method)
-    options = run_options(sections, resolution, merge, device, precision, overwrite, backend, normalise, invert)
+    options = run_options(
+        sections, resolution, merge, device, precision, overwrite, backend, normalise, invert, rescale
+    )
     blocking = Blocking(None if block is None else parse_triple(block, "--block"), workers, scheduler, retries, resume)
     with Recorded(out) as record, Bar("blocks") as bar:
         found = run(
@@ -198,14 +205,20 @@ def segment(
 def convert(
     checkpoint: Path,
     out: Annotated[Path, typer.Option(metavar="WEIGHTS.safetensors")],
+    resolution: Annotated[
+        str | None, typer.Option(metavar="Z,Y,X", help="nm per voxel that it was trained on, where that is not known")
+    ] = None,
 ) -> None:
     """Turn a published AGQ or CAD checkpoint into a weights file."""
+    from distill.geometry import parse_numbers
     from distill.recipes.convert import convert as run
 
-    found = run(checkpoint, out)
+    found = run(checkpoint, out, parse_numbers(resolution, "--resolution") if resolution else None)
     say(f"{out}: {found.method}, {found.tensors} tensors")
     for key in found.unplaced:
         say(f"no place for {key}")
+    voxels = " x ".join(f"{n:g}" for n in found.resolution or ())
+    say(f"trained on voxels of {voxels} nm" if voxels else "trained on voxels of unknown size; --resolution Z,Y,X")
     command = "stream SOURCE --no-segment" if found.kind == "student" else "segment SOURCE --network teacher"
     say(f"next: distill {command} --model {out} --out OUT.zarr")
 

@@ -10,7 +10,7 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, say, say_error
-from distill.cli.options import Device, Invert, Normalise, Precision, Resolution, ids, section_range
+from distill.cli.options import Device, Invert, Normalise, Precision, Rescale, Resolution, ids, section_range
 from distill.errors import DistillError
 from distill.hardware import AUTO, check_precision
 
@@ -48,6 +48,7 @@ def pca(
     precision: Precision = AUTO,
     normalise: Normalise = None,
     invert: Invert = False,
+    rescale: Rescale = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the seam scores as JSON")] = False,
 ) -> None:
     """Draw a section beside the embeddings of teacher (sliding window) and student, with their seam scores."""
@@ -92,6 +93,7 @@ def pca(
             precision=precision,
             resolution=nm,
             grey=GreyValues(normalise, invert),
+            rescale=rescale,
             on_section=bar.update,
             note=say_error,
         )

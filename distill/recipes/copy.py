@@ -16,7 +16,7 @@ from distill.files import write_hdf5, write_tiff
 from distill.geometry import Nanometres
 from distill.pyramid import plan_levels
 from distill.targets import Target, check_file, check_target, check_writable, parse_target, placing
-from distill.volume import LABELS_DATASET, RAW_DATASET, Volume, open_labels, open_volume, some_sections
+from distill.volume import LABELS_DATASET, RAW_DATASET, Volume, every_section, open_labels, open_volume, some_sections
 
 _ID_BYTES = 4  # integers as wide as this are taken for ids
 
@@ -33,6 +33,7 @@ class Copying:
         resolution: nm, wins over what the source says.
         offset: nm of the source's first voxel, wins over what the source says.
         overwrite: replace a target that exists.
+        every: take only every so many-th section, which makes them as much thicker.
     """
 
     form: str | None = None
@@ -42,6 +43,7 @@ class Copying:
     resolution: Nanometres | None = None
     offset: Nanometres | None = None
     overwrite: bool = False
+    every: int = 1
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def _open(source: str, how: Copying) -> tuple[Volume, bool]:
     if how.sections is not None:
         first, last = how.sections
         volume = some_sections(volume, first, volume.size[0] if last is None else last)
-    return volume, labels
+    return every_section(volume, how.every), labels
 
 
 def _copy_file(volume: Volume, to: Target, labels: bool, how: Copying, on_part: Callable[[int, int], None]) -> Copied:

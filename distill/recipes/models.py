@@ -279,7 +279,7 @@ def load_student(model: str, device: torch.device) -> TrainedStudent:
         if module is not None:
             _fill(module, weights.part(name), f"{source} ({name})", device)
     student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return TrainedStudent(student, slab, decoder, decoding, weights.notes, weights.path, normaliser)
+    return TrainedStudent(student, slab, decoder, decoding, _notes(weights), weights.path, normaliser)
 
 
 def load_teacher(model: str, device: torch.device) -> TrainedTeacher:
@@ -302,7 +302,7 @@ def load_teacher(model: str, device: torch.device) -> TrainedTeacher:
     teacher, decoder = build_teacher(config), build_decoder(config.decoder, config.fused, resolution)
     for name, module in (("teacher", teacher), ("decoder", decoder)):
         _fill(module, weights.part(name), f"{weights.path} ({name})", device)
-    return TrainedTeacher(teacher, decoder, config, weights.notes, weights.path, normaliser)
+    return TrainedTeacher(teacher, decoder, config, _notes(weights), weights.path, normaliser)
 
 
 def weights_normalisation(model: str, kind: Kind) -> Normalisation:
@@ -317,6 +317,12 @@ def weights_normalisation(model: str, kind: Kind) -> Normalisation:
 def _normalisation(config: Mapping[str, Any]) -> Normalisation:
     """The one that a weights file names; none in files that are older than normalisation, and in converted ones."""
     return Normalisation.model_validate(config["normalisation"]) if "normalisation" in config else NONE
+
+
+def _notes(weights: Weights) -> dict[str, Any]:
+    """What the file says of its training; the voxel size may stand among what the network is built from alone."""
+    own = {"resolution": weights.config["resolution"]} if weights.config.get("resolution") else {}
+    return own | weights.notes
 
 
 def _fill(module: nn.Module, tensors: dict[str, torch.Tensor], source: str, device: torch.device) -> None:

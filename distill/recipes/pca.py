@@ -34,6 +34,8 @@ from distill.recipes.grey_values import AS_RECORDED, GreyValues, check_grey, nor
 from distill.recipes.models import TrainedStudent, TrainedTeacher, load_student, load_teacher, pick_device
 from distill.recipes.seams import NetworkSeams, border_scores, student_shift, teacher_shift
 from distill.recipes.volumes import Runtime, student_sections
+from distill.recipes.voxel_size import grid_for, trained_resolution
+from distill.resample import resampled
 from distill.targets import check_writable
 from distill.volume import Volume, open_volume
 from viz.changes import ALONG, changes_of
@@ -139,8 +141,9 @@ def pca(
     precision: str = AUTO,
     resolution: tuple[float, float, float] | None = None,
     grey: GreyValues = AS_RECORDED,
+    rescale: bool = False,
     on_section: Callable[[int, int], None] | None = None,
-    note: Callable[[str], None] | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Seams:
     """Make the figure, and the movie if one is asked for; both with the colours fitted on `section`.
 
@@ -159,8 +162,9 @@ def pca(
         precision: see `distill.hardware`.
         resolution: for files without one.
         grey: how the user wants grey values taken.
+        rescale: draw and compute on the pixels that the student was trained on, see `distill.rescale`.
         on_section: called with sections of the movie done and their number.
-        note: called with the device and the precision, in words.
+        note: called with lines that the user should see, device and precision among them.
 
     Raises:
         DistillError: bad input; the section is not there; a movie that cannot be written here.
@@ -175,15 +179,16 @@ def pca(
     grey_volume(volume, source)
     if not 1 <= section < volume.size[0]:
         raise DistillError(f"--section: found {section}, expected 1 to {volume.size[0] - 1} for {source}")
-    check_insets(drawing.insets, (volume.size[1], volume.size[2]))
     through = None if movie is None else _through(movie, volume.size[0], source)
     taught = None if teacher is None else load_teacher(teacher, runtime.device)
     networks = on_source(Networks(taught, load_student(student, runtime.device), runtime), grey, volume)
+    held: list[str] = []
+    volume = _on_grid(volume, networks, rescale=rescale, note=held.append)
+    check_insets(drawing.insets, (volume.size[1], volume.size[2]))
     if taught is not None:
         Sliding.over(windows, taught.config.decoder.block, volume.size)  # refused before anything is said
-    if note is not None:
-        for line in chosen.lines:
-            note(line)
+    for line in (*chosen.lines, *held):
+        note(line)
     looked = look(volume, networks, section, windows)
     seams, painter, panels = draw_pca(looked, out, drawing)
     if shifted and looked.sliding is not None:
@@ -194,6 +199,37 @@ def pca(
         made = _frames(volume, through, networks, looked.sliding, painter, frames, on_section)
         write_movie(made, movie.out, frames.draw(shown, [p.rgb for p in panels], section))
     return seams
+
+
+def _on_grid(volume: Volume, networks: Networks, *, rescale: bool, note: Callable[[str], None]) -> Volume:
+    """The volume on the pixels that the networks were trained on, if that is asked for.
+
+    Raises:
+        DistillError: it is, and the networks were trained on different ones.
+    """
+    student, teacher = networks.student, networks.teacher
+    every: list[TrainedStudent | TrainedTeacher] = [student]
+    if teacher is not None and trained_resolution(teacher.notes) != trained_resolution(student.notes):
+        every.append(teacher)
+    if rescale and len(every) > 1:
+        nm = [trained_resolution(one.notes) for one in every]
+        raise DistillError(
+            f"--rescale: found a student trained on {nm[0]} nm and a teacher trained on {nm[1]} nm, expected one voxel "
+            "size; draw the student by --raw-only-student"
+        )
+    size, rescaling = volume.size[1:], None
+    for one in every:
+        rescaling = grid_for(
+            one.path,
+            one.notes,
+            volume.source,
+            size,
+            volume.resolution,
+            rescale=rescale,
+            note=note,
+            results="so is the figure",
+        )
+    return volume if rescaling is None else resampled(volume, rescaling)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from distill.geometry import Nanometres, of_another_shape
 from distill.hardware import AUTO, FULL, MIXED, Chosen, check_precision, choose
 from distill.recipes.grey_values import AS_RECORDED, GreyValues
 from distill.recipes.models import pick_device
@@ -33,6 +32,7 @@ class Options:
     overwrite: bool = False
     backend: str = "auto"  # of the student, see `students.backend`
     grey: GreyValues = AS_RECORDED
+    rescale: bool = False  # work on the model's pixels, see `distill.rescale`
 
 
 def merge_threshold(options: Options, notes: dict[str, Any]) -> float | None:
@@ -50,16 +50,6 @@ def threshold_of(method: str, options: Options, notes: dict[str, Any]) -> float 
     if options.merge is not None:
         return options.merge
     return WATERZ_THRESHOLD if method == "waterz" else MUTEX_BIAS
-
-
-def check_resolution(notes: dict[str, Any], source: str, resolution: Nanometres, note: Note) -> None:
-    """Tell the user where the volume's voxels are of another shape than those that the model was trained on."""
-    trained = notes.get("resolution")
-    if trained is None:
-        return
-    if of_another_shape(resolution, trained):
-        found, wanted = (" x ".join(f"{n:g}" for n in r) for r in (resolution, trained))
-        note(f"warning: {source} has voxels of {found} nm, the model was trained on {wanted} nm (z, y, x)")
 
 
 @dataclass(frozen=True)

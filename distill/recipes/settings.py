@@ -49,7 +49,8 @@ def check_settings(store: Path, begun: Mapping[str, Any], now: Mapping[str, Any]
     Raises:
         SourceError: a setting differs.
     """
-    for key in sorted(begun.keys() | now.keys()):
+    every = begun.keys() | now.keys()
+    for key in sorted(every, key=lambda name: (name != "rescaled", name)):  # other settings follow from it
         if key not in free and begun.get(key) != now.get(key):
             raise SourceError(
                 f"{store}: was begun with {key} {_shown(begun.get(key))}, found {_shown(now.get(key))}; "

@@ -21,7 +21,7 @@ from distill.agglomerate import waterz
 from distill.contingency import Scores
 from distill.durable import replacing
 from distill.errors import DistillError, SourceError
-from distill.geometry import Triple
+from distill.geometry import Box, Triple
 from distill.ids import compact
 from distill.metrics import score
 from distill.mutex import mutex_watershed
@@ -33,6 +33,8 @@ from distill.recipes.streaming.finish import final_ids
 from distill.recipes.streaming.journal import all_lines, is_stream, read_job
 from distill.recipes.thresholds import Chosen, Method, Provenance, edge_of, write_thresholds
 from distill.recipes.volumes import Runtime, student_volume
+from distill.recipes.voxel_size import grid_for
+from distill.resample import resampled
 from distill.store import writing
 from distill.volume import Volume, open_labels, open_volume, voxel_shift
 from viz.charts import SweepPoint, sweep_figure
@@ -128,6 +130,7 @@ class Network:
     source: str
     runtime: Runtime
     grey: GreyValues = AS_RECORDED
+    rescale: bool = False  # see `distill.rescale`
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ def sweep(
     preset: str,
     network: Network | None,
     on_step: OnStep,
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Curve, ...]:
     """Score every method at every threshold, choose the least VOI sum, and write all of it.
 
@@ -160,6 +164,7 @@ def sweep(
         preset: see `distill.metrics`.
         network: for `query`; None takes supervoxels and contacts of the store of a stream that holds the affinities.
         on_step: called with methods done and their number.
+        note: called with lines that the user should see.
 
     Raises:
         DistillError: a method that cannot run here, or a source that does not fit.
@@ -167,7 +172,7 @@ def sweep(
     check_place(out)
     given = read_inputs(affinity, labels)
     prepare: dict[Method, Callable[[], Callable[[Sequence[float]], dict[float, Labels]]]] = {
-        "query": lambda: _query(given, affinity, network),
+        "query": lambda: _query(given, affinity, network, note),
         "waterz": lambda: lambda thresholds: waterz(to_waterz(given.affinity, given.offsets), thresholds),
         "mws": lambda: (
             lambda thresholds: {bias: mutex_watershed(given.affinity, given.offsets, bias=bias) for bias in thresholds}
@@ -233,7 +238,9 @@ def _curve(
     return Curve(method, tuple(tried), whole, took_best, given.labels.size)
 
 
-def _query(given: Inputs, affinity: str, network: Network | None) -> Callable[[Sequence[float]], dict[float, Labels]]:
+def _query(
+    given: Inputs, affinity: str, network: Network | None, note: Callable[[str], None]
+) -> Callable[[Sequence[float]], dict[float, Labels]]:
     """Merges of supervoxels by contact, above each threshold."""
     if network is not None:
         student = load_student(network.model, network.runtime.device)
@@ -245,9 +252,27 @@ def _query(given: Inputs, affinity: str, network: Network | None) -> Callable[[S
         first = voxel_shift(given.volume, raw)
         if first[1:] != (0, 0) or raw.size[1:] != given.volume.size[1:]:
             raise SourceError(f"{network.source}: found sections of {raw.size[1:]}, expected those of {affinity}")
-        sections = raw.sections(first[0], first[0] + given.volume.size[0])
-        segmented = student_volume(student, sections, given.volume.size, network.runtime)
-        return lambda thresholds: {t: compact(segmented.labels(t)) for t in thresholds}
+        rescaling = grid_for(
+            student.path,
+            student.notes,
+            network.source,
+            raw.size[1:],
+            raw.resolution,
+            rescale=network.rescale,
+            note=note,
+        )
+        seen, size = raw, given.volume.size
+        if rescaling is not None:
+            seen, size = resampled(raw, rescaling), (size[0], *rescaling.model)
+        sections = seen.sections(first[0], first[0] + size[0])
+        segmented = student_volume(student, sections, size, network.runtime)
+        box, within = Box.of_shape(given.volume.size), Box.of_shape(size)
+
+        def labels(threshold: float) -> Labels:
+            found = segmented.labels(threshold)
+            return compact(found if rescaling is None else rescaling.nearest(found, box, within))
+
+        return lambda thresholds: {t: labels(t) for t in thresholds}
     store = Path(affinity.rpartition(":")[0] or affinity)
     if not is_stream(store) or not read_job(store)["segment"]:
         raise SourceError(

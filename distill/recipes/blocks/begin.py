@@ -21,6 +21,7 @@ from distill.recipes.blocks.work import Work
 from distill.recipes.grey_values import grey_settings
 from distill.recipes.outputs import Frame
 from distill.recipes.settings import check_settings, read_settings, settings_path
+from distill.recipes.voxel_size import record_of
 from distill.store import write_json, writing
 from distill.volume import Volume
 
@@ -37,10 +38,11 @@ def settings_of(work: Work, frame: Frame, volume: Volume, chosen: Chosen, create
         "created": created,
         "source": work.source,
         "dtype": str(volume.dtype),
-        "size": list(plan.shape),
+        "size": list(frame.shape),
         "first": frame.first,
         "resolution": list(frame.resolution),
         "offset": list(frame.offset),
+        "rescaled": record_of(work.rescaling, frame.resolution),
         "model": work.weights,
         "model_sha256": work.weights_sha256,
         "network": work.network,

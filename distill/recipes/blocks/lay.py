@@ -17,7 +17,6 @@ from distill.affinity import NEAREST, attributes
 from distill.durable import flush
 from distill.geometry import Box, Nanometres, Triple, grid
 from distill.recipes.blocks.merge import open_mapping
-from distill.recipes.blocks.plan import Plan
 from distill.recipes.blocks.shelf import INNER
 from distill.recipes.blocks.tables import FOLDER
 from distill.recipes.blocks.work import Done, Work, finished
@@ -29,37 +28,37 @@ _SHARD = 1024
 _DEPTH = 16  # sections of a chunk: 16 x 128 x 128 voxels are as many as 64 x 64 x 64
 
 
-def parts(plan: Plan) -> list[Box]:
-    """Shards of the final arrays."""
-    return grid(Box.of_shape(plan.shape), _shard(plan.shape))
+def parts(shape: Triple) -> list[Box]:
+    """Shards of the final arrays, of a shape (D, H, W)."""
+    return grid(Box.of_shape(shape), _shard(shape))
 
 
-def begin(store: Path, plan: Plan, names: Sequence[str], resolution: Nanometres, offset: Nanometres) -> None:
+def begin(store: Path, shape: Triple, names: Sequence[str], resolution: Nanometres, offset: Nanometres) -> None:
     """Make final arrays under a temporary name, none of their voxels written."""
     made = _folder(store)
     with writing(store):
         shutil.rmtree(made, ignore_errors=True)
-    depth = _shard(plan.shape)[0]
+    depth = _shard(shape)[0]
     for name in names:
         channels = (len(NEAREST),) if name == "affinity" else ()
         create_zarr(
             made,
             name,
-            shape=(*channels, *plan.shape),
+            shape=(*channels, *shape),
             dtype=np.uint8 if name == "affinity" else np.uint64,
             resolution=resolution,
             offset=offset,
             chunks=(*(1 for _ in channels), depth, INNER, INNER),
-            shards=(*channels, *_shard(plan.shape)),
+            shards=(*channels, *_shard(shape)),
             attributes=attributes(NEAREST) if name == "affinity" else None,
         )
     (made / "done").mkdir()
 
 
-def undone(store: Path, plan: Plan) -> list[int]:
+def undone(store: Path, shape: Triple) -> list[int]:
     """Numbers of the parts that are yet to be laid."""
     there = {path.name for path in (_folder(store) / "done").iterdir()}
-    return [number for number in range(len(parts(plan))) if str(number) not in there]
+    return [number for number in range(len(parts(shape))) if str(number) not in there]
 
 
 def begun(store: Path) -> bool:
@@ -70,11 +69,11 @@ def begun(store: Path) -> bool:
 def lay_part(work: Work, number: int) -> Done:
     """Write one shard of every array and note that it is on disk."""
     done, store = Done(number), Path(work.store)
-    box, made = parts(work.plan)[number], _folder(store)
+    box, made = parts(work.shape)[number], _folder(store)
     with done.timed("ids"):
         arrays: dict[str, NDArray[Any]] = {}
         if (made / "supervoxels").is_dir():
-            arrays |= {name: work.shelf.read(name, box) for name in ("affinity", "supervoxels")}
+            arrays |= _shelved(work, box)
             supervoxels = arrays["supervoxels"]
         else:  # merged again with another threshold
             supervoxels = open_volume(f"{store}:supervoxels").read(box)
@@ -92,6 +91,19 @@ def lay_part(work: Work, number: int) -> Done:
             (made / "done" / str(number)).touch()
             flush(made / "done")
     return finished(done)
+
+
+def _shelved(work: Work, box: Box) -> dict[str, NDArray[Any]]:
+    """Affinities and supervoxels of a box of the result."""
+    names, rescaling = ("affinity", "supervoxels"), work.rescaling
+    if rescaling is None:
+        return {name: work.shelf.read(name, box) for name in names}
+    within = rescaling.model_box(box)
+    affinity, ids = (work.shelf.read(name, within) for name in names)
+    return {
+        "affinity": rescaling.affinity(affinity, NEAREST, box, within),
+        "supervoxels": rescaling.nearest(ids, box, within),
+    }
 
 
 def put_all_in_place(store: Path) -> None:

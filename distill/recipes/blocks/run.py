@@ -37,10 +37,11 @@ from distill.recipes.grey_values import check_grey, normaliser_of
 from distill.recipes.models import TrainedStudent, TrainedTeacher, load_student, load_teacher
 from distill.recipes.outputs import Frame, check_free, check_place, frame_of
 from distill.recipes.pyramid import LEVELS
-from distill.recipes.run_models import Note, Options, Start, check_resolution, start, threshold_of
+from distill.recipes.run_models import Note, Options, Start, start, threshold_of
 from distill.recipes.settings import read_settings
 from distill.recipes.streaming.journal import now
 from distill.recipes.streaming.store import ome
+from distill.recipes.voxel_size import grid_for, record_of
 from distill.store import write_group_attributes, writing
 from distill.volume import Volume, open_volume
 from students.receptive import receptive_field
@@ -168,23 +169,27 @@ def _work(
     else:
         trained = load_teacher(model, _CPU)
         decoding = trained.config.decoder
-    check_resolution(trained.notes, volume.source, volume.resolution, note)
     normaliser = normaliser_of(trained, options.grey, volume.inverted)
     check_grey(normaliser, volume.dtype, volume.source, note)
+    size = frame.shape[1:]
+    rescaling = grid_for(
+        trained.path, trained.notes, volume.source, size, volume.resolution, rescale=options.rescale, note=note
+    )
+    shape = frame.shape if rescaling is None else (frame.shape[0], *rescaling.model)
     if method == "query" and blocking.block is not None and blocking.block[0] != decoding.block[0]:
         raise DistillError(
             f"--block: found {blocking.block[0]} sections, expected {decoding.block[0]} as this model's decoder"
         )
-    plan = make_plan(frame.shape, decoding, blocking.block)
+    plan = make_plan(shape, decoding, blocking.block)
     around = (0, 0)
     if isinstance(trained, TrainedStudent) and len(plan.rows) * len(plan.columns) > 1:
         if receptive_field(trained.student).radius is None:
             if blocking.block is not None:
                 raise DistillError(
                     "--block: this student's encoder pools or attends over the whole section; expected blocks of whole "
-                    f"sections, {frame.shape[1]} x {frame.shape[2]}"
+                    f"sections, {shape[1]} x {shape[2]}"
                 )
-            plan = make_plan(frame.shape, decoding, (plan.depth, *frame.shape[1:]))
+            plan = make_plan(shape, decoding, (plan.depth, *shape[1:]))
         else:
             around = halo(trained.student, NEAREST)
     return Work(
@@ -204,6 +209,7 @@ def _work(
         backend=begun.backend,
         normaliser=normaliser,
         threads=max(1, _cores() // blocking.workers) if blocking.workers > 1 and blocking.scheduler is None else None,
+        rescaling=rescaling,
     )
 
 
@@ -248,7 +254,7 @@ class _Run:
                 self._merge()
             if not merged or not lay.begun(self._out):
                 self._begin_laying()
-            parts = lay.undone(self._out, self._work.plan)
+            parts = lay.undone(self._out, self._work.shape)
             tasks = (Task(f"part {number} of the arrays", lay.lay_part, (self._work, number)) for number in parts)
             self._run(pool, tasks, "parts of the arrays", self._found.add)
             lay.put_all_in_place(self._out)
@@ -256,8 +262,7 @@ class _Run:
     def _gather(self) -> None:
         """Statistics of whole sections, before any block is read."""
         began, work = time.perf_counter(), self._work
-        volume = open_volume(work.source, resolution=work.resolution)
-        write_corrections(self._out, work.normaliser, volume, work.first, work.plan.shape[0])
+        write_corrections(self._out, work.normaliser, work.volume(), work.first, work.plan.shape[0])
         self._found.seconds["grey values"] = time.perf_counter() - began
 
     def _shelved(self) -> bool:
@@ -301,7 +306,7 @@ class _Run:
 
     def _begin_laying(self) -> None:
         names = lay.NAMES if self._shelved() else ("segmentation",)
-        lay.begin(self._out, self._work.plan, names, self._frame.resolution, self._frame.offset)
+        lay.begin(self._out, self._work.shape, names, self._frame.resolution, self._frame.offset)
 
     def _finish(self) -> None:
         work, note = self._work, mapping_note(self._out)
@@ -316,6 +321,7 @@ class _Run:
             "method": work.method,
             "merge_threshold": work.threshold,
             "blocks": list(work.plan.grid),
+            "rescaled": record_of(work.rescaling, self._frame.resolution),
             "objects": note["objects"],
         }
         metadata = ome(lay.NAMES, self._frame.resolution, self._frame.offset)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from distill.agglomerate import region_graph
 from distill.allocation import keep_freed_memory
 from distill.errors import CheckpointError
-from distill.geometry import Box, Nanometres
+from distill.geometry import Box, Nanometres, Triple
 from distill.ids import distinct_ids
 from distill.normalisation import UNCHANGED, Normaliser
 from distill.recipes.blocks.corrections import Sections, read_corrections
@@ -46,8 +46,10 @@ from distill.recipes.blocks.tables import (
 )
 from distill.recipes.models import load_student, load_teacher, pick_device
 from distill.recipes.volumes import Piece, Runtime, lay_blocks
+from distill.resample import resampled
+from distill.rescale import Rescaling
 from distill.stitch import Stitcher, largest_overlap
-from distill.volume import open_volume
+from distill.volume import Volume, open_volume
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,14 @@ class Work:
         method: `query`, `waterz` or `mws`.
         threshold: of the method.
         store: Zarr store.
-        plan: how the volume is cut.
+        plan: how the volume is cut, on the model's grid.
         halo: (y, x) pixels around a block that the student sees.
         device: `auto`, `cpu` or `cuda[:N]`.
         precision: of the network.
         backend: of the student.
         normaliser: of the sections.
         threads: of torch in each worker; None: as many as it likes.
+        rescaling: from the sections' own grid to the model's; None: they are the same.
     """
 
     source: str
@@ -89,6 +92,17 @@ class Work:
     backend: str
     normaliser: Normaliser = UNCHANGED
     threads: int | None = None
+    rescaling: Rescaling | None = None
+
+    @property
+    def shape(self) -> Triple:
+        """(D, H, W) of the results."""
+        return self.plan.shape if self.rescaling is None else (self.plan.shape[0], *self.rescaling.recorded)
+
+    def volume(self) -> Volume:
+        """Open the sections on the model's grid."""
+        found = open_volume(self.source, resolution=self.resolution)
+        return found if self.rescaling is None else resampled(found, self.rescaling)
 
     @property
     def shelf(self) -> Shelf:
@@ -144,7 +158,7 @@ def _tools(work: Work) -> _Tools:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = pick_device(device_of(work.device, index or 0, count))
     runtime = Runtime(device, work.precision, work.backend)
-    volume = open_volume(work.source, resolution=work.resolution)
+    volume = work.volume()
     sections = Sections(volume, work.first, read_corrections(Path(work.store), work.normaliser, volume))
     if work.network == "teacher":
         teacher = load_teacher(work.weights, device)
@@ -197,7 +211,7 @@ def solve_block(work: Work, index: int) -> Done:
         ids = np.ascontiguousarray(laid.ids[own])
         stored = np.ascontiguousarray(found.stored[(slice(None), *own)])
         names = np.concatenate([distinct_ids(piece) for _, _, piece in laid.pieces])
-        seen = np.isin(names, distinct_ids(ids))
+        seen = np.isin(names, distinct_ids(_written(work, block, ids)))
         faces = (tile_faces if work.method == "query" else piece_faces)(work.plan, block, laid)
         table = BlockTable(block.box, names, seen, inside, (bool(stored.any()), bool(ids.any())), faces)
     with done.timed("write"):
@@ -238,6 +252,15 @@ def _laid(
         counted[1:, 0] = False  # in-plane contacts of the shared section are the earlier slab's
     contacts = region_graph(laid.ids[whole], affinity[(slice(None), *whole)], counted)
     return Laid(laid.ids, named, affinity), Evidence(stitcher.shares(), contacts)
+
+
+def _written(work: Work, block: Block, ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Ids of owned voxels that some voxel of the result takes."""
+    if work.rescaling is None:
+        return ids
+    (_, y, x), (_, y_stop, x_stop) = block.owned.start, block.owned.stop
+    rows, columns = work.rescaling.used(0, y, y_stop) - y, work.rescaling.used(1, x, x_stop) - x
+    return np.take(np.take(ids, rows, 1), columns, 2)
 
 
 def finished(done: Done) -> Done:

@@ -17,6 +17,7 @@ from distill.recipes.streaming.chain import LONGEST_BRIDGE, Chain, Pieces, Place
 from distill.recipes.streaming.flaws import PAST, Flaw, Inspector
 from distill.recipes.streaming.journal import Journal, Line, read_lines
 from distill.recipes.streaming.pipeline import Pipe, Stages, Threads
+from distill.recipes.streaming.rescaled import OnRecorded
 from distill.recipes.streaming.slabs import solve_slab
 from distill.recipes.streaming.sources import Section, Source
 from distill.recipes.streaming.store import StreamStore
@@ -43,6 +44,7 @@ class Work:
     layers: range  # to be done by this process; the last of them may end the stream
     last: bool  # whether the stream ends with them
     in_pieces: bool  # whether sections are run and written in tiles, none as a whole
+    recorded: OnRecorded | None = None  # brings results to the store's grid, where the model works on another
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ class _Stream:
                 self._on_section,
                 grows=self._work.source.total is None,
                 in_pieces=self._work.in_pieces,
+                recorded=self._work.recorded,
             )
             threads.start("read", lambda: self._read(given))
             threads.start("write", lambda: writer.run(self._events))

@@ -65,6 +65,7 @@ def finish(out: Path, merge: float | None) -> Finished:
         "method": "query" if job["segment"] else None,
         "merge_threshold": threshold,
         "offsets": job["offsets"],
+        "rescaled": job.get("rescaled"),
         "sections": count,
         "bad_sections": {str(line.section): line.flaw for line in lines if line.flaw},
     }

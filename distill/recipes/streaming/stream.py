@@ -18,7 +18,7 @@ from distill.recipes.aside import forget_replaced, take_back
 from distill.recipes.grey_values import check_grey, normaliser_of
 from distill.recipes.models import TrainedStudent, load_student
 from distill.recipes.outputs import check_free, check_place
-from distill.recipes.run_models import Note, Options, check_resolution, start
+from distill.recipes.run_models import Note, Options, start
 from distill.recipes.streaming.begin import job_of, prepare, refuse_to_begin_again
 from distill.recipes.streaming.engine import Work, lines_that_stay
 from distill.recipes.streaming.engine import run as run_engine
@@ -28,8 +28,11 @@ from distill.recipes.streaming.journal import Journal, Line, is_stream, manifest
 from distill.recipes.streaming.options import Streaming, parse_policies
 from distill.recipes.streaming.pipeline import Stages
 from distill.recipes.streaming.plan import layer_depth, share
-from distill.recipes.streaming.sources import FileSource, Source, VolumeSource, in_order, listed_paths
+from distill.recipes.streaming.rescaled import OnRecorded, RescaledSource
+from distill.recipes.streaming.sources import FileSource, Kind, Source, VolumeSource, in_order, listed_paths
 from distill.recipes.streaming.store import Layout, StreamStore
+from distill.recipes.voxel_size import grid_for, record_of
+from distill.rescale import check_offsets as check_carried
 from distill.volume import open_volume
 from students.runner import SectionRunner, check_offsets
 
@@ -113,9 +116,21 @@ def stream(
     step = trained.decoding.block[0] - 1 if streaming.segment else None
     # A folder that is followed may not have its first section yet: a wrong model is told of before that is waited for.
     sections = opened or _open(source, options, streaming, known, shown)
-    check_resolution(trained.notes, sections.name, sections.kind.resolution, note)
     trained = replace(trained, normaliser=normaliser_of(trained, options.grey, sections.kind.inverted))
     check_grey(trained.normaliser, sections.kind.dtype, sections.name, note)
+    recorded = sections.kind
+    rescaling = grid_for(
+        trained.path,
+        trained.notes,
+        sections.name,
+        recorded.size,
+        recorded.resolution,
+        rescale=options.rescale,
+        note=note,
+    )
+    if rescaling is not None:
+        check_carried(streaming.offsets)
+        sections = RescaledSource(sections, rescaling)
     runner = SectionRunner(
         trained.student,
         trained.slab if streaming.segment else None,
@@ -127,8 +142,10 @@ def stream(
         embedding=None if streaming.embedding == "none" else streaming.embedding,
         normaliser=trained.normaliser,
     )
-    layout = _layout(sections, trained, streaming, step)
+    in_pieces = streaming.tile is not None and not streaming.segment and rescaling is None
+    layout = _layout(recorded, trained, streaming, step, in_pieces=in_pieces)
     job = job_of(source, trained, options, streaming, sections, layout, begun, runner)
+    job["rescaled"] = record_of(rescaling, recorded.resolution)
     created = prepare(out, layout, job, sections.total, streaming, options)
     _say(shown, held if streaming.following is not None else (*begun.lines, *held))
     note = shown
@@ -147,9 +164,9 @@ def stream(
             rate = (done - before) * area / max(time.perf_counter() - began, 1e-9) / 1e6
             on_progress(done, end, f"{rate:.2f} Mvoxel/s")
 
-        in_pieces = streaming.tile is not None and not layout.segment
         store = StreamStore(out, layout)
-        work = Work(sections, trained, runner, runtime, store, policies, layers, last, in_pieces)
+        back = None if rescaling is None else OnRecorded(rescaling, layout.offsets)
+        work = Work(sections, trained, runner, runtime, store, policies, layers, last, in_pieces, back)
         run_engine(work, journal, stages, on_section)
     except BaseException as error:
         done = len(read_lines(journal.path)) if journal is not None else 0
@@ -201,8 +218,8 @@ def _open(source: str, options: Options, streaming: Streaming, known: Sequence[s
     return VolumeSource(open_volume(source, resolution=options.resolution), options.sections)
 
 
-def _layout(sections: Source, trained: TrainedStudent, streaming: Streaming, step: int | None) -> Layout:
-    kind, embedding = sections.kind, streaming.embedding
+def _layout(kind: Kind, trained: TrainedStudent, streaming: Streaming, step: int | None, *, in_pieces: bool) -> Layout:
+    embedding = streaming.embedding
     channels = trained.student.embedding_channels
     layout = Layout(
         size=kind.size,
@@ -214,5 +231,4 @@ def _layout(sections: Source, trained: TrainedStudent, streaming: Streaming, ste
         resolution=kind.resolution,
         offset=kind.offset,
     )
-    in_pieces = streaming.tile is not None and step is None
     return replace(layout, depth=1 if in_pieces else layer_depth(layout.section_bytes, step))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from distill.recipes.streaming.journal import FOLDER, Journal, Line, now
 from distill.recipes.streaming.pipeline import Pipe, Stages
+from distill.recipes.streaming.rescaled import OnRecorded
 from distill.recipes.streaming.slabs import SlabResult, write_table
 from distill.recipes.streaming.store import StreamStore
 
@@ -66,6 +67,7 @@ class Writer:
         *,
         grows: bool,
         in_pieces: bool,
+        recorded: OnRecorded | None = None,
     ) -> None:
         """Begin at section `first`, the start of a layer.
 
@@ -77,9 +79,10 @@ class Writer:
             on_section: called with the number of sections that are done.
             grows: whether the arrays are made longer as layers come.
             in_pieces: whether sections come in pieces, so that no layer is held.
+            recorded: brings results from the model's grid to the store's, where they are not the same.
         """
         self._store, self._journal, self._stages, self._on_section = store, journal, stages, on_section
-        self._first, self._grows, self._in_pieces = first, grows, in_pieces
+        self._first, self._grows, self._in_pieces, self._recorded = first, grows, in_pieces, recorded
         self._lines: list[Line] = []
         self._slab: SlabResult | None = None
         self._affinity: NDArray[np.uint8] | None = None
@@ -105,7 +108,7 @@ class Writer:
                 self._store.resize(max(self._store.depth, event.z + 1))
             self._store.write_piece(event.z, event.rows, event.columns, event.affinity, event.embedding)
         elif isinstance(event, SlabResult):
-            self._slab = event
+            self._slab = event if self._recorded is None else self._recorded.slab(event)
         elif isinstance(event, Commit):
             self._commit()
 
@@ -118,9 +121,13 @@ class Writer:
             self._affinity = np.zeros((len(layout.offsets), layout.depth, *layout.size), np.uint8)
             if layout.embedding != "none":
                 self._embedding = np.zeros((layout.channels, layout.depth, *layout.size), layout.embedding)
-        self._affinity[:, at] = 0 if done.affinity is None else done.affinity
+        affinity, embedding = done.affinity, done.embedding
+        if self._recorded is not None:
+            affinity = None if affinity is None else self._recorded.affinity(affinity)
+            embedding = None if embedding is None else self._recorded.nearest(embedding)
+        self._affinity[:, at] = 0 if affinity is None else affinity
         if self._embedding is not None:
-            self._embedding[:, at] = 0 if done.embedding is None else done.embedding
+            self._embedding[:, at] = 0 if embedding is None else embedding
         self._lines.append(done.line)
 
     def _commit(self) -> None:

@@ -64,9 +64,12 @@ def runs(weights: Path, phantom: Path, folder: Path) -> None:
     out, told = folder / "out.zarr", {"on_progress": lambda *_: None, "note": notes.append}
     about = stream(*words, out, OPTIONS, Streaming(), **told).about
     assert about["method"] is None
-    assert notes[1:] == [
-        f"{weights} has no query decoder: affinities only. For instances: distill segment --method waterz"
-    ]
+    lines = [f"{weights} has no query decoder: affinities only. For instances: distill segment --method waterz"]
+    if "resolution" not in read_weights(weights).notes:
+        lines.append(
+            f"{weights} does not say what voxels it was trained on; {phantom}:volumes/raw has 30 x 6 x 6 nm (z, y, x)"
+        )
+    assert [note for note in notes if note.startswith(str(weights))] == lines
     affinity = open_volume(f"{folder / 'out.zarr'}:affinity").read()
     assert affinity.shape == (3, 3, 96, 96)
     assert (affinity[0, 0] == 0).all()
@@ -95,6 +98,30 @@ def runs(weights: Path, phantom: Path, folder: Path) -> None:
             on_progress=lambda *_: None,
             note=notes.append,
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "kept"),
+    [
+        ("cad.ckpt", None, None),
+        ("AC34.ckpt", None, [30, 6, 6]),
+        ("ac3_4.ckpt", None, [30, 6, 6]),
+        ("CremiC.ckpt", None, [40, 4, 4]),
+        ("CremiC.ckpt", (35, 8, 8), [35, 8, 8]),
+    ],
+)
+def test_the_voxel_size_is_the_one_given_or_of_the_volume_in_the_name(
+    published: Path, tmp_path: Path, name: str, given: tuple[float, float, float] | None, kept: list[float] | None
+) -> None:
+    found = convert(published.rename(tmp_path / name), tmp_path / "w.safetensors", given)
+    assert load_student(str(tmp_path / "w.safetensors"), torch.device("cpu")).notes.get("resolution") == kept
+    assert found.resolution == (None if kept is None else tuple(kept))
+
+
+def test_a_voxel_size_is_checked(published: Path, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"--resolution: found resolution \(30.0, 0.0, 6.0\)"):
+        convert(published, tmp_path / "w.safetensors", (30, 0, 6))
+    assert not (tmp_path / "w.safetensors").exists()
 
 
 def test_cad_streams(published: Path, phantom: Path, tmp_path: Path) -> None:

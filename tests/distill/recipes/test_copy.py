@@ -303,6 +303,15 @@ def test_some_sections_move_the_offset(tmp_path: Path, form: str) -> None:
         copy(tmp_path / "in.npy", tmp_path / "x.zarr", resolution=RESOLUTION, sections=(3, 8))
 
 
+def test_every_third_section_is_three_times_as_thick(tmp_path: Path) -> None:
+    raw = np.random.default_rng(0).integers(0, 256, (9, 4, 5), np.uint8)
+    np.savez(tmp_path / "cubes.npz", raw, resolution=(8.0, 8.0, 8.0), offset=(16.0, 0.0, 0.0))
+    found = open_volume(copy(tmp_path / "cubes.npz", tmp_path / "thin.zarr", every=3, sections=(1, None)).name)
+    np.testing.assert_array_equal(found.read(), raw[[1, 4, 7]])
+    assert found.resolution == (24.0, 8.0, 8.0)
+    assert found.offset == (24.0, 0.0, 0.0)
+
+
 def test_what_a_target_cannot_hold_is_refused_with_the_numbers(tmp_path: Path) -> None:
     ids = np.zeros((3, 2, 2), "u8")
     ids[2, 1, 1] = 70_000
