@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -69,13 +69,29 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """Trainings leave out figures and report, which take longer than four steps."""
+    left_out = [f"distill.recipes.train.{name}" for name in ("run_figures", "report_after_training")]
+    with mock.patch(left_out[0]), mock.patch(left_out[1]):
+        yield
+
+
+@pytest.fixture
+def no_pictures() -> Iterator[None]:
+    """See `without_pictures`."""
+    with without_pictures():
+        yield
+
+
 @pytest.fixture(scope="session")
 def train(phantom: Path) -> Train:
-    """`distill train` of the demo's pair made tiny, 4 steps, with further words."""
+    """`distill train` of the demo's pair made tiny, 4 steps, with further words; no figures unless asked for."""
 
-    def run(out: Path, *words: object) -> Said:
+    def run(out: Path, *words: object, pictures: bool = False) -> Said:
         pair = CONFIGS / "teacher.yaml", CONFIGS / "student.yaml"
-        with mock.patch.dict(os.environ, {"PHANTOM": str(phantom)}):
+        drawn = nullcontext() if pictures else without_pictures()
+        with mock.patch.dict(os.environ, {"PHANTOM": str(phantom)}), drawn:
             return call("train", *pair, *TINY, "--device", "cpu", "--out", out, *words)
 
     return run
@@ -85,7 +101,7 @@ def train(phantom: Path) -> Train:
 def run(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a finished run; not to be written to."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    said = train(folder)
+    said = train(folder, pictures=True)
     assert said.code == 0, said.err
     assert f"run folder: {folder}" in said.out
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -335,9 +336,7 @@ def test_run_that_broke_resumes_from_its_last_state(
 
 
 def test_resuming_a_finished_run_changes_nothing(run: Path, train: Cli, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    assert train(folder).code == 0
-    same_run(run, folder)
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
     kept = tree(folder / "checkpoints"), tree(folder / "best"), metrics(folder)
     said = train(folder, "--resume")
     assert said.code == 0, said.err
@@ -655,9 +654,8 @@ def test_truncated_weights(
     refuses(("convert", path, "--out", tmp_path / "w.safetensors"), path, "not a safetensors file")
 
 
-def test_truncated_state(refuses: Refuses, train: Cli, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    assert train(folder).code == 0
+def test_truncated_state(refuses: Refuses, train: Cli, run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
     state = folder / "checkpoints" / "state.pt"
     state.write_bytes(state.read_bytes()[:1000])
     said = train(folder, "--resume")

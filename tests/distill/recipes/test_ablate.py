@@ -50,7 +50,7 @@ def pair(tiny: tuple[str, ...], phantom: Path) -> Callable[..., Pair]:
 
 
 @pytest.fixture
-def ablation(cli: Callable[..., Any], phantom: Path, tiny: tuple[str, ...]) -> Callable[..., Any]:
+def ablation(no_pictures: None, cli: Callable[..., Any], phantom: Path, tiny: tuple[str, ...]) -> Callable[..., Any]:
     """`distill ablate` of the tiny pair."""
 
     def run(out: Path, *words: object) -> Any:

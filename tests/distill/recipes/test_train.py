@@ -179,7 +179,7 @@ TEACHER_ALONE = (
 
 def test_a_teacher_alone_then_a_student_of_the_frozen_teacher(train: Callable[..., Any], tmp_path: Path) -> None:
     first, second = tmp_path / "teacher", tmp_path / "student"
-    said = train(first, *TEACHER_ALONE)
+    said = train(first, *TEACHER_ALONE, pictures=True)
     assert said.code == 0, said.err
     rows = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
     assert {name for row in rows for name in row if name.startswith("validation_")} == {
