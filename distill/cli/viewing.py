@@ -10,7 +10,17 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, say, say_error
-from distill.cli.options import Device, Invert, Normalise, Precision, Rescale, Resolution, ids, section_range
+from distill.cli.options import (
+    Device,
+    Invert,
+    Normalise,
+    Precision,
+    Rescale,
+    Resolution,
+    Sections,
+    ids,
+    section_range,
+)
 from distill.errors import DistillError
 from distill.hardware import AUTO, check_precision
 
@@ -219,10 +229,23 @@ def view(
 
 
 @app.command()
-def info(source: str) -> None:
+def info(
+    source: str,
+    grey: Annotated[
+        bool, typer.Option("--grey", help="measure how grey values differ between and within the sections of a volume")
+    ] = False,
+    sections: Sections = None,
+    resolution: Resolution = None,
+    as_json: Annotated[bool, typer.Option("--json", help="with --grey: print JSON, section by section")] = False,
+) -> None:
     """Say what a volume or a weights file holds."""
     from distill.checkpoint import bundled_models, read_weights
 
+    if grey:
+        _info_grey(source, sections, resolution, as_json)
+        return
+    if sections is not None or resolution is not None or as_json:
+        raise DistillError("--sections, --resolution, --json: found without --grey, expected it with them")
     files = [Path(source)] if source.endswith(".safetensors") else sorted((Path(source) / "best").glob("*.safetensors"))
     bundled = bundled_models().get(source)
     if not files and bundled is not None and not Path(source).exists():
@@ -238,6 +261,18 @@ def info(source: str) -> None:
     from distill.describe import describe, format_summary
 
     say(format_summary(describe(source)))
+
+
+def _info_grey(source: str, sections: str | None, resolution: str | None, as_json: bool) -> None:
+    from distill.geometry import parse_numbers
+    from distill.recipes.grey_ranges import format_grey_ranges, grey_ranges
+    from distill.volume import open_volume
+
+    nm = parse_numbers(resolution, "--resolution") if resolution else (1.0, 1.0, 1.0)  # no number depends on it
+    volume = open_volume(source, resolution=nm)
+    with Bar("sections") as bar:
+        found = grey_ranges(volume, section_range(sections), bar.update)
+    say(json.dumps(found.to_dict(), indent=1) if as_json else format_grey_ranges(found))
 
 
 def _say_seams(name: str, found: NetworkSeams) -> None:
