@@ -94,6 +94,66 @@ def train(
 
 
 @app.command(context_settings={"ignore_unknown_options": False})
+def finetune(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="run folder, weights file or bundled model")],
+    raw: Annotated[str, typer.Argument(metavar="RAW", help="sections")],
+    labels: Annotated[str, typer.Argument(metavar="LABELS", help="their neuron ids, 0 = not labelled")],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="run folder")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    sections: Annotated[
+        str | None, typer.Option(metavar="FIRST:LAST", help="labelled sections to use; default all that hold a label")
+    ] = None,
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:LAST",
+            help="sections that are not trained on; default the last fifth, at least two; none of fewer than four",
+        ),
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.01, help="of the training; default 10")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="a 3D teacher that teaches the student; default none")
+    ] = None,
+    resolution: Resolution = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in RUN where it stopped")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train a trained student further on a few labelled sections of another volume."""
+    from distill.geometry import parse_numbers
+    from distill.recipes.finetune import plan_finetune
+    from distill.recipes.models import pick_device
+    from distill.recipes.train import train as run
+
+    found = plan_finetune(
+        model,
+        raw,
+        labels,
+        sections=_span(sections, "--sections"),
+        validation=_span(validation, "--validation"),
+        minutes=minutes,
+        teacher=teacher,
+        resolution=parse_numbers(resolution, "--resolution") if resolution else None,
+        overrides=overrides or [],
+    )
+    pick_device(device)
+    for line in found.plan:
+        say(line)
+    with Bar("steps") as bar:
+        run(found.config, out, resume=resume, device=device, progress=_progress(bar), command=sys.argv)
+    say(f"run folder: {out}")
+    say(f"next: distill stream {raw} --model {out} --out {out}/sections.zarr")
+
+
+def _span(text: str | None, option: str) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit()):
+        raise DistillError(f"{option}: found {text!r}, expected FIRST:LAST such as 0:10")
+    return int(first), int(last)
+
+
+@app.command(context_settings={"ignore_unknown_options": False})
 def ablate(
     teacher: Annotated[Path, typer.Argument(metavar="TEACHER.yaml")],
     student: Annotated[Path, typer.Argument(metavar="STUDENT.yaml")],
