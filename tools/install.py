@@ -59,6 +59,8 @@ class Counter:
         return f"{done} of {self.total} packages unpacked"
 
     def _fetched(self) -> str:
+        if not self.found:
+            return "pip prepares"
         size = f", {self.megabytes:.0f} MB fetched" if self.megabytes else ""
         return f"{self.found} packages found{size}"
 

@@ -92,6 +92,7 @@ def test_an_error_of_pip_is_shown_and_its_exit_code_kept(tool: ModuleType, tmp_p
 
 def test_files_of_this_machine_are_counted_without_sizes(tool: ModuleType, tmp_path: Path) -> None:
     counter = tool.Counter(tmp_path)
+    assert counter.so_far() == "pip prepares"
     for line in ("Looking in links: /wheels", "Processing /wheels/numpy-2.4.0-cp311.whl", "Processing ./project"):
         assert counter.take(line) is None
     assert counter.so_far() == "2 packages found"
