@@ -306,7 +306,7 @@ def _plan(
             f"trains on sections {first}:{last}; {last - first} are too few to set any aside, so that the scores "
             "printed are of the training sections and the last weights are kept"
         )
-    lines.append(f"grey values of sections: normalisation {config.student.data.normaliser}")
+    lines.append(f"normalisation of grey values: {config.student.data.normalisation}")
     taught = f"with the frozen teacher {teacher}" if teacher else "the student alone, without a teacher"
     lines.append(f"{taught}; learning rate {training.lr:g}, crops of {' x '.join(map(str, training.crop))}")
     return tuple(lines)

@@ -89,6 +89,8 @@ def test_network_decoder_and_sections_come_from_model_and_labels(files: tuple[st
     said = "\n".join(found.plan)
     assert "trains on sections 2:8, validates on 8:10" in said
     assert "the student alone, without a teacher" in said
+    assert "normalisation of grey values: " in said
+    assert "Normaliser(" not in said
     assert "as the model's" in said
 
 
