@@ -325,9 +325,15 @@ class AugmentConfig(Strict):
 
 
 class TrainingConfig(Strict):
-    """The optimiser's loop."""
+    """The optimiser's loop.
+
+    With `minutes` the first steps are timed and the run gets as many steps as fit, whatever `steps` says. `steps` is
+    then the length that `warmup`, `lr_warmup` and the teacher's `queries.start` are written for: they keep their share
+    of the run.
+    """
 
     steps: int = Field(200_000, ge=1)
+    minutes: float | None = Field(None, gt=0, allow_inf_nan=False)  # of the steps, validations and saving, together
     warmup: int = Field(10_000, ge=0)  # steps with the teacher's own and the slice loss alone
     crop: tuple[int, int, int] = (18, 160, 160)
     batch: int = Field(2, ge=1)
@@ -447,6 +453,22 @@ class Pair(Strict):
                 "student.loss.masks: multiplies teacher.queries.cross_entropy and teacher.queries.dice, found both 0; "
                 "expected one above 0, or student.loss.masks 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _phases_have_a_length(self) -> Pair:
+        training = self.student.training
+        lengths: dict[str, BaseModel] = {f"student.training.{key}": training for key in ("warmup", "lr_warmup")}
+        lengths["teacher.queries.start"] = self.teacher.queries
+        if training.minutes is None or "steps" in training.model_fields_set:
+            return self
+        for key, holder in lengths.items():
+            name = key.rpartition(".")[2]
+            if name in holder.model_fields_set and getattr(holder, name):
+                raise ValueError(
+                    f"{key}: found {getattr(holder, name)} with student.training.minutes alone, expected "
+                    "student.training.steps as well: the length that it is written for; it keeps its share of the run"
+                )
         return self
 
     @model_validator(mode="after")

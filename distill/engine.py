@@ -119,7 +119,7 @@ def fit(
                 batch = next(iterator)
                 waited = time.perf_counter() - began
                 lr = learning_rate(state.step, training)
-                terms = _step(state, objective, batch, training, fabric, lr, clock, state_path)
+                terms = take_step(state, objective, batch, training, fabric, lr, clock, state_path)
                 state.step += 1
                 on_step(StepReport(state.step, terms, lr, time.perf_counter() - began, waited, clock.parts()))
                 last = state.step == training.steps
@@ -138,7 +138,7 @@ def fit(
             del iterator
 
 
-def _step(
+def take_step(
     state: State,
     objective: Objective,
     batch: Any,

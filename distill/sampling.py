@@ -6,6 +6,7 @@ have seen, whatever the number of workers.
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -75,6 +76,17 @@ class Items(Dataset[Batch]):
 
     def __len__(self) -> int:
         return self.training.steps * self.training.batch
+
+    def of_run(self, training: TrainingConfig, unlabelled_at: Callable[[int], bool]) -> Items:
+        """The same crops in a run that differs in its number of steps and the phases that go with it.
+
+        Args:
+            training: of that run.
+            unlabelled_at: whether a step of that run is of volumes without labels.
+        """
+        other = copy.copy(self)
+        other.training = training
+        return other
 
     def window(self, index: int) -> Window:
         """Cut a crop and draw its augmentation."""
@@ -250,6 +262,12 @@ class MixedCrops(Items):
         self.unlabelled_at, self.per_step = unlabelled_at, labelled.training.batch * ranks
         self.share = np.array([math.prod(crops.source.shape) for crops in others], dtype=np.float64)
 
+    def of_run(self, training: TrainingConfig, unlabelled_at: Callable[[int], bool]) -> Items:
+        """See `Items.of_run`."""
+        other = copy.copy(self)
+        other.training, other.unlabelled_at = training, unlabelled_at
+        return other
+
     def window(self, index: int) -> Window:
         """As `Crops`; without labels a volume is drawn by its size."""
         if not self.unlabelled_at(index // self.per_step):
@@ -320,7 +338,15 @@ class _FinishedHere:
         return torch.stack(raw), torch.stack(labels)
 
 
-def batches(crops: Items, first_step: int, device: torch.device, *, rank: int = 0, ranks: int = 1) -> Iterable[Batch]:
+def batches(
+    crops: Items,
+    first_step: int,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    steps: Sequence[int] | None = None,
+) -> Iterable[Batch]:
     """Batches from `first_step` on, augmented where `student.augment.device` says; what they hold is the same.
 
     Args:
@@ -329,33 +355,31 @@ def batches(crops: Items, first_step: int, device: torch.device, *, rank: int = 
         device: of the training; with `augment.device: train` batches come from there, else from the CPU.
         rank: this process.
         ranks: how many share every step's batch.
+        steps: numbers of the steps in the order in which they are wanted; default all from `first_step` on.
     """
+    wanted = range(first_step, crops.training.steps) if steps is None else steps
     if crops.augmentation.device == "worker":
-        return _Batches(loader(crops, first_step, rank=rank, ranks=ranks))
-    windows = _load(_Windows(crops), crops, first_step, rank, ranks, collate=list)
+        return _Batches(_load(crops, crops, wanted, rank, ranks))
+    windows = _load(_Windows(crops), crops, wanted, rank, ranks, collate=list)
     return _FinishedHere(crops, windows, device)
 
 
 def loader(crops: Items, first_step: int, *, rank: int = 0, ranks: int = 1) -> DataLoader[Batch]:
     """Batches from `first_step` on, augmented by the workers; with several ranks each gets its share of every batch."""
-    return _load(crops, crops, first_step, rank, ranks)
+    return _load(crops, crops, range(first_step, crops.training.steps), rank, ranks)
 
 
 def _load(
     items: Dataset[Any],
     crops: Items,
-    first_step: int,
+    steps: Sequence[int],
     rank: int,
     ranks: int,
     collate: Callable[[list[Any]], Any] | None = None,
 ) -> DataLoader[Any]:
     training = crops.training
     threaded = training.workers > 0 and any(source.threaded for source in crops.sources)
-    order = [
-        (step * ranks + rank) * training.batch + item
-        for step in range(first_step, training.steps)
-        for item in range(training.batch)
-    ]
+    order = [(step * ranks + rank) * training.batch + item for step in steps for item in range(training.batch)]
     return DataLoader(
         items,
         generator=torch.Generator(),  # so that making a loader leaves torch's own random state alone

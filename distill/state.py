@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -116,6 +117,25 @@ class Average:
             yield
         finally:
             module.load_state_dict(own)
+
+
+@contextmanager
+def restored(state: State) -> Iterator[None]:
+    """Put everything back after the block as it was before: weights, optimiser, averages, step, random numbers."""
+    module = {name: value.detach().clone() for name, value in state.module.state_dict().items()}
+    average = {name: value.clone() for name, value in state.average.values.items()} if state.average else {}
+    optimizer, step, random = copy.deepcopy(state.optimizer.state_dict()), state.step, random_state()
+    try:
+        yield
+    finally:
+        state.module.load_state_dict(module)
+        for name, value in average.items():
+            assert state.average is not None
+            state.average.values[name].copy_(value)
+        state.optimizer.load_state_dict(optimizer)
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step = step
+        set_random_state(random)
 
 
 def random_state() -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import typer
 
 from distill.errors import DistillError
+from distill.pace import rate, span
 
 
 def say(text: str) -> None:
@@ -57,7 +59,7 @@ class Bar:
 
     def __init__(self, unit: str, *, shown: bool = True) -> None:
         self.terminal = shown and sys.stderr.isatty()
-        self.unit, self.began, self.shown, self.first = unit, time.perf_counter(), 0.0, -1
+        self.unit, self.began, self.before, self.shown = unit, time.perf_counter(), 0, -math.inf
         self.first_lines: tuple[str, ...] = ()
         self.progress: Any = None
         self.task: Any = None
@@ -65,9 +67,9 @@ class Bar:
     def __enter__(self) -> Bar:
         if self.terminal:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
             self.progress = Progress(*columns, console=Console(stderr=True))
             self.progress.start()
             self.task = self.progress.add_task(self.unit, total=None, note="")
@@ -88,21 +90,59 @@ class Bar:
         if self.progress is not None:
             self.progress.stop()
 
-    def update(self, done: int, total: int | None, note: str = "") -> None:
-        """Show that `done` of `total` are finished; of a number that is not known yet if it is None."""
+    def start(self, done: int, total: int | None) -> None:
+        """The work begins now, with what earlier processes have done; the rate counts from here."""
+        self._begin()
+        self.began, self.before = time.perf_counter(), done
+        if self.progress is not None:
+            self.progress.update(self.task, completed=done, total=total, note="")
+
+    def update(self, done: int, total: int | None, note: str = "", *, left: float | None = None) -> None:
+        """Show how far the work is.
+
+        Args:
+            done: finished, those of earlier processes included.
+            total: of how many; None while that is not known.
+            note: shown after the rate.
+            left: seconds, where the caller knows better than the rate so far.
+        """
         self._begin()
         now = time.perf_counter()
-        if self.first < 0:
-            self.first, self.began = done, now
-        rate = (done - self.first) / (now - self.began) if done > self.first else 0.0
-        text = f"{rate:.2f} {self.unit}/s {note}".rstrip()
+        text = pace_text(
+            done - self.before, now - self.began, self.unit, note, None if total is None else total - done, left
+        )
         if self.progress is not None:
             self.progress.update(self.task, completed=done, total=total, note=text)
         elif now - self.shown > 10 or done == total:
-            left = f", {(total - done) / rate:.0f} s left" if total is not None and rate and done < total else ""
-            typer.echo(f"{done}/{'?' if total is None else total} {text}{left}", err=True)
+            typer.echo(f"{done}/{'?' if total is None else total} {text}".rstrip(), err=True)
             self.shown = now
 
     def line(self, text: str) -> None:
         """A line above the bar."""
-        (self.progress.console.print if self.progress is not None else say_error)(text)
+        if self.progress is not None:
+            self.progress.console.print(text, markup=False, highlight=False)
+        else:
+            say_error(text)
+
+
+def pace_text(
+    done: int, seconds: float, unit: str, note: str = "", to_do: int | None = None, left: float | None = None
+) -> str:
+    """Rate and time left, as far as they are known.
+
+    Args:
+        done: finished in this process.
+        seconds: since it began.
+        unit: what is counted, in the plural.
+        note: comes after the rate.
+        to_do: how many are not finished; None while that is not known.
+        left: seconds, where the caller knows better than the rate so far.
+    """
+    parts = [" ".join(part for part in (rate(done, seconds, unit) or unit, note) if part)]
+    if to_do == 0:
+        parts.append(f"in {span(seconds)}" if done > 0 else "")
+    elif left is not None:
+        parts.append(f"{span(left)} left")
+    elif to_do is not None and done > 1:  # the first one has the start in it
+        parts.append(f"{span(to_do * seconds / done)} left")
+    return ", ".join(part for part in parts if part)

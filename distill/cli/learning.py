@@ -15,6 +15,7 @@ from distill.cli.console import Bar, say, say_error, took
 from distill.cli.options import Device, Precision, Resolution, runtime_of
 from distill.errors import DistillError
 from distill.hardware import AUTO
+from distill.pace import number
 
 if TYPE_CHECKING:
     from distill.recipes.train import Progress
@@ -223,8 +224,12 @@ def _progress(bar: Bar, before: int = 0, runs: int = 1) -> Progress:
     """Steps of a run on the bar, after those of the runs before it; validations as lines."""
     from distill.recipes.train import Progress
 
-    def on_step(report: Any, steps: int) -> None:
-        bar.update(before * steps + report.step, runs * steps, f"loss {report.terms['loss']:.3f}")
+    def on_start(step: int, steps: int) -> None:
+        bar.start(before * steps + step, runs * steps)
+
+    def on_step(report: Any, steps: int, left: float | None) -> None:
+        later = None if left is None or runs > before + 1 else left
+        bar.update(before * steps + report.step, runs * steps, f"loss {number(report.terms['loss'])}", left=later)
 
     def on_validation(step: int, judged: Any, seconds: float) -> None:
         for name, found in judged.items():
@@ -235,7 +240,7 @@ def _progress(bar: Bar, before: int = 0, runs: int = 1) -> Progress:
                 f"y {found.boundary_f1[1]:.3f}, x {found.boundary_f1[2]:.3f}"
             )
 
-    return Progress(on_step, on_validation, bar.line)
+    return Progress(on_start, on_step, on_validation, bar.line)
 
 
 def _seeds(text: str) -> list[int]:

@@ -112,7 +112,7 @@ def stream(
         tile=tile,
     )
     with Recorded(out) as record, Bar("sections") as bar:
-        found = run(source, model, out, options, streaming, on_progress=bar.update, note=bar.line)
+        found = run(source, model, out, options, streaming, on_progress=bar.update, note=bar.line, on_start=bar.start)
         record.update(found.about | found.chosen | {"stages": found.seconds})
     _say_stream(out, found)
 
@@ -195,6 +195,7 @@ def segment(
             method={"query": "query", "waterz": "waterz"}.get(method, "mws"),  # type: ignore[arg-type]
             on_progress=bar.update,
             note=bar.line,
+            on_start=bar.start,
         )
         record.update(found.record())
     _say_result(out, found.about)

@@ -39,6 +39,7 @@ from distill.losses import (
     multi_offset_loss,
 )
 from distill.matching import Match, match
+from distill.phases import Phases
 from distill.recipes.models import (
     build_decoder,
     build_slab,
@@ -121,7 +122,8 @@ class Joint(nn.Module):
         raw, labels = batch
         if self.config.unlabelled_at(step):
             return self._unlabelled_terms(raw, step)
-        with_queries = self._queries_now(step)
+        phases = Phases(self.config)
+        with_queries = phases.queries(step)
         targets = affinity_targets(labels)
         self.clock.mark("losses")
         taught = self._taught(raw, step)
@@ -129,12 +131,12 @@ class Joint(nn.Module):
         seen = None
         terms: dict[str, Tensor] = {}
         if self.student is not None:
-            seen = self.view(raw, with_queries and (self.config.teacher.queries.student > 0 or self._masks_now(step)))
+            seen = self.view(raw, with_queries and (self.config.teacher.queries.student > 0 or phases.masks(step)))
             self.clock.mark("student")
             terms.update(self._slice_term(seen, targets))
         if taught is not None:
             terms.update(self._teacher_terms(taught, labels, targets))
-            if seen is not None and self._distils_now(step):
+            if seen is not None and phases.distils(step):
                 terms.update(self._distillation(taught, seen, labels, targets))
         if with_queries:
             terms.update(self._query_terms(taught, seen, labels, step))
@@ -154,8 +156,7 @@ class Joint(nn.Module):
             taught: TeacherOutput = self.teacher.eval()(raw)
         self.teacher.train(learning)
         self.clock.mark("teacher")
-        queries, turn = self.config.teacher.queries, step // self.config.student.training.unlabelled_every
-        with_masks = self.config.student.loss.masks > 0 and step >= queries.start and turn % queries.every == 0
+        queries, with_masks = self.config.teacher.queries, Phases(self.config).unlabelled_masks(step)
         seen = self.view(raw, with_masks)
         self.clock.mark("student")
         terms = self._distillation(taught, seen, None, targets)
@@ -192,33 +193,9 @@ class Joint(nn.Module):
             decoder_input=slab,
         )
 
-    def _queries_now(self, step: int) -> bool:
-        queries = self.config.teacher.queries
-        since = self.config.labelled_before(step) - self.config.labelled_before(queries.start)
-        due = step >= queries.start and since % queries.every == 0
-        of_teacher = queries.teacher > 0 and self._teacher_now(step)
-        return due and (of_teacher or queries.student > 0 or self._masks_now(step))
-
-    def _masks_now(self, step: int) -> bool:
-        """Whether the teacher's masks teach, at steps with query losses."""
-        return self.config.student.loss.masks > 0 and self._teacher_now(step) and self._distils_now(step)
-
-    def _teacher_now(self, step: int) -> bool:
-        """Whether the 3D network may run: never for a student alone, else every `teacher_every` steps."""
-        every = self.config.student.training.teacher_every
-        return self.teacher is not None and self.config.labelled_before(step) % every == 0
-
-    def _distils_now(self, step: int) -> bool:
-        return self.config.distils and step >= self.config.student.training.warmup
-
     def _taught(self, raw: Tensor, step: int) -> TeacherOutput | None:
         """What the teacher gives; None at steps at which no loss asks for it."""
-        if self.teacher is None or not self._teacher_now(step):
-            return None
-        loss = self.config.student.loss
-        to_pairs = (loss.cross > 0 or loss.graft > 0) and self._distils_now(step)
-        to_queries = self._queries_now(step) and (self.config.teacher.queries.teacher > 0 or self._masks_now(step))
-        if not (self.config.teacher_losses or to_pairs or to_queries):
+        if self.teacher is None or not Phases(self.config).teacher(step):
             return None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.teacher.frozen):
             found: TeacherOutput = self.teacher(raw)
@@ -284,7 +261,7 @@ class Joint(nn.Module):
     ) -> dict[str, Tensor]:
         """Masks of both networks against the labels, and of the student against the teacher's."""
         weights = self.config.teacher.queries
-        with_masks = taught is not None and self._masks_now(step)
+        with_masks = taught is not None and Phases(self.config).masks(step)
         given = self._decoder_inputs(taught if weights.teacher or with_masks else None, seen)
         instances = compact_blocks(instance_targets(split_instances(labels[:, 1:])))
         decoded = self._decode(given, step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from distill.errors import SourceError
+from distill.recipes.planned_steps import planned_settings
 
 _NO_TERM = ("step", "lr", "seconds", "waited", "parts", "validation_seconds", "loss")
 _VALIDATION = "validation_"
@@ -27,12 +28,14 @@ class RunFolder:
         record: run.json.
         rows: metrics.jsonl, in order.
         configuration: text of teacher.yaml and student.yaml by file name.
+        planned: settings in which the run differs from these texts, by file and keys (see `planned_settings`).
     """
 
     path: Path
     record: Mapping[str, Any]
     rows: list[dict[str, Any]]
     configuration: dict[str, str]
+    planned: Mapping[tuple[str, ...], int] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -40,7 +43,9 @@ class RunFolder:
         return max((int(row["step"]) for row in self.rows), default=0)
 
     def setting(self, file: str, *keys: str) -> Any:
-        """A value of the configuration; None where it is not there."""
+        """A value of the configuration that the run has; None where it is not there."""
+        if (file, *keys) in self.planned:
+            return self.planned[file, *keys]
         try:
             found = yaml.safe_load(self.configuration.get(file, ""))
         except yaml.YAMLError:
@@ -117,7 +122,8 @@ def read_run(path: Path) -> RunFolder:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from None
     except ValueError as error:
         raise SourceError(f"{path}: cannot be read: {error}") from None
-    return RunFolder(path, record if isinstance(record, dict) else {}, [row for row in rows if row], configuration)
+    record = record if isinstance(record, dict) else {}
+    return RunFolder(path, record, [row for row in rows if row], configuration, planned_settings(path))
 
 
 def pace(run: RunFolder, first: int, last: int) -> Pace | None:

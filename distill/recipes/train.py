@@ -4,40 +4,47 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 
 import distill
 from distill.checkpoint import save_weights
 from distill.config import Pair, dump, load_pair, older_defaults
 from distill.durable import replacing
-from distill.engine import MetricsLog, StepReport, fit, make_optimizer
+from distill.engine import MetricsLog, Objective, StepReport, fit, make_optimizer
 from distill.errors import CheckpointError, DistillError, SourceError
 from distill.hardware import AUTO, Chosen, Precision, choose
 from distill.ranks import from_environment
 from distill.recipes.figures import run_figures
+from distill.recipes.forecast import Forecast
 from distill.recipes.joint import Joint
 from distill.recipes.launch import compile_networks, launch, lay_out, leave
 from distill.recipes.models import find_weights, pick_device, student_metadata, teacher_metadata
+from distill.recipes.planned_steps import FILE as STEPS
+from distill.recipes.planned_steps import Trial, planned, read_steps, write_steps
 from distill.recipes.report import report_after_training
 from distill.recipes.run_record import RunRecord
 from distill.recipes.training_data import Parts, check_normalisation, open_parts, training_crops
+from distill.recipes.trial import Seconds, time_steps
 from distill.recipes.validation import Judged, validate
 from distill.recipes.volumes import Runtime
-from distill.sampling import batches
-from distill.state import Average, State
+from distill.sampling import Items, batches
+from distill.state import Average, State, restored
 from distill.timing import Split, StepClock
 
 logger = logging.getLogger(__name__)
 
+_FEW_SECTIONS = 3  # of the validation that is timed before the first step
 _PART = "parts."  # before the names of a step's parts among the values of the log
 
 
@@ -45,13 +52,21 @@ _PART = "parts."  # before the names of a step's parts among the values of the l
 class Progress:
     """What the command line shows while training."""
 
-    on_step: Callable[[StepReport, int], None]  # report, steps in all
+    on_start: Callable[[int, int], None]  # steps done before, steps in all
+    on_step: Callable[[StepReport, int, float | None], None]  # report, steps in all, seconds left
     on_validation: Callable[[int, dict[str, Judged], float], None]  # step, scores, seconds
-    note: Callable[[str], None]  # a line for the user
+    note: Callable[[str], None]  # lines that the user should see
 
 
 def train(
-    config: Pair, out: Path, *, resume: bool, device: str, progress: Progress, command: list[str]
+    config: Pair,
+    out: Path,
+    *,
+    resume: bool,
+    device: str,
+    progress: Progress,
+    command: list[str],
+    now: Seconds = time.perf_counter,
 ) -> Split | None:
     """Train and fill the run folder.
 
@@ -62,6 +77,7 @@ def train(
         device: `auto`, `cpu` or `cuda`.
         progress: what to call on the way.
         command: what was typed, for run.json.
+        now: a clock in seconds, for the number of steps that `training.minutes` allows.
 
     Returns:
         Time of the steps; None on all ranks of torchrun but the first, which write and print nothing.
@@ -69,7 +85,7 @@ def train(
     Raises:
         DistillError: bad input; nothing has been written then.
     """
-    ranks = from_environment()
+    began, ranks = now(), from_environment()
     chosen = _precision(config, out if resume else None, device)
     config = with_precision(config, chosen.precision)
     parts = open_parts(config)
@@ -108,6 +124,15 @@ def train(
         for what in joint.not_started:
             logger.warning("%s of the shapes that teacher.decoder asks for; that part starts anew", what)
     joint.clock = StepClock(fabric.device)
+    runtime = Runtime(fabric.device, training.precision)
+    trial = None
+    if training.minutes is not None:
+        timed = _Timed(config, parts, out, state, module, crops, fabric, runtime, now, began)
+        config, trial = timed.steps(begun=resume and state_path.exists(), resume=resume)
+        joint.config, training = config, config.student.training
+        crops = crops.of_run(training, config.unlabelled_at)
+    elif ranks.first:
+        (out / STEPS).unlink(missing_ok=True)  # of an earlier start by time
     follow = partial(
         fit,
         state,
@@ -123,8 +148,7 @@ def train(
         leave()
         return None
     log = MetricsLog(out / "metrics.jsonl", state.step)
-    runtime = Runtime(fabric.device, training.precision)
-    book = _Bookkeeping(config, parts, out, log, runtime, progress, state)
+    book = _Bookkeeping(config, parts, out, log, runtime, progress, state, trial)
     with RunRecord(out / "run.json", command, config, state.step, ranks.size, book.split, chosen):
         follow(on_step=book.step, on_validate=lambda s: book.validation(s, joint, compiled=training.compile))
         leave()
@@ -198,6 +222,90 @@ def differing_file(out: Path, config: Pair) -> Path | None:
     return student if found.student != config.student else None
 
 
+@dataclass(frozen=True)
+class _Timed:
+    """A run by time before its first step."""
+
+    config: Pair  # as it was written
+    parts: Parts
+    out: Path
+    state: State
+    module: Objective
+    crops: Items
+    fabric: Fabric
+    runtime: Runtime
+    now: Seconds
+    began: float
+
+    def steps(self, *, resume: bool, begun: bool) -> tuple[Pair, Trial]:
+        """The configuration with its number of steps: the one that was kept, else one that is found and kept now.
+
+        All ranks take part and get the same.
+        """
+        kept = self._shared(lambda: read_steps(self.out, self.config, begun=begun) if resume else None)
+        if kept is not None:
+            return kept
+        trial = time_steps(
+            self.config,
+            self.state,
+            self.module,
+            self.crops,
+            self.fabric,
+            budget=self._left(),
+            state_path=self.out / "checkpoints" / "state.pt",
+            now=self.now,
+        )
+        found = self._shared(lambda: self._fixed(trial))
+        assert found is not None
+        return found
+
+    def _fixed(self, trial: Trial) -> tuple[Pair, Trial]:
+        trial = replace(trial, validation=self._validation(), saving=self._saving())
+        fixed = planned(self.config, trial, self._left())
+        write_steps(self.out, self.config, fixed, trial)
+        return fixed, trial
+
+    def _left(self) -> float:
+        """Seconds of the run's time."""
+        assert self.config.student.training.minutes is not None
+        return 60 * self.config.student.training.minutes - (self.now() - self.began)
+
+    def _shared(self, find: Callable[[], tuple[Pair, Trial] | None]) -> tuple[Pair, Trial] | None:
+        """What the first rank finds, or its error, on all ranks."""
+        found: tuple[Pair, Trial] | DistillError | None = None
+        if self.fabric.is_global_zero:
+            try:
+                found = find()
+            except DistillError as error:
+                found = error
+        found = self.fabric.broadcast(found)
+        if isinstance(found, DistillError):
+            raise found
+        return found
+
+    def _validation(self) -> float:
+        """Seconds of a whole validation, from one of a few sections of a block."""
+        part, joint = self.parts.validation[0], self.state.module
+        few = (slice(_FEW_SECTIONS), *(slice(side) for side in self.config.teacher.decoder.block[1:]))
+        tried = replace(part, raw=part.raw[few], labels=part.labels[few])
+        if not tried.counted.any():  # partial labels
+            tried = part
+        assert isinstance(joint, Joint)
+        with restored(self.state):
+            joint.eval()
+            began = self.now()
+            validate(joint, self.config, [tried], self.runtime)
+            seconds = self.now() - began
+            joint.train()
+        return seconds * sum(one.raw.size for one in self.parts.validation) / tried.raw.size
+
+    def _saving(self) -> float:
+        began = self.now()
+        with tempfile.TemporaryDirectory(dir=self.out, prefix=".timed.") as folder:
+            self.state.save(Path(folder) / "state.pt")
+        return self.now() - began
+
+
 class _Bookkeeping:
     """Logs steps, validates, keeps the best weights."""
 
@@ -210,11 +318,19 @@ class _Bookkeeping:
         runtime: Runtime,
         progress: Progress,
         state: State,
+        trial: Trial | None,
     ) -> None:
         self.config, self.parts, self.out, self.log = config, parts, out, log
         self.runtime, self.progress, self.state = runtime, progress, state
         self.split = Split()
         self.last: dict[str, Judged] = {}
+        self.forecast = Forecast(config, state.step, trial)
+        progress.on_start(state.step, config.student.training.steps)
+        self._say(self.forecast.opening())
+
+    def _say(self, text: str) -> None:
+        if text:
+            self.progress.note(text)
 
     def step(self, report: StepReport) -> None:
         """Collect in the state, so that a resumed run forgets nothing; write means every `log_every` steps."""
@@ -229,7 +345,8 @@ class _Bookkeeping:
             self.log.write({"step": report.step, "lr": report.lr, **row, "parts": parts})
             pending.clear()
         self.split.add(report.seconds, report.parts)
-        self.progress.on_step(report, training.steps)
+        self._say(self.forecast.add(report.step, report.seconds))
+        self.progress.on_step(report, training.steps, self.forecast.left(report.step))
 
     def validation(self, state: State, joint: Joint, *, compiled: bool) -> None:
         """Judge the networks that training changes, save their weights, keep the best of each."""
@@ -248,6 +365,7 @@ class _Bookkeeping:
         if self.config.teacher_runs and "teacher" not in judged and teacher.weights is not None:
             self._put_best("teacher", find_weights(teacher.weights, "teacher"))  # so that the run folder is whole
         self.last = judged
+        self.forecast.validated(seconds)
         self.progress.on_validation(state.step, judged, seconds)
 
     def _keep(self, kind: str, found: Judged, state: State, joint: Joint) -> None:

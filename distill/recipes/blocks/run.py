@@ -22,6 +22,7 @@ import distill
 from distill.affinity import NEAREST
 from distill.errors import CheckpointError, DistillError, SourceError
 from distill.hardware import check_precision
+from distill.pace import rate
 from distill.recipes.aside import forget_replaced, take_back
 from distill.recipes.blocks import lay
 from distill.recipes.blocks.begin import finished_about, is_blocks, prepare, settings_of, undone_blocks
@@ -47,6 +48,7 @@ from distill.volume import Volume, open_volume
 from students.receptive import receptive_field
 from students.tiling import halo
 
+OnStart = Callable[[int, int], None]  # blocks done, of how many
 OnProgress = Callable[[int, int, str], None]  # blocks done, of how many, rate
 
 _CPU = torch.device("cpu")
@@ -91,6 +93,7 @@ def segment(
     method: Method,
     on_progress: OnProgress,
     note: Note,
+    on_start: OnStart = lambda done, total: None,
 ) -> Segmented:
     """Segment a volume.
 
@@ -105,6 +108,7 @@ def segment(
             watershed.
         on_progress: called as blocks become durable.
         note: called with lines that the user should see.
+        on_start: called before the first block, with the number of those that are done already.
 
     Returns:
         What was done. The same store for any number of workers, interruptions and order of blocks.
@@ -132,7 +136,7 @@ def segment(
         note(line)
     found = Segmented(chosen=begun.chosen.record())
     try:
-        run = _Run(out, work, frame, blocking, found, on_progress, note)
+        run = _Run(out, work, frame, blocking, found, on_progress, note, on_start)
         run.all()
     except BaseException as error:
         done = sum(1 for _ in (out / FOLDER / "tables").glob("*.npz"))
@@ -225,9 +229,10 @@ class _Run:
         found: Segmented,
         on_progress: OnProgress,
         note: Note,
+        on_start: OnStart,
     ) -> None:
         self._out, self._work, self._frame, self._blocking = out, work, frame, blocking
-        self._found, self._on_progress, self._note = found, on_progress, note
+        self._found, self._on_progress, self._note, self._on_start = found, on_progress, note, on_start
 
     def all(self) -> None:
         """Do what is not done."""
@@ -271,13 +276,13 @@ class _Run:
     def _blocks(self, pool: Pool, blocks: list[int]) -> None:
         plan, began = self._work.plan, time.perf_counter()
         done, voxels = plan.count - len(blocks), 0
-        self._on_progress(done, plan.count, "")
+        self._on_start(done, plan.count)
 
         def on_done(result: Done) -> None:
             nonlocal done, voxels
             self._found.add(result)
             done, voxels = done + 1, voxels + plan.block(result.index).owned.voxels
-            self._on_progress(done, plan.count, f"{voxels / (time.perf_counter() - began) / 1e6:.2f} Mvoxel/s")
+            self._on_progress(done, plan.count, rate(voxels / 1e6, time.perf_counter() - began, "Mvoxel"))
 
         tasks = (Task(str(plan.block(index)), solve_block, (self._work, index)) for index in blocks)
         self._run(pool, tasks, f"{plan.count} blocks", on_done)

@@ -14,6 +14,7 @@ from distill.errors import DistillError, SourceError
 from distill.formats import source_kind
 from distill.formats_image import section_paths
 from distill.hardware import check_precision
+from distill.pace import rate
 from distill.recipes.aside import forget_replaced, take_back
 from distill.recipes.grey_values import check_grey, normaliser_of
 from distill.recipes.models import TrainedStudent, load_student
@@ -36,6 +37,7 @@ from distill.rescale import check_offsets as check_carried
 from distill.volume import open_volume
 from students.runner import SectionRunner, check_offsets
 
+OnStart = Callable[[int, int | None], None]  # sections done, of how many
 OnProgress = Callable[[int, int | None, str], None]  # sections done, of how many, rate
 
 
@@ -71,6 +73,7 @@ def stream(
     *,
     on_progress: OnProgress,
     note: Note,
+    on_start: OnStart = lambda done, total: None,
 ) -> Streamed:
     """Run the student over sections; write affinities and, through slabs and the query decoder, instances.
 
@@ -82,6 +85,7 @@ def stream(
         streaming: see `Streaming`.
         on_progress: called as layers become durable.
         note: called with lines that the user should see.
+        on_start: called before the first section, with the number of those that are done already.
 
     Returns:
         What was done. The same store for any number of interruptions and processes.
@@ -159,10 +163,11 @@ def stream(
         before += len(lines_that_stay(journal.path, layout.depth, sections.total, layout.segment))
         end = sections.total if last else layers.stop * layout.depth
         area, began = layout.size[0] * layout.size[1], time.perf_counter()
+        on_start(before, end)
 
         def on_section(done: int) -> None:
-            rate = (done - before) * area / max(time.perf_counter() - began, 1e-9) / 1e6
-            on_progress(done, end, f"{rate:.2f} Mvoxel/s")
+            voxels, seconds = (done - before) * area, time.perf_counter() - began
+            on_progress(done, end, rate(voxels / 1e6, seconds, "Mvoxel"))
 
         store = StreamStore(out, layout)
         back = None if rescaling is None else OnRecorded(rescaling, layout.offsets)

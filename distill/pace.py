@@ -1,0 +1,55 @@
+"""Rates and times as a person reads them."""
+
+from __future__ import annotations
+
+import math
+
+
+def number(value: float) -> str:
+    """Three significant digits without an exponent: 1234 -> `1230`, 1.5 -> `1.50`, 0.00123 -> `0.00123`."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    places = 2 - math.floor(math.log10(abs(value)))
+    rounded = round(value, places)
+    places = 2 - math.floor(math.log10(abs(rounded)))  # 9.999 has become 10
+    return f"{rounded:.{max(0, places)}f}"
+
+
+def span(seconds: float) -> str:
+    """A length of time: `8 s`, `12 min`, `3 h 05 min`, `2 d 4 h`; never `0 s`."""
+    if not math.isfinite(seconds):
+        return "unknown time"
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours = round(seconds / 3600)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def each(seconds: float, unit: str) -> str:
+    """Time of one of many: `2.30 s per step`, `4.20 min per block`.
+
+    Args:
+        seconds: of one.
+        unit: its name in the plural.
+    """
+    one = unit[:-1] if unit.endswith("s") else unit
+    for name, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{number(seconds / length)} {name} per {one}"
+    return f"{number(seconds)} s per {one}"
+
+
+def rate(count: float, seconds: float, unit: str) -> str:
+    """A rate: `4.20 steps/s`, or the time of one where that is a second or more; empty where there is none.
+
+    Args:
+        count: how many.
+        seconds: in what time.
+        unit: their name in the plural.
+    """
+    if count <= 0 or seconds <= 0:
+        return ""
+    return each(seconds / count, unit) if seconds >= count else f"{number(count / seconds)} {unit}/s"

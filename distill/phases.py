@@ -1,0 +1,196 @@
+"""What runs at each step of a training, and how many steps fit into a time.
+
+A step's cost depends on its kind: whether the 3D network runs, whether it teaches the student, whether the query
+decoder runs, and whether the step is of a volume without labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from distill.config import Pair
+
+_MOST = 10**9  # steps
+
+
+@dataclass(frozen=True, order=True)
+class Kind:
+    """What runs at a step.
+
+    Attributes:
+        labelled: the crop has labels.
+        teacher: the 3D network runs.
+        distils: it teaches the student.
+        queries: the query decoder runs.
+    """
+
+    labelled: bool
+    teacher: bool
+    distils: bool
+    queries: bool
+
+    def __str__(self) -> str:
+        """For records, such as `student + teacher + queries`."""
+        parts = {"teacher": self.teacher, "distillation": self.distils, "queries": self.queries}
+        return " + ".join(["student" if self.labelled else "unlabelled", *(name for name, on in parts.items() if on)])
+
+
+class Phases:
+    """What runs at every step of a configuration's training."""
+
+    def __init__(self, config: Pair) -> None:
+        """Read the phases of a configuration.
+
+        Args:
+            config: of the run.
+        """
+        self.config = config
+
+    def teacher_due(self, step: int) -> bool:
+        """Whether the 3D network may run: never for a student alone, else every `teacher_every` labelled steps."""
+        every = self.config.student.training.teacher_every
+        return self.config.teacher_runs and self.config.labelled_before(step) % every == 0
+
+    def distils(self, step: int) -> bool:
+        """Whether the teacher teaches the student, at steps at which it runs."""
+        return self.config.distils and step >= self.config.student.training.warmup
+
+    def masks(self, step: int) -> bool:
+        """Whether the teacher's masks teach, at labelled steps with query losses."""
+        return self.config.student.loss.masks > 0 and self.teacher_due(step) and self.distils(step)
+
+    def queries(self, step: int) -> bool:
+        """Whether a labelled step has query losses."""
+        queries = self.config.teacher.queries
+        since = self.config.labelled_before(step) - self.config.labelled_before(queries.start)
+        due = step >= queries.start and since % queries.every == 0
+        of_teacher = queries.teacher > 0 and self.teacher_due(step)
+        return due and (of_teacher or queries.student > 0 or self.masks(step))
+
+    def unlabelled_masks(self, step: int) -> bool:
+        """Whether the teacher's masks teach at an unlabelled step."""
+        queries, turn = self.config.teacher.queries, step // self.config.student.training.unlabelled_every
+        return self.config.student.loss.masks > 0 and step >= queries.start and turn % queries.every == 0
+
+    def teacher(self, step: int) -> bool:
+        """Whether the 3D network runs at a labelled step, which it does where a loss asks for it."""
+        if not self.teacher_due(step):
+            return False
+        loss = self.config.student.loss
+        to_pairs = (loss.cross > 0 or loss.graft > 0) and self.distils(step)
+        to_queries = self.queries(step) and (self.config.teacher.queries.teacher > 0 or self.masks(step))
+        return self.config.teacher_losses or to_pairs or to_queries
+
+    def kind(self, step: int) -> Kind:
+        """What runs at a step."""
+        if self.config.unlabelled_at(step):
+            return Kind(labelled=False, teacher=True, distils=True, queries=self.unlabelled_masks(step))
+        teacher = self.teacher(step)
+        return Kind(labelled=True, teacher=teacher, distils=teacher and self.distils(step), queries=self.queries(step))
+
+    def counts(self, first: int, last: int) -> Counter[Kind]:
+        """How many steps of each kind there are.
+
+        Args:
+            first: steps done before the first that counts.
+            last: steps done after the last.
+        """
+        found: Counter[Kind] = Counter()
+        for begin, end in pairwise(sorted({first, *(edge for edge in self._edges() if first < edge < last), last})):
+            whole, rest = divmod(end - begin, self._period())
+            for k in range(min(end - begin, self._period())):
+                found[self.kind(begin + k)] += whole + (k < rest)
+        return found
+
+    def examples(self) -> dict[Kind, int]:
+        """The first step of each kind, in order."""
+        found: dict[Kind, int] = {}
+        for begin, end in pairwise([*self._edges(), self.config.student.training.steps]):
+            for step in range(begin, min(end, begin + self._period())):
+                found.setdefault(self.kind(step), step)
+        return found
+
+    def _edges(self) -> list[int]:
+        """Steps after which the kinds repeat themselves until the next edge."""
+        return sorted({0, self.config.student.training.warmup, self.config.teacher.queries.start})
+
+    def _period(self) -> int:
+        training = self.config.student.training
+        every = math.lcm(training.teacher_every, self.config.teacher.queries.every)
+        return every * (training.unlabelled_every if self.config.student.data.unlabelled else 1)
+
+
+def with_steps(config: Pair, steps: int) -> Pair:
+    """The same training with another number of steps, its phases in proportion.
+
+    `student.training.warmup`, `student.training.lr_warmup` and `teacher.queries.start` keep their share of the run, at
+    least one step each unless they are 0. Intervals (`validate_every`, `save_every`, `log_every`) stay as they are.
+
+    Args:
+        config: the training as it was written.
+        steps: at least 1.
+    """
+    training, queries = config.student.training, config.teacher.queries
+
+    def scaled(length: int) -> int:
+        return max(1, (2 * length * steps + training.steps) // (2 * training.steps)) if length else 0
+
+    lengths = Lengths(steps, scaled(training.warmup), scaled(training.lr_warmup), scaled(queries.start))
+    return with_lengths(config, lengths)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Steps of a run and of its phases, see `TrainingConfig` and `QueryLoss`."""
+
+    steps: int
+    warmup: int
+    lr_warmup: int
+    queries_start: int
+
+    @classmethod
+    def of(cls, config: Pair) -> Lengths:
+        """Those of a configuration."""
+        training = config.student.training
+        return cls(training.steps, training.warmup, training.lr_warmup, config.teacher.queries.start)
+
+
+def with_lengths(config: Pair, lengths: Lengths) -> Pair:
+    """The same training with other lengths."""
+    changes = {"steps": lengths.steps, "warmup": lengths.warmup, "lr_warmup": lengths.lr_warmup}
+    training = config.student.training.model_copy(update=changes)
+    queries = config.teacher.queries.model_copy(update={"start": lengths.queries_start})
+    return config.model_copy(
+        update={
+            "student": config.student.model_copy(update={"training": training}),
+            "teacher": config.teacher.model_copy(update={"queries": queries}),
+        }
+    )
+
+
+def most_steps(seconds: float, cost: Callable[[int], float]) -> int:
+    """The number of steps that fit into a time.
+
+    Args:
+        seconds: the time.
+        cost: seconds that a number of steps takes, which grows with it.
+
+    Returns:
+        A number n with cost(n) <= seconds < cost(n + 1); 0 where not even one step fits.
+    """
+    if cost(1) > seconds:
+        return 0
+    fits, too_many = 1, 2
+    while too_many < _MOST and cost(too_many) <= seconds:
+        fits, too_many = too_many, 2 * too_many
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        if cost(middle) <= seconds:
+            fits = middle
+        else:
+            too_many = middle
+    return fits
