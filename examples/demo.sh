@@ -28,7 +28,7 @@ run sample "$sample"
 step "2/8 Segment it" \
     "Sets each section's brightness and contrast; the student sees two sections at a time, a decoder makes neurons." \
     "sections per second, and the number of objects (the annotators found 75)."
-run stream "$sample:volumes/raw" --model ac4 --normalise mean-std --out "$DEMO/sample.zarr"
+run stream "$sample:volumes/raw" --model ac4 --out "$DEMO/sample.zarr"
 
 step "3/8 Score it" \
     "Compares with the annotation. VOI: bits of split and merged neurons; ARAND: pairs of voxels judged wrongly." \

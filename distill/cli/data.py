@@ -31,7 +31,7 @@ def sample(
     say(f"{out}: {shape} voxels of {nm} nm (z, y, x), {made.neurons} labelled neurons")
     say(f"source: {made.source}")
     say(f"licence: {made.licence}\nplease cite: {made.citation}\nchanges: {made.changes}")
-    say(f"next: distill stream {made.raw} --model ac4 --normalise mean-std --out {out.with_suffix('.zarr')}")
+    say(f"next: distill stream {made.raw} --model ac4 --out {out.with_suffix('.zarr')}")
 
 
 @data.command("list")

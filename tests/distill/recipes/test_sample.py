@@ -40,7 +40,7 @@ def test_the_command_names_source_licence_and_next_step(written: tuple[Path, str
     assert lines[2].startswith("licence: CC-BY 4.0")
     assert lines[3].startswith("please cite: Kasthuri et al.")
     assert lines[4].startswith("changes: ")
-    following = f"distill stream {path}:{RAW} --model ac4 --normalise mean-std --out {path.with_suffix('.zarr')}"
+    following = f"distill stream {path}:{RAW} --model ac4 --out {path.with_suffix('.zarr')}"
     assert lines[5] == f"next: {following}"
 
 
