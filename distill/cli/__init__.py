@@ -15,6 +15,7 @@ from distill.allocation import keep_freed_memory, let_idle_threads_sleep
 # They register their commands:
 from distill.cli import benchmarking, choosing, copying, data, learning, running, scoring, viewing  # noqa: F401
 from distill.cli.app import Stopped, app
+from distill.cli.stopping import say_how_to_continue, signals_end_the_command
 from distill.errors import DistillError
 
 
@@ -22,13 +23,18 @@ def main() -> None:
     """Entry point: errors of the user become one line and exit code 2."""
     keep_freed_memory()
     let_idle_threads_sleep()
+    with signals_end_the_command():
+        _run()
+
+
+def _run() -> None:
     try:
         if app(standalone_mode=False, prog_name="distill") == 130:  # Ctrl-C before a command had begun
-            _fail("interrupted", 130)
+            _stopped("interrupted")
     except DistillError as error:
         _fail(str(error))
     except (Stopped, typer.Abort, KeyboardInterrupt) as stop:
-        _fail(str(stop) or "interrupted", 130)
+        _stopped(str(stop) or "interrupted")
     except typer.Exit as done:
         sys.exit(done.exit_code)
     except Exception as error:
@@ -38,6 +44,11 @@ def main() -> None:
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's usage errors
             _fail(error.format_message(), error.exit_code)
         raise
+
+
+def _stopped(message: str) -> None:
+    say_how_to_continue(app)
+    _fail(message, 130)
 
 
 def _fail(message: str, code: int = 2) -> None:
