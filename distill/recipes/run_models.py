@@ -59,7 +59,7 @@ class Start:
     Attributes:
         device: where this process computes.
         chosen: its precision.
-        backend: of the student; `auto` only where each worker has a machine of its own.
+        backend: of the student; `auto` only where each worker has a machine of its own, and for stores that say so.
         lines: to print before anything else.
     """
 
@@ -96,8 +96,9 @@ def start(options: Options, begun: Mapping[str, Any], *, elsewhere: bool = False
         return Start(torch.device("cpu"), workers, backend, (line,))
     device = pick_device(options.device)
     chosen = choose(asked, device, begun=kept)
-    backend = settled(backend, chosen.precision, device)[0]
-    lines = [f"{chosen.line}, backend {backend}", *chosen.lines[1:]]
-    if chosen.warning is not None and backend == "openvino":
+    taken = settled(backend, chosen.precision, device)[0]
+    lines = [f"{chosen.line}, backend {taken}", *chosen.lines[1:]]
+    if chosen.warning is not None and taken == "openvino":
         lines.append("warning: OpenVINO computes the student in float32 here; --backend eager keeps to the precision")
-    return Start(device, chosen, backend, tuple(lines))
+    older = backend == begun.get("backend") == "auto"  # of a store from before backends were settled at the start
+    return Start(device, chosen, backend if older else taken, tuple(lines))

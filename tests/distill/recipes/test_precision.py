@@ -113,6 +113,16 @@ def test_workers_elsewhere_get_what_each_of_them_can_do(monkeypatch: pytest.Monk
     )
 
 
+def test_a_store_that_says_auto_keeps_saying_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distill.recipes.run_models import Options, start
+
+    processor(monkeypatch, UNABLE)
+    found = [start(Options(device="cpu"), begun) for begun in ({"backend": "auto"}, {"backend": "eager"}, {})]
+    assert [one.backend for one in found] == ["auto", "eager", "openvino"]
+    assert found[0].runtime.backend == "openvino"
+    assert found[0].lines[0].endswith(", backend openvino")
+
+
 def test_openvino_and_a_precision_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     from distill.recipes.run_models import Options, start
 
