@@ -151,6 +151,7 @@ def test_nonsense_is_refused(files: tuple[str, str], tmp_path: Path) -> None:
     refused("expected --teacher MODEL", overrides=["teacher.loss.affinity=1"])
 
 
+@pytest.mark.commands("finetune")
 def test_the_command_prints_the_plan_and_trains_it(
     cli: Cli, files: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
