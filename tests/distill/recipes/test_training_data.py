@@ -245,7 +245,7 @@ def test_two_volumes_are_trained_on_and_resumed(train: Callable[..., Any], phant
     alone = ("teacher.loss.multi_offset=0", "teacher.loss.affinity=0", "teacher.queries.teacher=0")
     words = (*words, *alone, "student.loss.cross=0", "student.loss.graft=0", "student.training.teacher_every=1")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    said = train(whole, *words)
+    said = train(whole, *words, pictures=True)
     assert said.code == 0, said.err
     assert f"next: distill stream {raw} --sections 12:16" in said.out
     with mock.patch("distill.engine._on_any_rank", side_effect=[False, True]):
