@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from distill.checkpoint import Weights, read_weights
-from distill.config import Pair, StudentNetwork, TrainingConfig, checked_pair, with_overrides
+from distill.config import Pair, StudentNetwork, checked_pair, with_overrides
 from distill.errors import CheckpointError, ConfigError, DistillError, ShapeError
 from distill.geometry import Nanometres, Triple
 from distill.recipes.models import find_weights
@@ -21,7 +21,6 @@ from distill.volume import Volume, check_pair, every_section, open_labels, open_
 
 Span = tuple[int, int]  # sections, the last one excluded
 
-MINUTES = 10.0
 FEWEST = 4  # labelled sections of which some are set aside for validation
 _ASIDE = 5  # one of so many is
 _CROP: Triple = (6, 160, 160)
@@ -49,7 +48,7 @@ def plan_finetune(
     *,
     sections: Span | None = None,
     validation: Span | None = None,
-    minutes: float | None = None,
+    minutes: float = 10.0,
     teacher: str | None = None,
     resolution: Nanometres | None = None,
     overrides: Sequence[str] = (),
@@ -63,7 +62,7 @@ def plan_finetune(
         sections: labelled sections to use; default from the first to the last that holds a label.
         validation: sections that are not trained on; default the last fifth of `sections`, at least two, none of fewer
             than `FEWEST`.
-        minutes: of the training; default `MINUTES`.
+        minutes: of the training.
         teacher: run folder or weights file of a 3D teacher that is to teach the student, frozen.
         resolution: nm z, y, x, for files without one.
         overrides: `student.KEY=VALUE` or `teacher.KEY=VALUE`.
@@ -76,10 +75,7 @@ def plan_finetune(
         raise CheckpointError(f"{model}: {weights.path} holds a {weights.kind}, expected a student")
     data: dict[str, Any] = {"raw": raw, "labels": labels, "resolution": resolution}
     student, teaching = _student_values(weights, model, data), _teacher_values(weights)
-    if "minutes" in TrainingConfig.model_fields:
-        student["training"]["minutes"] = MINUTES if minutes is None else minutes
-    elif minutes is not None:
-        raise DistillError("--minutes: training by time is not in this version, expected student.training.steps=N")
+    student["training"]["minutes"] = minutes
     if teacher is not None:
         _teach(student, teaching, teacher)
     names = {"teacher": "distill finetune", "student": "distill finetune"}

@@ -82,6 +82,7 @@ def test_network_decoder_and_sections_come_from_model_and_labels(files: tuple[st
     assert teacher.decoder == DecoderConfig.model_validate(weights.config["decoder"])
     assert teacher.fused == weights.config["fused"]
     assert student.weights == "ac4"
+    assert student.training.minutes == 10
     assert found.config.student_runs
     assert not found.config.teacher_runs
     assert (student.data.train, student.data.validation) == ((2, 8), (8, 10))
