@@ -10,7 +10,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from distill.config import TrainingConfig
 from distill.durable import append_line, replacing
 from distill.errors import DistillError
-from distill.state import State, random_state
+from distill.state import State, random_state, set_random_state
 from distill.timing import StepClock
 
 
@@ -106,12 +106,16 @@ def fit(
 
     Raises:
         NotFiniteError: a loss or gradient that is not finite on any rank; the state saved last is kept on disk.
-        Interrupted: after Ctrl-C or SIGTERM on any rank, state saved.
+        Interrupted: after Ctrl-C or SIGTERM on any rank, state saved. A validation is broken off, and repeated when the
+            run is resumed; with several ranks it ends first.
     """
     state.module.train()
     with _stop_signals(breaks_off=fabric.world_size == 1) as stopped:
         iterator = iter(batches)
         try:
+            if state.validated < state.step:  # the validation that a signal broke off
+                _validate(state, on_validate, stopped, fabric, state_path)
+                _save(state, state_path, fabric)
             stalled = _stalled(state, training)  # a run that ended so is not trained further when it is resumed
             while state.step < training.steps and not stalled:
                 began = time.perf_counter()
@@ -123,8 +127,9 @@ def fit(
                 state.step += 1
                 on_step(StepReport(state.step, terms, lr, time.perf_counter() - began, waited, clock.parts()))
                 last = state.step == training.steps
-                if fabric.is_global_zero and (state.step % training.validation_interval == 0 or last):
-                    _validate(state, on_validate)
+                if state.step % training.validation_interval == 0 or last:
+                    _validate(state, on_validate, stopped, fabric, state_path)
+                state.validated = state.step
                 stalled = _on_any_rank(_stalled(state, training), fabric)
                 stopping = _on_any_rank(bool(stopped), fabric)
                 if state.step % training.save_every == 0 or last or stopping or stalled:
@@ -203,14 +208,35 @@ def _not_finite(what: str, values: Mapping[str, float], path: Path) -> NotFinite
     )
 
 
-def _validate(state: State, on_validate: Callable[[State], None]) -> None:
+def _validate(
+    state: State, on_validate: Callable[[State], None], stopped: _Stopped, fabric: Fabric, path: Path
+) -> None:
+    """Validate on the first rank; a signal breaks that off and saves the state as it was before.
+
+    Raises:
+        Interrupted: after a signal.
+    """
+    if not fabric.is_global_zero:
+        return
+    before, best = random_state(), dict(state.best)
+    try:
+        with stopped.at_once(), _judged_module(state):
+            on_validate(state)
+    except KeyboardInterrupt:
+        set_random_state(before)
+        state.best = best
+        _save(state, path, fabric)
+        raise Interrupted(f"stopped in the validation after step {state.step}; state saved in {path}") from None
+    state.validated = state.step
+
+
+@contextmanager
+def _judged_module(state: State) -> Iterator[None]:
+    """The module in evaluation mode, with the averaged weights if there are any."""
     state.module.eval()
     try:
-        if state.average is None:
-            on_validate(state)
-        else:
-            with state.average.applied(state.module):
-                on_validate(state)
+        with nullcontext() if state.average is None else state.average.applied(state.module):
+            yield
     finally:
         state.module.train()
 
@@ -226,21 +252,42 @@ def _save(state: State, path: Path, fabric: Fabric) -> None:
         state.save(path, random)
 
 
+class _Stopped:
+    """Signals that were received."""
+
+    def __init__(self, *, breaks_off: bool) -> None:
+        self._breaks_off, self._at_once, self._received = breaks_off, False, 0
+
+    def __bool__(self) -> bool:
+        return self._received > 0
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: the first one is kept until the step has ended, a second one breaks off."""
+        self._received += 1
+        if self._breaks_off and (self._at_once or self._received > 1):
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let also the first signal break off what runs inside the block."""
+        self._at_once = True
+        try:
+            if self and self._breaks_off:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._at_once = False
+
+
 @contextmanager
-def _stop_signals(*, breaks_off: bool) -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of breaking off in the middle of a step; a second one breaks off.
+def _stop_signals(*, breaks_off: bool) -> Iterator[_Stopped]:
+    """Collect SIGINT and SIGTERM instead of breaking off in the middle of a step; a second one breaks off.
 
     Under torchrun a second one is usual (the terminal's and torchrun's own) and `breaks_off` is False; torchrun kills
     what has not stopped in time.
     """
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received and breaks_off:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    received = _Stopped(breaks_off=breaks_off)
+    before = {number: signal.signal(number, received.note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
@@ -251,10 +298,20 @@ def _stop_signals(*, breaks_off: bool) -> Iterator[list[int]]:
 class MetricsLog:
     """metrics.jsonl: one JSON object a line, appended and forced to disk; cut back to a step when a run is resumed."""
 
-    def __init__(self, path: Path, keep_to_step: int) -> None:
+    def __init__(self, path: Path, keep_to_step: int, validated: int | None = None) -> None:
+        """Open the log.
+
+        Args:
+            path: file.
+            keep_to_step: rows of later steps are dropped.
+            validated: rows of validations after this step are dropped, too; by default `keep_to_step`.
+        """
         self.path = path
+        judged = keep_to_step if validated is None else validated
         if path.exists():
-            kept = [row for row in _rows(path) if row["step"] <= keep_to_step]
+            kept = [
+                row for row in _rows(path) if row["step"] <= (judged if "validation_seconds" in row else keep_to_step)
+            ]
             with replacing(path) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 

@@ -26,6 +26,7 @@ class State:
         optimizer: its optimiser.
         average: averaged weights, if there are any.
         step: steps done.
+        validated: the same, or fewer where the validation after the last step was broken off.
         best: scores and steps of the best weights.
         pending: values since the last row of the log, by name, oldest first.
     """
@@ -34,6 +35,7 @@ class State:
     optimizer: torch.optim.Optimizer
     average: Average | None
     step: int = 0
+    validated: int = 0
     best: dict[str, Any] = field(default_factory=dict)
     pending: dict[str, list[float]] = field(default_factory=dict)
 
@@ -49,6 +51,7 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.values if self.average else None,
             "step": self.step,
+            "validated": self.validated,
             "best": self.best,
             "pending": self.pending,
             "rng": [random_state()] if random is None else list(random),
@@ -81,6 +84,7 @@ class State:
                 for name, value in self.average.values.items():
                     value.copy_(found["average"][name])
             self.step, self.best = int(found["step"]), found["best"]
+            self.validated = int(found.get("validated", self.step))
             self.pending = found.get("pending", {})
             set_random_state(random[rank])
         except CheckpointError:

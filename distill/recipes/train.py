@@ -147,7 +147,7 @@ def train(
         follow(on_step=lambda report: None, on_validate=lambda state: None)
         leave()
         return None
-    log = MetricsLog(out / "metrics.jsonl", state.step)
+    log = MetricsLog(out / "metrics.jsonl", state.step, state.validated)
     book = _Bookkeeping(config, parts, out, log, runtime, progress, state, trial)
     with RunRecord(out / "run.json", command, config, state.step, ranks.size, book.split, chosen):
         follow(on_step=book.step, on_validate=lambda s: book.validation(s, joint, compiled=training.compile))

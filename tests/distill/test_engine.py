@@ -83,7 +83,12 @@ class Run:
         self.reports: list[StepReport] = []
         self.validated: list[int] = []
 
-    def fit(self, on_step: Callable[[StepReport], None] = lambda report: None, bad: int = -1) -> None:
+    def fit(
+        self,
+        on_step: Callable[[StepReport], None] = lambda report: None,
+        bad: int = -1,
+        on_validate: Callable[[State], None] | None = None,
+    ) -> None:
         def note(report: StepReport) -> None:
             self.reports.append(report)
             on_step(report)
@@ -97,7 +102,7 @@ class Run:
             clock=StepClock(torch.device("cpu")),
             state_path=self.path,
             on_step=note,
-            on_validate=lambda state: self.validated.append(state.step),
+            on_validate=on_validate or (lambda state: self.validated.append(state.step)),
         )
 
     def losses(self) -> list[dict[str, float]]:
@@ -393,6 +398,44 @@ def test_a_signal_ends_the_step_saves_and_stops(tmp_path: Path, number: signal.S
     assert all(torch.equal(a, b) for a, b in zip(resumed.tensors(), whole.tensors(), strict=True))
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("at", [4, 9])
+def test_a_signal_in_a_validation_saves_and_stops(tmp_path: Path, ema: float, at: int) -> None:
+    """The validation is repeated on resuming, with the weights and random numbers that it had."""
+    setting = training(validate_every=4, save_every=100, ema=ema)
+    seen: dict[str, list[Any]] = {"whole": [], "parts": []}
+
+    def judge(name: str, state: State) -> None:
+        seen[name].append((state.step, float(torch.rand(())), [v.clone() for v in state.module.state_dict().values()]))
+        state.best["voi"] = state.step
+
+    whole = Run(tmp_path / "whole.pt", setting)
+    whole.fit(on_validate=lambda state: judge("whole", state))
+
+    def broken_off(state: State) -> None:
+        if state.step < at:
+            return judge("parts", state)
+        torch.rand(3)
+        state.best["voi"] = -1.0
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the validation went on")
+
+    run = Run(tmp_path / "state.pt", setting)
+    with pytest.raises(Interrupted, match=rf"stopped in the validation after step {at}; state saved in .*state\.pt"):
+        run.fit(on_validate=broken_off)
+    saved = torch.load(run.path, weights_only=True)
+    assert (saved["step"], saved["validated"]) == (at, at - 1)
+    resumed = Run(tmp_path / "state.pt", setting, seed=3)
+    resumed.state.load(resumed.path)
+    resumed.fit(on_validate=lambda state: judge("parts", state))
+    assert [(step, drawn) for step, drawn, _ in seen["parts"]] == [(step, drawn) for step, drawn, _ in seen["whole"]]
+    for mine, theirs in zip(seen["parts"], seen["whole"], strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine[2], theirs[2], strict=True))
+    assert run.losses() + resumed.losses() == whole.losses()
+    assert all(torch.equal(a, b) for a, b in zip(resumed.tensors(), whole.tensors(), strict=True))
+    assert resumed.state.best == whole.state.best
+
+
 def test_a_second_signal_breaks_off_at_once(tmp_path: Path) -> None:
     def stop(report: StepReport) -> None:
         if report.step == 2:
@@ -469,6 +512,21 @@ def test_the_log_is_cut_back_to_the_step_that_a_run_goes_on_from(tmp_path: Path)
     MetricsLog(path, 0)
     assert rows(path) == []
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_the_row_of_a_validation_that_is_repeated_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    for row in (
+        {"step": 2, "validation_seconds": 1.0},
+        {"step": 4, "loss": 0.1},
+        {"step": 4, "validation_seconds": 1.0},
+    ):
+        log.write(row)
+    MetricsLog(path, 4, 4)
+    assert len(rows(path)) == 3
+    MetricsLog(path, 4, 2)
+    assert rows(path) == [{"step": 2, "validation_seconds": 1.0}, {"step": 4, "loss": 0.1}]
 
 
 @pytest.mark.parametrize("torn", ['{"step": 3, "lo', '{"step": 3, "validation": {"voi": 1.0}', ""])
