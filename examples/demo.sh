@@ -44,7 +44,7 @@ run render "$DEMO/sample.zarr:segmentation" "$truth" --out "$DEMO/sample_neurons
 export PHANTOM="$DEMO/phantom.h5" # the configuration reads it
 held_out=48:56
 step "5/8 A phantom to train on" \
-    "Draws 56 sections of synthetic tissue: 40 to train on, 8 to validate on, 8 held out." \
+    "Draws 56 sections of synthetic tissue: 40 to train on, 8 held out, the others to validate on." \
     "nothing yet; it takes some seconds."
 run phantom "$PHANTOM" --shape 56,320,320 --seed 7
 
@@ -53,8 +53,8 @@ step "6/8 Train a 3D teacher and a 2D student together" \
     "the loss as it falls; $DEMO/trained/report.html afterwards."
 run train "$pair/teacher.yaml" "$pair/student.yaml" student.training.steps=1 \
     "student.data.validation=[40,42]" --out "$DEMO/untrained"
-run train "$pair/teacher.yaml" "$pair/student.yaml" \
-    student.training.steps=150 student.training.warmup=50 student.training.lr_warmup=15 teacher.queries.start=25 --out "$DEMO/trained"
+run train "$pair/teacher.yaml" "$pair/student.yaml" student.training.minutes=2 \
+    "student.data.validation=[40,42]" --out "$DEMO/trained"
 
 step "7/8 Embeddings of the two networks" \
     "Principal components as colours. The teacher runs in windows, the student over the whole section." \
