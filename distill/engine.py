@@ -219,6 +219,7 @@ def _validate(
     if not fabric.is_global_zero:
         return
     before, best = random_state(), dict(state.best)
+    where = "after" if stopped else "in the validation after"
     try:
         with stopped.at_once(), _judged_module(state):
             on_validate(state)
@@ -226,7 +227,7 @@ def _validate(
         set_random_state(before)
         state.best = best
         _save(state, path, fabric)
-        raise Interrupted(f"stopped in the validation after step {state.step}; state saved in {path}") from None
+        raise Interrupted(f"stopped {where} step {state.step}; state saved in {path}") from None
     state.validated = state.step
 
 

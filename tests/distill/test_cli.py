@@ -278,8 +278,8 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], None])
     """Do something right after a training step."""
     update = distill.cli.console.Bar.update
 
-    def hooked(bar: Any, done: int, total: int, note: str = "") -> None:
-        update(bar, done, total, note)
+    def hooked(bar: Any, done: int, total: int, note: str = "", **more: Any) -> None:
+        update(bar, done, total, note, **more)
         if done == step:
             how()
 

@@ -468,11 +468,12 @@ def test_an_error_ends_the_loaders_workers(tmp_path: Path, where: str) -> None:
     run = Run(tmp_path / "state.pt", config, module=Scale())
     volume = np.ones((4, 32, 32), np.uint8)
     crops = Crops(volume, volume, config, AugmentConfig(device=where))
+    others = {child.pid for child in multiprocessing.active_children()}
     made = sampling.batches(crops, 0, torch.device("cpu"))
-    seen = []
+    seen: list[Any] = []
 
     def fail(report: StepReport) -> None:
-        seen.extend(multiprocessing.active_children())
+        seen.extend(child for child in multiprocessing.active_children() if child.pid not in others)
         raise Killed
 
     with pytest.raises(Killed) as kept:

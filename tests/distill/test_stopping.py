@@ -18,6 +18,7 @@ from distill.cli.stopping import continuing
 
 STUBBORN = """
 import os, signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background processes ignore it
 from distill.cli.stopping import signals_end_the_command
 with signals_end_the_command():
     try:
@@ -56,12 +57,14 @@ def test_a_signal_ends_a_command_and_what_to_type_is_printed(
         os.kill(os.getpid(), number)
         time.sleep(60)
 
-    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.default_int_handler, signal.SIG_DFL]  # a shell's background processes ignore the first
+    usual = [signal.signal(one, handler) for one, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True)]
     monkeypatch.setattr("distill.phantom.make_phantom", never)
     said = cli("phantom", tmp_path / "a b.h5")
+    found = [signal.signal(one, was) for one, was in zip((signal.SIGINT, signal.SIGTERM), usual, strict=True)]
     assert said.code == 130
     assert said.err.splitlines() == [f"continue with: distill phantom '{tmp_path}/a b.h5'", "distill: interrupted"]
-    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+    assert found == before
 
 
 def test_a_second_signal_ends_the_process_at_once() -> None:

@@ -25,7 +25,8 @@ def test_opened_streamed_scored_copied(
     }
     assert (raw.size, raw.resolution, labels.dtype) == ((5, 500, 500), (40, 4, 4), np.uint64)
     out = tmp_path / "out.zarr"
-    said = cli("stream", path, "--model", "ac4", "--out", out, "--backend", "eager", "--sections", "0:3", *cpu)
+    words = ("--model", "ac4", "--normalise", "none", "--backend", "eager", "--sections", "0:3", *cpu)
+    said = cli("stream", path, "--out", out, *words)
     assert said.code == 0, said.err
     segmentation = open_labels(f"{out}:segmentation")
     assert (segmentation.size, segmentation.resolution) == ((3, 500, 500), (40, 4, 4))

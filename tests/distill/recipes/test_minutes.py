@@ -14,6 +14,7 @@ import torch
 
 from distill.config import Pair, load_pair
 from distill.errors import CheckpointError, ConfigError
+from distill.pace import span
 from distill.phases import Kind, Lengths, Phases, with_steps
 from distill.recipes.forecast import Forecast
 from distill.recipes.planned_steps import Trial, planned, read_steps, times_due
@@ -269,7 +270,7 @@ def test_the_forecast_of_a_trial(pair: Callable[..., Pair]) -> None:
     for step in (0, 1, 7):
         assert forecast.left(step) == pytest.approx(by_hand(config, trial, step))
     assert forecast.left(config.student.training.steps) == 0
-    assert forecast.opening().startswith("about 7 min: ")
+    assert forecast.opening().startswith(f"about {span(by_hand(config, trial, 0))}: ")
     assert Forecast(config, 0).opening() == ""
 
 

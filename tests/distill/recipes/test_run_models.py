@@ -194,8 +194,9 @@ def test_stored_channels_are_the_offsets_asked_for(run: Path, phantom: Path, tmp
     assert (more.shape, more.dtype) == ((6, 5, 96, 96), np.uint8)
     np.testing.assert_array_equal(more[:3], nearest)
     np.testing.assert_array_equal(labels, others)  # the query decoder sees the nearest ones
-    student, embeddings = load_student(str(run), CPU).student, []
-    sections = torch.from_numpy(open_volume(phantom).read()[3:8]).float()[:, None, None] / 255
+    trained, embeddings = load_student(str(run), CPU), []
+    student = trained.student
+    sections = torch.from_numpy(trained.normaliser.sections(open_volume(phantom).read()[3:8]))[:, None, None]
     with torch.no_grad():
         for z in range(5):
             pair = student(sections[max(0, z - 1)], sections[z])
