@@ -46,7 +46,7 @@ held_out=48:56
 step "5/8 A phantom to train on" \
     "Draws 56 sections of synthetic tissue: 40 to train on, 8 held out, the others to validate on." \
     "nothing yet; it takes some seconds."
-run phantom "$PHANTOM" --shape 56,320,320 --seed 7
+run phantom "$PHANTOM" --shape 56,256,256 --seed 7
 
 step "6/8 Train a 3D teacher and a 2D student together" \
     "About two minutes; the student learns from the labels and from the teacher. For comparison: a run of one step." \
@@ -58,8 +58,8 @@ run train "$pair/teacher.yaml" "$pair/student.yaml" student.training.minutes=2 \
 
 step "7/8 Embeddings of the two networks" \
     "Principal components as colours. The teacher runs in windows, the student over the whole section." \
-    "$DEMO/pca.png: seams at the teacher's windows, none in the student's panel; neurites apart from membranes."
-run pca "$PHANTOM:volumes/raw" --teacher "$DEMO/trained" --student "$DEMO/trained" --section 52 --window 8,160,160 \
+    "$DEMO/pca.png: seams at the teacher's windows, none in the student's panel; mitochondria and membranes stand out."
+run pca "$PHANTOM:volumes/raw" --teacher "$DEMO/trained" --student "$DEMO/trained" --section 52 --window 8,128,128 \
     --out "$DEMO/pca.png"
 
 step "8/8 Trained against untrained" \
