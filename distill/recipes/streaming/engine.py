@@ -174,7 +174,8 @@ class _Stream:
                 return given.put(None)
             with self._stages.timed("check"):
                 image = section.image
-                correction = None if image is None else _correction(normaliser, image, section.name)
+                good = section.flaw is None  # one of another type or size may be skipped
+                correction = _correction(normaliser, image, section.name) if image is not None and good else None
                 flaw = inspector.look(image, section.flaw, correction if normalises else None)
                 checksum = section.checksum
             given.put(_Judged(section, flaw, checksum, correction))
