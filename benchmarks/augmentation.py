@@ -25,9 +25,9 @@ from scipy import ndimage
 from tables import provenance, table, write_json
 
 from distill.config import AUGMENTATIONS, AugmentConfig, TrainingConfig
-from distill.sampling import Crops
-from distill.volume import open_labels, open_volume
-from distill.warp import draw_warp, warp_margin, warp_volume
+from distill.data.augmentation.warp import draw_warp, warp_margin, warp_volume
+from distill.data.crops import Crops
+from distill.io.volume import open_labels, open_volume
 
 CROPS = ((18, 160, 160), (6, 160, 160))
 
@@ -87,7 +87,7 @@ def rivals(crop: tuple[int, int, int], count: int) -> dict[str, float]:
     elastic = monai.Rand3DElasticd(**both, sigma_range=(8, 8), magnitude_range=(100, 100))
     given = {"raw": raw[None], "labels": labels[None]}
     return {
-        "distill.warp (torch), rotation + elastic": statistics.median(
+        "distill.data.augmentation.warp (torch), rotation + elastic": statistics.median(
             milliseconds([lambda: warp_volume(raw, labels, warp, (y, x))], count)
         ),
         "scipy.ndimage, places given": statistics.median(milliseconds([scipy], count)),

@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from scenes import Scene
 from torch import Tensor, nn
 
-from distill.agglomerate import fragments, waterz
 from distill.config import PUBLISHED_DECODER, DecoderConfig, TeacherConfig, TeacherLoss
-from distill.decoder import DecoderInput, DecoderOutput, QueryDecoder
-from distill.errors import DistillError
-from distill.geometry import Triple
-from distill.hardware import computing
-from distill.queries import Seeds, find_seeds
-from distill.recipes.models import build_decoder, build_teacher, load_teacher, seed_rule
-from distill.recipes.volumes import Runtime
-from distill.segment import block_instances
+from distill.core.errors import DistillError
+from distill.core.geometry import Triple
+from distill.core.hardware import computing
+from distill.decoder.decoder import DecoderInput, DecoderOutput, QueryDecoder
+from distill.decoder.instances import block_instances
+from distill.decoder.queries import Seeds, find_seeds
+from distill.inference.in_memory import Runtime
+from distill.models.load import build_decoder, build_teacher, load_teacher, seed_rule
+from distill.segmentation.agglomeration import fragments, waterz
 from teachers.agq import AGQTeacher
 from teachers.teacher import TeacherOutput
 

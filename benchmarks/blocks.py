@@ -31,9 +31,9 @@ import torch
 from hardware import machine
 from numpy.typing import NDArray
 
-from distill.geometry import Box, Triple, grid, parse_triple
-from distill.store import create_zarr
-from distill.volume import open_volume
+from distill.core.geometry import Box, Triple, grid, parse_triple
+from distill.io.volume import open_volume
+from distill.io.writers.store import create_zarr
 
 NM = (30.0, 6.0, 6.0)
 CHUNK = (16, 256, 256)

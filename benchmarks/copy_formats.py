@@ -24,10 +24,10 @@ import torch
 from hardware import machine
 from tables import provenance, table, write_json
 
-from distill.errors import DistillError
-from distill.geometry import Box
-from distill.recipes.copy import Copying, copy
-from distill.volume import Volume, open_labels, open_volume
+from distill.core.errors import DistillError
+from distill.core.geometry import Box
+from distill.io.volume import Volume, open_labels, open_volume
+from distill.io.writers.copy import Copying, copy
 
 _SHAPE = (24, 1024, 1024)
 _CASES = (

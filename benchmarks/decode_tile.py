@@ -19,13 +19,13 @@ import torch
 from hardware import machine
 from tables import provenance, write_json
 
-from distill.allocation import keep_freed_memory
-from distill.geometry import Box
-from distill.hardware import AUTO, PRECISIONS, choose, computing
-from distill.recipes.models import load_student, seed_rule
-from distill.recipes.volumes import Runtime, student_sections
-from distill.segment import block_instances
-from distill.volume import open_volume
+from distill.core.allocator import keep_freed_memory
+from distill.core.geometry import Box
+from distill.core.hardware import AUTO, PRECISIONS, choose, computing
+from distill.decoder.instances import block_instances
+from distill.inference.in_memory import Runtime, student_sections
+from distill.io.volume import open_volume
+from distill.models.load import load_student, seed_rule
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,22 +26,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distill.affinity import as_label_tensor, pair_affinity
-from distill.agglomerate import merge_by_mean_affinity, waterz
 from distill.config import PUBLISHED_DECODER, DecoderConfig
-from distill.decoder import DecoderInput
-from distill.geometry import Box
-from distill.hardware import AUTO, computing
-from distill.losses import instance_discrimination, instance_targets, mask_cross_entropy, mask_dice
-from distill.matching import match
-from distill.metrics import score
-from distill.recipes.models import TrainedStudent, build_decoder, load_student
-from distill.recipes.query_terms import split_instances
-from distill.sampling import as_unit_range
-from distill.segment import block_instances
-from distill.state import Average
-from distill.volume import open_labels, open_volume
-from students.slab import SlabAdapter
+from distill.core.affinity import as_label_tensor, pair_affinity
+from distill.core.geometry import Box
+from distill.core.hardware import AUTO, computing
+from distill.data.crops import as_unit_range
+from distill.decoder.decoder import DecoderInput
+from distill.decoder.instances import block_instances
+from distill.decoder.matching import match
+from distill.evaluation.metrics import score
+from distill.io.volume import open_labels, open_volume
+from distill.models.load import TrainedStudent, build_decoder, load_student
+from distill.segmentation.agglomeration import merge_by_mean_affinity, waterz
+from distill.training.loop.state import Average
+from distill.training.objective.losses import instance_discrimination, instance_targets, mask_cross_entropy, mask_dice
+from distill.training.objective.query_terms import split_instances
+from students.slab_adapter import SlabAdapter
 
 FUSED = 32
 TRAIN, TEST = (0, 64), (64, 80)

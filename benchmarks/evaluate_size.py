@@ -24,11 +24,11 @@ from hardware import machine
 from measure import HostPeak
 from tables import provenance, write_json
 
-from distill.geometry import Box, Nanometres
-from distill.recipes.evaluate import evaluate
-from distill.recipes.worst import find_spots
-from distill.store import ZarrArray, create_zarr
-from distill.volume import open_labels
+from distill.core.geometry import Box, Nanometres
+from distill.evaluation.segmentation import evaluate
+from distill.evaluation.worst_objects.locate import find_spots
+from distill.io.volume import open_labels
+from distill.io.writers.store import ZarrArray, create_zarr
 
 _SIDE, _STEP = 1000, 25
 _NM: Nanometres = (40.0, 4.0, 4.0)

@@ -28,10 +28,10 @@ import torch
 from hardware import machine
 from tables import provenance, table, write_json
 
-from distill.errors import DistillError
+from distill.core.errors import DistillError
 
 if TYPE_CHECKING:
-    from distill.recipes.pca import Looked
+    from viz.embeddings.figure import Looked
 
 _DEPTH = 6
 _WINDOW = 256
@@ -73,7 +73,7 @@ def measure(run: str, side: int, kept: Path | None) -> dict[str, Any]:
     Raises:
         DistillError: no such run, or `kept` of another side.
     """
-    from distill.recipes.pca import draw_pca
+    from viz.embeddings.figure import draw_pca
 
     before: dict[str, float | None]
     if kept is not None and kept.exists():
@@ -94,12 +94,12 @@ def measure(run: str, side: int, kept: Path | None) -> dict[str, Any]:
 
 def _looked(run: str, side: int) -> tuple[Looked, float]:
     """A made section as the run's networks see it, and the seconds that they take."""
-    from distill.phantom import make_phantom
-    from distill.recipes.embeddings import Windows
-    from distill.recipes.models import load_student, load_teacher
-    from distill.recipes.pca import Networks, look
-    from distill.recipes.volumes import Runtime
-    from distill.volume import volume_from_array
+    from distill.data.phantom import make_phantom
+    from distill.inference.embeddings import Windows
+    from distill.inference.in_memory import Runtime
+    from distill.io.volume import volume_from_array
+    from distill.models.load import load_student, load_teacher
+    from viz.embeddings.figure import Networks, look
 
     runtime = Runtime(torch.device("cpu"))
     small = make_phantom((_DEPTH + 1, 512, 512), _NM, 0).raw
@@ -118,8 +118,8 @@ def _keep(path: Path, looked: Looked, mib: float) -> None:
 
 
 def _restored(path: Path, side: int) -> tuple[Looked, float]:
-    from distill.recipes.embeddings import Sliding, Windows
-    from distill.recipes.pca import Looked
+    from distill.inference.embeddings import Sliding, Windows
+    from viz.embeddings.figure import Looked
 
     windows = Windows((_DEPTH, _WINDOW, _WINDOW))
     with np.load(path) as found:

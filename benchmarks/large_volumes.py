@@ -34,8 +34,8 @@ from hardware import machine
 from numpy.typing import NDArray
 from tables import provenance, write_json
 
-from distill.checkpoint import read_weights
-from distill.volume import open_labels, open_volume
+from distill.io.volume import open_labels, open_volume
+from distill.models.checkpoint import read_weights
 
 CHUNK = (20, 128, 128)
 DEPTH = 200  # sections of a volume
@@ -151,7 +151,7 @@ def make_volumes(source: Path, folder: Path, gigabytes: float) -> tuple[Path, Pa
 
 def _part(size: tuple[int, int, int]) -> Any:
     """Whole chunks from the first voxel on, at most 1 x 4 x 4 of them."""
-    from distill.geometry import Box
+    from distill.core.geometry import Box
 
     depth, *sides = (min(most, n // c) * c for most, n, c in zip((1, 4, 4), size, CHUNK, strict=True))
     return Box((0, 0, 0), (depth, sides[0], sides[1]))

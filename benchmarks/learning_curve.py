@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from rows import Rows
 from tables import provenance, table, write_json
 
-from distill.errors import DistillError
-from distill.store import write_cremi
-from distill.volume import LABELS_DATASET, RAW_DATASET, open_labels, open_volume
+from distill.core.errors import DistillError
+from distill.io.volume import LABELS_DATASET, RAW_DATASET, open_labels, open_volume
+from distill.io.writers.store import write_cremi
 
 COUNTS = (2, 5, 10, 20)
 STARTS = ("model", "nothing")

@@ -27,11 +27,11 @@ from hardware import DTYPES, available_bytes, copy_rate, machine, peak_rate
 from scenes import read_scene, seeds_of
 from tables import milliseconds, provenance, table, write_json
 
-from distill.errors import DistillError
-from distill.geometry import Triple, parse_triple
-from distill.hardware import FULL
-from distill.recipes.models import pick_device
-from distill.recipes.volumes import Runtime
+from distill.core.errors import DistillError
+from distill.core.geometry import Triple, parse_triple
+from distill.core.hardware import FULL
+from distill.inference.in_memory import Runtime
+from distill.models.load import pick_device
 
 SIZES = ("9,129,129", "9,193,193", "17,257,257", "17,385,385")
 COUNTS = (10, 50, 100, 200)

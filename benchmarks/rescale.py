@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from skimage.transform import resize
 from tables import provenance, write_json
 
-from distill.geometry import Box
-from distill.recipes.evaluate import evaluate
-from distill.recipes.run_models import Options
-from distill.recipes.streaming.options import Streaming
-from distill.recipes.streaming.stream import stream
-from distill.store import write_cremi
-from distill.volume import open_labels, open_volume
+from distill.core.geometry import Box
+from distill.evaluation.segmentation import evaluate
+from distill.inference.options import Options
+from distill.inference.streaming.options import Streaming
+from distill.inference.streaming.stream import stream
+from distill.io.volume import open_labels, open_volume
+from distill.io.writers.store import write_cremi
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,11 @@ from scipy import ndimage
 from skimage.exposure import equalize_hist
 from tables import provenance, table, write_json
 
-from distill.errors import DistillError
-from distill.geometry import Box, Nanometres
-from distill.recipes.models import find_weights
-from distill.store import create_zarr
-from distill.volume import Volume, open_labels, open_volume
+from distill.core.errors import DistillError
+from distill.core.geometry import Box, Nanometres
+from distill.io.volume import Volume, open_labels, open_volume
+from distill.io.writers.store import create_zarr
+from distill.models.load import find_weights
 
 Grey = NDArray[np.float64]  # (D, H, W), 0 to 1
 Ids = NDArray[np.uint64]

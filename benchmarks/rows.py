@@ -11,7 +11,7 @@ from typing import Any
 
 from tables import write_json
 
-from distill.errors import DistillError
+from distill.core.errors import DistillError
 
 
 class Rows:

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from distill.affinity import affinity_targets, as_label_tensor, fill_frame, half_resolution
-from distill.errors import DistillError
-from distill.geometry import Box, Triple
-from distill.queries import SeedRule, Seeds, find_seeds
-from distill.recipes.models import load_student
-from distill.recipes.volumes import Runtime, student_affinity
-from distill.sampling import as_unit_range
-from distill.volume import open_labels, open_volume
+from distill.core.affinity import affinity_targets, as_label_tensor, fill_frame, half_resolution
+from distill.core.errors import DistillError
+from distill.core.geometry import Box, Triple
+from distill.data.crops import as_unit_range
+from distill.decoder.queries import SeedRule, Seeds, find_seeds
+from distill.inference.in_memory import Runtime, student_affinity
+from distill.io.volume import open_labels, open_volume
+from distill.models.load import load_student
 
 _LOW, _HIGH = 0.05, 0.95  # what edges between and within neurons become
 _NOISE = 0.6  # standard deviation, before the blur; gives about as many fragments as a published student does

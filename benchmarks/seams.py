@@ -26,17 +26,17 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import KDTree
 from tables import provenance, table, write_json
 
-from distill.errors import DistillError
-from distill.geometry import parse_numbers
-from distill.recipes.embeddings import Embedding, Mask
-from distill.recipes.models import load_student, load_teacher, pick_device
-from distill.recipes.seam_bench import HEADER, bench_seams
-from distill.recipes.volumes import Runtime
-from distill.volume import open_volume
-from viz.pca import fit_palettes
-from viz.seams import seam_score
-from viz.shifts import ShiftScore, shift_score
-from viz.strides import stride_score
+from distill.core.errors import DistillError
+from distill.core.geometry import parse_numbers
+from distill.evaluation.seams.bench import HEADER, bench_seams
+from distill.evaluation.seams.border import seam_score
+from distill.evaluation.seams.shift import ShiftScore, shift_score
+from distill.evaluation.seams.stride import stride_score
+from distill.inference.embeddings import Embedding, Mask
+from distill.inference.in_memory import Runtime
+from distill.io.volume import open_volume
+from distill.models.load import load_student, load_teacher, pick_device
+from viz.embeddings.pca import fit_palettes
 
 SIDE, WINDOW = 256, 64  # pixels of a made section
 BORDERS = list(range(WINDOW, SIDE, WINDOW))

@@ -28,23 +28,23 @@ from numpy.typing import NDArray
 from tables import milliseconds, provenance, table, write_json
 from torch.utils.flop_counter import FlopCounterMode
 
-from distill.affinity import from_uint8, pair_affinity
-from distill.agglomerate import waterz
-from distill.checkpoint import load_module, read_published
 from distill.config import StudentNetwork
-from distill.errors import DistillError
-from distill.geometry import Box
-from distill.hardware import AUTO, FULL, MIXED, has_bfloat16, resolved
-from distill.metrics import score
-from distill.recipes.models import build_student, load_student, pick_device
-from distill.recipes.run_models import WATERZ_THRESHOLD
-from distill.sampling import as_unit_range
-from distill.volume import open_volume
-from students.functions import Wanted
-from students.openvino_backend import OpenVINOBackend
-from students.runner import SectionRunner
-from students.section import Student
-from students.transfer import grey_values
+from distill.core.affinity import from_uint8, pair_affinity
+from distill.core.errors import DistillError
+from distill.core.geometry import Box
+from distill.core.hardware import AUTO, FULL, MIXED, has_bfloat16, resolved
+from distill.data.crops import as_unit_range
+from distill.evaluation.metrics import score
+from distill.inference.options import WATERZ_THRESHOLD
+from distill.io.volume import open_volume
+from distill.models.checkpoint import load_module, read_published
+from distill.models.load import build_student, load_student, pick_device
+from distill.segmentation.agglomeration import waterz
+from students.backends.functions import Wanted
+from students.backends.openvino import OpenVINOBackend
+from students.streaming.runner import SectionRunner
+from students.streaming.transfer import grey_values
+from students.student import Student
 
 WAYS = (
     ("eager", "32-true"),

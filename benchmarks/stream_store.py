@@ -30,8 +30,8 @@ import tifffile
 import torch
 from hardware import machine
 
-from distill.phantom import make_phantom
-from distill.recipes.streaming.journal import all_lines
+from distill.data.phantom import make_phantom
+from distill.inference.streaming.output.manifest import all_lines
 
 NM = (30.0, 6.0, 6.0)
 PERIOD = 64

@@ -24,10 +24,10 @@ from measure import Cost, Timeline, costs, nbytes
 from tables import milliseconds, provenance, table, write_json
 
 from distill.config import StudentNetwork
-from distill.errors import DistillError
-from distill.recipes.models import build_student, pick_device
-from students.receptive import receptive_field
-from students.section import Student
+from distill.core.errors import DistillError
+from distill.models.load import build_student, pick_device
+from students.streaming.receptive_field import receptive_field
+from students.student import Student
 
 PRESETS = {
     "cad": StudentNetwork(kind="cad"),  # published

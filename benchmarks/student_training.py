@@ -21,19 +21,19 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from distill.affinity import affinity_targets, as_label_tensor
-from distill.agglomerate import waterz
 from distill.config import Pair
-from distill.edge_scores import affinity_scores
-from distill.engine import make_optimizer
-from distill.hardware import AUTO, computing
-from distill.metrics import score
-from distill.recipes.joint import Joint
-from distill.recipes.models import TrainedStudent
-from distill.recipes.training_data import open_parts
-from distill.recipes.volumes import Runtime, student_affinity
-from distill.sampling import Crops
-from distill.state import Average
+from distill.core.affinity import affinity_targets, as_label_tensor
+from distill.core.hardware import AUTO, computing
+from distill.data.crops import Crops
+from distill.evaluation.edge_scores import affinity_scores
+from distill.evaluation.metrics import score
+from distill.inference.in_memory import Runtime, student_affinity
+from distill.models.load import TrainedStudent
+from distill.segmentation.agglomeration import waterz
+from distill.training.data import open_parts
+from distill.training.loop.loop import make_optimizer
+from distill.training.loop.state import Average
+from distill.training.objective.objective import Joint
 
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 

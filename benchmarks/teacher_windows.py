@@ -22,15 +22,15 @@ from hardware import machine
 from tables import provenance, write_json
 
 from distill.config import TeacherConfig, TeacherLoss
-from distill.errors import DistillError
-from distill.geometry import Box
-from distill.hardware import AUTO
-from distill.recipes.models import build_teacher, load_student, load_teacher, pick_device
-from distill.sampling import as_unit_range
-from distill.volume import open_volume
-from students.runner import SectionRunner
+from distill.core.errors import DistillError
+from distill.core.geometry import Box
+from distill.core.hardware import AUTO
+from distill.data.crops import as_unit_range
+from distill.io.volume import open_volume
+from distill.models.load import build_teacher, load_student, load_teacher, pick_device
+from students.streaming.runner import SectionRunner
+from teachers.sliding_window import run_teacher, sliding_windows
 from teachers.teacher import Teacher
-from teachers.tiled import run_teacher, sliding_windows
 
 WINDOW, STRIDE = (18, 160, 160), (10, 80, 80)
 

@@ -21,10 +21,10 @@ from hardware import machine
 from stream import make
 from tables import provenance, write_json
 
-from distill.errors import DistillError
-from distill.hardware import AUTO
-from distill.recipes.models import pick_device
-from students.runner import SectionRunner
+from distill.core.errors import DistillError
+from distill.core.hardware import AUTO
+from distill.models.load import pick_device
+from students.streaming.runner import SectionRunner
 
 
 @dataclass(frozen=True)

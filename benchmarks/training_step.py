@@ -24,14 +24,14 @@ from hardware import machine
 from tables import provenance, table, write_json
 
 from distill.config import Pair, load_pair
-from distill.engine import StepReport, fit, make_optimizer
-from distill.ranks import Ranks
-from distill.recipes.joint import Joint
-from distill.recipes.launch import compile_networks, launch, lay_out
-from distill.recipes.training_data import Parts, open_parts, training_crops
-from distill.sampling import batches
-from distill.state import Average, State
-from distill.timing import PARTS, Split, StepClock
+from distill.data.crops import batches
+from distill.training.data import Parts, open_parts, training_crops
+from distill.training.launch import compile_networks, launch, lay_out
+from distill.training.loop.loop import StepReport, fit, make_optimizer
+from distill.training.loop.state import Average, State
+from distill.training.loop.timing import PARTS, Split, StepClock
+from distill.training.objective.objective import Joint
+from distill.training.ranks import Ranks
 
 WORDS = ("none", "teacher", "student", "decoder", "compile", "float32")
 

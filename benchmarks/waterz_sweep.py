@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from distill.affinity import from_uint8
-from distill.agglomerate import waterz
-from distill.geometry import Box
-from distill.metrics import score
-from distill.volume import open_labels, open_volume
+from distill.core.affinity import from_uint8
+from distill.core.geometry import Box
+from distill.evaluation.metrics import score
+from distill.io.volume import open_labels, open_volume
+from distill.segmentation.agglomeration import waterz
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ The shape is that of Liu et al., CVPR 2024: stages that each section passes alon
 branch for each section. Different from the paper's network, the whole encoder runs once per section (it can be cached,
 and encoders of any kind fit) and fusion happens where the decoder takes the deeper maps in; upsampling has fixed
 sampling positions (align_corners=False), so that a tile computes what the whole section computes. That holds for
-encoders without global pooling or attention: see `students.receptive`.
+encoders without global pooling or attention: see `students.streaming.receptive_field`.
 
 Level l has stride 2^l; level 0 is a small convolution of our own, for these encoders begin at half resolution.
 """
@@ -20,8 +20,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from distill.errors import ConfigError
-from students.section import PairOutput, SectionFeatures, Student, cropped, double_conv, join, pad_to_stride
+from distill.core.errors import ConfigError
+from students.student import PairOutput, SectionFeatures, Student, cropped, double_conv, join, pad_to_stride
 from students.torchvision_schemas import heal_torchvision
 
 _TRUNK = (1, 1, 2, 4, 4, 4)  # decoder channels of the levels 0, 1, ..., in units of `width`

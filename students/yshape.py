@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from students.section import (
+from students.student import (
     PairOutput,
     SectionFeatures,
     Student,

@@ -1,7 +1,7 @@
 """The AGQ teacher: residual 3D U-Net, fusion at half resolution, affinity branch.
 
 Chen et al., "Efficient Neuron Segmentation in Electron Microscopy by Affinity-Guided Queries", ICLR 2025. Its mask
-branch and query decoder live in `distill.decoder`, which teacher and student share.
+branch and query decoder live in `distill.decoder.decoder`, which teacher and student share.
 
 Added here: an embedding head on the finest map (off in the published network), so that the affinities of a 3D network
 and its voxel embeddings exist at full resolution for distillation (Liu et al., CVPR 2024) and for figures.
@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from distill.decoder import DecoderInput
-from distill.layers import Conv, ConvStack, coordinates, resize
+from distill.core.layers import Conv, ConvStack, coordinates, resize
+from distill.decoder.decoder import DecoderInput
 from teachers.teacher import Teacher, TeacherOutput
 from teachers.unet3d import ResidualUNet3d, conv_block
 

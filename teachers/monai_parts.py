@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from distill.errors import DistillError
+from distill.core.errors import DistillError
 
 
 @dataclass(frozen=True)

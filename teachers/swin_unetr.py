@@ -20,7 +20,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from distill.geometry import Triple
+from distill.core.geometry import Triple
 from teachers.monai_parts import monai_parts
 from teachers.teacher import EmbeddingHead, Teacher, TeacherOutput, extended
 

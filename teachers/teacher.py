@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.affinity import embedding_affinity, half_resolution
-from distill.decoder import DecoderInput
-from distill.geometry import Triple
-from distill.layers import Conv
+from distill.core.affinity import embedding_affinity, half_resolution
+from distill.core.geometry import Triple
+from distill.core.layers import Conv
+from distill.decoder.decoder import DecoderInput
 from teachers.unet3d import conv_block
 
 _CERTAIN = 1e-3

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.geometry import Triple
+from distill.core.geometry import Triple
 from teachers.monai_parts import MonaiParts, monai_parts
 from teachers.teacher import EmbeddingHead, Teacher, TeacherOutput, extended
 

@@ -1,16 +1,21 @@
-"""Fixtures that every package's tests may use."""
+"""Fixtures of all packages: data, a small phantom, a run trained on it in seconds, the command line in this process."""
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import settings
 
-from distill.hardware import describe, has_bfloat16
+from distill.core.hardware import describe, has_bfloat16
 
 settings.register_profile("steady", deadline=None, derandomize=True)  # no timed assertions; the same cases every run
 settings.load_profile("steady")
@@ -87,3 +92,109 @@ def _finder(variable: str, default: str) -> Callable[[str], Path]:
         return folder / name
 
     return find
+
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "phantom_cpu"
+CPU = ("--device", "cpu", "--precision", "32-true")
+TINY = (
+    *("teacher.filters=[8,8,8,8,8]", "teacher.fused=8", "teacher.branch_width=4", "teacher.branch_depth=1"),
+    *("teacher.embedding=4", "teacher.decoder.width=8", "teacher.decoder.depth=1", "teacher.decoder.rounds=1"),
+    *("teacher.decoder.learned=4", "teacher.decoder.block=[4,48,48]", "teacher.decoder.overlap=[1,12,12]"),
+    *("teacher.queries.start=0", "teacher.queries.every=1", "student.width=4", "student.embedding=4"),
+    *("student.data.train=[0,12]", "student.data.validation=[12,16]", "student.training.steps=4"),
+    *("student.training.warmup=1", "student.training.crop=[3,32,32]", "student.training.precision=32-true"),
+    *("student.training.workers=0", "student.training.log_every=1", "student.training.validate_every=2"),
+    *("student.training.save_every=2", "student.training.lr=0.02", "student.training.lr_warmup=0"),
+    "student.training.seed=1",  # one whose four steps leave affinities along z that are neither 0 nor 1
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a call of the command line left."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Said]
+Train = Callable[..., Said]
+
+
+def call(*words: object) -> Said:
+    """`distill WORDS` in this process; an exception that is not an exit is a defect and passes through."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with mock.patch.object(sys, "argv", ["distill", *map(str, words)]), redirect_stdout(out), redirect_stderr(err):
+        from distill.cli import main
+
+        try:
+            main()
+        except SystemExit as done:
+            code = done.code if isinstance(done.code, int) else 1
+    return Said(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """Call the command line inside this process."""
+    return call
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CREMI file of 20 x 96 x 96 voxels, 30 x 6 x 6 nm."""
+    path = tmp_path_factory.mktemp("phantom") / "phantom.h5"
+    said = call("phantom", path, "--shape", "20,96,96", "--seed", "3")
+    assert said.code == 0, said.err
+    return path
+
+
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """Trainings leave out figures and report, which take longer than four steps."""
+    left_out = [f"distill.training.train.{name}" for name in ("run_figures", "report_after_training")]
+    with mock.patch(left_out[0]), mock.patch(left_out[1]):
+        yield
+
+
+@pytest.fixture
+def no_pictures() -> Iterator[None]:
+    """See `without_pictures`."""
+    with without_pictures():
+        yield
+
+
+@pytest.fixture(scope="session")
+def train(phantom: Path) -> Train:
+    """`distill train` of the demo's pair made tiny, 4 steps, with further words; no figures unless asked for."""
+
+    def run(out: Path, *words: object, pictures: bool = False) -> Said:
+        pair = CONFIGS / "teacher.yaml", CONFIGS / "student.yaml"
+        drawn = nullcontext() if pictures else without_pictures()
+        with mock.patch.dict(os.environ, {"PHANTOM": str(phantom)}), drawn:
+            return call("train", *pair, *TINY, "--device", "cpu", "--out", out, *words)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished run; not to be written to."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    said = train(folder, pictures=True)
+    assert said.code == 0, said.err
+    assert f"run folder: {folder}" in said.out
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """The words that make the demo's pair tiny."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def cpu() -> tuple[str, ...]:
+    """Options for exact results on the CPU."""
+    return CPU

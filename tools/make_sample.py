@@ -1,6 +1,6 @@
 """Cut the sample that ships with the package out of AC4; for maintainers.
 
-    python tools/make_sample.py ac4.h5 distill/bundled/sample/ac4_sample.h5
+    python tools/make_sample.py ac4.h5 distill/data/bundled/ac4_sample.h5
 
 `ac4.h5` is AC4 as recorded, 100 x 1024 x 1024 voxels in CREMI layout: `distill data get snemi3d --out data` writes it
 as `data/snemi3d-train.h5`. The place was chosen by eye: sections 80-99 are the validation sections of the bundled
@@ -19,9 +19,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.durable import replacing
-from distill.geometry import Box
-from distill.volume import LABELS_DATASET, RAW_DATASET, open_volume
+from distill.core.atomic import replacing
+from distill.core.geometry import Box
+from distill.io.volume import LABELS_DATASET, RAW_DATASET, open_volume
 
 BOX = Box((80, 512, 608), (100, 896, 992))  # in voxels of AC4
 ATTRIBUTES = {

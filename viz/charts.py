@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from distill.errors import DistillError
+from distill.core.errors import DistillError
 from viz.figures import COLOURS, MARKERS
 from viz.layout import STYLE, dress, save_figure
 

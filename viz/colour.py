@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distill.errors import DistillError, ShapeError
+from distill.core.errors import DistillError, ShapeError
 
 # Odd 64-bit multipliers. The first is 2^64 divided by the golden ratio: consecutive ids lie 137 degrees of hue apart.
 # The second keeps ids of close hue (a Fibonacci number apart: 8, 13, 21, ...) on different lightness.

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from distill.errors import DistillError, ShapeError
+from distill.core.errors import DistillError, ShapeError
 from viz.colour import overlay
-from viz.insets import check_insets, draw_insets, rows_height
+from viz.embeddings.insets import check_insets, draw_insets, rows_height
 from viz.layout import STYLE, dress, image_grid, save_figure, scale_bar, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from viz.insets import Inset
-    from viz.seams import SeamProfile, SeamScore
+    from distill.evaluation.seams.border import SeamProfile, SeamScore
+    from viz.embeddings.insets import Inset
 
 Image = npt.NDArray[np.uint8]
 Profile = tuple[str, "SeamProfile", "SeamScore"]

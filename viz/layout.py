@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from distill.errors import DistillError, ShapeError, SourceError
+from distill.core.errors import DistillError, ShapeError, SourceError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from distill.affinity import NEAREST
-from distill.edge_scores import Curves
-from distill.errors import DistillError
-from distill.geometry import Triple
-from distill.metrics import ObjectBits
-from distill.run_length import RunLength
+from distill.core.affinity import NEAREST
+from distill.core.errors import DistillError
+from distill.core.geometry import Triple
+from distill.evaluation.edge_scores import Curves
+from distill.evaluation.metrics import ObjectBits
+from distill.evaluation.run_length.scores import RunLength
 from viz.figures import COLOURS
 from viz.layout import STYLE, dress, save_figure
 
@@ -38,7 +38,7 @@ class Channel:
 
     Attributes:
         offset: z, y, x in voxels.
-        curves: see `distill.edge_scores`.
+        curves: see `distill.evaluation.edge_scores`.
         auc: area under the ROC curve.
         precision: average precision of the boundaries.
     """

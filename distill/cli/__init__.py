@@ -10,13 +10,12 @@ import sys
 
 import typer
 
-from distill.allocation import keep_freed_memory, let_idle_threads_sleep
-
 # They register their commands:
-from distill.cli import benchmarking, choosing, copying, data, learning, running, scoring, viewing  # noqa: F401
+from distill.cli import bench, copy, data, evaluate, figures, segment, sweep, train  # noqa: F401
 from distill.cli.app import Stopped, app
 from distill.cli.stopping import say_how_to_continue, signals_end_the_command
-from distill.errors import DistillError
+from distill.core.allocator import keep_freed_memory, let_idle_threads_sleep
+from distill.core.errors import DistillError
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import typer
 
-from distill.errors import DistillError
-from distill.pace import rate, span
+from distill.core.errors import DistillError
+from distill.core.pace import rate, span
 
 
 def say(text: str) -> None:

@@ -12,7 +12,7 @@ from distill.cli.console import Bar, say
 from distill.cli.options import Overwrite
 
 if TYPE_CHECKING:
-    from distill.datasets import PublicData
+    from distill.data.catalogue import PublicData
 
 data = typer.Typer(no_args_is_help=True)
 app.add_typer(data, name="data", help="Public volumes with neuron labels: what there is, and how to get it.")
@@ -24,7 +24,7 @@ def sample(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a small labelled piece of mouse cortex that ships with the package (CREMI layout)."""
-    from distill.recipes.sample import write_sample
+    from distill.data.sample import write_sample
 
     made = write_sample(out, overwrite=overwrite)
     shape, nm = (" x ".join(f"{n:g}" for n in numbers) for numbers in (made.shape, made.resolution))
@@ -39,7 +39,7 @@ def list_data(
     name: Annotated[str | None, typer.Argument(help="say all that is known of this one")] = None,
 ) -> None:
     """List public data sets with their terms."""
-    from distill.datasets import DATASETS, dataset
+    from distill.data.catalogue import DATASETS, dataset
 
     if name is not None:
         _say_details(dataset(name))
@@ -60,9 +60,9 @@ def get(
     ] = None,
 ) -> None:
     """Download a public data set, or take what a browser has saved, and write volumes in CREMI layout."""
-    from distill.datasets import dataset
-    from distill.recipes.data import LABELS, RAW
-    from distill.recipes.data import get as run
+    from distill.data.catalogue import dataset
+    from distill.data.get import LABELS, RAW
+    from distill.data.get import get as run
 
     chosen = dataset(name)
     with Bar("MB") as bar:

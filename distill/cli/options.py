@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill.errors import DistillError
-from distill.hardware import PRECISIONS, check_precision
+from distill.core.errors import DistillError
+from distill.core.hardware import PRECISIONS, check_precision
 
 if TYPE_CHECKING:
-    from distill.hardware import Chosen
-    from distill.recipes.run_models import Options
-    from distill.recipes.volumes import Runtime
+    from distill.core.hardware import Chosen
+    from distill.inference.in_memory import Runtime
+    from distill.inference.options import Options
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
@@ -48,7 +48,7 @@ Thresholds = Annotated[
 
 def merge_of(merge: float | None, thresholds: Path | None, method: str) -> float | None:
     """The merge threshold given by itself, or by a file; None = the model's own."""
-    from distill.recipes.thresholds import threshold_of
+    from distill.inference.thresholds import threshold_of
 
     if thresholds is None:
         return merge
@@ -69,9 +69,9 @@ def run_options(
     invert: bool,
     rescale: bool,
 ) -> Options:
-    from distill.geometry import parse_numbers
-    from distill.recipes.grey_values import GreyValues
-    from distill.recipes.run_models import Options
+    from distill.core.geometry import parse_numbers
+    from distill.inference.grey_values import GreyValues
+    from distill.inference.options import Options
 
     check_precision(precision)
     if merge is not None and not 0 <= merge <= 1:
@@ -83,9 +83,9 @@ def run_options(
 
 def runtime_of(device: str, precision: str) -> tuple[Runtime, Chosen]:
     """Device and precision of a command that keeps no store."""
-    from distill.hardware import choose
-    from distill.recipes.models import pick_device
-    from distill.recipes.volumes import Runtime
+    from distill.core.hardware import choose
+    from distill.inference.in_memory import Runtime
+    from distill.models.load import pick_device
 
     chosen = choose(precision, pick_device(device))
     return Runtime(pick_device(device), chosen.precision), chosen

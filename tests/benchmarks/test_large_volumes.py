@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distill.store import write_cremi
-from distill.volume import open_labels, open_volume
+from distill.io.volume import open_labels, open_volume
+from distill.io.writers.store import write_cremi
 
 
 def test_both_volumes_are_the_mirrored_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import rows
 
-from distill.store import write_cremi
-from distill.volume import LABELS_DATASET, RAW_DATASET, open_labels, open_volume
+from distill.io.volume import LABELS_DATASET, RAW_DATASET, open_labels, open_volume
+from distill.io.writers.store import write_cremi
 
 SCORES = {"voi_split": 0.5, "voi_merge": 0.25, "arand": 0.1}
 

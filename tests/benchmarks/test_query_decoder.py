@@ -14,11 +14,11 @@ from block_stages import GROUPS, NETWORKS
 from query_decoder import main
 from scenes import noisy_truth, read_scene, seeds_of
 
-from distill.affinity import half_resolution
-from distill.errors import DistillError
-from distill.phantom import make_phantom
-from distill.recipes.volumes import Runtime
-from distill.store import write_cremi
+from distill.core.affinity import half_resolution
+from distill.core.errors import DistillError
+from distill.data.phantom import make_phantom
+from distill.inference.in_memory import Runtime
+from distill.io.writers.store import write_cremi
 
 STAGES = [stage for titles in GROUPS.values() for stage in titles]
 DECODER = ["mask_branch", "instance_features", "pooling", "rounds", "instances"]

@@ -11,7 +11,7 @@ import pytest
 import seams
 from scipy.special import stdtrit
 
-from distill.recipes.seam_bench import pool
+from distill.evaluation.seams.bench import pool
 
 
 @pytest.mark.parametrize("make", [seams.smooth, seams.cells])

@@ -9,9 +9,9 @@ import pytest
 import training_step
 
 from distill.config import Pair, load_pair
-from distill.phantom import make_phantom
-from distill.store import write_cremi
-from distill.timing import PARTS
+from distill.data.phantom import make_phantom
+from distill.io.writers.store import write_cremi
+from distill.training.loop.timing import PARTS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "phantom_cpu"
 SMALL = (

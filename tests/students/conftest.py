@@ -8,9 +8,9 @@ from functools import cache
 import pytest
 import torch
 
-import students.tiling
-from students.section import Student
+import students.streaming.tiling
 from students.smp import SmpYShape
+from students.student import Student
 from students.yshape import YShape
 
 Build = Callable[..., Student]
@@ -44,5 +44,5 @@ def student() -> Build:
 def fields_measured_once() -> Iterator[None]:
     """Runners of tiles share what was measured of a network; `test_receptive` measures for itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(students.tiling, "receptive_field", cache(students.tiling.receptive_field))
+        patch.setattr(students.streaming.tiling, "receptive_field", cache(students.streaming.tiling.receptive_field))
         yield

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.checkpoint import save_weights
 from distill.config import DecoderConfig, StudentConfig, StudentNetwork
-from distill.errors import CheckpointError, ConfigError
-from distill.recipes.models import build_student, load_student, student_metadata
-from students.section import PairOutput, SectionFeatures, Student
+from distill.core.errors import CheckpointError, ConfigError
+from distill.models.checkpoint import save_weights
+from distill.models.load import build_student, load_student, student_metadata
 from students.smp import SmpYShape
+from students.student import PairOutput, SectionFeatures, Student
 from students.torchvision_schemas import heal_torchvision
 
 CPU = torch.device("cpu")

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from distill.affinity import pair_affinity
-from distill.checkpoint import load_module, read_published
-from students.section import PairOutput, pad_to_stride
+from distill.core.affinity import pair_affinity
+from distill.models.checkpoint import load_module, read_published
+from students.student import PairOutput, pad_to_stride
 from students.yshape import YShape
 
 

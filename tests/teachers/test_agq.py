@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distill.decoder import QueryDecoder
-from distill.queries import SeedRule
+from distill.decoder.decoder import QueryDecoder
+from distill.decoder.queries import SeedRule
 from teachers.agq import AGQTeacher
 
 FILTERS = (8, 8, 16, 8, 8)

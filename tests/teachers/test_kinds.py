@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from distill.affinity import NEAREST, affinity_targets, embedding_affinity, fill_frame, half_resolution
-from distill.checkpoint import save_weights
 from distill.config import Pair, TeacherConfig, UnlabelledVolume
-from distill.errors import CheckpointError, DistillError
-from distill.geometry import Box
-from distill.losses import affinity_cross_entropy
-from distill.normalisation import NONE
-from distill.recipes.joint import Joint
-from distill.recipes.models import build_decoder, build_teacher, load_teacher, teacher_metadata
+from distill.core.affinity import NEAREST, affinity_targets, embedding_affinity, fill_frame, half_resolution
+from distill.core.errors import CheckpointError, DistillError
+from distill.core.geometry import Box
+from distill.core.normalisation import NONE
+from distill.models.checkpoint import save_weights
+from distill.models.load import build_decoder, build_teacher, load_teacher, teacher_metadata
+from distill.training.objective.losses import affinity_cross_entropy
+from distill.training.objective.objective import Joint
+from teachers.sliding_window import head_embedding, run_teacher, slide_embedding, sliding_windows
 from teachers.teacher import Teacher, TeacherOutput
-from teachers.tiled import head_embedding, run_teacher, slide_embedding, sliding_windows
 
 CPU = torch.device("cpu")
 RESOLUTION = (30.0, 6.0, 6.0)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.affinity import NEAREST
+from distill.core.affinity import NEAREST
 from teachers.teacher import EmbeddingHead, Teacher, extended
 
 Build = Callable[..., Teacher]

@@ -7,19 +7,19 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.figure import Figure
 
-from distill.contingency import Contingency
-from distill.geometry import Box
-from distill.metrics import worst_objects
+from distill.core.geometry import Box
+from distill.evaluation.contingency import Contingency
+from distill.evaluation.metrics import worst_objects
+from distill.evaluation.partners import main_partners
+from distill.evaluation.seams.border import seam_profile, seam_score
 from viz.charts import RunScore, SweepPoint, build_ablation_figure, build_sweep_figure
-from viz.errors import WrongObject, build_errors_figure
+from viz.embeddings.insets import Inset
+from viz.embeddings.movie import MovieFrames
+from viz.errors.figure import WrongObject, build_errors_figure
 from viz.figures import Panel, build_curves_figure, build_pca_figure, build_section_figure
-from viz.gallery import Example, build_gallery_figure
-from viz.insets import Inset
-from viz.meshes import Neuron, Part, build_meshes_figure
-from viz.movie import MovieFrames
-from viz.partners import main_partners
-from viz.raster import Solid, View, surface
-from viz.seams import seam_profile, seam_score
+from viz.gallery.figure import Example, build_gallery_figure
+from viz.meshes.figure import Neuron, Part, build_meshes_figure
+from viz.meshes.raster import Solid, View, surface
 
 DPI = 100
 NM = 6.0  # per voxel along y and x

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from distill.errors import DistillError
+from distill.core.errors import DistillError
 from viz.charts import (
     RunScore,
     SweepPoint,

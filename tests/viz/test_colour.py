@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from distill.errors import DistillError
+from distill.core.errors import DistillError
 from viz.colour import label_colours, overlay
 
 

@@ -16,7 +16,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
 
-from distill.errors import DistillError
+from distill.core.errors import DistillError
+from distill.evaluation.seams.border import seam_profile, seam_score
 from viz.figures import (
     Panel,
     build_curves_figure,
@@ -27,7 +28,6 @@ from viz.figures import (
     section_figure,
 )
 from viz.layout import save_figure, scale_bar
-from viz.seams import seam_profile, seam_score
 
 RNG = np.random.default_rng(0)
 RAW = RNG.integers(0, 256, (64, 64), dtype=np.uint8)

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from distill.edge_scores import EdgeHistogram
-from distill.errors import DistillError
-from distill.metrics import ObjectBits
-from distill.run_length import RunLength, run_length
-from distill.skeletons import Skeleton
+from distill.core.errors import DistillError
+from distill.evaluation.edge_scores import EdgeHistogram
+from distill.evaluation.metrics import ObjectBits
+from distill.evaluation.run_length.scores import RunLength, run_length
+from distill.evaluation.run_length.skeletons import Skeleton
 from viz.scores import Channel, build_scores_figure, scores_figure
 
 

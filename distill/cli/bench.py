@@ -1,0 +1,59 @@
+"""Commands that measure a user's own model on the user's own machine."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from distill.cli.app import app
+from distill.cli.console import Bar, say
+from distill.cli.options import Device, Precision, Resolution, runtime_of
+from distill.core.errors import DistillError
+from distill.core.hardware import AUTO
+
+bench = typer.Typer(no_args_is_help=True)
+app.add_typer(bench, name="bench", help="Measure a model on this machine.")
+
+
+@bench.command()
+def seams(
+    source: str,
+    model: Annotated[str, typer.Option(help="run folder, or a teacher's weights file with --student")],
+    student: Annotated[str | None, typer.Option(help="run folder, weights file or bundled; default --model")] = None,
+    section: Annotated[list[int] | None, typer.Option(help="number; may be repeated; default the middle one")] = None,
+    window: Annotated[list[int] | None, typer.Option(help="side in pixels; may be repeated; default 96, 128")] = None,
+    crop: Annotated[int, typer.Option(min=32, help="pixels along y and x, from the upper left corner")] = 384,
+    depth: Annotated[int, typer.Option(min=1, help="sections of a window")] = 6,
+    resolution: Resolution = None,
+    device: Device = "auto",
+    precision: Precision = AUTO,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Score the seams of teacher and student, with windows of several sizes, side by side and blended."""
+    from distill.core.geometry import parse_numbers
+    from distill.evaluation.seams.bench import HEADER, bench_seams
+    from distill.inference.embeddings import grey_volume
+    from distill.io.volume import open_volume
+    from distill.models.load import load_student, load_teacher
+
+    volume = open_volume(source, resolution=parse_numbers(resolution, "--resolution") if resolution else None)
+    grey_volume(volume, source)
+    runtime, chosen = runtime_of(device, precision)
+    networks = load_teacher(model, runtime.device), load_student(student or model, runtime.device)
+    sections, sizes = section or [volume.size[0] // 2], window or [96, 128]
+    if min(sizes) < 16:
+        raise DistillError(f"--window: found {min(sizes)}, expected 16 pixels or more")
+    with Bar("windows") as bar:
+        bar.head(*chosen.lines)
+        rows = bench_seams(volume, *networks, sections, sizes, crop, depth, runtime, bar.update)
+    if as_json:
+        about = {"source": source, "model": model, "student": student or model, "sections": sections, "crop": crop}
+        about |= {"depth": depth, **chosen.record(), "device": str(runtime.device)}
+        typer.echo(json.dumps({**about, "rows": [row.to_dict() for row in rows]}, indent=2))
+        return
+    lines = [list(HEADER), *(row.cells() for row in rows)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(HEADER))]
+    for line in lines:
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

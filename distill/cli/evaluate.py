@@ -1,0 +1,204 @@
+"""`distill evaluate`: what a result is worth."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distill.cli.app import app
+from distill.cli.console import Bar, say
+from distill.cli.options import Resolution
+from distill.core.errors import DistillError
+
+if TYPE_CHECKING:
+    from distill.evaluation.affinities import AffinityScores
+    from distill.evaluation.evaluate import Scorecard
+    from distill.evaluation.run_length.evaluate_skeletons import Units
+    from distill.evaluation.run_length.scores import RunLength
+    from distill.evaluation.segmentation import BlockScores, Evaluation
+
+
+@app.command()
+def evaluate(
+    source: Annotated[str, typer.Argument(metavar="SEGMENTATION", help="or affinities, such as OUT.zarr:affinity")],
+    labels: Annotated[str | None, typer.Argument(metavar="LABELS", help="ground truth")] = None,
+    preset: Annotated[str, typer.Option(help="skimage, cremi, agq or cad")] = "skimage",
+    worst: Annotated[int, typer.Option(min=0, help="objects of each kind to list; 0 reads the volume only once")] = 5,
+    listing: Annotated[
+        Path | None, typer.Option("--list", metavar="FILE", help="write them: .csv, or .json for Neuroglancer")
+    ] = None,
+    ignore: Annotated[
+        int | None, typer.Option(metavar="ID", help="label of voxels that are not counted, such as -1")
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="volume that is not 0 where voxels are counted")
+    ] = None,
+    blocks: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="also the mean over blocks of this size")] = None,
+    affinity: Annotated[str | None, typer.Option(metavar="SOURCE", help="affinities to score too")] = None,
+    labelled_only: Annotated[
+        bool, typer.Option("--labelled-only", help="leave out edges with an end in ground-truth 0")
+    ] = False,
+    skeletons: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="SWC file or folder, for the expected run length")
+    ] = None,
+    skeleton_units: Annotated[str, typer.Option(help="of their coordinates: nm, um or voxel")] = "nm",
+    skeletonize: Annotated[
+        bool, typer.Option("--skeletonize", help="make skeletons from LABELS; needs kimimaro (GPL)")
+    ] = False,
+    merge_nodes: Annotated[
+        int, typer.Option(min=1, help="nodes of each of two skeletons that make a segment a merger")
+    ] = 1,
+    plot: Annotated[Path | None, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="processes that read and count")] = 1,
+    resolution: Resolution = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Score a segmentation, or affinities, against ground truth."""
+    from distill.core.geometry import parse_numbers, parse_triple
+    from distill.evaluation.evaluate import Wanted, score_all
+    from distill.io.truth import Known
+
+    wanted = Wanted(
+        preset=preset,
+        resolution=parse_numbers(resolution, "--resolution") if resolution else None,
+        known=Known(ignore, mask),
+        worst=worst,
+        listing=listing,
+        blocks=parse_triple(blocks, "--blocks") if blocks else None,
+        workers=workers,
+        affinity=affinity,
+        labelled_only=labelled_only,
+        skeletons=skeletons,
+        units=_units(skeleton_units),
+        skeletonize=skeletonize,
+        merge_nodes=merge_nodes,
+        plot=plot,
+    )
+    with Bar("blocks") as bar:
+        found = score_all(source, labels, wanted, bar.update)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    if found.evaluation is not None:
+        _say_scores(found.evaluation)
+        _say_errors(found, found.evaluation)
+        if found.evaluation.blocks is not None:
+            _say_blocks(found.evaluation.blocks)
+    if found.run_length is not None:
+        _say_run_length(found.run_length)
+    if found.affinity is not None:
+        _say_affinity(found.affinity)
+    for what, path in (("list", listing), ("figure", plot)):
+        if path is not None:
+            say(f"{what}: {path}")
+
+
+def _units(text: str) -> Units:
+    known: dict[str, Units] = {"nm": "nm", "um": "um", "voxel": "voxel"}
+    if text not in known:
+        raise DistillError(f"--skeleton-units: found {text!r}, expected {', '.join(known)}")
+    return known[text]
+
+
+def _say_scores(found: Evaluation) -> None:
+    s = found.scores
+    say(f"preset {s.preset}, {s.voxels:,} voxels, {s.n_true} objects in the ground truth, {s.n_pred} found")
+    say(f"VOI    split {s.voi_split:.4f}  merge {s.voi_merge:.4f}  sum {s.voi_sum:.4f}  bits")
+    say(f"ARAND  {s.arand:.4f}  (precision {s.arand_precision:.4f}, recall {s.arand_recall:.4f})")
+    if s.cremi_score is not None:
+        say(f"CREMI  {s.cremi_score:.4f}")
+
+
+def _say_errors(card: Scorecard, found: Evaluation) -> None:
+    if not card.spots:
+        looked_at = found.scores.voi_sum > 0
+        say("worst objects: " + ("not looked up" if looked_at else "none"))
+        return
+    from distill.evaluation.worst_objects.error_list import place_nm
+
+    rows = []
+    for number, spot in enumerate(card.spots, 1):
+        partners = ", ".join(map(str, spot.pieces)) + (" ..." if spot.error.pieces > len(spot.pieces) else "")
+        where = ", ".join(map(str, spot.voxel))
+        nm = "" if card.segmentation is None else ", ".join(f"{p:.0f}" for p in place_nm(spot, card.segmentation))
+        counts = (f"{spot.error.bits:.4f}", f"{spot.error.voxels:,}", str(spot.error.pieces))
+        rows.append((str(number), spot.kind, str(spot.error.id), *counts, partners, where, nm))
+    head = ("", "error", "id", "bits", "voxels", "pieces", "largest partners", "at voxel z, y, x", "nm z, y, x")
+    _say_table("worst objects (split: ground-truth id in segments; merge: segment over objects)", head, rows)
+
+
+def _say_blocks(found: BlockScores) -> None:
+    rows = []
+    names = {"voi_split": "VOI split", "voi_merge": "VOI merge", "voi_sum": "VOI", "arand": "ARAND"}
+    for key, name in (names | {"cremi_score": "CREMI"}).items():
+        one = found.statistic(key)
+        if one is not None:
+            rows.append((name, f"{one.mean:.4f}", "-" if one.std is None else f"{one.std:.4f}"))
+    size = " x ".join(map(str, found.size))
+    left_out = f", {found.empty} without ground truth left out" if found.empty else ""
+    _say_table(f"{len(found.scores)} blocks of {size}{left_out}", ("score", "mean", "std"), rows)
+
+
+def _say_run_length(found: RunLength) -> None:
+    um = {kind: found.total(kind) / 1000 for kind in ("length", "correct", "split", "merged", "omitted", "outside")}
+    say(
+        f"ERL    {found.erl / 1000:.3f} um of {found.ideal / 1000:.3f} um without error "
+        f"({100 * found.normalised:.1f} %), {len(found.skeletons)} skeletons, {len(found.mergers)} segments merge"
+    )
+    shares = ", ".join(f"{kind} {um[kind]:.2f}" for kind in ("correct", "split", "merged", "omitted"))
+    say(
+        f"       of {um['length']:.2f} um: {shares}; {um['outside']:.2f} um and {found.outside_nodes} of "
+        f"{found.nodes + found.outside_nodes} nodes outside the volume are not counted"
+    )
+
+
+def _say_affinity(found: AffinityScores) -> None:
+    rows = []
+    for one in found.channels:
+        s, h = one.scores, one.histogram
+        numbers = [
+            *(s.boundary.precision, s.boundary.recall, s.boundary.f1),
+            *(s.connected.precision, s.connected.recall, s.connected.f1),
+            *(h.roc_auc, h.boundary_average_precision, h.connected_average_precision),
+        ]
+        cells = ["-" if n is None else f"{n:.4f}" for n in numbers]
+        share = f"{100 * s.boundary_edges / max(s.edges, 1):.1f} %"
+        rows.append((", ".join(map(str, one.offset)), f"{s.edges:,}", share, *cells))
+    head = (
+        "offset z, y, x",
+        "edges",
+        "boundary",
+        "P",
+        "R",
+        "F1",
+        "P conn.",
+        "R conn.",
+        "F1 conn.",
+        "AUC",
+        "AP",
+        "AP conn.",
+    )
+    counted = "with both ends labelled" if found.labelled_only else "ends in ground-truth 0 count as boundaries"
+    _say_table(f"affinities at 0.5, boundary and connected edges ({counted})", head, rows)
+
+
+def _say_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table as plain text, as wide as it needs to be, so that it can be kept in a file."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for k, name in enumerate(head):
+        table.add_column(name, justify="left" if k < 2 or "," in name or "partners" in name else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    text = io.StringIO()
+    Console(file=text, width=400, color_system=None).print(table)
+    say(title)
+    say("\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines()))

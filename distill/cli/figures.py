@@ -1,0 +1,287 @@
+"""Commands that show: figures, the viewer, what a file holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distill.cli.app import app
+from distill.cli.console import Bar, say, say_error
+from distill.cli.options import (
+    Device,
+    Invert,
+    Normalise,
+    Precision,
+    Rescale,
+    Resolution,
+    Sections,
+    ids,
+    section_range,
+)
+from distill.core.errors import DistillError
+from distill.core.hardware import AUTO, check_precision
+
+if TYPE_CHECKING:
+    from distill.evaluation.seams.networks import NetworkSeams
+
+
+@app.command()
+def pca(
+    source: str,
+    student: Annotated[str, typer.Option(help="run folder, weights file or bundled model")],
+    section: Annotated[int, typer.Option(help="section number")],
+    out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
+    teacher: Annotated[str | None, typer.Option(help="run folder, weights file or bundled model")] = None,
+    raw_only_student: Annotated[
+        bool, typer.Option("--raw-only-student", help="section and student alone, without a teacher")
+    ] = False,
+    window: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="teacher's window; default its block")] = None,
+    overlap: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="voxels that windows share")] = None,
+    no_blend: Annotated[bool, typer.Option("--no-blend", help="let the last window win in overlaps")] = False,
+    shifted: Annotated[
+        bool, typer.Option("--shifted", help="also run windows half a step further: how much do the runs disagree?")
+    ] = False,
+    inset: Annotated[
+        list[str] | None, typer.Option(metavar="Y0:Y1,X0:X1", help="part to enlarge, in pixels; may be repeated")
+    ] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="draw the window borders")] = False,
+    membranes: Annotated[bool, typer.Option("--membranes", help="colours outside neurites too")] = False,
+    movie: Annotated[
+        Path | None, typer.Option(metavar="MOVIE", help="also the stack; .gif, or .mp4 with ffmpeg")
+    ] = None,
+    sections: Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="sections of the movie")] = None,
+    resolution: Resolution = None,
+    device: Device = "auto",
+    precision: Precision = AUTO,
+    normalise: Normalise = None,
+    invert: Invert = False,
+    rescale: Rescale = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the seam scores as JSON")] = False,
+) -> None:
+    """Draw a section beside the embeddings of teacher (sliding window) and student, with their seam scores."""
+    from distill.core.geometry import parse_numbers, parse_triple
+    from distill.inference.embeddings import Windows
+    from distill.inference.grey_values import GreyValues
+    from viz.embeddings.figure import Drawing, Movie
+    from viz.embeddings.figure import pca as run
+    from viz.embeddings.insets import Inset
+
+    if (teacher is None) != raw_only_student:
+        found_text = "neither" if teacher is None else "both"
+        raise DistillError(f"--teacher, --raw-only-student: found {found_text}, expected one of them")
+    if raw_only_student and (window or overlap or no_blend or shifted or grid):
+        raise DistillError(
+            "--raw-only-student: found --window, --overlap, --no-blend, --shifted or --grid beside it, expected none; "
+            "the student alone has no windows"
+        )
+    if sections is not None and movie is None:
+        raise DistillError("--sections: expected --movie beside it")
+    check_precision(precision)
+    windows = Windows(
+        parse_triple(window, "--window") if window else None,
+        parse_triple(overlap, "--overlap") if overlap else (0, 0, 0),
+        not no_blend,
+    )
+    drawing = Drawing(tuple(Inset.parse(text) for text in inset or []), grid, membranes)
+    through = None if movie is None else Movie(movie, section_range(sections))
+    nm = parse_numbers(resolution, "--resolution") if resolution else None
+    with Bar("sections") as bar:
+        found = run(
+            source,
+            teacher,
+            student,
+            section,
+            out,
+            windows,
+            drawing,
+            through,
+            shifted=shifted,
+            device=device,
+            precision=precision,
+            resolution=nm,
+            grey=GreyValues(normalise, invert),
+            rescale=rescale,
+            on_section=bar.update,
+            note=say_error,
+        )
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    for name, network in (("teacher", found.teacher), ("student", found.student)):
+        if network is not None:
+            _say_seams(name, network)
+    say(f"figure: {out}" if movie is None else f"figure: {out}\nmovie: {movie}")
+
+
+@app.command()
+def section(
+    store: Annotated[Path, typer.Argument(metavar="OUT.zarr")],
+    section: Annotated[int, typer.Option(help="number in the image")],
+    out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
+    raw: Annotated[str | None, typer.Option(metavar="SOURCE", help="image; default what OUT was made from")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="SOURCE", help="ground truth")] = None,
+    resolution: Resolution = None,
+) -> None:
+    """Draw a section of a result: image, segmentation and ground truth in stable colours, affinities."""
+    from distill.core.geometry import parse_numbers
+    from viz.section import section as run
+    from viz.viewer.view import Sources
+
+    nm = parse_numbers(resolution, "--resolution") if resolution else None
+    shown = run(store, Sources(raw, labels, resolution=nm), section, out)
+    say(f"section {section}: {', '.join(shown)}\nfigure: {out}")
+
+
+@app.command()
+def errors(
+    segmentation: str,
+    labels: str,
+    raw: Annotated[str, typer.Option(metavar="SOURCE", help="the sections")],
+    out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
+    section: Annotated[int | None, typer.Option(help="number in LABELS; default the one with most errors")] = None,
+    worst: Annotated[int, typer.Option(min=0, help="objects to outline and list")] = 8,
+    resolution: Resolution = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Draw a section with what is split or merged in it, and list the worst objects."""
+    from distill.core.geometry import parse_numbers
+    from viz.errors.survey import errors as run
+
+    nm = parse_numbers(resolution, "--resolution") if resolution else None
+    with Bar("sections") as bar:
+        found = run(segmentation, labels, raw, out, section, worst, nm, bar.update)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    counts = f"{found.split:,} are split, {found.merge:,} merged, {found.both:,} both"
+    say(f"section {found.section}: of {found.counted:,} labelled pixels {counts}")
+    for number, one in enumerate(found.objects, 1):
+        own, other = ("object", "segment") if one.kind == "split" else ("segment", "object")
+        spans = ", ".join(f"{a}:{b}" for a, b in zip(one.piece.start, one.piece.stop, strict=True))
+        say(
+            f"{number}. {one.kind}: {own} {one.error.id}, {one.error.bits:.4f} bits in {one.error.pieces} pieces, "
+            f"{one.bits_here:.4f} here; largest wrong piece in {other} {one.partner} at {spans} (z, y, x)"
+        )
+    say(f"figure: {out}")
+
+
+@app.command()
+def render(
+    segmentation: str,
+    labels: str,
+    out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
+    neuron: Annotated[str | None, typer.Option(metavar="ID[,ID..]", help="of LABELS; default the worst three")] = None,
+    resolution: Resolution = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Draw neurons in 3D beside what a segmentation made of them: pieces in their colours, what was merged hatched."""
+    from distill.core.geometry import parse_numbers
+    from viz.meshes.render import render as run
+
+    nm = parse_numbers(resolution, "--resolution") if resolution else None
+    with Bar("sections") as bar:
+        found = run(segmentation, labels, out, ids(neuron), nm, bar.update)
+    if as_json:
+        typer.echo(json.dumps([one.to_dict() for one in found], indent=2))
+        return
+    for one in found:
+        pieces = ", ".join(f"{p.segment} ({100 * p.voxels / one.voxels:.1f} %)" for p in one.pieces[:5])
+        merged = ", ".join(f"{f.object} ({f.voxels:,} voxels)" for f in one.foreign)
+        count = f"{len(one.pieces)} segment{'s' if len(one.pieces) > 1 else ''}"
+        say(f"neuron {one.neuron}: in {count}: {pieces}; merged to it: {merged or 'nothing'}")
+    say(f"figure: {out}")
+
+
+@app.command()
+def view(
+    out: Annotated[Path, typer.Argument(metavar="OUT.zarr")],
+    raw: Annotated[str | None, typer.Option(metavar="SOURCE", help="image; default what OUT was made from")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="SOURCE", help="ground truth")] = None,
+    embedding: Annotated[str | None, typer.Option(metavar="SOURCE", help="channels, z, y, x; default OUT's")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="worst objects, from distill evaluate --json")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="on 127.0.0.1; 0 takes a free one")] = 0,
+    no_open: Annotated[bool, typer.Option("--no-open", help="only print the address")] = False,
+    resolution: Resolution = None,
+) -> None:
+    """Show a result beside its image, ground truth and worst errors in the browser, until Ctrl-C."""
+    from distill.core.geometry import parse_numbers
+    from viz.viewer.view import Sources, open_browser
+    from viz.viewer.view import view as run
+
+    nm = parse_numbers(resolution, "--resolution") if resolution else None
+    with Bar("blocks") as bar:
+
+        def ready(address: str, errors: list[str]) -> None:
+            for number, error in enumerate(errors, 1):
+                say(f"{number}. {error}")
+            say(f"{address}  (on this machine; Ctrl-C ends it)")
+            if not no_open:
+                open_browser(address)
+
+        sources = Sources(raw, labels, embedding, evaluation, nm)
+        run(out, sources, port, on_block=bar.update, note=bar.line, ready=ready)
+    say("viewer ended")
+
+
+@app.command()
+def info(
+    source: str,
+    grey: Annotated[
+        bool, typer.Option("--grey", help="measure how grey values differ between and within the sections of a volume")
+    ] = False,
+    sections: Sections = None,
+    resolution: Resolution = None,
+    as_json: Annotated[bool, typer.Option("--json", help="with --grey: print JSON, section by section")] = False,
+) -> None:
+    """Say what a volume or a weights file holds."""
+    from distill.models.checkpoint import bundled_models, read_weights
+
+    if grey:
+        _info_grey(source, sections, resolution, as_json)
+        return
+    if sections is not None or resolution is not None or as_json:
+        raise DistillError("--sections, --resolution, --json: found without --grey, expected it with them")
+    files = [Path(source)] if source.endswith(".safetensors") else sorted((Path(source) / "best").glob("*.safetensors"))
+    bundled = bundled_models().get(source)
+    if not files and bundled is not None and not Path(source).exists():
+        say(f"bundled model {source}: {bundled}")
+        files = sorted(bundled.glob("*.safetensors"))
+    if files:
+        for file in files:
+            weights = read_weights(file)
+            count = sum(t.numel() for t in weights.tensors.values())
+            say(f"{file}: {weights.kind}, {count:,} values in {len(weights.tensors)} tensors")
+            say(json.dumps({"config": weights.config, "notes": weights.notes}, indent=2))
+        return
+    from distill.io.info import describe, format_summary
+
+    say(format_summary(describe(source)))
+
+
+def _info_grey(source: str, sections: str | None, resolution: str | None, as_json: bool) -> None:
+    from distill.core.geometry import parse_numbers
+    from distill.io.grey_ranges import format_grey_ranges, grey_ranges
+    from distill.io.volume import open_volume
+
+    nm = parse_numbers(resolution, "--resolution") if resolution else (1.0, 1.0, 1.0)  # no number depends on it
+    volume = open_volume(source, resolution=nm)
+    with Bar("sections") as bar:
+        found = grey_ranges(volume, section_range(sections), bar.update)
+    say(json.dumps(found.to_dict(), indent=1) if as_json else format_grey_ranges(found))
+
+
+def _say_seams(name: str, found: NetworkSeams) -> None:
+    def line(text: str, value: float, low: float, high: float, best: str) -> None:
+        say(f"{text} of the {name}: {value:.2f} ({low:.2f} to {high:.2f}); {best}")
+
+    border, stride, shift = found.border, found.stride, found.shift
+    line("seam score", border.ratio, border.low, border.high, "1 = no seam")
+    if stride is not None:
+        line("power at the windows' stride", stride.ratio, stride.low, stride.high, "1 = no seam")
+    if shift is not None:
+        line("disagreement with shifted windows", shift.ratio, shift.low, shift.high, "0 = none")

@@ -1,0 +1,112 @@
+"""The command that chooses thresholds on labelled validation data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distill.cli.app import app
+from distill.cli.console import Bar, Recorded, say
+from distill.cli.options import Device, Invert, Normalise, Precision, Rescale, runtime_of
+from distill.core.errors import DistillError
+from distill.core.hardware import AUTO
+
+if TYPE_CHECKING:
+    from distill.evaluation.sweep import Curve
+    from distill.inference.thresholds import Method
+
+Range = Annotated[str | None, typer.Option(metavar="FIRST:LAST:STEP", help="thresholds to try, or a list with commas")]
+
+
+@app.command()
+def sweep(
+    affinity: Annotated[str, typer.Argument(metavar="AFFINITY", help="such as OUT.zarr:affinity")],
+    labels: Annotated[str, typer.Argument(metavar="LABELS", help="ground truth, which training never saw")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="for sweep.json, thresholds.yaml and sweep.png")],
+    methods: Annotated[str, typer.Option(help="of query, waterz and mws, with commas")] = "query,waterz,mws",
+    query: Range = None,
+    waterz: Range = None,
+    mws: Range = None,
+    model: Annotated[
+        str | None, typer.Option(help="query: make supervoxels with it; default those of the stream's store")
+    ] = None,
+    source: Annotated[str | None, typer.Option(metavar="RAW", help="query: the sections, beside --model")] = None,
+    preset: Annotated[str, typer.Option(help="skimage, cremi, agq or cad")] = "skimage",
+    device: Device = "auto",
+    precision: Precision = AUTO,
+    normalise: Normalise = None,
+    invert: Invert = False,
+    rescale: Rescale = False,
+) -> None:
+    """Compare ways from affinities to neurons over their thresholds, and choose those with the least VOI."""
+    from distill.evaluation.sweep import TRIED, Network
+    from distill.evaluation.sweep import sweep as run
+    from distill.inference.grey_values import GreyValues
+    from distill.inference.thresholds import parse_thresholds
+
+    given = {"query": query, "waterz": waterz, "mws": mws}
+    asked = _methods(methods)
+    for name, text in given.items():
+        if text is not None and name not in asked:
+            raise DistillError(f"--{name}: found no {name} in --methods {methods}, expected it there")
+    if (model is None) != (source is None) or (model is not None and "query" not in asked):
+        raise DistillError("--model, --source: expected both or none of them, for the method query")
+    ranges = {name: given[name] for name in asked}
+    tried = {
+        name: TRIED[name] if text is None else parse_thresholds(text, f"--{name}") for name, text in ranges.items()
+    }
+    network, chosen = None, None
+    if model is not None and source is not None:
+        runtime, chosen = runtime_of(device, precision)
+        network = Network(model, source, runtime, GreyValues(normalise, invert), rescale)
+    elif rescale:
+        raise DistillError(
+            "--rescale: found no --model beside it, expected --model and --source, or a store made with it"
+        )
+    if not out.name:
+        raise DistillError(f"--out: found {str(out)!r}, expected a folder with a name of its own")
+    with Recorded(out / "sweep") as record, Bar("methods") as bar:
+        bar.head(*(() if chosen is None else chosen.lines))
+        curves = run(affinity, labels, out, tried, preset=preset, network=network, on_step=bar.update, note=bar.line)
+        record["methods"] = list(asked)
+        record.update(chosen.record() if chosen is not None else {})
+    _say_table(curves)
+    say(f"chosen by the least VOI sum on {labels} (preset {preset}); what they score on other sections is not known")
+    say(f"next: distill segment SOURCE --model MODEL --thresholds {out / 'thresholds.yaml'} --out OUT.zarr")
+
+
+def _methods(text: str) -> tuple[Method, ...]:
+    from distill.inference.thresholds import METHODS
+
+    found = tuple(method for method in METHODS if method in text.split(","))
+    wrong = [name for name in text.split(",") if name not in METHODS]
+    if wrong or not found:
+        raise DistillError(f"--methods: found {text!r}, expected some of {', '.join(METHODS)}")
+    return found
+
+
+def _say_table(curves: tuple[Curve, ...]) -> None:
+    say("method  threshold  VOI split  merge    sum  ARAND  objects   (VOI in bits; * = chosen)")
+    for curve in curves:
+        for one in curve.tried:
+            s, mark = one.scores, "*" if one is curve.best else " "
+            scores = f"{s.voi_split:9.3f}  {s.voi_merge:5.3f}  {s.voi_sum:5.3f}  {s.arand:5.3f}"
+            say(f"{curve.method:6}  {one.threshold:8g}{mark}  {scores}  {one.objects:7d}")
+    for curve in curves:
+        chosen, rate = curve.chosen(), curve.alone / curve.voxels * 1e6
+        what = "merging contacts alone" if curve.method == "query" else "from affinities to segments"
+        say(f"{curve.method}: {chosen.threshold:g}; {what} {rate:.2f} s per megavoxel")
+        if chosen.edge is not None:
+            say(_warning(curve.method, chosen.threshold, chosen.edge))
+
+
+def _warning(method: str, threshold: float, edge: str) -> str:
+    if (threshold, edge) in ((0.0, "lowest"), (1.0, "highest")):
+        return f"warning: {method}: {threshold:g} is the end of the scale; another threshold does no better"
+    way = "below" if edge == "lowest" else "above"
+    return (
+        f"warning: {method}: {threshold:g} is the {edge} threshold that was tried, the best one may lie {way}; "
+        f"widen --{method}"
+    )

@@ -1,0 +1,442 @@
+"""Everything about affinities: targets, validity, balance, affinities from embeddings, converters.
+
+Convention: channel k at voxel p is the edge (p, p + o_k). 1 means that both ends carry the same non-zero label. The
+edge is invalid where p + o_k lies outside the array or where the labels do not tell what it is (`distill.core.known`).
+The first three offsets are the nearest neighbours in -z, -y, -x.
+
+Legend: B batch, K offsets, E embedding channels, D H W = z y x; `...` any leading axes.
+
+Sources: Liu et al., CVPR 2024 (cross-dimension affinity distillation); the offsets of
+`MULTI` are those of their teacher's loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import EllipsisType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.core.errors import DistillError, ShapeError
+from distill.core.geometry import Triple
+from distill.core.known import OTHER, UNKNOWN
+
+NEAREST: tuple[Triple, ...] = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
+MULTI: tuple[Triple, ...] = (
+    *NEAREST,
+    *((-2, 0, 0), (0, -3, 0), (0, 0, -3)),
+    *((-3, 0, 0), (0, -9, 0), (0, 0, -9)),
+    *((-4, 0, 0), (0, -27, 0), (0, 0, -27)),
+)
+
+_Index = tuple[EllipsisType | int | slice, ...]
+_SHARE_LOW, _SHARE_HIGH = 0.05, 0.99
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Affinity targets and where they mean something, both (..., K, D, H, W)."""
+
+    target: Tensor  # float32, 0 or 1; 0 where invalid
+    valid: Tensor  # bool
+
+    def section(self, z: int) -> Targets:
+        """The slice pair (z - 1, z): targets of section z, (..., K, H, W)."""
+        return Targets(self.target[..., z, :, :], self.valid[..., z, :, :])
+
+
+def edge_slices(offset: Triple, shape: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where both ends of an offset's edges lie inside an array.
+
+    Args:
+        offset: (z, y, x) in voxels, any sign.
+        shape: (D, H, W).
+
+    Returns:
+        Slices of the edge's own voxel p and of its partner p + offset; equal in shape, empty if the offset is larger
+        than the array.
+    """
+    at, partner = [], []
+    for step, size in zip(offset, shape, strict=True):
+        low, high = min(max(0, -step), size), max(0, size - max(0, step))
+        high = max(low, high)
+        at.append(slice(low, high))
+        partner.append(slice(max(0, low + step), max(0, high + step)))
+    return tuple(at), tuple(partner)
+
+
+def as_label_tensor(labels: NDArray[Any]) -> Tensor:
+    """Labels of any integer type as an int64 tensor in which equal stays equal and different stays different.
+
+    uint64 ids are reinterpreted, not narrowed: only equality and zero keep their meaning.
+
+    Raises:
+        ShapeError: the array is not of an integer type.
+    """
+    if labels.dtype.kind not in "iu":
+        raise ShapeError(f"labels: found {labels.dtype}, expected an integer type")
+    if labels.dtype == np.uint64:
+        return torch.from_numpy(np.array(labels).view(np.int64))
+    return torch.from_numpy(np.array(labels, dtype=np.int64))
+
+
+def known_voxels(labels: Tensor) -> Tensor:
+    """Mark the voxels whose label says what they are.
+
+    Args:
+        labels: integers, any shape.
+
+    Returns:
+        bool, the same shape: neither UNKNOWN nor OTHER, which int64 alone holds.
+    """
+    if labels.dtype != torch.int64:
+        return torch.ones_like(labels, dtype=torch.bool)
+    return (labels != UNKNOWN) & (labels != OTHER)
+
+
+def _known_edges(one: Tensor, other: Tensor) -> Tensor:
+    """Mark the edges of which both ends are known, or one is a neuron and the other is OTHER.
+
+    Args:
+        one: labels of the edges' first ends.
+        other: of their second ends; the same shape and type.
+    """
+    if one.dtype != torch.int64:
+        return torch.ones_like(one, dtype=torch.bool)
+    return (one != UNKNOWN) & (other != UNKNOWN) & ~((one == OTHER) & (other == OTHER))
+
+
+def affinity_targets(
+    labels_DHW: Tensor, offsets: Sequence[Triple] = NEAREST, *, background_connects: bool = False
+) -> Targets:
+    """Affinities of a labelling.
+
+    Args:
+        labels_DHW: (..., D, H, W), any integer type; 0 = background, see `distill.core.known`.
+        offsets: K edges (z, y, x) in voxels.
+        background_connects: edges between two background voxels are 1, as the published student code has it for its
+            short offsets. Off: they are 0.
+
+    Returns:
+        Targets of shape (..., K, D, H, W); invalid, too, where an end is UNKNOWN or both are OTHER.
+
+    Raises:
+        ShapeError: the labels are not integers or have fewer than three axes.
+    """
+    if labels_DHW.is_floating_point() or labels_DHW.dtype == torch.bool:
+        raise ShapeError(f"labels: found {labels_DHW.dtype}, expected an integer type")
+    if labels_DHW.ndim < 3:
+        raise ShapeError(f"labels: found shape {tuple(labels_DHW.shape)}, expected (..., D, H, W)")
+    *lead, depth, height, width = labels_DHW.shape
+    shape = (*lead, len(offsets), depth, height, width)
+    target = torch.zeros(shape, dtype=torch.float32, device=labels_DHW.device)
+    valid = torch.zeros(shape, dtype=torch.bool, device=labels_DHW.device)
+    for k, offset in enumerate(offsets):
+        at, partner = edge_slices(offset, (depth, height, width))
+        first: _Index = (..., *at)
+        second: _Index = (..., *partner)
+        edges: _Index = (..., k, *at)
+        here, there = labels_DHW[first], labels_DHW[second]
+        same = here == there
+        if not background_connects:
+            same &= here != 0
+        told = _known_edges(here, there)
+        target[edges] = (same & told).float()
+        valid[edges] = told
+    return Targets(target, valid)
+
+
+def unknown_edges(labels_DHW: Tensor, offsets: Sequence[Triple] = NEAREST) -> Tensor:
+    """Mark the edges inside the array of which the labels do not tell what they are.
+
+    Args:
+        labels_DHW: (..., D, H, W), as for `affinity_targets`.
+        offsets: K edges.
+
+    Returns:
+        (..., K, D, H, W) bool; False where an edge leaves the array.
+    """
+    inside = affinity_targets(torch.zeros_like(labels_DHW), offsets).valid
+    return inside & ~affinity_targets(labels_DHW, offsets).valid
+
+
+def section_labels(labels_DHW: Tensor, distance: int) -> Targets:
+    """Targets of the z-edges at one distance, (..., D, H, W): section z against section z - `distance`."""
+    found = affinity_targets(labels_DHW, [(-distance, 0, 0)])
+    return Targets(found.target[..., 0, :, :, :], found.valid[..., 0, :, :, :])
+
+
+def class_balance(target: Tensor, valid: Tensor) -> Tensor:
+    """Weight per edge that gives both classes the same say, per sample (first axis).
+
+    f = share of positive edges among the valid ones, clipped to [0.05, 0.99]. Where f > 0.5, positives weigh 1 and
+    negatives f / (1 - f); else positives weigh (1 - f) / f and negatives 1 (Liu et al., CVPR 2024).
+
+    Args:
+        target: (B, ...) in [0, 1]; positive where above 0.5.
+        valid: same shape, bool.
+
+    Returns:
+        Weights of the same shape, float32, 0 where invalid.
+    """
+    axes = tuple(range(1, target.ndim))
+    positive = (target > 0.5) & valid
+    share = positive.sum(axes, keepdim=True).float() / valid.sum(axes, keepdim=True).clamp(min=1).float()
+    share = share.clamp(_SHARE_LOW, _SHARE_HIGH)
+    many = share > 0.5
+    weight_positive = torch.where(many, torch.ones_like(share), (1 - share) / share)
+    weight_negative = torch.where(many, share / (1 - share), torch.ones_like(share))
+    return torch.where(positive, weight_positive, weight_negative) * valid
+
+
+def widen_borders(labels_HW: Tensor) -> Tensor:
+    """Background wherever the 3x3 in-section window holds more than one non-zero id.
+
+    UNKNOWN and OTHER (`distill.core.known`) are no ids, and stay.
+
+    Args:
+        labels_HW: (..., H, W), integer; windows are cut at the array's border.
+
+    Returns:
+        Labels of the same shape and type.
+    """
+    info = torch.iinfo(labels_HW.dtype)
+    told = known_voxels(labels_HW)
+    background = (labels_HW == 0) | ~told
+    highest = _window(labels_HW.masked_fill(background, info.min), torch.maximum, info.min)
+    lowest = _window(labels_HW.masked_fill(background, info.max), torch.minimum, info.max)
+    mixed = (highest != lowest) & (highest != info.min) & told
+    return labels_HW.masked_fill(mixed, 0)
+
+
+def _window(values: Tensor, pick: Any, fill: int) -> Tensor:
+    """Extreme over the 3x3 window, separably; the array continues as `fill`."""
+    for axis in (-2, -1):
+        edge = torch.full_like(values.narrow(axis, 0, 1), fill)
+        longer = torch.cat([edge, values, edge], dim=axis)
+        size = values.shape[axis]
+        before, after = longer.narrow(axis, 0, size), longer.narrow(axis, 2, size)
+        values = pick(pick(before, values), after)
+    return values
+
+
+def unit(embedding: Tensor, dim: int = 1) -> Tensor:
+    """Embedding of length one along an axis; zero vectors stay zero.
+
+    Written out because the library's vector norm is slow along a strided axis on CPUs.
+    """
+    return embedding * torch.rsqrt(embedding.square().sum(dim, keepdim=True).clamp(min=1e-24))
+
+
+def embedding_affinity(embedding: Tensor, offsets: Sequence[Triple] = NEAREST, *, clamp: bool = True) -> Tensor:
+    """Cosine similarity of an embedding volume with itself at each offset.
+
+    Args:
+        embedding: (B, E, D, H, W), any scale; normalised here.
+        offsets: K edges.
+        clamp: cut to [0, 1]; off leaves the cosine in [-1, 1] as the teacher's loss wants it.
+
+    Returns:
+        (B, K, D, H, W), 0 where the edge leaves the volume.
+    """
+    normed = unit(embedding)
+    batch, _, *shape = normed.shape
+    rows = []
+    for offset in offsets:
+        at, partner = edge_slices(offset, shape)
+        first: _Index = (..., *at)
+        second: _Index = (..., *partner)
+        cosine = (normed[first] * normed[second]).sum(1)
+        pad = [n for s, size in zip(reversed(at), reversed(shape), strict=True) for n in (s.start, size - s.stop)]
+        rows.append(F.pad(cosine, pad))
+    found = torch.stack(rows, 1) if rows else normed.new_zeros(batch, 0, *shape)
+    return found.clamp(0, 1) if clamp else found
+
+
+def channel_sum(values: Tensor) -> Tensor:
+    """Sum over the channels, (B, E, H, W) -> (B, 1, H, W)."""
+    return values.sum(1, keepdim=True)
+
+
+def pair_affinity(previous: Tensor, current: Tensor, *, total: Callable[[Tensor], Tensor] = channel_sum) -> Tensor:
+    """Affinities of the current section from a slice pair's embeddings (Liu et al., CVPR 2024).
+
+    Args:
+        previous: (B, E, H, W) embedding of section z - 1, any scale.
+        current: (B, E, H, W) embedding of section z.
+        total: the sum over channels, where another way to write `channel_sum` runs faster.
+
+    Returns:
+        (B, 3, H, W) in [0, 1], channels z, y, x. The first row of y and the first column of x have no partner and
+        are filled by reflection (row 0 = row 2, as the published code does), so that a boundary map made of them has
+        no dark frame.
+    """
+    before, now = (torch.rsqrt(total(part.square()).clamp(min=1e-24)) for part in (previous, current))
+    along_z = total(previous * current) * (before * now)
+    return torch.cat([along_z, *(_in_plane(current, now, total, axis) for axis in (2, 3))], 1).clamp(0, 1)
+
+
+def _in_plane(embedding: Tensor, inverse: Tensor, total: Callable[[Tensor], Tensor], axis: int) -> Tensor:
+    size = embedding.shape[axis]
+    if size == 1:
+        return torch.ones_like(inverse)
+    upper, lower = ([part.narrow(axis, n, size - 1) for part in (embedding, inverse)] for n in (1, 0))
+    cosine = total(upper[0] * lower[0]) * (upper[1] * lower[1])
+    mirror = cosine.narrow(axis, min(1, size - 2), 1)
+    return torch.cat([mirror, cosine], dim=axis)
+
+
+def section_affinity(now: Tensor, other: Tensor, step: tuple[int, int]) -> Tensor:
+    """Affinity of a section with another one (or itself) at an in-plane step, for edges beyond the nearest.
+
+    Args:
+        now: (B, E, H, W) embedding of the section that holds the edges, any scale.
+        other: (B, E, H, W) embedding of the section at their other end.
+        step: (y, x) in pixels from the edge's own pixel to its partner, any sign.
+
+    Returns:
+        (B, H, W) in [0, 1], 0 where the partner lies outside.
+    """
+    found = now.new_zeros((now.shape[0], *now.shape[-2:]))
+    (_, *at), (_, *partner) = edge_slices((0, *step), (1, *now.shape[-2:]))
+    here: _Index = (..., *at)
+    there: _Index = (..., *partner)
+    found[here] = (unit(now)[here] * unit(other)[there]).sum(1).clamp(0, 1)
+    return found
+
+
+def fill_frame(affinity: NDArray[np.float32]) -> None:
+    """Fill the first row of y and the first column of x by reflection, in place, as `pair_affinity` does.
+
+    Args:
+        affinity: (3, D, H, W), channels z, y, x.
+    """
+    _, _, height, width = affinity.shape
+    affinity[1, :, 0] = affinity[1, :, min(2, height - 1)] if height > 1 else 1
+    affinity[2, :, :, 0] = affinity[2, :, :, min(2, width - 1)] if width > 1 else 1
+
+
+def slice_pairs(volume: Tensor) -> tuple[Tensor, Tensor]:
+    """All adjacent slice pairs of a volume, for the 2D student.
+
+    Args:
+        volume: (B, C, D, H, W).
+
+    Returns:
+        Previous and current sections, each (B * (D - 1), C, H, W), pair (z - 1, z) of sample b at b * (D - 1) + z - 1.
+
+    Raises:
+        ShapeError: there is only one section.
+    """
+    if volume.shape[2] < 2:
+        raise ShapeError(f"slice pairs: found {volume.shape[2]} section, expected at least 2")
+    rows = volume.transpose(1, 2)
+    return rows[:, :-1].flatten(0, 1), rows[:, 1:].flatten(0, 1)
+
+
+def pairs_of(affinity: Tensor) -> Tensor:
+    """3D affinities (B, K, D, H, W) as the rows that `slice_pairs` gives: (B * (D - 1), K, H, W), sections 1 to D-1."""
+    return affinity[:, :, 1:].transpose(1, 2).flatten(0, 1)
+
+
+def half_resolution(affinity: Tensor) -> Tensor:
+    """Mean over 2x2 in-plane windows: (..., H, W) -> (..., ceil(H/2), ceil(W/2)).
+
+    With an even size this is the trilinear resize by one half that the AGQ paper applies to its targets.
+    """
+    lead = affinity.shape[:-2]
+    flat = affinity.reshape(-1, 1, *affinity.shape[-2:])
+    small = F.avg_pool2d(flat, 2, ceil_mode=True, count_include_pad=False)
+    return small.reshape(*lead, *small.shape[-2:])
+
+
+def to_uint8(affinity: Tensor) -> Tensor:
+    """[0, 1] to 0..255, rounded to nearest."""
+    return (affinity.float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def from_uint8(affinity: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """0..255 back to [0, 1], float32."""
+    return np.asarray(affinity, dtype=np.float32) / np.float32(255)
+
+
+def attributes(offsets: Sequence[Triple], dtype: str = "uint8") -> dict[str, Any]:
+    """What a stored affinity array says about itself: offsets (twice named), polarity, scale."""
+    listed = [list(o) for o in offsets]
+    return {
+        "offsets": listed,
+        "neighborhood": listed,
+        "polarity": "1 = same object",
+        "scale": 255 if dtype == "uint8" else 1,
+    }
+
+
+def stored_offsets(found: Mapping[str, Any], source: str) -> tuple[Triple, ...]:
+    """Offsets from a stored array's attributes.
+
+    Raises:
+        DistillError: neither `offsets` nor `neighborhood` is there.
+    """
+    listed = found.get("offsets", found.get("neighborhood"))
+    if listed is None:
+        raise DistillError(f"{source}: no attribute 'offsets' or 'neighborhood', expected one offset per channel")
+    return tuple((int(z), int(y), int(x)) for z, y, x in listed)
+
+
+# Converters. Each pair is an exact round trip on edges that are valid in both conventions.
+
+
+def to_waterz(affinity: NDArray[np.float32], offsets: Sequence[Triple] = NEAREST) -> NDArray[np.float32]:
+    """waterz: float32 [3][z][y][x], contiguous, offsets -1 in the order z, y, x, 1 = same.
+
+    Raises:
+        DistillError: one of the three nearest offsets is missing.
+    """
+    rows = []
+    for wanted in NEAREST:
+        if wanted not in offsets:
+            raise DistillError(f"waterz: offset {wanted} is missing, found {list(offsets)}")
+        rows.append(affinity[list(offsets).index(wanted)])
+    return np.ascontiguousarray(np.stack(rows), dtype=np.float32)
+
+
+def to_mwatershed(affinity: NDArray[np.float32], bias: float = 0.5) -> NDArray[np.float64]:
+    """mwatershed: signed, positive attracts: affinity - bias."""
+    return np.asarray(affinity, dtype=np.float64) - bias
+
+
+def from_mwatershed(signed: NDArray[np.float64], bias: float = 0.5) -> NDArray[np.float32]:
+    """Inverse of `to_mwatershed`."""
+    return (np.asarray(signed, dtype=np.float64) + bias).astype(np.float32)
+
+
+def to_torch_em(affinity: NDArray[np.float32]) -> NDArray[np.float32]:
+    """torch-em: 1 = repulsive (a boundary), same offsets and voxel."""
+    return np.float32(1) - np.asarray(affinity, dtype=np.float32)
+
+
+def from_torch_em(boundary: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Inverse of `to_torch_em`."""
+    return np.float32(1) - np.asarray(boundary, dtype=np.float32)
+
+
+def reversed_offsets(
+    affinity: NDArray[np.float32], offsets: Sequence[Triple]
+) -> tuple[NDArray[np.float32], tuple[Triple, ...]]:
+    """The same edges stored at their other end, for tools with positive offsets.
+
+    Returns:
+        (K, D, H, W) where channel k at p is the edge (p, p - o_k), and the negated offsets. Edges that leave the
+        volume are 0. Applying it twice restores every valid edge.
+    """
+    turned = np.zeros_like(affinity)
+    for k, offset in enumerate(offsets):
+        at, partner = edge_slices(offset, affinity.shape[1:])
+        turned[k][partner] = affinity[k][at]
+    return turned, tuple((-z, -y, -x) for z, y, x in offsets)

@@ -1,0 +1,148 @@
+"""Boxes and tiles in voxel space.
+
+Axes are z, y, x everywhere. Sizes and positions are in voxels; resolution and offset are in nm.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from distill.core.errors import DistillError
+
+Triple = tuple[int, int, int]
+Nanometres = tuple[float, float, float]
+
+
+@dataclass(frozen=True, order=True)
+class Box:
+    """A half-open box `start <= p < stop` of voxels, axes z, y, x."""
+
+    start: Triple
+    stop: Triple
+
+    def __post_init__(self) -> None:
+        if any(b < a for a, b in zip(self.start, self.stop, strict=True)):
+            raise DistillError(f"box: stop {self.stop} lies before start {self.start}")
+
+    @classmethod
+    def of_shape(cls, shape: Sequence[int]) -> Box:
+        """The box from the origin that covers `shape` (z, y, x)."""
+        z, y, x = shape
+        return cls((0, 0, 0), (int(z), int(y), int(x)))
+
+    @property
+    def shape(self) -> Triple:
+        """Extent per axis in voxels."""
+        z, y, x = (b - a for a, b in zip(self.start, self.stop, strict=True))
+        return z, y, x
+
+    @property
+    def voxels(self) -> int:
+        """Number of voxels inside."""
+        return math.prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """Index that cuts this box out of an array whose origin is voxel (0, 0, 0)."""
+        z, y, x = (slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
+        return z, y, x
+
+    def shift(self, by: Triple) -> Box:
+        """The same box moved by `by` voxels."""
+        return Box(_add(self.start, by), _add(self.stop, by))
+
+    def relative_to(self, origin: Triple) -> Box:
+        """The same box in coordinates whose zero lies at `origin`."""
+        return self.shift((-origin[0], -origin[1], -origin[2]))
+
+    def intersect(self, other: Box) -> Box:
+        """Overlap of two boxes; empty (zero voxels) where they do not meet."""
+        start = _zip(max, self.start, other.start)
+        return Box(start, _zip(max, start, _zip(min, self.stop, other.stop)))
+
+    def contains(self, other: Box) -> bool:
+        """Whether `other` lies wholly inside."""
+        return self.intersect(other) == other
+
+    def grow(self, by: Triple, within: Box) -> Box:
+        """Box with `by` voxels more on both sides of each axis, clipped to `within`."""
+        start = _zip(max, (self.start[0] - by[0], self.start[1] - by[1], self.start[2] - by[2]), within.start)
+        return Box(start, _zip(min, _add(self.stop, by), within.stop))
+
+
+def tiles(whole: Box, size: Triple, stride: Triple) -> Iterator[Box]:
+    """Boxes of `size` that cover `whole`, in z, y, x order.
+
+    Args:
+        whole: region to cover.
+        size: tile extent in voxels; cut down to the region where the region is smaller.
+        stride: step in voxels, at most `size` on each axis so that no voxel is left out.
+
+    Yields:
+        Tiles inside `whole`; the last one of an axis is moved back to end at the border, never cut narrower.
+
+    Raises:
+        DistillError: a size or stride is below 1, or a stride exceeds the size.
+    """
+    if min(size) < 1 or min(stride) < 1 or any(s > n for s, n in zip(stride, size, strict=True)):
+        raise DistillError(f"tiles: size {size} and stride {stride}: expected 1 <= stride <= size on each axis")
+    starts = []
+    for axis in range(3):
+        extent = min(size[axis], whole.shape[axis])
+        last = whole.shape[axis] - extent
+        steps = [*range(0, last, stride[axis]), last]
+        starts.append([(whole.start[axis] + s, whole.start[axis] + s + extent) for s in steps])
+    for z, y, x in itertools.product(*starts):
+        yield Box((z[0], y[0], x[0]), (z[1], y[1], x[1]))
+
+
+def grid(whole: Box, step: Triple) -> list[Box]:
+    """Boxes of `step` voxels, in z, y, x order, that cover `whole` without overlap; those at its far borders cut."""
+    starts = [range(a, b, n) for a, b, n in zip(whole.start, whole.stop, step, strict=True)]
+    return [
+        Box((z, y, x), (z + step[0], y + step[1], x + step[2])).intersect(whole)
+        for z, y, x in itertools.product(*starts)
+    ]
+
+
+def parse_triple(text: str, name: str) -> Triple:
+    """Three whole numbers from `Z,Y,X`.
+
+    Raises:
+        DistillError: the text is anything else; the message names `name`.
+    """
+    numbers = parse_numbers(text, name)
+    if not all(math.isfinite(n) and n == int(n) for n in numbers):
+        raise DistillError(f"{name}: found {text!r}, expected three whole numbers Z,Y,X such as 64,512,512")
+    z, y, x = (int(n) for n in numbers)
+    return z, y, x
+
+
+def parse_numbers(text: str, name: str) -> Nanometres:
+    """Three numbers from `Z,Y,X`.
+
+    Raises:
+        DistillError: the text is anything else; the message names `name`.
+    """
+    try:
+        z, y, x = (float(part) for part in text.split(","))
+    except ValueError:
+        raise DistillError(f"{name}: found {text!r}, expected three numbers Z,Y,X such as 30,6,6") from None
+    return z, y, x
+
+
+def of_another_shape(one: Nanometres, other: Nanometres) -> bool:
+    """Whether voxels differ so much, by more than half along an axis, that a network sees other things in them."""
+    ratio = [a / b for a, b in zip(one, other, strict=True)]
+    return max(ratio) > 1.5 or min(ratio) < 1 / 1.5
+
+
+def _add(a: Triple, b: Triple) -> Triple:
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2]
+
+
+def _zip(pick: Callable[[int, int], int], a: Triple, b: Triple) -> Triple:
+    return pick(a[0], b[0]), pick(a[1], b[1]), pick(a[2], b[2])

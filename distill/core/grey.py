@@ -1,0 +1,133 @@
+"""Count the grey values of sections, and summarise those of tissue.
+
+Statistics come from histograms of whole numbers, whose sums do not depend on the order in which pixels are counted.
+Padding, saturated pixels and masked pixels are left out: a grey value that is far more frequent than its neighbours in
+the histogram is no tissue.
+
+Legend: H W = y x of a section, h w = of a part of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import median_filter
+
+from distill.core.errors import ShapeError
+
+Bools = NDArray[np.bool_]
+
+_STRIP = 2**22  # pixels that are counted at once
+_FLOAT_BITS = 20  # leading bits of a float32 that tell one bin from the next: steps of 0.05 % of the value
+_SPIKE_SHARE, _SPIKE_RATIO, _NEIGHBOURS = 0.005, 8.0, 17
+_END_SHARE, _END_RATIO = 0.0005, 2.0
+
+
+class Histogram:
+    """Counts of grey values, summed over any number of parts of a section in any order.
+
+    Integers of up to 16 bits have a bin for each value; other types are counted in bins of 0.05 % of the value.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        """Start without pixels.
+
+        Args:
+            dtype: of the pixels.
+
+        Raises:
+            ShapeError: not a type of grey values.
+        """
+        self.check(dtype)
+        self._exact = dtype.kind in "iu" and dtype.itemsize <= 2
+        self._first = int(np.iinfo(dtype).min) if self._exact else 0
+        self.counts = np.zeros(2 ** (8 * dtype.itemsize if self._exact else _FLOAT_BITS), dtype=np.int64)
+
+    @staticmethod
+    def check(dtype: np.dtype[Any]) -> None:
+        """Refuse a type that holds no grey values.
+
+        Raises:
+            ShapeError: it is one.
+        """
+        if dtype.kind not in "iuf":
+            raise ShapeError(f"raw: found {dtype}, expected grey values: integers or floating-point numbers")
+
+    def add(self, pixels: NDArray[Any], mask: Bools | None = None) -> Histogram:
+        """Count pixels (h, w), those where `mask` is set if one is given; values that are no numbers are left out."""
+        rows = max(1, _STRIP // max(1, pixels.shape[-1]))
+        for start in range(0, len(pixels), rows):
+            strip = pixels[start : start + rows]
+            flat = strip.ravel() if mask is None else strip[mask[start : start + rows]]
+            self.counts += np.bincount(self.bins(flat[np.isfinite(flat)]), minlength=len(self.counts))
+        return self
+
+    def bins(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The bin of each value; values that are no numbers have none and must not be given."""
+        if self._exact:
+            return values.astype(np.int32) - self._first if self._first else values
+        bits = values.astype(np.float32).view(np.uint32)
+        ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))  # negative values count downwards
+        return (ordered >> np.uint32(32 - _FLOAT_BITS)).astype(np.int64)
+
+    def values(self, bins: NDArray[Any]) -> NDArray[np.float64]:
+        """Grey value at the centre of each bin."""
+        if self._exact:
+            return (bins + self._first).astype(np.float64)
+        ordered = (bins.astype(np.uint32) << np.uint32(32 - _FLOAT_BITS)) | np.uint32(1 << (31 - _FLOAT_BITS))
+        bits = np.where(ordered >> 31, ordered & np.uint32(0x7FFFFFFF), ~ordered)
+        return bits.astype(np.uint32).view(np.float32).astype(np.float64)
+
+    def tissue(self) -> Bools:
+        """Which bins hold tissue.
+
+        A value is left out as padding where it holds at least 0.5 % of the pixels and at least 8 times as many as the
+        median of its 16 nearest neighbours in the histogram, and the lowest or highest value as saturated where it
+        holds at least 0.05 % of the pixels and twice as many as the next one. No rule looks at the values themselves,
+        so that gain, offset and type of the file do not matter. Where nothing would remain, every value counts.
+        """
+        at = np.flatnonzero(self.counts)
+        counts = self.counts[at]
+        if not len(at):
+            return self.counts > 0
+        usual = median_filter(counts, size=_NEIGHBOURS, mode="nearest")
+        kept = (counts < _SPIKE_SHARE * counts.sum()) | (counts < _SPIKE_RATIO * usual)
+        for end, next_one in ((0, 1), (-1, -2)) if len(at) > 1 else ():
+            clipped = counts[end] >= _END_SHARE * counts.sum() and counts[end] >= _END_RATIO * counts[next_one]
+            kept[end] &= not clipped
+        found = np.zeros(len(self.counts), dtype=bool)
+        found[at] = kept | (not kept.any())
+        return found
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Grey values of the tissue of a section, in the units of the file."""
+
+    mean: float
+    std: float
+    low: float  # percentiles
+    high: float
+
+    @classmethod
+    def of(cls, histogram: Histogram, low: float = 1.0, high: float = 99.0) -> Statistics:
+        """Summarise a histogram; all 0 without a single pixel.
+
+        Args:
+            histogram: of a whole section.
+            low: percentile, 0 to 100.
+            high: likewise.
+        """
+        at = np.flatnonzero(histogram.tissue())
+        if not len(at):
+            return cls(0.0, 0.0, 0.0, 0.0)
+        values, counts = histogram.values(at), histogram.counts[at]
+        total = counts.sum()
+        mean = float((values * counts).sum() / total)
+        std = float(np.sqrt((counts * (values - mean) ** 2).sum() / total))
+        running = np.cumsum(counts)
+        ends = (min(len(at) - 1, int(np.searchsorted(running, percent / 100 * total))) for percent in (low, high))
+        return cls(mean, std, *(float(values[end]) for end in ends))

@@ -1,0 +1,222 @@
+"""Choose the precision that a processor or a GPU computes fast.
+
+`auto` is bfloat16 (convolutions and matrix products; weights and sums stay in float32) where the hardware has it, and
+float32 everywhere else: a CPU that lacks bfloat16 emulates it, ten to a hundred times slower. No other module names the
+type; torch is imported where it is needed, so that the command line starts quickly.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from distill.core.errors import DistillError
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["auto", "32-true", "bf16-mixed"]
+AUTO: Precision = "auto"
+FULL: Precision = "32-true"
+MIXED: Precision = "bf16-mixed"
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # oneDNN's own names for the instruction sets that it may use
+_WITHOUT = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+_PARTLY = ("AVX2_VNNI_2",)  # converts, but multiplies in float32
+_GAIN = 1.2  # a timed convolution must be so much faster than in float32
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A precision and how it came about.
+
+    Attributes:
+        precision: `FULL` or `MIXED`.
+        reason: `auto`, `as asked for` or `as the run began`.
+        device: in words.
+        warning: what the precision costs on this device; None where it costs nothing.
+    """
+
+    precision: Precision
+    reason: str
+    device: str
+    warning: str | None = None
+
+    @property
+    def line(self) -> str:
+        """For the first line of a run."""
+        return f"device {self.device}, precision {self.precision} ({self.reason})"
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The first line of a run, and what the precision costs where it costs something."""
+        return (self.line,) if self.warning is None else (self.line, self.warning)
+
+    def record(self) -> dict[str, str]:
+        """For run.json."""
+        return {"hardware": self.device, "precision": self.precision, "precision_by": self.reason}
+
+
+def check_precision(name: str, key: str = "--precision") -> Precision:
+    """Refuse an unknown precision.
+
+    Args:
+        name: what was given.
+        key: for the message.
+
+    Raises:
+        DistillError: it is none of `PRECISIONS`.
+    """
+    for known in PRECISIONS:
+        if name == known:
+            return known
+    raise DistillError(f"{key}: found {name!r}, expected {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
+
+
+def choose(precision: str, device: torch.device, *, begun: str | None = None) -> Chosen:
+    """Choose the precision of a run on a device.
+
+    Args:
+        precision: one of `PRECISIONS`.
+        device: where to compute.
+        begun: precision of the run that is continued; `auto` keeps it.
+
+    Raises:
+        DistillError: an unknown precision.
+    """
+    asked = check_precision(precision)
+    native = has_bfloat16(device)
+    where = describe(device)
+    if asked != AUTO:
+        reason = "as asked for"
+    elif begun in (FULL, MIXED):
+        asked, reason = check_precision(str(begun)), "as the run began"
+    else:
+        return Chosen(MIXED if native else FULL, "auto", where)
+    return Chosen(asked, reason, where, _cost(device) if asked == MIXED and not native else None)
+
+
+def resolved(precision: str, device: torch.device) -> Precision:
+    """`FULL` or `MIXED` for any of `PRECISIONS`.
+
+    Raises:
+        DistillError: an unknown precision.
+    """
+    asked = check_precision(precision)
+    if asked != AUTO:
+        return asked
+    return MIXED if has_bfloat16(device) else FULL
+
+
+def computing(device: torch.device, precision: str) -> torch.autocast:
+    """Let torch compute in a precision inside a `with` block; weights keep their type.
+
+    Args:
+        device: where to compute.
+        precision: one of `PRECISIONS`.
+    """
+    import torch
+
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=resolved(precision, device) == MIXED)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 faster than in float32.
+
+    For a CPU the flags of the processor decide, within the limit that the user sets for oneDNN by its environment
+    variable; where they say too little (other architectures), one convolution is timed in both, once per process.
+    """
+    import torch
+
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    known = _by_flags(_flags(), _limit())
+    if known is not None:
+        return known
+    convolution, product = slowdown(device)
+    return convolution < 1 / _GAIN and product < 1
+
+
+def describe(device: torch.device) -> str:
+    """A device in words, such as `cpu (AVX2, no bfloat16)`."""
+    import torch
+
+    able = "bfloat16" if has_bfloat16(device) else "no bfloat16"
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)}, {able})"
+    if device.type != "cpu":
+        return str(device)
+    name, limit = torch.backends.cpu.get_cpu_capability(), _limit()
+    return f"cpu ({name}, {able}{f', oneDNN limited to {limit}' if limit else ''})"
+
+
+@functools.lru_cache(maxsize=8)
+def slowdown(device: torch.device) -> tuple[float, float]:
+    """Times that a small convolution and a matrix product take in bfloat16, as multiples of float32; measured once."""
+    import torch
+
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter  # other processes do not count
+
+    def least(kind: torch.dtype, run: Any) -> float:
+        taken = []
+        with torch.inference_mode():
+            for _ in range(1 + _REPEATS):
+                began = clock()
+                run(kind)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                taken.append(clock() - began)
+        return min(taken[1:])
+
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.rand(1, 32, 64, 64, generator=generator).to(device).contiguous(memory_format=torch.channels_last)
+    weight = torch.rand(32, 32, 3, 3, generator=generator).to(device).contiguous(memory_format=torch.channels_last)
+    matrix = torch.rand(128, 128, generator=generator).to(device)
+    given = {kind: (maps.to(kind), weight.to(kind), matrix.to(kind)) for kind in (torch.float32, torch.bfloat16)}
+    runs = (
+        lambda kind: torch.conv2d(given[kind][0], given[kind][1], padding=1),
+        lambda kind: given[kind][2] @ given[kind][2],
+    )
+    convolution, product = (least(torch.bfloat16, run) / least(torch.float32, run) for run in runs)
+    return convolution, product
+
+
+def _cost(device: torch.device) -> str:
+    convolution, product = slowdown(device)
+    return (
+        f"warning: precision {MIXED}: this {device.type.upper()} has no bfloat16: measured now, a convolution takes "
+        f"{convolution:.3g} times as long as in float32, a matrix product {product:.3g} times; {FULL} is faster"
+    )
+
+
+def _limit() -> str | None:
+    """Instruction sets that the user lets oneDNN use at most; None = all."""
+    found = next((os.environ[name].upper() for name in _LIMITS if os.environ.get(name)), None)
+    return None if found in ("DEFAULT", "ALL") else found
+
+
+def _flags() -> dict[str, Any]:
+    """What torch knows of the processor; empty where this torch does not say."""
+    import torch
+
+    ask: Any = getattr(torch.cpu, "get_capabilities", dict)
+    return dict(ask())
+
+
+def _by_flags(flags: dict[str, Any], limit: str | None) -> bool | None:
+    """Whether a CPU has bfloat16 by its flags; None = they do not decide."""
+    if limit in _WITHOUT:
+        return False
+    if flags.get("architecture") != "x86_64" or "avx512_bf16" not in flags:
+        return None
+    if flags["avx512_bf16"] or flags.get("amx_bf16"):
+        return None if limit in _PARTLY else True
+    return None if flags.get("avx_ne_convert") else False

@@ -1,0 +1,1 @@
+"""Data to train and evaluate on: public volumes, phantoms, crops."""

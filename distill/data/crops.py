@@ -1,0 +1,395 @@
+"""Training crops: drawn at random from labelled volumes, the same ones for the same seed and step.
+
+Item i of the dataset depends on (seed, i) alone, so a run that is resumed at a step sees what an unbroken run would
+have seen, whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from distill.config import AugmentConfig, TrainingConfig
+from distill.core.affinity import widen_borders
+from distill.core.errors import DistillError, ShapeError
+from distill.core.geometry import Box, Triple
+from distill.core.known import OTHER, UNKNOWN
+from distill.core.normalisation import UNCHANGED, Normaliser
+from distill.data.augmentation.augment import Plan, apply, draw
+from distill.data.crop_source import ArraySource, CropSource, section_corrections
+
+Batch = tuple[Tensor, Tensor]
+T = TypeVar("T")
+
+_DRAWS, _LEAST_KNOWN = 16, 0.01  # places that are tried for a crop, and the share of known voxels that it should have
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """A crop before its augmentation: what is cut from the volume, and the plan of what is to be done to it.
+
+    Attributes:
+        raw: (D, h, w) float32 in [0, 1], the crop with the plan's margin as far as the volume reaches.
+        labels: (D, h, w) int64; None for a volume without.
+        plan: drawn already.
+        origin: where the crop would begin without the augmentation, y and x.
+    """
+
+    raw: Tensor
+    labels: Tensor | None
+    plan: Plan
+    origin: tuple[int, int]
+
+    def to(self, device: torch.device) -> Window:
+        """The same window on a device."""
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        return replace(self, raw=self.raw.to(device, non_blocking=True), labels=labels)
+
+    def pin_memory(self) -> Window:
+        """In memory from which a GPU copies without waiting; called by the data loader."""
+        labels = None if self.labels is None else self.labels.pin_memory()
+        return replace(self, raw=self.raw.pin_memory(), labels=labels)
+
+
+class Items(Dataset[Batch]):
+    """Augmented crops; index = position in the run, and all that an item depends on apart from the seed."""
+
+    def __init__(self, training: TrainingConfig, augmentation: AugmentConfig, sources: Sequence[CropSource]) -> None:
+        """Keep the settings.
+
+        Args:
+            training: crop size, seed, border widening, steps, batch.
+            augmentation: see `distill.data.augmentation.augment`.
+            sources: all that windows may be cut from.
+        """
+        self.training, self.augmentation, self.sources = training, augmentation, sources
+
+    def __len__(self) -> int:
+        return self.training.steps * self.training.batch
+
+    def of_run(self, training: TrainingConfig, unlabelled_at: Callable[[int], bool]) -> Items:
+        """The same crops in a run that differs in its number of steps and the phases that go with it.
+
+        Args:
+            training: of that run.
+            unlabelled_at: whether a step of that run is of volumes without labels.
+        """
+        other = copy.copy(self)
+        other.training = training
+        return other
+
+    def window(self, index: int) -> Window:
+        """Cut a crop and draw its augmentation."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Batch:
+        """Raw (1, D, H, W) float32 in [0, 1] and labels (D, H, W) int64, all 0 for a volume without."""
+        return self.finish(self.window(index))
+
+    def finish(self, window: Window) -> Batch:
+        """Carry the augmentation of a window out, on the device where it lies; the item it gives."""
+        raw, labels = apply(window.raw, window.labels, window.plan, window.origin)
+        if labels is None:
+            return raw[None], torch.zeros(raw.shape, dtype=torch.int64, device=raw.device)
+        return raw[None], widen_borders(labels) if self.training.widen_borders else labels
+
+
+class Crops(Items):
+    """Crops of one volume."""
+
+    def __init__(
+        self,
+        raw: NDArray[Any],
+        labels: NDArray[Any] | None,
+        training: TrainingConfig,
+        augmentation: AugmentConfig,
+        normaliser: Normaliser = UNCHANGED,
+    ) -> None:
+        """Hold the training part in memory.
+
+        Args:
+            raw: (D, H, W) whole sections, grey values as recorded.
+            labels: (D, H, W) integers (`distill.core.known`); None for a volume without labels, whose items carry
+                zeros.
+            training: crop size, seed, border widening, steps, batch.
+            augmentation: see `distill.data.augmentation.augment`.
+            normaliser: brings the sections to the network's scale.
+
+        Raises:
+            ShapeError: the crop does not fit into the volume.
+        """
+        self._take(ArraySource(raw, labels), training, augmentation, normaliser)
+
+    @classmethod
+    def of(
+        cls,
+        source: CropSource,
+        training: TrainingConfig,
+        augmentation: AugmentConfig,
+        normaliser: Normaliser = UNCHANGED,
+    ) -> Crops:
+        """Crops of anything that they can be cut from.
+
+        Raises:
+            ShapeError: the crop does not fit into the source.
+        """
+        crops = cls.__new__(cls)
+        crops._take(source, training, augmentation, normaliser)
+        return crops
+
+    def _take(
+        self, source: CropSource, training: TrainingConfig, augmentation: AugmentConfig, normaliser: Normaliser
+    ) -> None:
+        if any(n > size for n, size in zip(training.crop, source.shape, strict=True)):
+            raise ShapeError(
+                f"student.training.crop: {list(training.crop)}, found a training volume of {list(source.shape)} "
+                "(z, y, x)"
+            )
+        super().__init__(training, augmentation, [source])
+        self.source = source
+        self.corrections = section_corrections(source, normaliser)
+
+    def window(self, index: int) -> Window:
+        """Cut a crop and draw its augmentation.
+
+        The window lies inside the volume wherever it can: only a volume too small for crop and margin makes the
+        augmentation mirror what is missing. A crop of which the labels tell almost nothing is drawn again.
+        """
+        rng = np.random.default_rng((self.training.seed, 1, index))
+        crop = self.training.crop
+        plan = draw(crop, self.augmentation, rng)
+        for _ in range(_DRAWS if self.source.partial else 1):
+            cut, origin = self._place(rng, plan)
+            labels = self.source.labels(cut)
+            if not self.source.partial or labels is None or _known_share(labels, origin, crop) >= _LEAST_KNOWN:
+                break
+        known = None if labels is None else torch.from_numpy(labels)
+        return Window(torch.from_numpy(self.grey(self.source.raw(cut), cut.start)), known, plan, origin)
+
+    def _place(self, rng: np.random.Generator, plan: Plan) -> tuple[Box, tuple[int, int]]:
+        """Where a window lies in the source, and where in it the crop begins."""
+        start, stop, origin = [], [], []
+        for size, length, margin in zip(self.source.shape, self.training.crop, (0, *plan.margin), strict=True):
+            spare = margin if length + 2 * margin <= size else 0
+            first = int(rng.integers(spare, size - length - spare + 1))
+            start.append(max(0, first - margin))
+            stop.append(min(size, first + length + margin))
+            origin.append(first - start[-1])
+        return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2])), (origin[1], origin[2])
+
+    def grey(self, raw: NDArray[Any], start: Triple) -> NDArray[np.float32]:
+        """Grey values of a window as the networks take them.
+
+        Args:
+            raw: (D, h, w) as recorded.
+            start: voxel of the source at which the window begins.
+        """
+        corner = start[1] + self.source.start[1], start[2] + self.source.start[2]
+        return np.stack([self.corrections[start[0] + z].apply(one, corner) for z, one in enumerate(raw)])
+
+
+def _known_share(labels: NDArray[np.int64], origin: tuple[int, int], crop: Triple) -> float:
+    """Share of a crop's voxels whose label is known."""
+    y, x = origin
+    inside = labels[:, y : y + crop[1], x : x + crop[2]]
+    return 1 - float(np.isin(inside, (UNKNOWN, OTHER)).mean())
+
+
+class _Windows(Dataset[Window]):
+    """What data workers make where the augmentation is carried out later."""
+
+    def __init__(self, crops: Items) -> None:
+        self.crops = crops
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, index: int) -> Window:
+        return self.crops.window(index)
+
+
+class PooledCrops(Items):
+    """Crops of several labelled volumes: each item is of one of them, drawn by weight."""
+
+    def __init__(self, volumes: Sequence[Crops], weights: Sequence[float]) -> None:
+        """Pool volumes.
+
+        Args:
+            volumes: two at least, with the same settings.
+            weights: one each, above 0; what counts is the share of their sum.
+        """
+        super().__init__(volumes[0].training, volumes[0].augmentation, [crops.source for crops in volumes])
+        self.volumes = volumes
+        self.share = np.array(weights, dtype=np.float64) / np.sum(weights)
+
+    def window(self, index: int) -> Window:
+        """As `Crops` of the volume that is drawn."""
+        rng = np.random.default_rng((self.training.seed, 4, index))
+        return self.volumes[int(rng.choice(len(self.volumes), p=self.share))].window(index)
+
+
+class MixedCrops(Items):
+    """Crops of labelled volumes and, at some steps, of volumes without labels."""
+
+    def __init__(
+        self,
+        labelled: Items,
+        others: Sequence[Crops],
+        unlabelled_at: Callable[[int], bool],
+        *,
+        ranks: int = 1,
+    ) -> None:
+        """Mix volumes.
+
+        Args:
+            labelled: of the steps with labels.
+            others: at least one, without labels, with the same settings.
+            unlabelled_at: whether a step is of the others; the whole batch is then.
+            ranks: processes that share every step.
+        """
+        sources = [*labelled.sources, *(crops.source for crops in others)]
+        super().__init__(labelled.training, labelled.augmentation, sources)
+        self.labelled, self.others = labelled, others
+        self.unlabelled_at, self.per_step = unlabelled_at, labelled.training.batch * ranks
+        self.share = np.array([math.prod(crops.source.shape) for crops in others], dtype=np.float64)
+
+    def of_run(self, training: TrainingConfig, unlabelled_at: Callable[[int], bool]) -> Items:
+        """See `Items.of_run`."""
+        other = copy.copy(self)
+        other.training, other.unlabelled_at = training, unlabelled_at
+        return other
+
+    def window(self, index: int) -> Window:
+        """As `Crops`; without labels a volume is drawn by its size."""
+        if not self.unlabelled_at(index // self.per_step):
+            return self.labelled.window(index)
+        rng = np.random.default_rng((self.training.seed, 3, index))
+        return self.others[int(rng.choice(len(self.others), p=self.share / self.share.sum()))].window(index)
+
+
+def as_unit_range(raw: NDArray[Any]) -> NDArray[np.float32]:
+    """Grey values in [0, 1]: integers divided by their type's maximum, floats as they are.
+
+    Raises:
+        ShapeError: a signed or other type.
+    """
+    if raw.dtype in (np.uint8, np.uint16):
+        return np.asarray(raw, dtype=np.float32) / np.float32(np.iinfo(raw.dtype).max)
+    if raw.dtype.kind == "f":
+        return np.asarray(raw, dtype=np.float32)
+    raise ShapeError(f"raw: found {raw.dtype}, expected uint8, uint16 or float in [0, 1]")
+
+
+def _leave_signals_to_the_loop(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group; the loop stops cleanly and then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Given(Iterator[T]):
+    """What a loader gives; an error of a worker without the worker's traceback."""
+
+    def __init__(self, found: Iterator[T]) -> None:
+        self.found = found
+
+    def __next__(self) -> T:
+        try:
+            return next(self.found)
+        except DistillError as error:
+            name = f"{type(error).__module__}.{type(error).__name__}: "
+            plain = type(error)(str(error).strip().splitlines()[-1].removeprefix(name))
+        # Nothing may keep the loader alive: its workers end with it, and they ignore signals.
+        self.found = iter(())
+        raise plain
+
+
+class _Batches:
+    """Batches as a loader gives them."""
+
+    def __init__(self, batches: DataLoader[Batch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _Given(iter(self.batches))
+
+
+class _FinishedHere:
+    """Batches of windows whose augmentation is carried out by the process that asks for them."""
+
+    def __init__(self, crops: Items, windows: DataLoader[list[Window]], device: torch.device) -> None:
+        self.crops, self.windows, self.device = crops, windows, device
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(
+            self._finish, _Given(iter(self.windows))
+        )  # the workers start now, not when the first batch is wanted
+
+    def _finish(self, windows: list[Window]) -> Batch:
+        raw, labels = zip(*(self.crops.finish(window.to(self.device)) for window in windows), strict=True)
+        return torch.stack(raw), torch.stack(labels)
+
+
+def batches(
+    crops: Items,
+    first_step: int,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    steps: Sequence[int] | None = None,
+) -> Iterable[Batch]:
+    """Batches from `first_step` on, augmented where `student.augment.device` says; what they hold is the same.
+
+    Args:
+        crops: the items.
+        first_step: steps done already.
+        device: of the training; with `augment.device: train` batches come from there, else from the CPU.
+        rank: this process.
+        ranks: how many share every step's batch.
+        steps: numbers of the steps in the order in which they are wanted; default all from `first_step` on.
+    """
+    wanted = range(first_step, crops.training.steps) if steps is None else steps
+    if crops.augmentation.device == "worker":
+        return _Batches(_load(crops, crops, wanted, rank, ranks))
+    windows = _load(_Windows(crops), crops, wanted, rank, ranks, collate=list)
+    return _FinishedHere(crops, windows, device)
+
+
+def loader(crops: Items, first_step: int, *, rank: int = 0, ranks: int = 1) -> DataLoader[Batch]:
+    """Batches from `first_step` on, augmented by the workers; with several ranks each gets its share of every batch."""
+    return _load(crops, crops, range(first_step, crops.training.steps), rank, ranks)
+
+
+def _load(
+    items: Dataset[Any],
+    crops: Items,
+    steps: Sequence[int],
+    rank: int,
+    ranks: int,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> DataLoader[Any]:
+    training = crops.training
+    threaded = training.workers > 0 and any(source.threaded for source in crops.sources)
+    order = [(step * ranks + rank) * training.batch + item for step in steps for item in range(training.batch)]
+    return DataLoader(
+        items,
+        generator=torch.Generator(),  # so that making a loader leaves torch's own random state alone
+        worker_init_fn=_leave_signals_to_the_loop,
+        collate_fn=collate,
+        batch_size=training.batch,
+        sampler=order,
+        num_workers=training.workers,
+        multiprocessing_context="spawn" if threaded else None,
+        prefetch_factor=4 if training.workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )

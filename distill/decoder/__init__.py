@@ -1,0 +1,1 @@
+"""The query decoder that teacher and student share."""

@@ -1,0 +1,153 @@
+"""One block: from the decoder's masks to instances.
+
+Chen et al., ICLR 2025 (inference): logits to full resolution, softmax over queries, small queries dropped, arg-max,
+and, as the paper's reviewers asked, every object split into its connected components.
+
+Legend: Q queries, D H W = z y x at full, h w at half resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import cc3d
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from distill.core.labels import compact
+from distill.decoder.decoder import DecoderOutput
+
+_STRIP = 4  # half-resolution rows that are upsampled together on a CPU: 100 queries of 272 pixels stay in its cache
+_SECTION_STEP = (5.0, 1.0, 1.0)  # pixels: sections are about five times as thick as pixels are wide
+
+
+def block_instances(
+    output: DecoderOutput, block: int, size: tuple[int, int], *, min_voxels: int, min_piece: int = 0, fill: bool
+) -> NDArray[np.uint64]:
+    """Instances of one decoded block.
+
+    Args:
+        output: of the shared decoder.
+        block: which block of the batch.
+        size: (H, W) at full resolution.
+        min_voxels: queries whose summed probability is below this many voxels are dropped.
+        min_piece: connected components smaller than this many voxels go to the nearest larger one; 0 keeps them.
+        fill: give every voxel to a query; off keeps the background channel.
+
+    Returns:
+        (D, H, W) ids 1..n, 0 = background, every instance one connected component (26 neighbours).
+    """
+    with torch.no_grad():
+        winners = arg_max(output.masks[-1][block], size, min_voxels, fill)
+    pieces = cc3d.connected_components(winners.cpu().numpy(), connectivity=26)
+    return compact(absorb(pieces, min_piece))
+
+
+def absorb(labels: NDArray[np.integer[Any]], min_voxels: int) -> NDArray[np.integer[Any]]:
+    """Give the voxels of objects below `min_voxels` to the nearest larger object, background where there is none.
+
+    Args:
+        labels: (D, H, W) ids from 0, small enough to count.
+        min_voxels: objects of at least this size stay.
+    """
+    sizes = np.bincount(labels.ravel())
+    small = sizes < min_voxels
+    small[0] = False
+    lost = small[labels]
+    if not lost.any():
+        return labels
+    blocked = lost | (labels == 0)
+    if blocked.all():
+        return np.zeros_like(labels)
+    nearest = ndimage.distance_transform_edt(
+        blocked, sampling=_SECTION_STEP, return_distances=False, return_indices=True
+    )
+    return np.where(lost, labels[tuple(nearest)], labels)
+
+
+def arg_max(logits: Tensor, size: tuple[int, int], min_voxels: int, fill: bool) -> Tensor:
+    """Winning channel of every full-resolution voxel.
+
+    The softmax needs all queries of a voxel but few voxels at a time: no more than a strip of one section exists at
+    full resolution. Sections in which a dropped query wins are done again.
+
+    Args:
+        logits: (1 + Q, D, h, w), channel 0 = background, -inf for queries that the block does not have; fastest where
+            the channels of a voxel lie side by side in memory.
+        size: (H, W).
+        min_voxels: see `block_instances`.
+        fill: see `block_instances`.
+
+    Returns:
+        (D, H, W) int32: 0 = background, q = query q - 1. All 0 if no query is left.
+    """
+    by_voxel = logits.movedim(0, -1)
+    winners = torch.zeros((len(by_voxel), *size), dtype=torch.int32, device=logits.device)
+    low, high = by_voxel.amin((0, 1, 2)), by_voxel.amax((0, 1, 2))
+    there = low.isfinite() & high.isfinite()
+    if fill:
+        there[0] = False
+    channels = there.nonzero().flatten()
+    if not bool(there[1:].any()):
+        return winners
+    mass = torch.zeros(len(channels), device=logits.device)
+    for z, section in enumerate(by_voxel):
+        for rows, larger in _upsampled(section, channels, size):
+            mass += larger.softmax(-1).sum((0, 1))
+            winners[z, rows] = channels[_largest(larger)].int()
+    dropped = torch.zeros_like(there)
+    dropped[channels] = mass < min_voxels
+    dropped[0] = False
+    kept = (there & ~dropped).nonzero().flatten()
+    if not len(kept):
+        return torch.zeros_like(winners)
+    for z in dropped[winners.long()].flatten(1).any(1).nonzero().flatten().tolist():
+        for rows, larger in _upsampled(by_voxel[z], kept, size):
+            winners[z, rows] = kept[_largest(larger)].int()
+    return winners
+
+
+def _upsampled(section: Tensor, channels: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+    """Strips of a section (h, w, 1 + Q) at full resolution, with their rows: (rows, W, channels) float32.
+
+    Half resolution is rounded up: of an odd size the last row or column is cut off.
+    """
+    step = len(section) if section.is_cuda else _STRIP
+    for first in range(0, len(section), step):
+        stop = min(first + step, len(section))
+        low, high = max(first - 1, 0), min(stop + 1, len(section))  # what the outermost rows lie between
+        larger = _doubled(_doubled(_taken(section[low:high], channels).float(), 0), 1)
+        rows = slice(2 * first, min(2 * stop, size[0]))
+        yield rows, larger[rows.start - 2 * low : rows.stop - 2 * low, : size[1]]
+
+
+def _taken(x: Tensor, channels: Tensor) -> Tensor:
+    """These channels of (h, w, C), ascending; without a copy where they are neighbours."""
+    first, last = int(channels[0]), int(channels[-1])
+    return x[..., first : last + 1] if last - first + 1 == len(channels) else x.index_select(-1, channels)
+
+
+def _doubled(x: Tensor, axis: int) -> Tensor:
+    """Twice as many places along an axis, linear between the centres, constant beyond the outermost.
+
+    What `F.interpolate` does without aligned corners; with the channels last it takes a quarter of its time on a CPU.
+    """
+    count = x.shape[axis]
+    pairs = x.new_empty(*x.shape[:axis], count, 2, *x.shape[axis + 1 :])
+    before, after = pairs.select(axis + 1, 0), pairs.select(axis + 1, 1)
+    torch.mul(x, 0.75, out=before)
+    torch.mul(x, 0.75, out=after)
+    before.narrow(axis, 1, count - 1).add_(x.narrow(axis, 0, count - 1), alpha=0.25)
+    before.narrow(axis, 0, 1).add_(x.narrow(axis, 0, 1), alpha=0.25)
+    after.narrow(axis, 0, count - 1).add_(x.narrow(axis, 1, count - 1), alpha=0.25)
+    after.narrow(axis, count - 1, 1).add_(x.narrow(axis, count - 1, 1), alpha=0.25)
+    return pairs.flatten(axis, axis + 1)
+
+
+def _largest(x: Tensor) -> Tensor:
+    """Place of the largest value along the last axis, the first of equal ones; numpy is the faster on a CPU."""
+    return x.argmax(-1) if x.is_cuda else torch.from_numpy(x.numpy().argmax(-1))

@@ -1,0 +1,1 @@
+"""Scores of segmentations, affinities and embeddings against ground truth."""

@@ -1,0 +1,136 @@
+"""Two volumes on one voxel grid, read block by block, by one process or by several."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.errors import DistillError, ShapeError
+from distill.core.geometry import Box, Triple
+from distill.io.volume import Volume, voxel_shift
+
+BLOCK_VOXELS = 2**22  # bounds what a block takes; a chunk of the file that is larger is read whole
+_AHEAD = 2  # blocks a worker that wait or are done
+
+OnBlock = Callable[[int, int], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A volume inside its ground truth.
+
+    Attributes:
+        found: what is judged.
+        truth: ground truth, the same size or larger.
+        shift: voxel of `truth` at which voxel (0, 0, 0) of `found` lies.
+    """
+
+    found: Volume
+    truth: Volume
+    shift: Triple
+
+    @property
+    def box(self) -> Box:
+        """Where `found` lies, in voxels of `truth`."""
+        return self.found.box.shift(self.shift)
+
+    def labels(self, box: Box) -> NDArray[np.uint64]:
+        """Ground truth of a box in voxels of `found`."""
+        return self.truth.read(box.shift(self.shift))
+
+
+def align(found: Volume, truth: Volume) -> Aligned:
+    """Place a volume in its ground truth.
+
+    Raises:
+        ShapeError: voxels of another size, part of a voxel between them, or a volume that reaches beyond the truth.
+    """
+    shift = voxel_shift(found, truth)
+    box = found.box.shift(shift)
+    if not truth.box.contains(box):
+        apart = "" if truth.box.intersect(box).voxels else "; they share no voxel, expected their offsets (nm) to fit"
+        raise ShapeError(
+            f"{found.source}: covers voxels {box.start} to {box.stop} (z, y, x) of {truth.source}, "
+            f"which has {truth.size}{apart}"
+        )
+    return Aligned(found, truth, shift)
+
+
+def chunk_blocks(volume: Volume) -> list[Box]:
+    """Blocks that cover a volume, each made of whole chunks of its file, so that nothing is read or unpacked twice.
+
+    Args:
+        volume: chunked or not; where any part is as cheap, blocks are whole rows, then whole sections.
+
+    Returns:
+        Boxes in z, y, x order, of `BLOCK_VOXELS` voxels at most, channels counted, or of one chunk.
+    """
+    extent = block_extent(volume)
+    steps = [
+        [(start, min(start + step, size)) for start in range(0, size, step)]
+        for size, step in zip(volume.size, extent, strict=True)
+    ]
+    return [Box((z[0], y[0], x[0]), (z[1], y[1], x[1])) for z, y, x in itertools.product(*steps)]
+
+
+def block_extent(volume: Volume) -> Triple:
+    """Extent of the blocks of `chunk_blocks`, but for those at the far borders, which are cut."""
+    chunks = (1, 1, 1) if volume.chunks is None else volume.chunks[-3:]
+    extent = [min(chunk, size) for chunk, size in zip(chunks, volume.size, strict=True)]
+    for axis in (2, 1, 0):
+        times = max(1, BLOCK_VOXELS // (math.prod(extent) * (volume.channels or 1)))
+        extent[axis] = min(volume.size[axis], extent[axis] * times)
+    return extent[0], extent[1], extent[2]
+
+
+def over_blocks(
+    work: Callable[[Box], T], blocks: Sequence[Box], workers: int = 1, on_block: OnBlock = lambda done, total: None
+) -> Iterator[T]:
+    """What `work` gives for every block, in their order.
+
+    Args:
+        work: must be picklable, and give something that is, where there are several workers.
+        blocks: what to work on.
+        workers: processes; 1 works in this one.
+        on_block: called with blocks done and their number.
+
+    Raises:
+        DistillError: fewer than one worker, or a worker died; and what `work` raises.
+    """
+    if workers < 1:
+        raise DistillError(f"--workers: found {workers}, expected at least 1")
+    if workers == 1 or len(blocks) < 2:
+        for done, block in enumerate(blocks, 1):
+            yield work(block)
+            on_block(done, len(blocks))
+        return
+    count = min(workers, len(blocks))
+    # Ctrl-C reaches the whole group; this process ends the workers.
+    quiet = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=signal.signal, initargs=quiet)
+    try:
+        waiting: deque[Future[T]] = deque()
+        left = iter(blocks)
+        for done in range(1, len(blocks) + 1):
+            waiting.extend(pool.submit(work, block) for block in itertools.islice(left, _AHEAD * count - len(waiting)))
+            yield waiting.popleft().result()
+            on_block(done, len(blocks))
+    except BrokenProcessPool:
+        raise DistillError(
+            f"--workers: one of {count} worker processes died, expected all to finish; with too little memory, "
+            "take fewer"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

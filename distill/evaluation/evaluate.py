@@ -1,0 +1,217 @@
+"""All that `distill evaluate` says about a result: volume scores, worst objects, run length, affinities, a figure."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.core.errors import DistillError
+from distill.core.geometry import Nanometres, Triple
+from distill.evaluation.affinities import AffinityScores, evaluate_affinity
+from distill.evaluation.aligned import OnBlock
+from distill.evaluation.metrics import object_bits
+from distill.evaluation.run_length.evaluate_skeletons import Units, evaluate_run_length, open_skeletons, skeletonize
+from distill.evaluation.run_length.scores import RunLength
+from distill.evaluation.segmentation import Evaluation, evaluate
+from distill.evaluation.worst_objects.error_list import check_list, error_rows, write_list
+from distill.evaluation.worst_objects.locate import Spot, find_spots
+from distill.io.source import find_array
+from distill.io.truth import EVERYWHERE, Known, open_known
+from distill.io.volume import LABELS_DATASET, Volume, open_labels
+from distill.io.writers.output import check_place
+from viz.layout import figure_suffix
+from viz.scores import Channel, scores_figure
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to score, and how.
+
+    Attributes:
+        preset: of the volume scores.
+        resolution: for files without one.
+        known: where the ground truth counts.
+        worst: objects of each kind to list and to look up; 0 spares the second reading.
+        listing: file to write them to.
+        blocks: also score blocks of this extent.
+        workers: processes that read.
+        affinity: source of affinities to score too.
+        labelled_only: leave out edges with an end in ground-truth 0.
+        skeletons: SWC file or folder.
+        units: of its coordinates.
+        skeletonize: make skeletons from the labels.
+        merge_nodes: see `distill.evaluation.run_length.scores`.
+        plot: figure to write.
+    """
+
+    preset: str = "skimage"
+    resolution: Nanometres | None = None
+    known: Known = EVERYWHERE
+    worst: int = 5
+    listing: Path | None = None
+    blocks: Triple | None = None
+    workers: int = 1
+    affinity: str | None = None
+    labelled_only: bool = False
+    skeletons: Path | None = None
+    units: Units = "nm"
+    skeletonize: bool = False
+    merge_nodes: int = 1
+    plot: Path | None = None
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """What was found; None for what was not asked for.
+
+    Attributes:
+        segmentation: as it was scored.
+        evaluation: volume scores.
+        spots: where the worst objects lie, the most expensive first.
+        run_length: of the segmentation.
+        affinity: scores of its channels.
+    """
+
+    segmentation: Volume | None = None
+    evaluation: Evaluation | None = None
+    spots: tuple[Spot, ...] = ()
+    run_length: RunLength | None = None
+    affinity: AffinityScores | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers by name, ready for JSON; the volume scores lie at the top."""
+        found: dict[str, Any] = {}
+        if self.evaluation is not None and self.segmentation is not None:
+            one = self.evaluation
+            found |= {**one.scores.to_dict(), "worst": asdict(one.worst), "box": asdict(one.box)}
+            found |= {"errors": error_rows(self.spots, self.segmentation)}
+            found |= {"blocks": one.blocks.to_dict() if one.blocks else None}
+        found["run_length"] = self.run_length.to_dict() if self.run_length else None
+        found["affinity"] = self.affinity.to_dict() if self.affinity else None
+        return found
+
+
+def holds_affinities(source: str) -> bool:
+    """Whether a source has channels; its header is read."""
+    return len(find_array(source, LABELS_DATASET).shape) == 4
+
+
+def score_all(source: str, labels: str | None, wanted: Wanted, on_block: OnBlock) -> Scorecard:
+    """Score a segmentation, affinities, or both.
+
+    Args:
+        source: segmentation, or affinities (four axes).
+        labels: ground truth; a segmentation with skeletons does without.
+        wanted: what to score.
+        on_block: called with blocks read and their number, anew for every reading.
+
+    Raises:
+        DistillError: bad input, or options that do not go together.
+    """
+    _check(wanted)
+    if holds_affinities(source):
+        return _draw(_affinity_alone(source, labels, wanted, on_block), wanted)
+    if labels is None and wanted.skeletons is None:
+        raise DistillError("LABELS: found none, expected ground truth, or --skeletons")
+    if labels is None and (
+        wanted.affinity or wanted.blocks or wanted.listing or wanted.skeletonize or wanted.known != EVERYWHERE
+    ):
+        raise DistillError(
+            "LABELS: found none, expected ground truth for --affinity, --blocks, --list, --skeletonize, --ignore, "
+            "--mask"
+        )
+    segmentation = open_labels(source, resolution=wanted.resolution)
+    evaluation: Evaluation | None = None
+    spots: tuple[Spot, ...] = ()
+    if labels is not None:
+        evaluation, spots = _volume_scores(source, labels, segmentation, wanted, on_block)
+    run = _run_length(source, labels, segmentation, wanted, on_block)
+    affinity = None
+    if wanted.affinity is not None and labels is not None:
+        affinity = _affinity(wanted.affinity, labels, wanted, on_block)
+    return _draw(Scorecard(segmentation, evaluation, spots, run, affinity), wanted)
+
+
+def _check(wanted: Wanted) -> None:
+    if wanted.listing is not None:
+        check_list(wanted.listing)
+    if wanted.plot is not None:
+        figure_suffix(wanted.plot)
+        check_place(wanted.plot)
+    if wanted.skeletonize and wanted.skeletons is not None:
+        raise DistillError("--skeletonize: found --skeletons beside it, expected one of them")
+
+
+def _affinity_alone(source: str, labels: str | None, wanted: Wanted, on_block: OnBlock) -> Scorecard:
+    given = {
+        "--affinity": wanted.affinity,
+        "--list": wanted.listing,
+        "--blocks": wanted.blocks,
+        "--skeletons": wanted.skeletons,
+        "--skeletonize": wanted.skeletonize,
+    }
+    if unfit := [name for name, value in given.items() if value]:
+        raise DistillError(f"{source}: found affinities (four axes), expected a segmentation for {', '.join(unfit)}")
+    if labels is None:
+        raise DistillError("LABELS: found none, expected ground truth")
+    return Scorecard(affinity=_affinity(source, labels, wanted, on_block))
+
+
+def _affinity(source: str, labels: str, wanted: Wanted, on_block: OnBlock) -> AffinityScores:
+    return evaluate_affinity(
+        source,
+        labels,
+        wanted.resolution,
+        labelled_only=wanted.labelled_only,
+        known=wanted.known,
+        workers=wanted.workers,
+        on_block=on_block,
+    )
+
+
+def _volume_scores(
+    source: str, labels: str, segmentation: Volume, wanted: Wanted, on_block: OnBlock
+) -> tuple[Evaluation, tuple[Spot, ...]]:
+    evaluation = evaluate(
+        source,
+        labels,
+        wanted.preset,
+        wanted.resolution,
+        wanted.worst,
+        blocks=wanted.blocks,
+        known=wanted.known,
+        workers=wanted.workers,
+        on_block=on_block,
+    )
+    truth = open_known(labels, wanted.known, resolution=wanted.resolution)
+    spots = tuple(find_spots(segmentation, truth, evaluation.worst, on_block, wanted.workers))
+    if wanted.listing is not None:
+        write_list(wanted.listing, spots, segmentation)
+    return evaluation, spots
+
+
+def _run_length(
+    source: str, labels: str | None, segmentation: Volume, wanted: Wanted, on_block: OnBlock
+) -> RunLength | None:
+    if wanted.skeletons is not None:
+        skeletons = open_skeletons(wanted.skeletons, wanted.units, segmentation)
+    elif wanted.skeletonize and labels is not None:
+        skeletons = skeletonize(source, labels, wanted.resolution, wanted.known)
+    else:
+        return None
+    return evaluate_run_length(
+        source, skeletons, wanted.resolution, wanted.merge_nodes, workers=wanted.workers, on_block=on_block
+    )
+
+
+def _draw(card: Scorecard, wanted: Wanted) -> Scorecard:
+    if wanted.plot is not None:
+        channels = [
+            Channel(one.offset, curves, one.histogram.roc_auc or 0.0, one.histogram.boundary_average_precision or 0.0)
+            for one in (card.affinity.channels if card.affinity else ())
+            if (curves := one.histogram.curves()) is not None
+        ]
+        objects = object_bits(card.evaluation.table) if card.evaluation else None
+        scores_figure(objects, channels, card.run_length, wanted.plot)
+    return card

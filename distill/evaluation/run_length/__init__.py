@@ -1,0 +1,1 @@
+"""Expected run length on skeletons."""

@@ -1,0 +1,121 @@
+"""Skeletons of neurons, and the SWC files that hold them.
+
+Format: R. C. Cannon et al., An on-line archive of reconstructed hippocampal neurons, J. Neurosci. Methods 84 (1998): a
+line a node, `id type x y z radius parent`, parent -1 at a root, `#` before a comment.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from distill.core.errors import SourceError
+
+_COLUMNS = 7
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """One neuron as a graph, of one part or of several.
+
+    Attributes:
+        name: of the neuron.
+        nodes: (N, 3) places z, y, x.
+        edges: (E, 2) node indices.
+    """
+
+    name: str
+    nodes: NDArray[np.float64]
+    edges: NDArray[np.int64]
+
+    @property
+    def lengths(self) -> NDArray[np.float64]:
+        """(E,) lengths of the edges, in the unit of the nodes."""
+        found: NDArray[np.float64] = np.linalg.norm(self.nodes[self.edges[:, 0]] - self.nodes[self.edges[:, 1]], axis=1)
+        return found
+
+
+def read_skeletons(path: Path) -> list[Skeleton]:
+    """Skeletons of an SWC file, or of all SWC files in a folder by name; one file is one neuron.
+
+    Args:
+        path: file or folder.
+
+    Returns:
+        At least one skeleton; nodes in the unit of the file, turned to z, y, x.
+
+    Raises:
+        SourceError: there is none, or a file is no SWC; the message names file and line.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".swc" and file.is_file())
+        if not files:
+            raise SourceError(f"{path}: found no file that ends in .swc, expected skeletons")
+        return [read_swc(file) for file in files]
+    if not path.exists():
+        raise SourceError(f"{path}: no such file or folder")
+    return [read_swc(path)]
+
+
+def read_swc(path: Path) -> Skeleton:
+    """The skeleton of one SWC file.
+
+    Raises:
+        SourceError: the file cannot be read, a line is malformed, an id comes twice, a parent is missing, parents go
+            round in a circle, or there is no node.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    index: dict[int, int] = {}
+    nodes: list[tuple[float, float, float]] = []
+    parents: list[tuple[int, int]] = []  # line and id
+    for number, line in enumerate(lines, 1):
+        fields = line.partition("#")[0].split()
+        if not fields:
+            continue
+        node, place, parent = _node(f"{path}, line {number}", fields)
+        if node in index:
+            raise SourceError(f"{path}, line {number}: found node {node} a second time, expected each id once")
+        index[node] = len(nodes)
+        nodes.append(place)
+        parents.append((number, parent))
+    if not nodes:
+        raise SourceError(f"{path}: found no node, expected lines of id, type, x, y, z, radius, parent")
+    edges = []
+    for child, (number, parent) in enumerate(parents):
+        if parent < 0:
+            continue
+        if parent not in index:
+            raise SourceError(f"{path}, line {number}: found parent {parent}, expected the id of a node, or -1")
+        edges.append((child, index[parent]))
+    pairs = np.array(edges, np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(nodes), len(nodes)))
+    if len(nodes) - connected_components(graph, directed=False)[0] != len(pairs):
+        raise SourceError(f"{path}: found parents that go round in a circle, expected trees that end at parent -1")
+    return Skeleton(path.stem, np.array(nodes, np.float64), pairs)
+
+
+def _node(where: str, fields: list[str]) -> tuple[int, tuple[float, float, float], int]:
+    """Id, place z, y, x, and parent."""
+    if len(fields) < _COLUMNS:
+        raise SourceError(f"{where}: found {len(fields)} columns, expected 7: id, type, x, y, z, radius, parent")
+    try:
+        node, parent = int(fields[0]), int(fields[6])
+        x, y, z = (float(field) for field in fields[2:5])
+    except ValueError:
+        raise SourceError(
+            f"{where}: found {' '.join(fields[:_COLUMNS])!r}, expected numbers: id, type, x, y, z, radius, parent"
+        ) from None
+    if not all(map(math.isfinite, (x, y, z))):
+        raise SourceError(f"{where}: found place {x}, {y}, {z}, expected finite numbers")
+    if node < 0:
+        raise SourceError(f"{where}: found id {node}, expected 0 or more")
+    return node, (z, y, x), parent

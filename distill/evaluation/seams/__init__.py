@@ -1,0 +1,1 @@
+"""Seam scores: how much window borders show in an embedding."""

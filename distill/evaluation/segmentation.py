@@ -1,0 +1,187 @@
+"""`distill evaluate`: a segmentation against ground truth, block by block.
+
+Memory is bounded by a block of voxels and by the pairs (ground-truth id, segment id) that occur, never by the volume.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from distill.core.errors import DistillError
+from distill.core.geometry import Box, Nanometres, Triple, tiles
+from distill.evaluation.aligned import Aligned, OnBlock, align, chunk_blocks, over_blocks
+from distill.evaluation.borders import border_reach
+from distill.evaluation.contingency import PRESETS, Contingency, Scores
+from distill.evaluation.metrics import WorstObjects, worst_objects
+from distill.io.truth import EVERYWHERE, Known, open_known
+from distill.io.volume import Volume, open_labels
+
+_MEANS = ("voi_split", "voi_merge", "voi_sum", "arand", "cremi_score")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Mean and sample standard deviation (n - 1; None for a single value)."""
+
+    mean: float
+    std: float | None
+
+
+@dataclass(frozen=True)
+class BlockScores:
+    """Every block of a volume scored alone.
+
+    Attributes:
+        size: extent z, y, x in voxels.
+        scores: of every block with a voxel to count, in z, y, x order.
+        empty: blocks without one, which are left out.
+    """
+
+    size: Triple
+    scores: tuple[Scores, ...]
+    empty: int
+
+    def statistic(self, name: str) -> Statistic | None:
+        """Of one score over the blocks; None for a score that the preset does not have."""
+        values = [getattr(one, name) for one in self.scores]
+        if any(value is None for value in values):
+            return None
+        return Statistic(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers by name, ready for JSON."""
+        rows: dict[str, Any] = {
+            "preset": self.scores[0].preset,
+            "size_zyx": list(self.size),
+            "n": len(self.scores),
+            "n_without_ground_truth": self.empty,
+        }
+        for name in _MEANS:
+            found = self.statistic(name)
+            rows[name] = None if found is None else {"mean": found.mean, "std": found.std}
+        return rows
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores and the objects that cost most.
+
+    Attributes:
+        scores: of the whole segmentation.
+        worst: objects that cost most.
+        box: evaluated part, in voxels of the labels.
+        table: what the scores were made from.
+        blocks: the same for blocks of it, where asked for.
+    """
+
+    scores: Scores
+    worst: WorstObjects
+    box: Box
+    table: Contingency
+    blocks: BlockScores | None = None
+
+
+def evaluate(
+    segmentation: str,
+    labels: str,
+    preset: str,
+    resolution: Nanometres | None = None,
+    worst: int = 5,
+    *,
+    blocks: Triple | None = None,
+    known: Known = EVERYWHERE,
+    workers: int = 1,
+    on_block: OnBlock = lambda done, total: None,
+) -> Evaluation:
+    """Score a segmentation where it lies inside the labelled volume.
+
+    Args:
+        segmentation: source; its offset says where it lies.
+        labels: source of the ground truth, the same size or larger.
+        preset: see `distill.evaluation.contingency`.
+        resolution: for files without one.
+        worst: how many objects to list.
+        blocks: also score blocks of this extent (z, y, x) one by one.
+        known: where the ground truth counts.
+        workers: processes that read and count; the result does not depend on it.
+        on_block: called with blocks read and their number.
+
+    Raises:
+        ShapeError: other voxels, or a segmentation that reaches beyond the labels.
+        DistillError: bad input, or no ground truth where the segmentation lies.
+    """
+    both = align(open_labels(segmentation, resolution=resolution), open_known(labels, known, resolution=resolution))
+    table = Contingency(preset, resolution=both.truth.resolution)
+    for part in over_blocks(partial(count_block, both, preset), chunk_blocks(both.found), workers, on_block):
+        table.update(part)
+    if not table.counted:
+        beside = " away from borders" if PRESETS[preset].border_nm is not None else ""
+        beside += "" if known == EVERYWHERE else " where --ignore and --mask leave some"
+        raise DistillError(
+            f"{both.truth.source}: found no ground truth other than 0{beside} among the {table.voxels:,} voxels that "
+            f"{both.found.source} covers, expected some to count"
+        )
+    scored = None if blocks is None else score_blocks(both, preset, blocks, workers, on_block)
+    return Evaluation(table.scores(), worst_objects(table, worst), both.box, table, scored)
+
+
+def count_block(both: Aligned, preset: str, box: Box) -> Contingency:
+    """Table of one block; tables of blocks add up to that of the volume, also under `cremi`.
+
+    Args:
+        both: segmentation and ground truth.
+        preset: see `distill.evaluation.contingency`.
+        box: voxels of the segmentation.
+    """
+    table = Contingency(preset, resolution=both.truth.resolution)
+    border_nm = PRESETS[preset].border_nm
+    reach = (0, 0) if border_nm is None else border_reach(both.truth.resolution, border_nm)
+    wide = box.grow((0, *reach), both.found.box)
+    (_, top, left), (_, bottom, right) = (
+        tuple(abs(a - b) for a, b in zip(one, other, strict=True))
+        for one, other in ((box.start, wide.start), (box.stop, wide.stop))
+    )
+    table.add(both.found.read(box), both.labels(wide), ((top, bottom), (left, right)))
+    return table
+
+
+def score_blocks(
+    both: Aligned,
+    preset: str,
+    size: Triple,
+    workers: int = 1,
+    on_block: OnBlock = lambda done, total: None,
+) -> BlockScores:
+    """Score blocks one by one; the last one of an axis is moved back to end with the volume.
+
+    Args:
+        both: segmentation and ground truth.
+        preset: see `distill.evaluation.contingency`; `cremi` masks borders as it does for the whole.
+        size: extent z, y, x in voxels, cut down to the volume where that is smaller.
+        workers: processes.
+        on_block: called with blocks done and their number.
+
+    Raises:
+        DistillError: an extent below 1, or no block has ground truth to count.
+    """
+    if min(size) < 1:
+        raise DistillError(f"--blocks: found {size}, expected Z,Y,X of at least 1 each")
+    z, y, x = (min(a, b) for a, b in zip(size, both.found.size, strict=True))
+    boxes = list(tiles(both.found.box, (z, y, x), (z, y, x)))
+    tables = over_blocks(partial(count_block, both, preset), boxes, workers, on_block)
+    scores = tuple(table.scores() for table in tables if table.counted)
+    if not scores:
+        raise DistillError(f"--blocks: found no block of {both.truth.source} with ground truth to count")
+    return BlockScores((z, y, x), scores, len(boxes) - len(scores))
+
+
+def placed(found: Volume, truth: Volume) -> Box:
+    """Where the segmentation lies in the labels' voxels.
+
+    Raises:
+        ShapeError: voxels of another size, part of a voxel between them, or a segmentation that reaches beyond.
+    """
+    return align(found, truth).box

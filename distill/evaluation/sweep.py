@@ -1,0 +1,314 @@
+"""`distill sweep`: ways from affinities to neurons beside each other over their thresholds, on labelled sections.
+
+Scores and thresholds are those of the sections that they were chosen on: they rank thresholds, and say too much good
+of every method on other sections.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.affinity import from_uint8, stored_offsets, to_waterz
+from distill.core.atomic import replacing
+from distill.core.errors import DistillError, SourceError
+from distill.core.geometry import Box, Triple
+from distill.core.labels import compact
+from distill.evaluation.contingency import Scores
+from distill.evaluation.metrics import score
+from distill.evaluation.segmentation import placed
+from distill.inference.grey_values import AS_RECORDED, GreyValues, check_grey, normaliser_of
+from distill.inference.in_memory import Runtime, student_volume
+from distill.inference.rescaling.sections import resampled
+from distill.inference.rescaling.voxel_size import grid_for
+from distill.inference.streaming.finish import final_ids
+from distill.inference.streaming.output.manifest import all_lines, is_stream, read_job
+from distill.inference.thresholds import Chosen, Method, Provenance, edge_of, write_thresholds
+from distill.io.volume import Volume, open_labels, open_volume, voxel_shift
+from distill.io.writers.output import check_place
+from distill.io.writers.store import writing
+from distill.models.load import load_student
+from distill.segmentation.agglomeration import waterz
+from distill.segmentation.mutex_watershed import mutex_watershed
+from viz.charts import SweepPoint, sweep_figure
+
+Labels = NDArray[np.uint64]
+Affinity = NDArray[np.float32]
+OnStep = Callable[[int, int], None]
+
+TRIED: dict[Method, tuple[float, ...]] = {
+    "query": tuple(round(0.05 * n, 2) for n in range(1, 21)),  # to 1: nothing merged
+    "waterz": tuple(round(0.05 * n, 2) for n in range(1, 20)),
+    "mws": (0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9),
+}
+_DRAWN = 2.5  # points of a higher VOI sum, relative to the least, would hide the others in the figure
+NAMES: dict[Method, str] = {"query": "query decoder", "waterz": "watershed + waterz", "mws": "mutex watershed"}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One threshold of one method.
+
+    Attributes:
+        threshold: see `thresholds.Chosen`.
+        scores: against the labels.
+        objects: segments.
+        seconds: from affinities to segments at this threshold; None for waterz, whose thresholds are one run.
+    """
+
+    threshold: float
+    scores: Scores
+    objects: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A method over its thresholds, ascending.
+
+    Attributes:
+        method: its name.
+        tried: one at least.
+        seconds: of all thresholds, scores not counted.
+        alone: seconds from affinities to segments at the chosen threshold alone, run again. The query decoder's masks
+            are not in it: its supervoxels were there before, and only contacts are merged.
+        voxels: of the volume.
+    """
+
+    method: Method
+    tried: tuple[Tried, ...]
+    seconds: float
+    alone: float
+    voxels: int
+
+    @property
+    def best(self) -> Tried:
+        """Least VOI sum; of equal ones the lowest threshold."""
+        return min(self.tried, key=lambda one: one.scores.voi_sum)
+
+    def chosen(self) -> Chosen:
+        """For the thresholds file."""
+        best = self.best
+        edge = edge_of(best.threshold, [one.threshold for one in self.tried])
+        return Chosen(best.threshold, edge, best.scores.voi_split, best.scores.voi_merge, best.scores.arand)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For sweep.json."""
+        rows = [
+            {
+                "threshold": one.threshold,
+                "voi_split": one.scores.voi_split,
+                "voi_merge": one.scores.voi_merge,
+                "voi": one.scores.voi_sum,
+                "arand": one.scores.arand,
+                "objects": one.objects,
+                "seconds": one.seconds,
+            }
+            for one in self.tried
+        ]
+        return {
+            "chosen": asdict(self.chosen()),
+            "seconds": self.seconds,
+            "seconds_alone": self.alone,
+            "seconds_per_megavoxel": self.alone / self.voxels * 1e6,
+            "thresholds": rows,
+        }
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model to make supervoxels with, where the store holds none."""
+
+    model: str
+    source: str
+    runtime: Runtime
+    grey: GreyValues = AS_RECORDED
+    rescale: bool = False  # see `distill.inference.rescaling.results`
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Affinities in memory and the labels where they lie."""
+
+    affinity: Affinity  # (K, D, H, W)
+    offsets: tuple[Triple, ...]
+    labels: Labels  # (D, H, W)
+    volume: Volume  # the affinities' own
+
+
+def sweep(
+    affinity: str,
+    labels: str,
+    out: Path,
+    tried: Mapping[Method, Sequence[float]],
+    *,
+    preset: str,
+    network: Network | None,
+    on_step: OnStep,
+    note: Callable[[str], None] = lambda text: None,
+) -> tuple[Curve, ...]:
+    """Score every method at every threshold, choose the least VOI sum, and write all of it.
+
+    Args:
+        affinity: source of stored affinities, K of them, on whose voxels the labels lie; read whole.
+        labels: source of the ground truth, of the same size or larger.
+        out: folder to make, or one that holds an earlier sweep: sweep.json, thresholds.yaml, sweep.png.
+        tried: thresholds by method.
+        preset: see `distill.evaluation.metrics`.
+        network: for `query`; None takes supervoxels and contacts of the store of a stream that holds the affinities.
+        on_step: called with methods done and their number.
+        note: called with lines that the user should see.
+
+    Raises:
+        DistillError: a method that cannot run here, or a source that does not fit.
+    """
+    check_place(out)
+    given = read_inputs(affinity, labels)
+    prepare: dict[Method, Callable[[], Callable[[Sequence[float]], dict[float, Labels]]]] = {
+        "query": lambda: _query(given, affinity, network, note),
+        "waterz": lambda: lambda thresholds: waterz(to_waterz(given.affinity, given.offsets), thresholds),
+        "mws": lambda: (
+            lambda thresholds: {bias: mutex_watershed(given.affinity, given.offsets, bias=bias) for bias in thresholds}
+        ),
+    }
+    curves = []
+    for done, (method, thresholds) in enumerate(tried.items()):
+        on_step(done, len(tried))
+        curves.append(_curve(method, prepare[method](), sorted(set(thresholds)), given, preset))
+    on_step(len(tried), len(tried))
+    _write(out, tuple(curves), Provenance(affinity, labels, preset, _made_by(given.volume)))
+    return tuple(curves)
+
+
+def read_inputs(affinity: str, labels: str) -> Inputs:
+    """Affinities as float in [0, 1], and the labels of their voxels.
+
+    Raises:
+        SourceError: not affinities.
+        ShapeError: they do not lie inside the labels, or on other voxels.
+    """
+    volume, truth = open_volume(affinity), open_labels(labels)
+    if volume.channels is None:
+        raise SourceError(
+            f"{affinity}: found one volume z, y, x, expected affinities with channels, such as OUT.zarr:affinity"
+        )
+    offsets = stored_offsets(volume.attributes, volume.source)
+    if len(offsets) != volume.channels:
+        raise SourceError(
+            f"{affinity}: found {len(offsets)} offsets, expected one for each of {volume.channels} channels"
+        )
+    box = placed(volume, truth)
+    stored = volume.read()
+    values = from_uint8(stored) if stored.dtype == np.uint8 else np.asarray(stored, np.float32)
+    return Inputs(values, offsets, truth.read(box).astype(np.uint64), volume)
+
+
+def _curve(
+    method: Method,
+    run: Callable[[Sequence[float]], dict[float, Labels]],
+    thresholds: Sequence[float],
+    given: Inputs,
+    preset: str,
+) -> Curve:
+    """Every threshold by itself, but waterz, which passes through all of them in one run."""
+    groups = [thresholds] if method == "waterz" else [[one] for one in thresholds]
+    tried, whole = [], 0.0
+    for group in groups:
+        began = time.perf_counter()
+        found = run(group)
+        took = time.perf_counter() - began
+        whole += took
+        for threshold, segmentation in found.items():
+            scores = score(segmentation, given.labels, preset, resolution=given.volume.resolution)
+            alone = None if method == "waterz" else took
+            tried.append(Tried(threshold, scores, int(segmentation.max(initial=0)), alone))
+    best = min(tried, key=lambda one: one.scores.voi_sum)
+    took_best = best.seconds
+    if took_best is None:
+        began = time.perf_counter()
+        run([best.threshold])
+        took_best = time.perf_counter() - began
+    return Curve(method, tuple(tried), whole, took_best, given.labels.size)
+
+
+def _query(
+    given: Inputs, affinity: str, network: Network | None, note: Callable[[str], None]
+) -> Callable[[Sequence[float]], dict[float, Labels]]:
+    """Merges of supervoxels by contact, above each threshold."""
+    if network is not None:
+        student = load_student(network.model, network.runtime.device)
+        if student.decoder is None:
+            raise DistillError(f"{student.path}: has no query decoder, expected --methods waterz,mws for this model")
+        raw = open_volume(network.source)
+        student = replace(student, normaliser=normaliser_of(student, network.grey, raw.inverted))
+        check_grey(student.normaliser, raw.dtype, raw.source, lambda text: None)
+        first = voxel_shift(given.volume, raw)
+        if first[1:] != (0, 0) or raw.size[1:] != given.volume.size[1:]:
+            raise SourceError(f"{network.source}: found sections of {raw.size[1:]}, expected those of {affinity}")
+        rescaling = grid_for(
+            student.path,
+            student.notes,
+            network.source,
+            raw.size[1:],
+            raw.resolution,
+            rescale=network.rescale,
+            note=note,
+        )
+        seen, size = raw, given.volume.size
+        if rescaling is not None:
+            seen, size = resampled(raw, rescaling), (size[0], *rescaling.model)
+        sections = seen.sections(first[0], first[0] + size[0])
+        segmented = student_volume(student, sections, size, network.runtime)
+        box, within = Box.of_shape(given.volume.size), Box.of_shape(size)
+
+        def labels(threshold: float) -> Labels:
+            found = segmented.labels(threshold)
+            return compact(found if rescaling is None else rescaling.nearest(found, box, within))
+
+        return lambda thresholds: {t: labels(t) for t in thresholds}
+    store = Path(affinity.rpartition(":")[0] or affinity)
+    if not is_stream(store) or not read_job(store)["segment"]:
+        raise SourceError(
+            f"{store}: found no supervoxels of a stream, expected a store of distill stream without --no-segment, "
+            "--model and --source, or --methods waterz,mws"
+        )
+    count, depth = len(all_lines(store)), int(read_job(store)["depth"])
+    if count != given.volume.size[0]:
+        raise SourceError(f"{store}: found {count} sections done of {given.volume.size[0]}, expected a whole stream")
+    supervoxels = open_volume(f"{store}:supervoxels").read()
+    return lambda thresholds: {t: final_ids(store, count, depth, t).apply(supervoxels) for t in thresholds}
+
+
+def _made_by(volume: Volume) -> dict[str, Any]:
+    """Model and source of the affinities, if their store names them."""
+    record = Path(volume.source.rpartition(":")[0]) / "zarr.json"
+    try:
+        about = json.loads(record.read_text(encoding="utf-8"))["attributes"]["made_by"]
+        return {key: about[key] for key in ("model", "source", "precision") if key in about}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _write(out: Path, curves: tuple[Curve, ...], of: Provenance) -> None:
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    document = {**asdict(of), "methods": {curve.method: curve.to_dict() for curve in curves}}
+    path = out / "sweep.json"
+    with writing(path), replacing(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_thresholds(out / "thresholds.yaml", {curve.method: curve.chosen() for curve in curves}, of)
+    least = min(curve.best.scores.voi_sum for curve in curves)
+    points = [
+        SweepPoint(NAMES[curve.method], one.threshold, one.scores.voi_split, one.scores.voi_merge, one.scores.arand)
+        for curve in curves
+        for one in curve.tried
+        if one is curve.best or one.scores.voi_sum <= _DRAWN * least
+    ]
+    sweep_figure(points, out / "sweep.png", {NAMES[c.method]: c.best.threshold for c in curves}, ring="chosen here")

@@ -1,0 +1,1 @@
+"""The objects that cost most: where they lie, and lists of them."""

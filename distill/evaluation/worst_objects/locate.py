@@ -1,0 +1,175 @@
+"""Where the worst objects of an evaluation lie: a section and a voxel at which the error can be seen."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from distill.core.errors import DistillError, ShapeError
+from distill.core.geometry import Box, Triple
+from distill.evaluation.aligned import Aligned, OnBlock, chunk_blocks, over_blocks
+from distill.evaluation.metrics import ObjectError, WorstObjects
+from distill.evaluation.worst_objects.pieces import PieceRows, collect, pieces_in
+from distill.io.volume import Volume, voxel_shift
+
+Kind = Literal["split", "merge"]
+
+_MOST, _SHARE = 6, 0.05  # pieces of an object that are named: so many, with so much of it
+_NEAR = 2048  # pixels along an axis that distances are measured on; larger objects are thinned out
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One wrong object and where to look at it, in voxels of the segmentation.
+
+    Attributes:
+        kind: `split` = a ground-truth object in several segments, `merge` = a segment that joins several objects.
+        error: the object; its id is the ground truth's for a split, the segmentation's for a merge.
+        pieces: ids of the other labelling that hold most of it, largest first.
+        voxel: z, y, x on the second largest piece, where it comes closest to the largest.
+        extent: both pieces in the voxel's section.
+        piece: the second largest piece as a whole (the only one, where no other is left).
+        piece_voxels: voxels of it.
+    """
+
+    kind: Kind
+    error: ObjectError
+    pieces: tuple[int, ...]
+    voxel: Triple
+    extent: Box
+    piece: Box
+    piece_voxels: int
+
+    @property
+    def short(self) -> str:
+        """What is wrong, in a few words."""
+        what = "object" if self.kind == "split" else "segment"
+        return f"{self.kind} {self.error.bits:.3f} bits: {what} {self.error.id}"
+
+    @property
+    def text(self) -> str:
+        """What is wrong, in a line."""
+        does = "lies in {} segments" if self.kind == "split" else "covers {} objects"
+        return f"{self.short} {does.format(self.error.pieces)}"
+
+
+def find_spots(
+    segmentation: Volume,
+    labels: Volume,
+    worst: WorstObjects,
+    on_block: OnBlock = lambda done, total: None,
+    workers: int = 1,
+) -> list[Spot]:
+    """Look up the objects of an evaluation, holding one block at a time.
+
+    Args:
+        segmentation: as it was evaluated.
+        labels: ground truth on the same voxel grid, the same size or larger.
+        worst: ids to look for.
+        on_block: called with blocks read and their number.
+        workers: processes that read; the result does not depend on it.
+
+    Returns:
+        One spot an object, the most expensive first.
+
+    Raises:
+        ShapeError: the labels do not cover the segmentation, voxel on voxel.
+        DistillError: an object is not there.
+    """
+    both = Aligned(segmentation, labels, voxel_shift(segmentation, labels))
+    if not labels.box.contains(both.box):
+        raise ShapeError(f"{labels.source}: does not cover the voxels of {segmentation.source}, expected it to")
+    wanted: list[tuple[Kind, ObjectError]] = [
+        *(("split", error) for error in worst.split),
+        *(("merge", error) for error in worst.merged),
+    ]
+    if not wanted:
+        return []
+    split, merged = (np.array([error.id for error in errors], np.uint64) for errors in (worst.split, worst.merged))
+    search = partial(pieces_in, both, split, merged)
+    rows = collect(over_blocks(search, chunk_blocks(segmentation), workers, on_block))
+    return sorted((_spot(both, kind, error, rows) for kind, error in wanted), key=lambda spot: -spot.error.bits)
+
+
+def _spot(both: Aligned, kind: Kind, error: ObjectError, rows: PieceRows) -> Spot:
+    own, other = (rows.u, rows.v) if kind == "split" else (rows.v, rows.u)
+    at = np.flatnonzero(own == np.uint64(error.id))
+    if not len(at):
+        where = both.truth if kind == "split" else both.found
+        raise DistillError(f"{where.source}: found no voxel of id {error.id}, expected the volumes that were evaluated")
+    counts: dict[int, Counter[int]] = {}
+    for k in at:
+        counts.setdefault(int(rows.z[k]), Counter())[int(other[k])] += int(rows.count[k])
+    ranked = _main_pieces(counts)
+    z = _clearest(counts, ranked)
+    two = np.array(ranked[:2], np.uint64)
+    here = at[(rows.z[at] == z) & np.isin(other[at], two)]
+    window = rows.hull(here)
+    found, truth = both.found.read(window)[0], both.labels(window)[0]
+    pieces, second = _masks(kind, error.id, ranked, found, truth)
+    y, x = _closest(pieces & ~second, second)
+    whole = at[other[at] == two[-1]]
+    _, top, left = window.start
+    extent = _extent(z, pieces).shift((0, top, left))
+    voxels = int(rows.count[whole].sum())
+    return Spot(kind, error, tuple(ranked), (z, y + top, x + left), extent, rows.hull(whole), voxels)
+
+
+def _main_pieces(counts: dict[int, Counter[int]]) -> list[int]:
+    """The largest two pieces, and the next ones that hold some share of the object."""
+    totals = sum(counts.values(), Counter[int]())
+    least = _SHARE * totals.total()
+    return [piece for k, (piece, count) in enumerate(totals.most_common(_MOST)) if k < 2 or count >= least]
+
+
+def _clearest(counts: dict[int, Counter[int]], ranked: Sequence[int]) -> int:
+    """The section with most of both of the largest pieces, else one with the second nearest to the first."""
+    first, second = ranked[0], ranked[min(1, len(ranked) - 1)]
+    with_first = [z for z, pieces in counts.items() if pieces[first]]
+
+    def clear(z: int) -> tuple[int, float, int]:
+        distance = min(abs(z - other) for other in with_first)
+        return (
+            min(counts[z][first], counts[z][second]),
+            -distance if counts[z][second] else -math.inf,
+            counts[z][second],
+        )
+
+    return max(counts, key=clear)
+
+
+def _masks(
+    kind: str, wanted: int, ranked: Sequence[int], found: NDArray[Any], truth: NDArray[Any]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Pixels of the two largest pieces of an object, and those of the second (of the only one)."""
+    own, other = (truth, found) if kind == "split" else (found, truth)
+    at = (own == wanted) & np.isin(other, np.array(ranked[:2], dtype=other.dtype))
+    return at, at & (other == ranked[min(1, len(ranked) - 1)])
+
+
+def _closest(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, int]:
+    """Pixel of `second` closest to `first`, or farthest from its own border where there is no first."""
+    where = ndimage.find_objects((first | second).astype(np.uint8))[0]
+    step = 1 + max(s.stop - s.start - 1 for s in where) // _NEAR
+    a, b = (mask[where][::step, ::step] for mask in (first, second))
+    if not b.any():
+        y, x = np.argwhere(second)[0]
+        return int(y), int(x)
+    depth = -ndimage.distance_transform_edt(~a) if a.any() else ndimage.distance_transform_edt(np.pad(b, 1))[1:-1, 1:-1]
+    depth = np.where(b, depth, -np.inf)
+    best = np.argwhere(depth == depth.max())
+    y, x = best[np.argmin(np.linalg.norm(best - best.mean(axis=0), axis=1))]  # the middle of a long contact
+    return int(y) * step + where[0].start, int(x) * step + where[1].start
+
+
+def _extent(z: int, at: NDArray[np.bool_]) -> Box:
+    y, x = ndimage.find_objects(at.astype(np.uint8))[0]
+    return Box((z, y.start, x.start), (z + 1, y.stop, x.stop))

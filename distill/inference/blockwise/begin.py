@@ -1,0 +1,142 @@
+"""How a store of blocks comes into being, and how one is taken up again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distill.core.atomic import flush
+from distill.core.errors import SourceError
+from distill.core.hardware import Chosen
+from distill.inference.aside import set_aside
+from distill.inference.blockwise.tables import FOLDER, read_table, table_path
+from distill.inference.blockwise.worker import Work
+from distill.inference.grey_values import grey_settings
+from distill.inference.rescaling.voxel_size import record_of
+from distill.inference.settings import check_settings, read_settings, settings_path
+from distill.io.readers.zarr import zarr_node
+from distill.io.volume import Volume
+from distill.io.writers.output import Frame
+from distill.io.writers.store import write_json, writing
+
+FORMAT = 1
+# may differ when blocks go on
+FREE = ("created", "source", "model", "device", "hardware", "precision_by", "threshold")
+
+
+def settings_of(work: Work, frame: Frame, volume: Volume, chosen: Chosen, created: str) -> dict[str, Any]:
+    """Everything that decides what the store holds, and some that does not."""
+    plan = work.plan
+    return {
+        "format": FORMAT,
+        "created": created,
+        "source": work.source,
+        "dtype": str(volume.dtype),
+        "size": list(frame.shape),
+        "first": frame.first,
+        "resolution": list(frame.resolution),
+        "offset": list(frame.offset),
+        "rescaled": record_of(work.rescaling, frame.resolution),
+        "model": work.weights,
+        "model_sha256": work.weights_sha256,
+        "network": work.network,
+        "method": work.method,
+        "threshold": work.threshold,
+        "device": work.device,
+        "hardware": chosen.device,
+        "precision": work.precision,
+        "precision_by": chosen.reason,
+        "backend": work.backend,
+        **grey_settings(work.normaliser),
+        "depth": plan.depth,
+        "rows": [[group.start, group.stop] for group in plan.rows],
+        "columns": [[group.start, group.stop] for group in plan.columns],
+        "first_section_sha256": _fingerprint(volume, frame.first),
+    }
+
+
+def is_blocks(store: Path) -> bool:
+    """Whether a folder is a store of blocks, finished or not."""
+    return settings_path(store, FOLDER).is_file()
+
+
+def prepare(out: Path, work: Work, settings: dict[str, Any], frame: Frame, *, resume: bool) -> bool:
+    """Make the store, whole and at once, or make sure that the one that is there is of the same blocks.
+
+    Returns:
+        Whether it was made.
+
+    Raises:
+        SourceError: a setting differs, or the disk refuses.
+    """
+    if resume and os.path.lexists(out):
+        free = FREE if work.method == "query" else tuple(key for key in FREE if key != "threshold")
+        check_settings(out, read_settings(out, FOLDER, "segment"), settings, free)
+        return False
+    made = out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
+    with writing(out):
+        for leftover in out.parent.glob(f".{out.name}.*.new"):
+            shutil.rmtree(leftover)
+        try:
+            made.mkdir(parents=True)
+            write_json(made / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
+            replace(work, store=str(made)).shelf.create(frame.resolution)
+            for name in ("tables", "pairs"):
+                (made / FOLDER / name).mkdir()
+            write_json(settings_path(made, FOLDER), settings)
+            if os.path.lexists(out):
+                set_aside(out, unfinished=is_blocks(out) and not finished_about(out))
+            os.rename(made, out)
+            flush(out.absolute().parent)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    return True
+
+
+def undone_blocks(out: Path, work: Work, note: Callable[[str], None]) -> list[int]:
+    """Numbers of the blocks that are yet to be done; a table whose voxels are gone does not count, and it is told.
+
+    Raises:
+        SourceError: a table is of no block of the plan.
+    """
+    plan = work.plan
+    there = sorted(int(path.stem) for path in (out / FOLDER / "tables").glob("*.npz"))
+    if there and there[-1] >= plan.count:
+        raise SourceError(f"{out}: found a table of block {there[-1]}, expected blocks 0 to {plan.count - 1}")
+    good = set()
+    for index in there:
+        block, table = plan.block(index), read_table(table_path(out, index))
+        if table.box != block.box:
+            raise SourceError(
+                f"{table_path(out, index)}: found a block of voxels {table.box.start} to {table.box.stop}, expected "
+                f"{block.box.start} to {block.box.stop}: it would overlap others"
+            )
+        lost = [
+            name
+            for name, stored in zip(("affinity", "supervoxels"), table.stored, strict=True)
+            if stored and not work.shelf.path(name, block).is_file()
+        ]
+        if lost:
+            note(f"{out}: {block} has a table, but its voxels are not there ({', '.join(lost)}); it is done again")
+        else:
+            good.add(index)
+    return [index for index in range(plan.count) if index not in good]
+
+
+def finished_about(out: Path) -> dict[str, Any] | None:
+    """How a finished store was made; None where it is not finished."""
+    node = zarr_node(out)
+    found = None if node is None else node[1].get("made_by")
+    return found if isinstance(found, dict) else None
+
+
+def _fingerprint(volume: Volume, first: int) -> str:
+    """Of the first section: another volume of the same size is told."""
+    section = next(iter(volume.sections(first, first + 1)))
+    return hashlib.sha256(section.tobytes()).hexdigest()

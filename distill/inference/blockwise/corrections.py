@@ -1,0 +1,85 @@
+"""Normalise the grey values of blocks by corrections of whole sections, worked out once, the same for any cut.
+
+Legend: S sections, n m tiles along y and x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.atomic import replacing
+from distill.core.errors import SourceError
+from distill.core.geometry import Box
+from distill.core.normalisation import Correction, Normaliser
+from distill.inference.blockwise.tables import FOLDER
+from distill.io.readers.array import readable
+from distill.io.volume import Volume
+from distill.io.writers.store import writing
+
+
+@dataclass(frozen=True, eq=False)
+class Sections:
+    """Sections of a plan, normalised as they are read.
+
+    Attributes:
+        volume: the source.
+        first: section of the source that the plan's first is.
+        corrections: one a section of the plan, or one for all.
+    """
+
+    volume: Volume
+    first: int
+    corrections: Sequence[Correction]
+
+    def read(self, box: Box) -> NDArray[np.float32]:
+        """Read a part of the plan (d, h, w) and normalise it to [0, 1]."""
+        raw = self.volume.read(box.shift((self.first, 0, 0)))
+        found = np.empty(raw.shape, dtype=np.float32)
+        for at, z in enumerate(range(box.start[0], box.stop[0])):
+            correction = self.corrections[z if len(self.corrections) > 1 else 0]
+            found[at] = correction.apply(raw[at], (box.start[1], box.start[2]))
+        return found
+
+
+def write_corrections(store: Path, normaliser: Normaliser, volume: Volume, first: int, depth: int) -> None:
+    """Work out the corrections of all sections, and keep them in the store; nothing to do where they are there.
+
+    Args:
+        store: of the blocks.
+        normaliser: of the sections.
+        volume: the source.
+        first: its first section that counts.
+        depth: how many count.
+    """
+    path = _path(store)
+    if normaliser.normalisation.kind == "none" or path.is_file():
+        return
+    found = [normaliser.of(section) for section in volume.sections(first, first + depth)]
+    with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
+        middle, width = ([getattr(one, name) for one in found] for name in ("middle", "width"))
+        np.savez(file, middle=middle, width=width, target=[one.target for one in found], tile=found[0].tile)
+
+
+def read_corrections(store: Path, normaliser: Normaliser, volume: Volume) -> list[Correction]:
+    """The corrections of a store of blocks: one a section, or one for all where sections do not matter.
+
+    Raises:
+        SourceError: they are not there.
+    """
+    if normaliser.normalisation.kind == "none":
+        return [normaliser.of(np.zeros((1, 1), volume.dtype))]
+    path = _path(store)
+    if not path.is_file():
+        raise SourceError(f"{path}: found no corrections of grey values, expected those of distill segment")
+    with readable(path), np.load(path) as kept:
+        numbers = zip(kept["middle"], kept["width"], kept["target"], strict=True)
+        return [Correction(middle, width, float(target), int(kept["tile"])) for middle, width, target in numbers]
+
+
+def _path(store: Path) -> Path:
+    return store / FOLDER / "grey.npz"

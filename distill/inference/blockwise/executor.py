@@ -1,0 +1,243 @@
+"""Where blocks are done: in this process, on workers of this machine, or on those of a dask scheduler elsewhere.
+
+Nothing depends on the order in which tasks end. A task that fails is tried again a bounded number of times, and the
+others go on; a worker that dies has its tasks done by another one.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from distill.core.errors import DistillError
+from distill.inference.blockwise.worker import Done
+from distill.io.readers.array import reason
+
+OnDone = Callable[[Done], None]
+Note = Callable[[str], None]
+
+_MOST_FAILED = 10  # tasks; then something is wrong with more than a block
+_LOOK = 1.0  # seconds between looks at the scheduler
+_LOST = 10.0  # seconds without it
+
+
+@dataclass(frozen=True)
+class Task:
+    """A function of a module, for another process to call."""
+
+    name: str  # for messages
+    function: Callable[..., Done]
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A task that failed for good."""
+
+    task: Task
+    error: BaseException
+
+    def __str__(self) -> str:
+        """For messages."""
+        text = reason(self.error)
+        return f"{self.task.name}: {text if isinstance(self.error, DistillError) else _cause(self.error, text)}"
+
+
+class Pool(Protocol):
+    """Carries tasks out."""
+
+    def run(self, tasks: Iterable[Task], on_done: OnDone) -> list[Failed]:
+        """Carry out all tasks.
+
+        Args:
+            tasks: in any number; not all are held at once.
+            on_done: called with the result of each.
+
+        Returns:
+            Those that failed for good.
+        """
+
+
+class Here:
+    """This process, one task after the other."""
+
+    def __init__(self, retries: int) -> None:
+        self._retries = retries
+
+    def run(self, tasks: Iterable[Task], on_done: OnDone) -> list[Failed]:
+        """See `Pool.run`."""
+        failed: list[Failed] = []
+        for task in tasks:
+            for left in reversed(range(self._retries + 1)):
+                try:
+                    done = task.function(*task.arguments)
+                except Exception as error:  # noqa: BLE001 - told to the user with the task's name
+                    if not left:
+                        failed.append(Failed(task, error))
+                else:
+                    on_done(done)
+                    break
+            if len(failed) >= _MOST_FAILED:
+                break
+        return failed
+
+
+class Workers:
+    """Workers of a dask scheduler."""
+
+    def __init__(self, client: Any, address: str, retries: int, note: Note) -> None:
+        self._client, self._address, self._retries, self._note = client, address, retries, note
+
+    def run(self, tasks: Iterable[Task], on_done: OnDone) -> list[Failed]:
+        """See `Pool.run`."""
+        waiting, run, told = iter(tasks), secrets.token_hex(4), False
+        running: dict[Any, Task] = {}
+        failed: list[Failed] = []
+        try:
+            while True:
+                workers = self._count()
+                if not workers and not told:
+                    self._note(f"{self._address}: no worker yet, waiting for one")
+                    told = True
+                room = max(8, 3 * workers) - len(running) if len(failed) < _MOST_FAILED else 0
+                for task in islice(waiting, max(0, room)):
+                    key = f"{task.function.__name__}-{'-'.join(map(str, task.arguments[1:]))}-{run}"
+                    future = self._client.submit(
+                        task.function, *task.arguments, key=key, retries=self._retries, pure=False
+                    )
+                    running[future] = task
+                if not running:
+                    return failed
+                for future in self._ended(running):
+                    task = running.pop(future)
+                    if future.status == "finished":
+                        on_done(self._result(future))
+                    else:
+                        failed.append(Failed(task, future.exception()))
+        finally:
+            if running and self._client.status == "running":
+                with suppress(Exception):
+                    self._client.cancel(list(running))
+
+    def _ended(self, running: dict[Any, Task]) -> list[Any]:
+        from distributed import wait
+
+        while True:
+            self._check()
+            try:
+                wait(list(running), timeout=_LOOK, return_when="FIRST_COMPLETED")
+            except TimeoutError:
+                continue
+            except Exception:  # noqa: BLE001 - a lost scheduler shows as errors of many kinds
+                self._check()
+            ended = [future for future in running if future.status in ("finished", "error")]
+            if ended:
+                return ended
+            time.sleep(_LOOK / 10)
+
+    def _result(self, future: Any) -> Done:
+        try:
+            found: Done = future.result()
+        except Exception:  # noqa: BLE001 - the task has ended well, so this is the way to its result
+            self._check()
+            raise self._gone() from None
+        return found
+
+    def _count(self) -> int:
+        try:
+            return len(self._client.nthreads())
+        except Exception:  # noqa: BLE001 - see above
+            self._check()
+            return 0
+
+    def _check(self) -> None:
+        """Wait for a scheduler that is away for a moment.
+
+        Raises:
+            DistillError: it does not come back.
+        """
+        began = time.monotonic()
+        while self._client.status != "running":
+            if self._client.status in ("closing", "closed") or time.monotonic() - began > _LOST:
+                raise self._gone()
+            time.sleep(_LOOK / 10)
+
+    def _gone(self) -> DistillError:
+        return DistillError(
+            f"{self._address}: the scheduler is gone; blocks that are done are kept, go on with --resume"
+        )
+
+
+@contextmanager
+def open_pool(workers: int, scheduler: str | None, retries: int, note: Note) -> Iterator[Pool]:
+    """A pool for some time.
+
+    Args:
+        workers: processes on this machine; 0 and 1: this process.
+        scheduler: host:port or a scheduler file of a dask scheduler, instead.
+        retries: of a task that fails.
+        note: told where the dashboard is.
+
+    Raises:
+        DistillError: the scheduler cannot be reached.
+    """
+    if scheduler is None and workers <= 1:
+        yield Here(retries)
+        return
+    from distributed import Client, LocalCluster
+
+    for name in ("distributed", "distributed.client"):  # what matters is raised, and told in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    if scheduler is not None:
+        with _reached(scheduler) as client:
+            note(f"scheduler {scheduler}: {len(client.nthreads())} workers, dashboard {client.dashboard_link}")
+            yield Workers(client, scheduler, retries, note)
+        return
+    with (
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            memory_limit=None,  # bounded by the size of a block
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        note(f"{workers} workers, dashboard {client.dashboard_link}")
+        yield Workers(client, "this machine", retries, note)
+
+
+@contextmanager
+def _reached(scheduler: str) -> Iterator[Any]:
+    from distributed import Client
+
+    file = Path(scheduler)
+    where = {"scheduler_file": scheduler} if file.is_file() else {"address": scheduler}
+    if "address" in where and ":" not in scheduler:
+        raise DistillError(f"--scheduler: found {scheduler!r}, expected host:port or a scheduler file")
+    try:
+        client = Client(**where, timeout=_LOST)
+    except (OSError, ValueError, TypeError) as error:
+        raise DistillError(
+            f"--scheduler: {scheduler} cannot be reached ({reason(error)}); expected host:port or the file of a "
+            "running dask scheduler"
+        ) from None
+    try:
+        yield client
+    finally:
+        with suppress(Exception):  # gone already
+            client.close(timeout=_LOST)
+
+
+def _cause(error: BaseException, text: str) -> str:
+    if type(error).__name__ == "KilledWorker":
+        return "its worker died again and again, out of memory perhaps; expected a smaller --block, or fewer workers"
+    return f"{type(error).__name__}: {text}"

@@ -1,0 +1,203 @@
+"""What a block shows of itself where it meets others, and what two blocks tell there.
+
+Queries: blocks are groups of the decoder's tiles. Tiles of two blocks are compared where they share voxels, and
+contacts across the border of what the two blocks own are counted, so that everything is as if all tiles of a section
+had been laid into one array.
+Other methods: a block is one piece. Shared voxels and the affinities along the contact decide together (`Stitcher`).
+
+Names of faces: the axis, `high` towards later blocks and `low` towards earlier ones, then what it is.
+
+Legend: D h w = z y x of a face.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.geometry import Box, Triple
+from distill.core.labels import sum_pairs
+from distill.inference.blockwise.plan import Block, Plan
+from distill.inference.blockwise.tables import BlockTable, Evidence, Faces, none
+from distill.segmentation.agglomeration import RegionGraph
+from distill.segmentation.stitching import Shares, Stitcher, shared_voxels
+
+Ids = NDArray[np.uint64]
+Affinity = NDArray[np.float32]
+
+AXES = "zyx"
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A block's pieces under ids that are unique in the whole volume.
+
+    Attributes:
+        ids: (D, H, W) of the block's box; a voxel that pieces share is the first one's.
+        pieces: number, place and ids of each piece.
+        affinity: (3, D, H, W).
+    """
+
+    ids: Ids
+    pieces: Sequence[tuple[int, Box, Ids]]
+    affinity: Affinity
+
+
+def tile_faces(plan: Plan, block: Block, laid: Laid) -> Faces:
+    """Faces of a block of tiles: ids of every tile where other blocks have tiles too, and of the owned border."""
+    found: dict[str, NDArray[Any]] = {}
+    for axis in range(3):
+        for side, region in _shared(plan, block, axis).items():
+            for number, box, ids in block_pieces(laid, region):
+                found[f"{AXES[axis]}_{side}_tile_{number}"] = ids[region.intersect(box).relative_to(box.start).slices]
+        if axis == 0:
+            continue  # edges along z are counted within slabs
+        section = Box((block.box.start[0], *block.owned.start[1:]), (block.box.stop[0], *block.owned.stop[1:]))
+        for side, edge in (("low", _line(section, axis, 0)), ("high", _line(section, axis, -1))):
+            if not _meets(plan, block, axis, side):
+                continue
+            here = edge.relative_to(block.box.start).slices
+            found[f"{AXES[axis]}_{side}_ids"] = laid.ids[here]
+            if side == "low":
+                found[f"{AXES[axis]}_low_edges"] = laid.affinity[(axis, *here)]
+    return found
+
+
+def piece_faces(plan: Plan, block: Block, laid: Laid) -> Faces:
+    """Faces of a block that is one piece: ids and affinities of what is shared and one voxel more."""
+    found: dict[str, NDArray[Any]] = {}
+    for axis in range(3):
+        for side, region in _shared(plan, block, axis).items():
+            here = _widened(region, block.box, axis, side).relative_to(block.box.start).slices
+            found[f"{AXES[axis]}_{side}_ids"] = laid.ids[here]
+            found[f"{AXES[axis]}_{side}_edges"] = laid.affinity[(slice(None), *here)]
+    return found
+
+
+def compare_tiles(plan: Plan, axis: int, first: tuple[Block, BlockTable], second: tuple[Block, BlockTable]) -> Evidence:
+    """What two blocks of tiles tell that meet along an axis.
+
+    Args:
+        plan: of both.
+        axis: 0, 1 or 2.
+        first: the earlier block and its table with the faces of this axis that are `high`.
+        second: the later one, with those that are `low`.
+    """
+    (a, a_table), (b, b_table) = first, second
+    name = AXES[axis]
+    high, low = _shared(plan, a, axis).get("high"), _shared(plan, b, axis).get("low")
+    shares = []
+    for number, box in a.tiles:
+        for other, other_box in b.tiles:
+            both = box.intersect(other_box)
+            if high is None or low is None or not both.voxels or not _side_by_side(box, other_box, axis):
+                continue
+            mine = _cut(a_table.faces[f"{name}_high_tile_{number}"], high.intersect(box), both)
+            theirs = _cut(b_table.faces[f"{name}_low_tile_{other}"], low.intersect(other_box), both)
+            shares.append(shared_voxels(mine, theirs))
+    contacts = none().contacts
+    if axis > 0 and b.owned.start[axis] == a.owned.stop[axis]:
+        fresh = slice(int(a.slab > 0), None)  # in-plane contacts of a shared section are the earlier slab's
+        contacts = _contacts(
+            a_table.faces[f"{name}_high_ids"][fresh],
+            b_table.faces[f"{name}_low_ids"][fresh],
+            b_table.faces[f"{name}_low_edges"][fresh],
+        )
+    return Evidence(Shares.joined(shares), contacts)
+
+
+def compare_pieces(
+    plan: Plan, axis: int, first: tuple[Block, BlockTable], second: tuple[Block, BlockTable]
+) -> Evidence:
+    """What two blocks tell that are one piece each: contacts of those pairs whose shared voxels suffice.
+
+    Arguments as for `compare_tiles`.
+    """
+    (a, a_table), (b, b_table) = first, second
+    a_region, b_region = _shared(plan, a, axis).get("high"), _shared(plan, b, axis).get("low")
+    both = a.box.intersect(b.box)
+    if a_region is None or b_region is None or not both.voxels:
+        return none()
+    stitcher = Stitcher(both.shape)
+    for block, table, region, side in ((a, a_table, a_region, "high"), (b, b_table, b_region, "low")):
+        stored, wanted = _widened(region, block.box, axis, side), _widened(both, block.box, axis, side)
+        ids = _cut(table.faces[f"{AXES[axis]}_{side}_ids"], stored, wanted)
+        edges = _cut(table.faces[f"{AXES[axis]}_{side}_edges"], stored, wanted)
+        stitcher.add(block.index, wanted, (ids & np.uint64(0xFFFF_FFFF)).astype(np.uint64), edges)
+    return Evidence(Shares.joined([]), stitcher.agreed())
+
+
+def block_pieces(laid: Laid, region: Box) -> list[tuple[int, Box, Ids]]:
+    """Pieces that have voxels in a region."""
+    return [piece for piece in laid.pieces if piece[1].intersect(region).voxels]
+
+
+def _shared(plan: Plan, block: Block, axis: int) -> dict[str, Box]:
+    """What a block shares with later (`high`) and earlier (`low`) blocks along an axis, where it does."""
+    place, count = (block.slab, block.row, block.column)[axis], plan.grid[axis]
+    found = {}
+    if place + 1 < count:
+        found["high"] = _span(block.box, axis, _start(plan, axis, place + 1), block.box.stop[axis])
+    if place:
+        found["low"] = _span(block.box, axis, block.box.start[axis], _stop(plan, axis, place - 1))
+    return {side: box for side, box in found.items() if box.voxels}
+
+
+def _meets(plan: Plan, block: Block, axis: int, side: str) -> bool:
+    place = (block.slab, block.row, block.column)[axis]
+    return place > 0 if side == "low" else place + 1 < plan.grid[axis]
+
+
+def _start(plan: Plan, axis: int, place: int) -> int:
+    return place * (plan.depth - 1) if axis == 0 else (plan.rows, plan.columns)[axis - 1][place].start
+
+
+def _stop(plan: Plan, axis: int, place: int) -> int:
+    if axis == 0:
+        return min(plan.shape[0], place * (plan.depth - 1) + plan.depth)
+    return (plan.rows, plan.columns)[axis - 1][place].stop
+
+
+def _span(box: Box, axis: int, start: int, stop: int) -> Box:
+    """A box between two positions along an axis; empty where they are the wrong way round."""
+    low, high = list(box.start), list(box.stop)
+    low[axis], high[axis] = start, max(start, stop)
+    return Box(_triple(low), _triple(high))
+
+
+def _line(box: Box, axis: int, at: int) -> Box:
+    """The first (0) or the last (-1) line of voxels of a box along an axis."""
+    start = box.start[axis] if at == 0 else box.stop[axis] - 1
+    return _span(box, axis, start, start + 1)
+
+
+def _widened(region: Box, box: Box, axis: int, side: str) -> Box:
+    """A shared region and one voxel more, where the block goes on."""
+    start, stop = region.start[axis], region.stop[axis]
+    if side == "high":
+        return _span(region, axis, max(box.start[axis], start - 1), stop)
+    return _span(region, axis, start, min(box.stop[axis], stop + 1))
+
+
+def _cut(array: NDArray[Any], stored: Box, wanted: Box) -> NDArray[Any]:
+    return array[(..., *wanted.relative_to(stored.start).slices)]
+
+
+def _side_by_side(a: Box, b: Box, axis: int) -> bool:
+    return all(a.start[k] == b.start[k] and a.stop[k] == b.stop[k] for k in range(3) if k != axis)
+
+
+def _contacts(a: Ids, b: Ids, edges: Affinity) -> RegionGraph:
+    touch = (a != b) & (a != 0) & (b != 0)
+    u, v = a[touch], b[touch]
+    pairs = sum_pairs(np.minimum(u, v), np.maximum(u, v), values=edges[touch])
+    return RegionGraph(pairs.u, pairs.v, pairs.total, pairs.count)
+
+
+def _triple(numbers: Sequence[int]) -> Triple:
+    z, y, x = numbers
+    return z, y, x

@@ -1,0 +1,112 @@
+"""From all tables to final ids: arrays by supervoxel and contact, no voxels.
+
+The result lies in two files that workers look into without reading them whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.atomic import replacing
+from distill.core.errors import SourceError
+from distill.core.labels import Relabelling, ranks
+from distill.inference.blockwise.plan import Plan
+from distill.inference.blockwise.tables import FOLDER, pair_path, read_evidence, read_table, table_path
+from distill.inference.joining import final_relabelling
+from distill.io.readers.array import readable
+from distill.io.writers.store import writing
+from distill.segmentation.agglomeration import RegionGraph, agglomerate_graph
+
+
+def merge_blocks(store: Path, plan: Plan, method: str, threshold: float | None) -> Relabelling:
+    """Final ids 1..n of the supervoxels that own a voxel.
+
+    Args:
+        store: with the tables of all blocks and pairs.
+        plan: how the volume was cut.
+        method: `query` merges contacts above the threshold; the others join what neighbouring blocks share where the
+            mean affinity along the contact is above `border_threshold`.
+        threshold: of the method.
+
+    Raises:
+        SourceError: a table is missing or broken.
+    """
+    ids, seen, shares, contacts = [], [], [], []
+    for block in plan.blocks():
+        table = read_table(table_path(store, block.index))
+        if table.box != block.box:
+            raise SourceError(f"{store}: {block}: its table is of {table.box.start} to {table.box.stop}")
+        ids.append(table.ids)
+        seen.append(table.seen)
+        shares.append(table.inside.shares)
+        contacts.append(table.inside.contacts)
+    for axis, first, second in plan.pairs():
+        found = read_evidence(pair_path(store, axis, first, second))
+        shares.append(found.shares)
+        contacts.append(found.contacts)
+    every = np.concatenate(ids)
+    order = np.argsort(every, kind="stable")  # tiles are numbered along x before y, across the blocks of a row
+    every, there = every[order], np.concatenate(seen)[order]
+    if method == "query":
+        return final_relabelling([every], [there], shares, contacts, threshold)
+    assert threshold is not None, "methods without a decoder have a threshold"
+    return _agreed(every, there, contacts, border_threshold(method, threshold))
+
+
+def border_threshold(method: str, threshold: float) -> float:
+    """Mean affinity that a contact across blocks must exceed where a method has its own scale inside them."""
+    return 1 - threshold if method == "waterz" else threshold
+
+
+def _agreed(
+    ids: NDArray[np.uint64],
+    seen: NDArray[np.bool_],
+    contacts: list[RegionGraph],
+    threshold: float,
+) -> Relabelling:
+    names = ("u", "v", "total", "count")
+    graph = RegionGraph(*(np.concatenate([getattr(part, name) for part in contacts]) for name in names))
+    merged = agglomerate_graph(graph, threshold)
+    roots = ids.copy()
+    roots[np.searchsorted(ids, merged.old)] = merged.new
+    return Relabelling(ids[seen], ranks(roots[seen]))
+
+
+def write_mapping(store: Path, mapping: Relabelling, threshold: float | None) -> None:
+    """Write final ids, then the note that they are whole."""
+    folder = _folder(store)
+    with writing(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name, array in (("old", mapping.old), ("new", mapping.new)):
+            with replacing(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
+                np.save(file, array)
+        note = {"threshold": threshold, "objects": int(mapping.new.max(initial=0))}
+        with replacing(folder / "merged.json") as temporary:
+            temporary.write_text(json.dumps(note), encoding="utf-8")
+
+
+def mapping_note(store: Path) -> dict[str, float | int | None] | None:
+    """Threshold and number of objects of the final ids; None where they are not there."""
+    path = _folder(store) / "merged.json"
+    if not path.is_file():
+        return None
+    with readable(path):
+        found: dict[str, float | int | None] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def open_mapping(store: Path) -> Relabelling:
+    """Final ids, looked up on disk."""
+    folder = _folder(store)
+    with readable(folder):
+        return Relabelling(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("old", "new")))
+
+
+def _folder(store: Path) -> Path:
+    return store / FOLDER / "merged"

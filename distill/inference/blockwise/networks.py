@@ -1,0 +1,180 @@
+"""From a block's voxels to its affinities and instances: the student's regions, the teacher's windows.
+
+Legend: D H W = z y x of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.affinity import NEAREST, from_uint8
+from distill.core.geometry import Box
+from distill.inference.blockwise.corrections import Sections
+from distill.inference.blockwise.plan import Block, Plan
+from distill.inference.in_memory import Runtime, Slab, decode_slab, decode_tile
+from distill.models.load import TrainedStudent, TrainedTeacher
+from distill.segmentation.agglomeration import waterz
+from distill.segmentation.mutex_watershed import mutex_watershed
+from students.streaming.runner import SectionRunner
+from students.streaming.tiling import Tile, around
+from teachers.sliding_window import run_teacher
+from teachers.teacher import TeacherOutput
+
+Ids = NDArray[np.uint64]
+Affinity = NDArray[np.float32]
+
+
+class Clock(Protocol):
+    """Counts time by stage."""
+
+    def timed(self, stage: str) -> AbstractContextManager[None]:
+        """Around a stage."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A block's own result.
+
+    Attributes:
+        pieces: number, place in the volume and ids (D, h, w) of each piece, in order.
+        affinity: (3, D, H, W) in [0, 1].
+        stored: (3, D, H, W) uint8.
+    """
+
+    pieces: list[tuple[int, Box, Ids]]
+    affinity: Affinity
+    stored: NDArray[np.uint8]
+
+
+class Instances(Protocol):
+    """A network and a method."""
+
+    def solve(self, block: Block, sections: Sections, clock: Clock) -> Solved:
+        """Segment a block.
+
+        Args:
+            block: of the plan.
+            sections: of the plan.
+            clock: counts time.
+        """
+
+
+class StudentBlocks:
+    """The student on regions of sections: affinities are those of whole sections, and so is what the decoder takes."""
+
+    def __init__(
+        self,
+        trained: TrainedStudent,
+        runtime: Runtime,
+        plan: Plan,
+        halo: tuple[int, int],
+        method: str,
+        threshold: float | None,
+    ) -> None:
+        self._trained, self._runtime, self._method, self._threshold = trained, runtime, method, threshold
+        self._runner = SectionRunner(
+            trained.student,
+            trained.slab if method == "query" else None,
+            device=runtime.device,
+            precision=runtime.precision,
+            backend=runtime.backend,
+        )
+        self._size = plan.shape[1:]
+        self._regions = regions(plan, halo, trained.student.stride)
+
+    def solve(self, block: Block, sections: Sections, clock: Clock) -> Solved:
+        """See `Instances.solve`."""
+        region = self._regions[block.row, block.column]
+        begin, stop = block.box.start[0], block.box.stop[0]
+        before = min(begin, self._runner.reach)  # sections that the first one is paired with
+        rows, columns = region.window(self._size)
+        with clock.timed("read"):
+            at = Box((begin - before, rows.start, columns.start), (stop, rows.stop, columns.stop))
+            grey = region.filled(sections.read(at), self._size)
+        with clock.timed("network"):
+            self._runner.at(region, self._size)
+            for section in grey[:before]:
+                self._runner.prime(section)
+            outputs = self._runner.push(grey[before:])
+            self._runner.reset()
+        stored = np.stack([output.affinity for output in outputs], 1)
+        affinity = from_uint8(stored)
+        with clock.timed("decode"):
+            if self._method == "query":
+                tiles = [box.relative_to(block.box.start) for _, box in block.tiles]
+                pieces = decode_slab(self._trained, Slab(0, outputs), self._runtime, tiles)
+                numbers = [number for number, _ in block.tiles]
+                boxes = [box for _, box in block.tiles]
+                found = list(zip(numbers, boxes, [piece.labels for piece in pieces], strict=True))
+            else:
+                labels = instances_of(self._method, affinity, self._threshold)
+                found = [(block.index, block.box, labels)]
+        return Solved(found, affinity, stored)
+
+
+class TeacherBlocks:
+    """The teacher in windows of its decoder's tiles, affinities blended inside a block."""
+
+    def __init__(self, trained: TrainedTeacher, runtime: Runtime, method: str, threshold: float | None) -> None:
+        self._trained, self._runtime, self._method, self._threshold = trained, runtime, method, threshold
+
+    def solve(self, block: Block, sections: Sections, clock: Clock) -> Solved:
+        """See `Instances.solve`."""
+        trained, runtime, method = self._trained, self._runtime, self._method
+        with clock.timed("read"):
+            unit = sections.read(block.box)
+        labels: list[Ids] = []
+
+        def decode(window: Box, output: TeacherOutput, own: Affinity) -> None:
+            with clock.timed("decode"):
+                labels.append(
+                    decode_tile(trained.decoder, output.decoder_input, window, trained.config.decoder, runtime)
+                )
+
+        windows = [box.relative_to(block.box.start) for _, box in block.tiles]
+        with clock.timed("network"):
+            on_block: Callable[[Box, TeacherOutput, Affinity], None] | None = decode if method == "query" else None
+            affinity = run_teacher(
+                trained.teacher,
+                unit,
+                windows,
+                device=runtime.device,
+                precision=runtime.precision,
+                on_block=on_block,
+            ).affinity
+        if method == "query":
+            found = [(number, box, ids) for (number, box), ids in zip(block.tiles, labels, strict=True)]
+        else:
+            with clock.timed("decode"):
+                found = [(block.index, block.box, instances_of(method, affinity, self._threshold))]
+        return Solved(found, affinity, as_uint8(affinity))
+
+
+def instances_of(method: str, affinity: Affinity, threshold: float | None) -> Ids:
+    """Instances (D, H, W) of a block by its affinities (3, D, H, W) alone.
+
+    Raises:
+        DistillError: the method's package is missing.
+    """
+    assert threshold is not None, "methods without a decoder have a threshold"
+    if method == "waterz":
+        return waterz(affinity, [threshold])[threshold]
+    return mutex_watershed(affinity, NEAREST, bias=threshold)
+
+
+def regions(plan: Plan, halo: tuple[int, int], stride: int) -> dict[tuple[int, int], Tile]:
+    """The student's region of every row and column of blocks."""
+    rows, columns = ([(group.start, group.stop) for group in groups] for groups in (plan.rows, plan.columns))
+    tiles = iter(around(plan.shape[1:], rows, columns, halo, stride))
+    return {(row, column): next(tiles) for row in range(len(rows)) for column in range(len(columns))}
+
+
+def as_uint8(affinity: Affinity) -> NDArray[np.uint8]:
+    """[0, 1] to 0..255, rounded to nearest."""
+    return np.asarray(np.rint(np.clip(affinity, 0, 1) * 255), dtype=np.uint8)

@@ -1,0 +1,22 @@
+"""What a user can ask of `distill segment`, beside what stream has too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from distill.core.geometry import Triple
+
+Network = Literal["student", "teacher"]
+Method = Literal["query", "waterz", "mws"]
+
+
+@dataclass(frozen=True)
+class Blocking:
+    """How a volume is cut, and who does the blocks."""
+
+    block: Triple | None = None  # voxels; None: the decoder's depth and 1024 x 1024
+    workers: int = 0
+    scheduler: str | None = None
+    retries: int = 2
+    resume: bool = False

@@ -1,0 +1,199 @@
+"""How a volume is cut into blocks: slabs of sections times groups of the decoder's tiles.
+
+The tiles are those of the whole section, so that what a tile gives does not depend on how tiles are grouped. Blocks
+share a section along z and as much as tiles share along y and x; a shared voxel is owned by the first block, as a
+shared voxel of two tiles is by the first tile, so that owned boxes cover the volume once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from distill.config import DecoderConfig
+from distill.core.errors import DistillError
+from distill.core.geometry import Box, Triple
+from distill.inference.in_memory import decoder_tiles
+
+SIDE = 1024  # of a block along y and x where nobody asks for another, or as many tiles as come closest
+
+Span = tuple[int, int]  # start and stop along an axis
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring tiles along y or x."""
+
+    first: int  # number of the first tile
+    tiles: tuple[Span, ...]
+    owned: Span
+
+    @property
+    def start(self) -> int:
+        """First voxel."""
+        return self.tiles[0][0]
+
+    @property
+    def stop(self) -> int:
+        """One past the last voxel."""
+        return self.tiles[-1][1]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A slab of sections times a group of tiles along y and one along x."""
+
+    index: int
+    slab: int
+    row: int
+    column: int
+    box: Box  # what is computed
+    owned: Box  # what is written
+    tiles: tuple[tuple[int, Box], ...]  # number of each decoder tile in the whole volume, and its place in it
+
+    def __str__(self) -> str:
+        """For messages."""
+        return f"block {self.index} (voxels {self.box.start} to {self.box.stop})"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All blocks of a volume; they are numbered along z, then y, then x.
+
+    Attributes:
+        shape: (D, H, W) of the volume.
+        depth: sections of a slab; neighbouring slabs share one.
+        rows: groups of tiles along y.
+        columns: groups of tiles along x.
+    """
+
+    shape: Triple
+    depth: int
+    rows: tuple[Group, ...]
+    columns: tuple[Group, ...]
+
+    @property
+    def slabs(self) -> int:
+        """Number of slabs: the last one may be thinner, but never only repeats a section."""
+        return max(1, -(-(self.shape[0] - 1) // (self.depth - 1)))
+
+    @property
+    def grid(self) -> Triple:
+        """Number of blocks along z, y and x."""
+        return self.slabs, len(self.rows), len(self.columns)
+
+    @property
+    def count(self) -> int:
+        """Number of blocks."""
+        z, y, x = self.grid
+        return z * y * x
+
+    @property
+    def cell(self) -> Triple:
+        """Most voxels that a block owns along each axis."""
+        y, x = (max(group.owned[1] - group.owned[0] for group in axis) for axis in (self.rows, self.columns))
+        return min(self.depth, self.shape[0]), y, x
+
+    def at(self, slab: int, row: int, column: int) -> Block:
+        """The block at a place in the grid."""
+        rows, columns = self.rows[row], self.columns[column]
+        z = slab * (self.depth - 1)
+        stop = min(self.shape[0], z + self.depth)
+        (y, y_stop), (x, x_stop) = rows.owned, columns.owned
+        wide = sum(len(group.tiles) for group in self.columns)
+        each = wide * sum(len(group.tiles) for group in self.rows)
+        tiles = tuple(
+            (slab * each + i * wide + j, Box((z, tile_y[0], tile_x[0]), (stop, tile_y[1], tile_x[1])))
+            for i, tile_y in enumerate(rows.tiles, start=rows.first)
+            for j, tile_x in enumerate(columns.tiles, start=columns.first)
+        )
+        index = (slab * len(self.rows) + row) * len(self.columns) + column
+        box = Box((z, rows.start, columns.start), (stop, rows.stop, columns.stop))
+        return Block(index, slab, row, column, box, Box((z + (slab > 0), y, x), (stop, y_stop, x_stop)), tiles)
+
+    def block(self, index: int) -> Block:
+        """The block of a number."""
+        _, rows, columns = self.grid
+        return self.at(index // (rows * columns), index // columns % rows, index % columns)
+
+    def blocks(self) -> Iterator[Block]:
+        """All blocks in order."""
+        return (self.block(index) for index in range(self.count))
+
+    def touching(self, box: Box) -> list[Block]:
+        """Blocks that own a voxel of a box, in order."""
+        z, stop, step = box.start[0], box.stop[0], self.depth - 1
+        slabs = range(max(0, (z - 1) // step), min(self.slabs - 1, max(0, (stop - 2) // step)) + 1)
+        rows, columns = (
+            [
+                k
+                for k, group in enumerate(groups)
+                if group.owned[0] < box.stop[axis] and group.owned[1] > box.start[axis]
+            ]
+            for axis, groups in ((1, self.rows), (2, self.columns))
+        )
+        return [self.at(slab, row, column) for slab in slabs for row in rows for column in columns]
+
+    def pairs(self) -> Iterator[tuple[int, int, int]]:
+        """Axis and numbers of the earlier and the later one of all blocks that meet at a face."""
+        slabs, rows, columns = self.grid
+        for slab in range(slabs):
+            for row in range(rows):
+                for column in range(columns):
+                    here = self.at(slab, row, column).index
+                    if slab + 1 < slabs:
+                        yield 0, here, self.at(slab + 1, row, column).index
+                    for other in _meeting(self.rows, row):
+                        yield 1, here, self.at(slab, other, column).index
+                    for other in _meeting(self.columns, column):
+                        yield 2, here, self.at(slab, row, other).index
+
+
+def make_plan(shape: Triple, config: DecoderConfig, block: Triple | None) -> Plan:
+    """Cut a volume.
+
+    Args:
+        shape: (D, H, W) of the volume.
+        config: block and overlap of the decoder's tiles.
+        block: most voxels of a block along each axis; by default the decoder's depth and 1024 x 1024.
+
+    Raises:
+        DistillError: a block is smaller than a tile of the decoder, or has fewer than two sections.
+    """
+    sides = zip(config.block[1:], config.overlap[1:], strict=True)
+    wanted = block or (config.block[0], *(_usual(side, overlap) for side, overlap in sides))
+    tiles = decoder_tiles((1, *shape[1:]), config)
+    spans = [sorted({(tile.start[axis], tile.stop[axis]) for tile in tiles}) for axis in (1, 2)]
+    least = (2, *(min(config.block[axis], shape[axis]) for axis in (1, 2)))
+    if any(side < n for side, n in zip(wanted, least, strict=True)):
+        raise DistillError(f"--block: found {_text(wanted)}, expected at least {_text(least)}, a tile of the decoder")
+    rows, columns = (_groups(axis, side) for axis, side in zip(spans, wanted[1:], strict=True))
+    return Plan(shape, wanted[0], rows, columns)
+
+
+def _usual(side: int, overlap: int) -> int:
+    count = max(1, round((SIDE - overlap) / max(1, side - overlap)))
+    return max(SIDE, side + (count - 1) * (side - overlap))
+
+
+def _groups(spans: Sequence[Span], side: int) -> tuple[Group, ...]:
+    """As many tiles together as fit into a block; a moved tile may begin an odd voxel early and still counts."""
+    cuts = [0]
+    for number, (_, stop) in enumerate(spans):
+        if number > cuts[-1] and stop - spans[cuts[-1]][0] > side:
+            cuts.append(number)
+    found, owned = [], 0
+    for first, stop in zip(cuts, [*cuts[1:], len(spans)], strict=True):
+        found.append(Group(first, tuple(spans[first:stop]), (owned, spans[stop - 1][1])))
+        owned = spans[stop - 1][1]
+    return tuple(found)
+
+
+def _meeting(groups: Sequence[Group], number: int) -> list[int]:
+    """Later groups that share voxels with one, and the next one in any case."""
+    stop = groups[number].stop
+    return [k for k in range(number + 1, len(groups)) if k == number + 1 or groups[k].start < stop]
+
+
+def _text(triple: Sequence[int]) -> str:
+    return ",".join(map(str, triple))

@@ -1,0 +1,95 @@
+"""Where blocks put their voxels until all are done: arrays with one file a block.
+
+Owned boxes do not begin at multiples of one step (a shared section or row is the first block's), so that chunks of the
+volume's own grid would be written by two blocks. On the shelf every block has a cell of its own, as large as the
+largest; the last pass carries the voxels to the final arrays.
+
+Legend: K affinity channels, D H W = z y x of a block's owned box.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.affinity import NEAREST
+from distill.core.atomic import flush
+from distill.core.geometry import Box, Nanometres, Triple
+from distill.inference.blockwise.plan import Block, Plan
+from distill.inference.blockwise.tables import FOLDER
+from distill.io.writers.store import create_zarr, open_zarr_for_writing, writing
+
+INNER = 128  # voxels of a chunk along y and x
+NAMES = ("affinity", "supervoxels")
+_KEY = {"affinity": "0/", "supervoxels": ""}  # of a file, before the block's place
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Cells of all blocks of a plan."""
+
+    store: Path
+    plan: Plan
+
+    @property
+    def cell(self) -> Triple:
+        """Extent of a cell: the largest owned box, in whole chunks."""
+        z, y, x = self.plan.cell
+        return z, _whole(y), _whole(x)
+
+    def create(self, resolution: Nanometres) -> None:
+        """Make the arrays."""
+        z, y, x = (count * side for count, side in zip(self.plan.grid, self.cell, strict=True))
+        inner = (self.cell[0], *(min(INNER, side) for side in self.cell[1:]))
+        kinds: dict[str, tuple[tuple[int, ...], Any]] = {
+            "affinity": ((len(NEAREST),), np.uint8),
+            "supervoxels": ((), np.uint64),
+        }
+        for name, (channels, dtype) in kinds.items():
+            create_zarr(
+                self.store / FOLDER,
+                name,
+                shape=(*channels, z, y, x),
+                dtype=dtype,
+                resolution=resolution,
+                chunks=(*(1 for _ in channels), *inner),
+                shards=(*channels, *self.cell),
+            )
+
+    def write(self, block: Block, affinity: NDArray[np.uint8], ids: NDArray[np.uint64]) -> None:
+        """Put a block's voxels away, (K, D, H, W) and (D, H, W), and wait until they are on disk."""
+        place = self._place(block, block.owned)
+        arrays: tuple[NDArray[Any], ...] = (affinity, ids)
+        for name, array in zip(NAMES, arrays, strict=True):
+            open_zarr_for_writing(self.store / FOLDER, name).write(place, array)
+            path = self.path(name, block)
+            with writing(path):
+                for at in (path, *(folder for folder in path.parents if self.store / FOLDER in folder.parents)):
+                    if at.exists():
+                        flush(at)
+
+    def read(self, name: str, box: Box) -> NDArray[Any]:
+        """Voxels of a box of the volume, from all blocks that own some."""
+        array = open_zarr_for_writing(self.store / FOLDER, name).volume()
+        channels = () if array.channels is None else (array.channels,)
+        found = np.zeros((*channels, *box.shape), array.dtype)
+        for block in self.plan.touching(box):
+            part = block.owned.intersect(box)
+            found[(..., *part.relative_to(box.start).slices)] = array.read(self._place(block, part))
+        return found
+
+    def path(self, name: str, block: Block) -> Path:
+        """The file of a block; there is none where all its voxels are 0."""
+        return self.store / FOLDER / name / "c" / f"{_KEY[name]}{block.slab}/{block.row}/{block.column}"
+
+    def _place(self, block: Block, part: Box) -> Box:
+        z, y, x = (n * side for n, side in zip((block.slab, block.row, block.column), self.cell, strict=True))
+        return part.relative_to(block.owned.start).shift((z, y, x))
+
+
+def _whole(side: int) -> int:
+    return side if side <= INNER else -(-side // INNER) * INNER

@@ -1,0 +1,338 @@
+"""`distill segment`: a volume of any size, block by block, in bounded memory, on one process or many.
+
+Blocks are done in any order and leave voxels and a table each; pairs of blocks are compared; one merge over the tables
+gives final ids; the last pass writes them. Whatever is done stays done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import distill
+from distill.core.affinity import NEAREST
+from distill.core.errors import CheckpointError, DistillError, SourceError
+from distill.core.hardware import check_precision
+from distill.core.pace import rate
+from distill.inference.aside import forget_replaced, take_back
+from distill.inference.blockwise import finish as lay
+from distill.inference.blockwise.begin import finished_about, is_blocks, prepare, settings_of, undone_blocks
+from distill.inference.blockwise.corrections import write_corrections
+from distill.inference.blockwise.executor import Pool, Task, open_pool
+from distill.inference.blockwise.merge import mapping_note, merge_blocks, write_mapping
+from distill.inference.blockwise.options import Blocking, Method, Network
+from distill.inference.blockwise.plan import make_plan
+from distill.inference.blockwise.scratch import NAMES
+from distill.inference.blockwise.tables import FOLDER, pair_path
+from distill.inference.blockwise.worker import Done, Work, solve_block, solve_pair
+from distill.inference.grey_values import check_grey, normaliser_of
+from distill.inference.options import Note, Options, Start, start, threshold_of
+from distill.inference.rescaling.voxel_size import grid_for, record_of
+from distill.inference.settings import read_settings
+from distill.inference.streaming.output.manifest import now
+from distill.inference.streaming.output.store import ome
+from distill.io.volume import Volume, open_volume
+from distill.io.writers.output import Frame, check_free, check_place, frame_of
+from distill.io.writers.pyramid import LEVELS
+from distill.io.writers.store import write_group_attributes, writing
+from distill.models.load import TrainedStudent, TrainedTeacher, load_student, load_teacher
+from students.streaming.receptive_field import receptive_field
+from students.streaming.tiling import halo
+
+OnStart = Callable[[int, int], None]  # blocks done, of how many
+OnProgress = Callable[[int, int, str], None]  # blocks done, of how many, rate
+
+_CPU = torch.device("cpu")
+
+
+@dataclass
+class Segmented:
+    """What was done.
+
+    Attributes:
+        about: how the store was made; the same for every way of getting there.
+        seconds: by stage, summed over all workers, of this run.
+        peak: bytes, the most that each process has held.
+        chosen: device and precision, for run.json.
+    """
+
+    about: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak: dict[str, int] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
+
+    def add(self, done: Done) -> None:
+        """Count a piece of work."""
+        for stage, seconds in done.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self.peak[done.worker] = max(done.peak, self.peak.get(done.worker, 0))
+
+    def record(self) -> dict[str, Any]:
+        """For run.json."""
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+        return {**self.about, **self.chosen, "stages": self.seconds, "peak_bytes": {"main": own, **self.peak}}
+
+
+def segment(
+    source: str,
+    model: str,
+    out: Path,
+    options: Options,
+    blocking: Blocking,
+    *,
+    network: Network,
+    method: Method,
+    on_progress: OnProgress,
+    note: Note,
+    on_start: OnStart = lambda done, total: None,
+) -> Segmented:
+    """Segment a volume.
+
+    Args:
+        source: the volume.
+        model: run folder, weights file or bundled model.
+        out: Zarr store to make or to go on with.
+        options: see `Options`.
+        blocking: see `Blocking`.
+        network: which of a run's two networks.
+        method: `query` = shared query decoder, `waterz` = the papers' watershed and agglomeration, `mws` = mutex
+            watershed.
+        on_progress: called as blocks become durable.
+        note: called with lines that the user should see.
+        on_start: called before the first block, with the number of those that are done already.
+
+    Returns:
+        What was done. The same store for any number of workers, interruptions and order of blocks.
+
+    Raises:
+        DistillError: wrong use, bad input, a block that fails again and again, or the disk refuses. What is done stays;
+            a store without a finished block is removed.
+    """
+    check_precision(options.precision)
+    check_place(out)
+    resumed = blocking.resume and os.path.lexists(out)
+    if not resumed:
+        check_free(out, source, options.overwrite)
+    elif not is_blocks(out):
+        raise SourceError(f"{out}: found no blocks to go on with, expected a store of distill segment")
+    volume = open_volume(source, resolution=options.resolution)
+    frame = frame_of(volume, options.sections)
+    earlier = read_settings(out, FOLDER, "segment") if resumed else {}
+    begun = start(options, earlier, elsewhere=blocking.scheduler is not None)
+    held: list[str] = []  # what is said before the settings are known to be good
+    work = _work(source, model, out, options, blocking, network, method, volume, frame, begun, held.append)
+    settings = settings_of(work, frame, volume, begun.chosen, now())
+    created = prepare(out, work, settings, frame, resume=blocking.resume)
+    for line in (*begun.lines, *held):
+        note(line)
+    found = Segmented(chosen=begun.chosen.record())
+    try:
+        run = _Run(out, work, frame, blocking, found, on_progress, note, on_start)
+        run.all()
+    except BaseException as error:
+        done = sum(1 for _ in (out / FOLDER / "tables").glob("*.npz"))
+        if created and not done:
+            take_back(out)
+        elif isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(
+                f"{out}: {done} of {work.plan.count} blocks are done; go on with --resume"
+            ) from None
+        raise
+    forget_replaced(out)
+    return found
+
+
+def _work(
+    source: str,
+    model: str,
+    out: Path,
+    options: Options,
+    blocking: Blocking,
+    network: Network,
+    method: Method,
+    volume: Volume,
+    frame: Frame,
+    begun: Start,
+    note: Note,
+) -> Work:
+    trained: TrainedStudent | TrainedTeacher
+    if network == "student":
+        trained = load_student(model, _CPU)
+        decoding = trained.decoding
+        if method == "query" and trained.decoder is None:
+            raise CheckpointError(f"{trained.path}: has no query decoder, expected --method waterz for this model")
+    else:
+        trained = load_teacher(model, _CPU)
+        decoding = trained.config.decoder
+    normaliser = normaliser_of(trained, options.grey, volume.inverted)
+    check_grey(normaliser, volume.dtype, volume.source, note)
+    size = frame.shape[1:]
+    rescaling = grid_for(
+        trained.path, trained.notes, volume.source, size, volume.resolution, rescale=options.rescale, note=note
+    )
+    shape = frame.shape if rescaling is None else (frame.shape[0], *rescaling.model)
+    if method == "query" and blocking.block is not None and blocking.block[0] != decoding.block[0]:
+        raise DistillError(
+            f"--block: found {blocking.block[0]} sections, expected {decoding.block[0]} as this model's decoder"
+        )
+    plan = make_plan(shape, decoding, blocking.block)
+    around = (0, 0)
+    if isinstance(trained, TrainedStudent) and len(plan.rows) * len(plan.columns) > 1:
+        if receptive_field(trained.student).radius is None:
+            if blocking.block is not None:
+                raise DistillError(
+                    "--block: this student's encoder pools or attends over the whole section; expected blocks of whole "
+                    f"sections, {shape[1]} x {shape[2]}"
+                )
+            plan = make_plan(shape, decoding, (plan.depth, *shape[1:]))
+        else:
+            around = halo(trained.student, NEAREST)
+    return Work(
+        source=source,
+        resolution=options.resolution,
+        first=frame.first,
+        weights=str(trained.path),
+        weights_sha256=hashlib.sha256(trained.path.read_bytes()).hexdigest(),
+        network=network,
+        method=method,
+        threshold=threshold_of(method, options, trained.notes),
+        store=str(out.absolute()),
+        plan=plan,
+        halo=around,
+        device=options.device,
+        precision=begun.chosen.precision,
+        backend=begun.backend,
+        normaliser=normaliser,
+        threads=max(1, _cores() // blocking.workers) if blocking.workers > 1 and blocking.scheduler is None else None,
+        rescaling=rescaling,
+    )
+
+
+class _Run:
+    """The phases, each of which goes on where it was broken off."""
+
+    def __init__(
+        self,
+        out: Path,
+        work: Work,
+        frame: Frame,
+        blocking: Blocking,
+        found: Segmented,
+        on_progress: OnProgress,
+        note: Note,
+        on_start: OnStart,
+    ) -> None:
+        self._out, self._work, self._frame, self._blocking = out, work, frame, blocking
+        self._found, self._on_progress, self._note, self._on_start = found, on_progress, note, on_start
+
+    def all(self) -> None:
+        """Do what is not done."""
+        merged, about = mapping_note(self._out), finished_about(self._out)
+        if about is None or about["merge_threshold"] != self._work.threshold:
+            blocks = [] if about is not None else undone_blocks(self._out, self._work, self._note)
+            if blocks:
+                self._gather()
+            self._all(blocks, merged is not None and merged["threshold"] == self._work.threshold)
+            self._finish()
+        with writing(self._out):
+            for name in NAMES:
+                shutil.rmtree(self._out / FOLDER / name, ignore_errors=True)
+            for leftover in (self._out / FOLDER).glob("*/*.writing"):  # of a worker that was killed
+                leftover.unlink(missing_ok=True)
+        self._found.about = finished_about(self._out) or {}
+
+    def _all(self, blocks: list[int], merged: bool) -> None:
+        blocking = self._blocking
+        with open_pool(blocking.workers, blocking.scheduler, blocking.retries, self._note) as pool:
+            self._blocks(pool, blocks)
+            if not merged:
+                self._pairs(pool)
+                self._merge()
+            if not merged or not lay.begun(self._out):
+                self._begin_laying()
+            parts = lay.undone(self._out, self._work.shape)
+            tasks = (Task(f"part {number} of the arrays", lay.lay_part, (self._work, number)) for number in parts)
+            self._run(pool, tasks, "parts of the arrays", self._found.add)
+            lay.put_all_in_place(self._out)
+
+    def _gather(self) -> None:
+        """Statistics of whole sections, before any block is read."""
+        began, work = time.perf_counter(), self._work
+        write_corrections(self._out, work.normaliser, work.volume(), work.first, work.plan.shape[0])
+        self._found.seconds["grey values"] = time.perf_counter() - began
+
+    def _shelved(self) -> bool:
+        return (self._out / FOLDER / NAMES[-1]).is_dir()
+
+    def _blocks(self, pool: Pool, blocks: list[int]) -> None:
+        plan, began = self._work.plan, time.perf_counter()
+        done, voxels = plan.count - len(blocks), 0
+        self._on_start(done, plan.count)
+
+        def on_done(result: Done) -> None:
+            nonlocal done, voxels
+            self._found.add(result)
+            done, voxels = done + 1, voxels + plan.block(result.index).owned.voxels
+            self._on_progress(done, plan.count, rate(voxels / 1e6, time.perf_counter() - began, "Mvoxel"))
+
+        tasks = (Task(str(plan.block(index)), solve_block, (self._work, index)) for index in blocks)
+        self._run(pool, tasks, f"{plan.count} blocks", on_done)
+
+    def _pairs(self, pool: Pool) -> None:
+        pairs = (pair for pair in self._work.plan.pairs() if not pair_path(self._out, *pair).is_file())
+        tasks = (
+            Task(f"blocks {pair[1]} and {pair[2]}", solve_pair, (self._work, number, *pair))
+            for number, pair in enumerate(pairs)
+        )
+        self._run(pool, tasks, "pairs of blocks", self._found.add)
+
+    def _run(self, pool: Pool, tasks: Iterable[Task], of: str, on_done: Callable[[Done], None]) -> None:
+        failed = pool.run(tasks, on_done)
+        if failed:
+            more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+            raise DistillError(
+                f"{self._out}: {failed[0]}{more}; of {of} the others are kept, --resume goes on with what failed"
+            ) from failed[0].error
+
+    def _merge(self) -> None:
+        began = time.perf_counter()
+        mapping = merge_blocks(self._out, self._work.plan, self._work.method, self._work.threshold)
+        write_mapping(self._out, mapping, self._work.threshold)
+        self._found.seconds["merge"] = time.perf_counter() - began
+
+    def _begin_laying(self) -> None:
+        names = lay.NAMES if self._shelved() else ("segmentation",)
+        lay.begin(self._out, self._work.shape, names, self._frame.resolution, self._frame.offset)
+
+    def _finish(self) -> None:
+        work, note = self._work, mapping_note(self._out)
+        assert note is not None, "merged before"
+        about = {
+            "version": distill.__version__,
+            "source": work.source,
+            "model": work.weights,
+            "network": work.network,
+            "precision": work.precision,
+            "backend": work.backend,
+            "method": work.method,
+            "merge_threshold": work.threshold,
+            "blocks": list(work.plan.grid),
+            "rescaled": record_of(work.rescaling, self._frame.resolution),
+            "objects": note["objects"],
+        }
+        metadata = ome(lay.NAMES, self._frame.resolution, self._frame.offset)
+        write_group_attributes(self._out, {"made_by": about, "ome": metadata})
+        shutil.rmtree(self._out / LEVELS, ignore_errors=True)  # coarser levels of what was there before
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,153 @@
+"""What is remembered of a block and of a pair of blocks, in files that are whole or not there.
+
+A block's table is written after its voxels are on disk, so that it says that the block is done.
+
+Legend: S supervoxels, P pairs of them, E contacts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.atomic import replacing
+from distill.core.geometry import Box
+from distill.io.readers.array import readable
+from distill.io.writers.store import writing
+from distill.segmentation.agglomeration import RegionGraph
+from distill.segmentation.stitching import Shares
+
+FOLDER = "blocks"
+Faces = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What may become one.
+
+    Attributes:
+        shares: voxels that two supervoxels share.
+        contacts: affinities along contacts, each edge counted once in all tables.
+    """
+
+    shares: Shares
+    contacts: RegionGraph
+
+
+@dataclass(frozen=True)
+class BlockTable:
+    """What is remembered of a block.
+
+    Attributes:
+        box: what was computed.
+        ids: (S,) its supervoxels, ascending.
+        seen: (S,) bool, whether one owns a voxel of the volume.
+        inside: evidence within the block.
+        stored: whether there are affinities and supervoxels other than 0, which leave a file.
+        faces: ids and affinities where the block meets others, see `distill.inference.blockwise.faces`.
+    """
+
+    box: Box
+    ids: NDArray[np.uint64]
+    seen: NDArray[np.bool_]
+    inside: Evidence
+    stored: tuple[bool, bool]
+    faces: Faces = field(default_factory=dict)
+
+
+def table_path(store: Path, index: int) -> Path:
+    """Where a block's table is."""
+    return store / FOLDER / "tables" / f"{index:08d}.npz"
+
+
+def pair_path(store: Path, axis: int, first: int, second: int) -> Path:
+    """Where a pair's evidence is."""
+    return store / FOLDER / "pairs" / f"{'zyx'[axis]}-{first:08d}-{second:08d}.npz"
+
+
+def none() -> Evidence:
+    """Nothing that may become one."""
+    ids = np.zeros(0, np.uint64)
+    return Evidence(Shares.joined([]), RegionGraph(ids, ids, np.zeros(0), np.zeros(0, np.int64)))
+
+
+def write_table(path: Path, table: BlockTable) -> None:
+    """Write a block's table and wait until it is on disk."""
+    arrays = {
+        "box": np.array([table.box.start, table.box.stop], np.int64),
+        "ids": table.ids,
+        "seen": table.seen,
+        "stored": np.array(table.stored),
+        **_arrays(table.inside),
+        **{f"face_{name}": array for name, array in table.faces.items()},
+    }
+    _write(path, arrays)
+
+
+def write_evidence(path: Path, found: Evidence) -> None:
+    """Write a pair's evidence and wait until it is on disk."""
+    _write(path, _arrays(found))
+
+
+def read_evidence(path: Path) -> Evidence:
+    """Evidence of a block or of a pair.
+
+    Raises:
+        SourceError: the file is missing or broken.
+    """
+    with readable(path), np.load(path, allow_pickle=False) as file:
+        return _evidence(file)
+
+
+def read_table(path: Path, faces: str | None = None) -> BlockTable:
+    """A block's table.
+
+    Args:
+        path: of the table.
+        faces: read the faces whose names begin so; none by default, for they are the largest part.
+
+    Raises:
+        SourceError: the file is missing or broken.
+    """
+    with readable(path), np.load(path, allow_pickle=False) as file:
+        (z, y, x), (z_stop, y_stop, x_stop) = file["box"].tolist()
+        affinity, supervoxels = file["stored"].tolist()
+        names = [] if faces is None else [name for name in file.files if name.startswith(f"face_{faces}")]
+        return BlockTable(
+            Box((z, y, x), (z_stop, y_stop, x_stop)),
+            file["ids"],
+            file["seen"],
+            _evidence(file),
+            (affinity, supervoxels),
+            {name.removeprefix("face_"): file[name] for name in names},
+        )
+
+
+def _arrays(found: Evidence) -> dict[str, NDArray[Any]]:
+    return {
+        "share_a": found.shares.a,
+        "share_b": found.shares.b,
+        "share": found.shares.share,
+        "contact_u": found.contacts.u,
+        "contact_v": found.contacts.v,
+        "contact_total": found.contacts.total,
+        "contact_count": found.contacts.count,
+    }
+
+
+def _evidence(file: Any) -> Evidence:
+    return Evidence(
+        Shares(file["share_a"], file["share_b"], file["share"]),
+        RegionGraph(file["contact_u"], file["contact_v"], file["contact_total"], file["contact_count"]),
+    )
+
+
+def _write(path: Path, arrays: Mapping[str, Any]) -> None:
+    # two workers may do the same block when one was thought dead: each has a temporary file of its own
+    with writing(path), replacing(path, alone=False) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)

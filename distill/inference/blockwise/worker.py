@@ -1,0 +1,270 @@
+"""What a worker does: one block, one pair of blocks, or one part of the final arrays.
+
+Everything that a worker needs travels as one small `Work`; networks are loaded once a process.
+
+Legend: D H W = z y x of a block.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import resource
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distill.core.allocator import keep_freed_memory
+from distill.core.errors import CheckpointError
+from distill.core.geometry import Box, Nanometres, Triple
+from distill.core.labels import distinct_ids
+from distill.core.normalisation import UNCHANGED, Normaliser
+from distill.inference.blockwise.corrections import Sections, read_corrections
+from distill.inference.blockwise.faces import Laid, compare_pieces, compare_tiles, piece_faces, tile_faces
+from distill.inference.blockwise.networks import Instances, StudentBlocks, TeacherBlocks
+from distill.inference.blockwise.plan import Block, Plan
+from distill.inference.blockwise.scratch import Shelf
+from distill.inference.blockwise.tables import (
+    BlockTable,
+    Evidence,
+    none,
+    pair_path,
+    read_table,
+    table_path,
+    write_evidence,
+    write_table,
+)
+from distill.inference.in_memory import Piece, Runtime, lay_blocks
+from distill.inference.rescaling.results import Rescaling
+from distill.inference.rescaling.sections import resampled
+from distill.io.volume import Volume, open_volume
+from distill.models.load import load_student, load_teacher, pick_device
+from distill.segmentation.agglomeration import region_graph
+from distill.segmentation.stitching import Stitcher, largest_overlap
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done, the same for all blocks.
+
+    Attributes:
+        source: the volume.
+        resolution: nm, given by the user; None: the source's own.
+        first: section of the source that the plan's first is.
+        weights: file of the network.
+        weights_sha256: of that file: a worker that finds another one refuses.
+        network: `student` or `teacher`.
+        method: `query`, `waterz` or `mws`.
+        threshold: of the method.
+        store: Zarr store.
+        plan: how the volume is cut, on the model's grid.
+        halo: (y, x) pixels around a block that the student sees.
+        device: `auto`, `cpu` or `cuda[:N]`.
+        precision: of the network.
+        backend: of the student.
+        normaliser: of the sections.
+        threads: of torch in each worker; None: as many as it likes.
+        rescaling: from the sections' own grid to the model's; None: they are the same.
+    """
+
+    source: str
+    resolution: Nanometres | None
+    first: int
+    weights: str
+    weights_sha256: str
+    network: str
+    method: str
+    threshold: float | None
+    store: str
+    plan: Plan
+    halo: tuple[int, int]
+    device: str
+    precision: str
+    backend: str
+    normaliser: Normaliser = UNCHANGED
+    threads: int | None = None
+    rescaling: Rescaling | None = None
+
+    @property
+    def shape(self) -> Triple:
+        """(D, H, W) of the results."""
+        return self.plan.shape if self.rescaling is None else (self.plan.shape[0], *self.rescaling.recorded)
+
+    def volume(self) -> Volume:
+        """Open the sections on the model's grid."""
+        found = open_volume(self.source, resolution=self.resolution)
+        return found if self.rescaling is None else resampled(found, self.rescaling)
+
+    @property
+    def shelf(self) -> Shelf:
+        """Where voxels are put until the end."""
+        return Shelf(Path(self.store), self.plan)
+
+
+@dataclass
+class Done:
+    """What a piece of work took.
+
+    Attributes:
+        index: of the block, pair or part.
+        seconds: by stage.
+        worker: process that did it.
+        peak: bytes, the most that the process has held so far.
+    """
+
+    index: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    worker: str = ""
+    peak: int = 0
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of a block of code to a stage, without that of stages inside it."""
+        began, before = time.perf_counter(), sum(self.seconds.values())
+        try:
+            yield
+        finally:
+            inside = sum(self.seconds.values()) - before
+            own = time.perf_counter() - began - inside
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + own
+
+
+@dataclass(frozen=True)
+class _Tools:
+    sections: Sections
+    instances: Instances
+
+
+@functools.lru_cache(maxsize=1)
+def _tools(work: Work) -> _Tools:
+    """The source and the network of this process."""
+    found = hashlib.sha256(Path(work.weights).read_bytes()).hexdigest()
+    if found != work.weights_sha256:
+        raise CheckpointError(f"{work.weights}: found SHA-256 {found} here, expected {work.weights_sha256}")
+    if work.threads is not None:
+        torch.set_num_threads(work.threads)
+    index = worker_index()
+    if index is not None:
+        keep_freed_memory(whatever_is_set=True)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = pick_device(device_of(work.device, index or 0, count))
+    runtime = Runtime(device, work.precision, work.backend)
+    volume = work.volume()
+    sections = Sections(volume, work.first, read_corrections(Path(work.store), work.normaliser, volume))
+    if work.network == "teacher":
+        teacher = load_teacher(work.weights, device)
+        return _Tools(sections, TeacherBlocks(teacher, runtime, work.method, work.threshold))
+    student = load_student(work.weights, device)
+    instances = StudentBlocks(student, runtime, work.plan, work.halo, work.method, work.threshold)
+    return _Tools(sections, instances)
+
+
+def device_of(device: str, worker: int, count: int) -> str:
+    """The device of a worker: GPUs are dealt out in turn.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; the last is taken as it is.
+        worker: number of the worker.
+        count: GPUs that it sees.
+    """
+    if device not in ("auto", "cuda") or count == 0:
+        return device
+    return f"cuda:{worker % count}"
+
+
+def worker_index() -> int | None:
+    """Number of the dask worker that this runs in; None in any other process."""
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import get_worker
+
+    try:
+        return worker_number(str(get_worker().name))
+    except ValueError:
+        return None
+
+
+def worker_number(name: str) -> int:
+    """The number at the end of a worker's name, 0 without one."""
+    digits = name[len(name.rstrip("0123456789")) :]
+    return int(digits) if digits else 0
+
+
+def solve_block(work: Work, index: int) -> Done:
+    """Read, segment and write one block; its table says that it is done."""
+    done, block = Done(index), work.plan.block(index)
+    with done.timed("load"):
+        tools = _tools(work)
+    found = tools.instances.solve(block, tools.sections, done)
+    with done.timed("stitch"):
+        laid, inside = _laid(work, block, found.pieces, found.affinity)
+        own = block.owned.relative_to(block.box.start).slices
+        ids = np.ascontiguousarray(laid.ids[own])
+        stored = np.ascontiguousarray(found.stored[(slice(None), *own)])
+        names = np.concatenate([distinct_ids(piece) for _, _, piece in laid.pieces])
+        seen = np.isin(names, distinct_ids(_written(work, block, ids)))
+        faces = (tile_faces if work.method == "query" else piece_faces)(work.plan, block, laid)
+        table = BlockTable(block.box, names, seen, inside, (bool(stored.any()), bool(ids.any())), faces)
+    with done.timed("write"):
+        work.shelf.write(block, stored, ids)
+        write_table(table_path(Path(work.store), index), table)
+    return finished(done)
+
+
+def solve_pair(work: Work, number: int, axis: int, first: int, second: int) -> Done:
+    """Compare two blocks that are done."""
+    done = Done(number)
+    with done.timed("stitch"):
+        sides = []
+        for index, side in ((first, "high"), (second, "low")):
+            table = read_table(table_path(Path(work.store), index), f"{'zyx'[axis]}_{side}")
+            sides.append((work.plan.block(index), table))
+        compare = compare_tiles if work.method == "query" else compare_pieces
+        found = compare(work.plan, axis, sides[0], sides[1])
+        write_evidence(pair_path(Path(work.store), axis, first, second), found)
+    return finished(done)
+
+
+def _laid(
+    work: Work, block: Block, pieces: list[tuple[int, Box, NDArray[np.uint64]]], affinity: NDArray[np.float32]
+) -> tuple[Laid, Evidence]:
+    """Pieces of a block under their ids in the volume, and what they tell of each other."""
+    overlap = largest_overlap([box for _, box, _ in pieces])
+    stitcher = Stitcher(overlap)
+    laid = lay_blocks(
+        stitcher, [Piece(box, ids) for _, box, ids in pieces], [number for number, _, _ in pieces], block.box.shape
+    )
+    named = [(number, box, ids) for (number, box, _), ids in zip(pieces, laid.blocks, strict=True)]
+    if work.method != "query":
+        return Laid(laid.ids, named, affinity), none()
+    whole = (slice(None), *block.owned.relative_to(block.box.start).slices[1:])
+    counted = np.ones((3, *laid.ids[whole].shape), dtype=bool)
+    if block.slab:
+        counted[1:, 0] = False  # in-plane contacts of the shared section are the earlier slab's
+    contacts = region_graph(laid.ids[whole], affinity[(slice(None), *whole)], counted)
+    return Laid(laid.ids, named, affinity), Evidence(stitcher.shares(), contacts)
+
+
+def _written(work: Work, block: Block, ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Ids of owned voxels that some voxel of the result takes."""
+    if work.rescaling is None:
+        return ids
+    (_, y, x), (_, y_stop, x_stop) = block.owned.start, block.owned.stop
+    rows, columns = work.rescaling.used(0, y, y_stop) - y, work.rescaling.used(1, x, x_stop) - x
+    return np.take(np.take(ids, rows, 1), columns, 2)
+
+
+def finished(done: Done) -> Done:
+    """With the process that did it and its memory."""
+    done.worker = f"{socket.gethostname()}:{os.getpid()}"
+    done.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+    return done

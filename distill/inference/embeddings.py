@@ -1,0 +1,224 @@
+"""The embeddings of single sections: the teacher's by sliding window, the student's of the whole section.
+
+Legend: E embedding channels, D H W = z y x.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.core.affinity import from_uint8
+from distill.core.errors import DistillError
+from distill.core.geometry import Box, Triple
+from distill.inference.in_memory import Runtime, student_sections
+from distill.io.volume import Volume
+from distill.models.load import TrainedStudent, TrainedTeacher
+from students.streaming.runner import SectionOutput
+from teachers.sliding_window import head_embedding, slide_embedding, sliding_windows
+from teachers.teacher import TeacherOutput
+
+_INSIDE = 0.5  # mean in-plane affinity of the student
+_FEW = 0.05  # share of pixels
+
+Embedding = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How the teacher slides."""
+
+    size: Triple | None  # voxels; None = the decoder's block, at most half a section
+    overlap: Triple = (0, 0, 0)
+    blend: bool = True
+
+    @property
+    def kind(self) -> str:
+        """In words: whether neighbouring windows are mixed."""
+        if not any(self.overlap[1:]):
+            return "side by side"
+        return "blended" if self.blend else "overlapping, not blended"
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """A teacher's windows over the sections of one volume.
+
+    Attributes:
+        size: of a window, voxels.
+        overlap: voxels that neighbours share.
+        blend: whether they are mixed there.
+        shape: of the volume.
+    """
+
+    size: Triple
+    overlap: Triple
+    blend: bool
+    shape: Triple
+
+    @classmethod
+    def over(cls, windows: Windows, block: Triple, shape: Triple) -> Sliding:
+        """The windows that a user asked for, checked against the volume.
+
+        Raises:
+            DistillError: an overlap that is no overlap, or windows that leave no border.
+        """
+        size = windows.size or _default_window(block, shape)
+        if any(not 0 <= shared < extent for shared, extent in zip(windows.overlap, size, strict=True)):
+            raise DistillError(
+                f"--overlap: found {windows.overlap}, expected at least 0 and less than the window {size}"
+            )
+        found = cls(size, windows.overlap, windows.blend, shape)
+        rows, columns = found.borders()
+        if not rows and not columns:
+            raise DistillError(f"--window: {size} covers the whole section {shape[1:]}; expected a smaller window")
+        return found
+
+    @property
+    def shift(self) -> tuple[int, int]:
+        """Half a window's step in y and x, 0 along an axis with one window."""
+        y, x = (max(1, (self.size[a] - self.overlap[a]) // 2) if self.size[a] < self.shape[a] else 0 for a in (1, 2))
+        return y, x
+
+    def boxes(self, depth: int, *, shifted: bool = False) -> list[Box]:
+        """Windows over `depth` sections; shifted, all but the first of an axis begin half a step later."""
+        by = self.shift if shifted else (0, 0)
+        boxes: list[Box] = []
+        for box in sliding_windows((depth, *self.shape[1:]), self.size, self.overlap):
+            boxes += self._moved(box, by)
+        return sorted(set(boxes))
+
+    def _moved(self, box: Box, by: tuple[int, int]) -> Iterator[Box]:
+        """A window and, if it is the first of an axis, also itself left where it is."""
+        starts = []
+        for axis, shift in zip((1, 2), by, strict=True):
+            start, last = box.start[axis], self.shape[axis] - box.shape[axis]
+            starts.append({min(start + shift, last), *([0] if start == 0 else [])})
+        for y in starts[0]:
+            for x in starts[1]:
+                yield box.shift((0, y - box.start[1], x - box.start[2]))
+
+    def borders(self, *, shifted: bool = False) -> tuple[list[int], list[int]]:
+        """Rows and columns at which a window begins."""
+        boxes = self.boxes(1, shifted=shifted)
+        rows, columns = (sorted({box.start[axis] for box in boxes} - {0}) for axis in (1, 2))
+        return rows, columns
+
+    def slab(self, section: int) -> tuple[int, int]:
+        """First and last (excluded) section of the windows that hold `section` nearest to their middle."""
+        depth = min(self.size[0], self.shape[0])
+        first = max(0, min(section - depth // 2, self.shape[0] - depth))
+        return first, first + depth
+
+
+def grey_volume(volume: Volume, source: str) -> None:
+    """Make sure that a volume holds grey values.
+
+    Raises:
+        DistillError: it has channels.
+    """
+    if volume.channels is not None:
+        raise DistillError(f"{source}: found {volume.channels} channels, expected one grey-value volume z, y, x")
+
+
+def teacher_slab(
+    model: TrainedTeacher,
+    raw: NDArray[Any],
+    sliding: Sliding,
+    runtime: Runtime,
+    *,
+    kept: range | None = None,
+    shifted: bool = False,
+) -> Embedding:
+    """The teacher's embedding of whole sections (D, H, W) by sliding window: (E, D, H, W), unit length before blending.
+
+    It is the embedding head's; a teacher without one gives the mask features that its decoder works on. `kept` are
+    consecutive sections to keep, all by default: what the network sees, and what is held, need not be the same.
+    """
+
+    def mask_features(output: TeacherOutput) -> Tensor:
+        with torch.inference_mode():
+            found = model.decoder.mask_features(output.decoder_input)
+        full = found[0].repeat_interleave(2, -2).repeat_interleave(2, -1)
+        return full[..., : output.levels[0].shape[-2], : output.levels[0].shape[-1]]
+
+    return slide_embedding(
+        model.teacher,
+        model.normaliser.sections(raw),
+        sliding.boxes(len(raw), shifted=shifted),
+        head_embedding if model.teacher.embedding_channels else mask_features,
+        device=runtime.device,
+        precision=runtime.precision,
+        blend=sliding.blend,
+        kept=kept,
+    )
+
+
+def teacher_section(
+    model: TrainedTeacher, volume: Volume, section: int, sliding: Sliding, runtime: Runtime, *, shifted: bool = False
+) -> Embedding:
+    """The teacher's embedding of one section, (E, H, W)."""
+    first, stop = sliding.slab(section)
+    raw = volume.read(Box((first, 0, 0), (stop, *volume.size[1:])))
+    here = range(section - first, section - first + 1)
+    return teacher_slab(model, raw, sliding, runtime, kept=here, shifted=shifted)[:, 0]
+
+
+def teacher_sections(
+    model: TrainedTeacher, volume: Volume, sections: range, sliding: Sliding, runtime: Runtime
+) -> Iterator[Embedding]:
+    """The teacher's embedding of consecutive sections, (E, H, W) each; one slab of windows is held at a time.
+
+    A section that two slabs share is taken from the one in whose middle it lies; along z nothing is blended.
+    """
+    depth = min(sliding.size[0], sliding.shape[0])
+    step, last = max(1, depth - sliding.overlap[0]), sliding.shape[0] - depth
+    starts = [*range(0, last, step), last]
+    ends = [(after + start + depth + 1) // 2 for start, after in itertools.pairwise(starts)]
+    for start, begin, end in zip(starts, [0, *ends], [*ends, sliding.shape[0]], strict=True):
+        owned = range(max(begin, sections.start), min(end, sections.stop))
+        if len(owned) == 0:
+            continue
+        raw = volume.read(Box((start, 0, 0), (start + depth, *volume.size[1:])))
+        here = range(owned.start - start, owned.stop - start)
+        found = teacher_slab(model, raw, sliding, runtime, kept=here)
+        for k in range(len(here)):
+            yield np.ascontiguousarray(found[:, k])
+
+
+def student_section(model: TrainedStudent, pair: NDArray[Any], runtime: Runtime) -> tuple[Embedding, Mask]:
+    """The second section's embedding (E, H, W), and where it lies inside neurites (`inside_neurites`)."""
+    results = student_sections(model, pair, runtime, with_slab=False, embedding="float32")
+    next(results)  # not kept: its embedding is as large as the one that counts
+    last = next(results)
+    return embedding_of(last), inside_neurites(last)
+
+
+def embedding_of(result: SectionOutput) -> Embedding:
+    """A section's embedding (E, H, W), scaled to unit length."""
+    assert result.embedding is not None, "not asked for"
+    return result.embedding
+
+
+def inside_neurites(result: SectionOutput) -> Mask:
+    """Where a section lies inside neurites, (H, W): mean in-plane affinity of the student above 0.5.
+
+    Trained with background edges at 0, neighbouring membrane pixels get orthogonal or opposite embeddings: a pixel-wide
+    pattern that has nothing to do with windows. Colours and seam scores therefore go by the pixels inside neurites
+    alone, the same ones for both networks; a student too young to tell them apart leaves all pixels in.
+    """
+    inside: Mask = from_uint8(result.affinity[1:3]).mean(0) > _INSIDE
+    return inside if inside.mean() >= _FEW else np.ones_like(inside)
+
+
+def _default_window(block: Triple, shape: Triple) -> Triple:
+    z, y, x = shape
+    return min(block[0], z), min(block[1], -(-y // 2)), min(block[2], -(-x // 2))

@@ -1,0 +1,104 @@
+"""`distill export`: the stream's two functions for other runtimes, checked against torch."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import distill
+from distill.core.errors import DistillError
+from distill.core.normalisation import Normaliser
+from distill.data.phantom import make_phantom
+from distill.io.volume import open_volume
+from distill.io.writers.output import check_place
+from distill.models.load import load_student
+from students.backends.export import FORMATS, Difference, Format, compare, functions, write
+
+_RECORD = "export.json"
+_TOLERANCE = 1e-3  # float32 on another runtime
+_NM = (30.0, 6.0, 6.0)  # not used: only grey values are read
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how far it is from torch."""
+
+    files: tuple[Path, ...]
+    stride: int
+    sample: str
+    difference: Difference
+
+
+def export(model: str, form: str, out: Path, sample: str | None, *, overwrite: bool) -> Exported:
+    """Write `encode` and `decode` of a trained student, and compare them with torch.
+
+    Args:
+        model: run folder or weights file of a student.
+        form: `onnx`, `openvino` or `torch`.
+        out: folder to make.
+        sample: source of at least two sections to compare on; a phantom by default.
+        overwrite: replace the folder if it exists.
+
+    Raises:
+        DistillError: unknown format, a package that is missing, no two sections, or results that differ from torch's.
+    """
+    if form not in FORMATS:
+        raise DistillError(f"--format: found {form!r}, expected {', '.join(FORMATS)}")
+    chosen = cast(Format, form)
+    check_place(out)
+    if os.path.lexists(out):
+        if not overwrite:
+            raise DistillError(f"{out}: exists already; expected a new path, or --overwrite")
+        if not (out / _RECORD).is_file():
+            raise DistillError(f"{out}: is not an export; it will not be overwritten")
+    trained = load_student(model, torch.device("cpu"))
+    pair = _sections(sample, trained.normaliser)
+    temporary = out.with_name(out.name + ".writing")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        both = functions(trained.student)
+        encode, decode = (write(trained.student, one, chosen, temporary) for one in both)
+        difference = compare(trained.student, encode, decode, chosen, pair)
+        if not max(difference.maps, difference.embedding) <= _TOLERANCE:
+            raise DistillError(
+                f"{form}: differs from torch by {difference.maps:.2g} (maps) and {difference.embedding:.2g} "
+                f"(embedding), expected at most {_TOLERANCE:g}"
+            )
+        about = {
+            "version": distill.__version__,
+            "model": trained.path.name,
+            "format": form,
+            "stride": trained.student.stride,
+            "input": "sections normalised as below, float32 in [0, 1]",
+            "normalisation": trained.normaliser.normalisation.model_dump(mode="json"),
+            "functions": {one.name: {"inputs": one.inputs, "outputs": one.outputs} for one in both},
+        }
+        (temporary / _RECORD).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        if out.is_dir():
+            shutil.rmtree(out)
+        os.replace(temporary, out)
+    except OSError as error:
+        raise DistillError(f"{out}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Exported(tuple(sorted(out.iterdir())), trained.student.stride, sample or "a phantom", difference)
+
+
+def _sections(sample: str | None, normaliser: Normaliser) -> NDArray[np.float32]:
+    if sample is None:
+        return normaliser.sections(make_phantom((2, 256, 320), _NM, seed=0).raw)
+    volume = open_volume(sample, resolution=_NM)
+    sections = list(itertools.islice(volume.sections(0, min(2, volume.size[0])), 2))
+    if len(sections) < 2:
+        raise DistillError(f"{sample}: found {len(sections)} section, expected at least 2")
+    return replace(normaliser, invert=volume.inverted).sections(np.stack(sections))

@@ -1,0 +1,104 @@
+"""What stream and segment have in common: options, thresholds, what is checked before long work begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from distill.core.hardware import AUTO, FULL, MIXED, Chosen, check_precision, choose
+from distill.inference.grey_values import AS_RECORDED, GreyValues
+from distill.inference.in_memory import Runtime
+from distill.models.load import pick_device
+from students.backends.choose import settled
+
+WATERZ_THRESHOLD = 0.5  # Liu et al., CVPR 2024
+MUTEX_BIAS = 0.5  # affinity above which an edge attracts
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What stream and segment have in common."""
+
+    resolution: tuple[float, float, float] | None = None
+    sections: tuple[int, int | None] | None = None
+    device: str = "auto"
+    precision: str = AUTO
+    merge: float | None = None  # None = the model's own, chosen on its validation part
+    overwrite: bool = False
+    backend: str = "auto"  # of the student, see `students.backends.choose`
+    grey: GreyValues = AS_RECORDED
+    rescale: bool = False  # work on the model's pixels, see `distill.inference.rescaling.results`
+
+
+def merge_threshold(options: Options, notes: dict[str, Any]) -> float | None:
+    """The one given, else the one that the model's validation chose."""
+    if options.merge is not None:
+        return options.merge
+    chosen = notes.get("merge_threshold")
+    return None if chosen is None else float(chosen)
+
+
+def threshold_of(method: str, options: Options, notes: dict[str, Any]) -> float | None:
+    """The threshold of a method: for queries see `merge_threshold`, for waterz and mws the one given or published."""
+    if method == "query":
+        return merge_threshold(options, notes)
+    if options.merge is not None:
+        return options.merge
+    return WATERZ_THRESHOLD if method == "waterz" else MUTEX_BIAS
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run computes.
+
+    Attributes:
+        device: where this process computes.
+        chosen: its precision.
+        backend: of the student; `auto` only where each worker has a machine of its own, and for stores that say so.
+        lines: to print before anything else.
+    """
+
+    device: torch.device
+    chosen: Chosen
+    backend: str
+    lines: tuple[str, ...] = ()
+
+    @property
+    def runtime(self) -> Runtime:
+        """For this process."""
+        return Runtime(self.device, self.chosen.precision, self.backend)
+
+
+def start(options: Options, begun: Mapping[str, Any], *, elsewhere: bool = False) -> Start:
+    """Choose device, precision and backend of a run.
+
+    Args:
+        options: what the user asks for.
+        begun: settings of the store that is continued; `auto` keeps its precision and backend.
+        elsewhere: workers are processes of other machines: `auto` is what each of them can do.
+
+    Raises:
+        DistillError: unknown options, or no such device.
+    """
+    backend = str(begun.get("backend", "auto")) if options.backend == "auto" else options.backend
+    full = options.precision == AUTO and (elsewhere or backend == "onnxruntime")
+    asked, kept = FULL if full else options.precision, begun.get("precision")
+    if elsewhere:
+        asked = check_precision(kept if kept and options.precision == AUTO else asked)
+        reason = "auto: what every worker can do" if full else "as asked for"
+        workers = Chosen(asked, reason, "of each worker")
+        line = workers.line + (f"; --precision {MIXED} where all workers have it" if full else "")
+        return Start(torch.device("cpu"), workers, backend, (line,))
+    device = pick_device(options.device)
+    chosen = choose(asked, device, begun=kept)
+    taken = settled(backend, chosen.precision, device)[0]
+    lines = [f"{chosen.line}, backend {taken}", *chosen.lines[1:]]
+    if chosen.warning is not None and taken == "openvino":
+        lines.append("warning: OpenVINO computes the student in float32 here; --backend eager keeps to the precision")
+    older = backend == begun.get("backend") == "auto"  # of a store from before backends were settled at the start
+    return Start(device, chosen, backend if older else taken, tuple(lines))

@@ -1,0 +1,124 @@
+"""How a stream's store comes into being, and how one is taken up again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from distill.core.atomic import flush
+from distill.core.errors import SourceError
+from distill.inference.aside import set_aside
+from distill.inference.grey_values import grey_settings
+from distill.inference.options import Options, Start, merge_threshold
+from distill.inference.streaming.options import Streaming, parse_policies
+from distill.inference.streaming.output.manifest import (
+    FOLDER,
+    Journal,
+    check_job,
+    is_stream,
+    now,
+    read_job,
+    read_lines,
+    write_job,
+)
+from distill.inference.streaming.output.store import Layout, StreamStore
+from distill.inference.streaming.sections.sources import Source
+from distill.io.writers.store import writing
+from distill.models.load import TrainedStudent
+from students.streaming.runner import SectionRunner
+
+FORMAT = 1
+
+
+def job_of(
+    source: str,
+    trained: TrainedStudent,
+    options: Options,
+    streaming: Streaming,
+    sections: Source,
+    layout: Layout,
+    begun: Start,
+    runner: SectionRunner,
+) -> dict[str, Any]:
+    """Everything that decides what the store holds, and some that does not."""
+    return {
+        "format": FORMAT,
+        "created": now(),
+        "source": source,
+        "model": str(trained.path),
+        "model_sha256": hashlib.sha256(trained.path.read_bytes()).hexdigest(),
+        "device": begun.device.type,
+        "hardware": begun.chosen.device,
+        "precision": begun.chosen.precision,
+        "precision_by": begun.chosen.reason,
+        "backend": runner.backend,
+        "batch": runner.batch,
+        "tile": streaming.tile,
+        "sections": sections.total,
+        "first": (options.sections or (0, None))[0],
+        "size": list(layout.size),
+        "dtype": str(sections.kind.dtype),
+        "resolution": list(layout.resolution),
+        "offset": list(layout.offset),
+        "offsets": [list(offset) for offset in layout.offsets],
+        "embedding": layout.embedding,
+        "channels": layout.channels,
+        "segment": layout.segment,
+        "depth": layout.depth,
+        "block": list(trained.decoding.block),
+        "overlap": list(trained.decoding.overlap),
+        "parts": streaming.part.of,
+        "on_bad": parse_policies(streaming.on_bad),
+        "merge_threshold": merge_threshold(options, trained.notes),
+        **grey_settings(trained.normaliser),
+    }
+
+
+def prepare(
+    out: Path, layout: Layout, job: dict[str, Any], total: int | None, streaming: Streaming, options: Options
+) -> bool:
+    """Make the store, whole and at once, or make sure that the one that is there is of the same stream.
+
+    Returns:
+        Whether it was made.
+    """
+    there = is_stream(out) and (streaming.resume or streaming.part.of > 1)
+    if not there:
+        made = out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
+        with writing(out):
+            for leftover in out.parent.glob(f".{out.name}.*.new") if streaming.part.of == 1 else ():
+                shutil.rmtree(leftover)
+            try:
+                StreamStore.create(made, layout, total)
+                (made / FOLDER / "slabs").mkdir(parents=True)
+                write_job(made, job)
+                if os.path.lexists(out) and options.overwrite:
+                    set_aside(out, unfinished=is_stream(out))
+                os.rename(made, out)
+                flush(out.absolute().parent)
+                return True
+            except OSError:
+                if streaming.part.of == 1 or not is_stream(out):
+                    raise
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
+    check_job(out, job, free=streaming.resume)
+    if streaming.resume:
+        begun = read_job(out)
+        if begun["on_bad"] != job["on_bad"] and streaming.part.of == 1:
+            write_job(out, begun | {"on_bad": job["on_bad"]})
+    return False
+
+
+def refuse_to_begin_again(journal: Journal, streaming: Streaming, created: bool) -> None:
+    """Refuse to do a range anew that has begun, unless it is asked to go on."""
+    done = len(read_lines(journal.path))
+    if done and not created and not streaming.resume:
+        part = streaming.part
+        raise SourceError(
+            f"{journal.path}: found {done} sections of range {part.index}/{part.of} done, expected --resume"
+        )

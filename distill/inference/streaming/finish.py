@@ -1,0 +1,171 @@
+"""The last pass over a stream's store: supervoxels become objects with ids 1..n, and the manifests one.
+
+It may run at any time and again, over the sections that are done: supervoxels stay, and the segmentation takes its name
+when it is whole.
+
+Memory: arrays of every supervoxel and contact (see docs/streaming.md), and one shard of voxels.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import distill
+from distill.core.atomic import replacing
+from distill.core.errors import SourceError
+from distill.core.geometry import Box, grid
+from distill.core.labels import Relabelling
+from distill.inference.joining import final_relabelling
+from distill.inference.streaming.output.manifest import FOLDER, Line, all_lines, read_job
+from distill.inference.streaming.output.store import INNER, ome
+from distill.inference.streaming.slabs import SlabTable, read_table, seam
+from distill.io.volume import open_volume
+from distill.io.writers.pyramid import LEVELS
+from distill.io.writers.store import create_zarr, put_in_place, write_group_attributes, writing
+
+_SHARD = 1024
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a finished store holds."""
+
+    about: dict[str, Any]
+    sections: int
+    bad: list[Line]
+
+
+def finish(out: Path, merge: float | None) -> Finished:
+    """Give the sections that are done their final ids.
+
+    Args:
+        out: store of a stream, finished before or not.
+        merge: merge objects whose contact has a mean affinity above this; None = as the stream was begun with.
+
+    Raises:
+        SourceError: not the store of a stream, nothing is done, ranges of it are missing, or the disk refuses.
+    """
+    job, lines = read_job(out), all_lines(out)
+    count = _contiguous(out, lines, job)
+    threshold = job["merge_threshold"] if merge is None else merge
+    about: dict[str, Any] = {
+        "version": distill.__version__,
+        "source": job["source"],
+        "model": job["model"],
+        "precision": job["precision"],
+        "backend": job["backend"],
+        "method": "query" if job["segment"] else None,
+        "merge_threshold": threshold,
+        "offsets": job["offsets"],
+        "rescaled": job.get("rescaled"),
+        "sections": count,
+        "bad_sections": {str(line.section): line.flaw for line in lines if line.flaw},
+    }
+    names = ["affinity"] + ["embedding"] * (job["embedding"] != "none")
+    if job["segment"]:
+        mapping = final_ids(out, count, int(job["depth"]), threshold)
+        _write_segmentation(out, mapping, job, count)
+        about["objects"] = int(mapping.new.max(initial=0))
+        names += ["supervoxels", "segmentation"]
+    _write_manifest(out, lines)
+    metadata = ome(names, tuple(job["resolution"]), tuple(job["offset"]))
+    write_group_attributes(out, {"made_by": about, "ome": metadata})
+    shutil.rmtree(out / LEVELS, ignore_errors=True)  # coarser levels of what was there before
+    return Finished(about, count, [line for line in lines if line.flaw])
+
+
+def final_ids(out: Path, count: int, depth: int, threshold: float | None) -> Relabelling:
+    """Final ids 1..n of the supervoxels that own a voxel, by the tables of all slabs.
+
+    Args:
+        out: store of a stream.
+        count: sections that are done.
+        depth: sections of a layer.
+        threshold: see `merge_contacts`; None = go by shared voxels alone.
+    """
+    ids, seen, shares, contacts = [], [], [], []
+    before: SlabTable | None = None
+    for path in sorted((out / FOLDER / "slabs").glob("*.npz")):
+        if int(path.stem) * depth >= count:  # of a layer that was not finished
+            continue
+        table = read_table(path)
+        if before is not None:
+            shares.append(seam(before, table))
+        ids.append(table.ids)
+        seen.append(table.seen)
+        shares.append(table.shares)
+        contacts.append(table.contacts)
+        before = table
+    return final_relabelling(ids, seen, shares, contacts, threshold)
+
+
+def _contiguous(out: Path, lines: Sequence[Line], job: dict[str, Any]) -> int:
+    """Number of sections that are done, from the first one on without a hole."""
+    numbers = [line.section for line in lines]
+    if not numbers:
+        raise SourceError(f"{out}: found no section that is done, expected at least one layer of {job['depth']}")
+    if len(set(numbers)) != len(numbers):
+        raise SourceError(f"{out}: found sections noted twice in {FOLDER}/manifest-*.jsonl, expected each once")
+    total = job["sections"]
+    holes = sorted(set(range(total if total and job["parts"] > 1 else numbers[-1] + 1)) - set(numbers))
+    if holes:
+        raise SourceError(
+            f"{out}: found {len(numbers)} sections done, but not {_spans(holes)}; expected all, go on with those "
+            "ranges and --resume"
+        )
+    return len(numbers)
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Rows of numbers for a message, such as 16 to 31, 64 to 79."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number - 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    shown = ", ".join(f"{a} to {b}" for a, b in found[:6])
+    return f"{shown} and others" if len(found) > 6 else shown
+
+
+def _write_segmentation(out: Path, mapping: Relabelling, job: dict[str, Any], count: int) -> None:
+    """The first `count` sections under their final ids, into an array that takes its name when it is whole."""
+    made = out / FOLDER / "finishing"
+    with writing(out):
+        shutil.rmtree(made, ignore_errors=True)
+        for leftover in out.glob(".segmentation.*.old"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    supervoxels = open_volume(f"{out}:supervoxels")
+    depth, (_, height, width) = int(job["depth"]), supervoxels.size
+    array = create_zarr(
+        made,
+        "segmentation",
+        shape=(job["sections"] or count, height, width),
+        dtype=np.uint64,
+        resolution=supervoxels.resolution,
+        offset=supervoxels.offset,
+        chunks=(depth, INNER, INNER),
+        shards=(depth, _SHARD, _SHARD),
+    )
+    shard: tuple[int, int, int] = (array.chunks[0], array.chunks[1], array.chunks[2])
+    for box in grid(Box.of_shape((count, height, width)), shard):
+        ids: NDArray[np.uint64] = mapping.apply(supervoxels.read(box))
+        array.write(box, ids)
+    with writing(out):
+        put_in_place(made / "segmentation", out / "segmentation")
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _write_manifest(out: Path, lines: Sequence[Line]) -> None:
+    path = out / "manifest.jsonl"
+    text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
+    with writing(path), replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,45 @@
+"""What a user can ask of a stream, beside what segment has too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distill.core.affinity import NEAREST
+from distill.core.errors import DistillError
+from distill.core.geometry import Triple
+from distill.inference.streaming.output.store import Kept
+from distill.inference.streaming.plan import WHOLE, Part
+from distill.inference.streaming.sections.quality import KINDS, POLICIES
+from distill.inference.streaming.sections.watch import Following
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """What is special to a stream."""
+
+    segment: bool = True
+    offsets: Sequence[Triple] = NEAREST
+    embedding: Kept = "none"
+    on_bad: Sequence[str] = ()  # POLICY for all kinds, or KIND=POLICY
+    resume: bool = False
+    following: Following | None = None
+    part: Part = WHOLE
+    tile: int | None = None  # side of tiles in pixels; without segmentation sections are also written in tiles
+
+
+def parse_policies(texts: Sequence[str]) -> dict[str, str]:
+    """What to do about each kind of bad section, `fail` by default; later words win.
+
+    Raises:
+        DistillError: an unknown kind or policy.
+    """
+    found = dict.fromkeys(KINDS, "fail")
+    for text in (part for one in texts for part in one.split(",")):
+        kind, equals, policy = text.rpartition("=")
+        if policy not in POLICIES:
+            raise DistillError(f"--on-bad: found {policy!r}, expected one of {', '.join(POLICIES)}")
+        if equals and kind not in KINDS:
+            raise DistillError(f"--on-bad: found {kind!r}, expected one of {', '.join(KINDS)}")
+        found |= {kind: policy} if equals else dict.fromkeys(KINDS, policy)
+    return found

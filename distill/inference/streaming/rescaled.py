@@ -1,0 +1,73 @@
+"""A stream on the model's grid: sections are resampled as they are read, results brought back before they are written.
+
+Legend: K offsets, E embedding channels, D H W = z y x as recorded, h w = y x on the model's grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.geometry import Box, Triple
+from distill.core.labels import distinct_ids
+from distill.inference.rescaling.results import Kind, Rescaling
+from distill.inference.rescaling.sections import resample_section
+from distill.inference.streaming.sections.sources import Section, Source
+from distill.inference.streaming.slabs import SlabResult
+
+
+class RescaledSource(Source):
+    """The sections of another source on the model's grid."""
+
+    def __init__(self, recorded: Source, rescaling: Rescaling) -> None:
+        """Take a source whose sections have the size that the grids are of."""
+        super().__init__()
+        self._recorded, self._rescaling = recorded, rescaling
+        z, y, x = recorded.kind.resolution
+        self.name, self.total = recorded.name, recorded.total
+        self.kind = replace(
+            recorded.kind,
+            size=rescaling.model,
+            resolution=(z, y * rescaling.factor[0], x * rescaling.factor[1]),
+        )
+
+    def read(self, z: int) -> Section | None:
+        self._recorded.stopped = self.stopped
+        section = self._recorded.read(z)
+        if section is None or section.image is None or section.flaw is not None:
+            return section
+        return replace(section, image=resample_section(section.image, self._rescaling))
+
+
+class OnRecorded:
+    """Results of a stream on the pixels of the sections as recorded."""
+
+    def __init__(self, rescaling: Rescaling, offsets: Sequence[Triple]) -> None:
+        """Bring results back from the model's grid.
+
+        Args:
+            rescaling: of the sections.
+            offsets: K of the affinities.
+        """
+        self._rescaling, self._offsets = rescaling, offsets
+
+    def affinity(self, found: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(K, h, w) to (K, H, W)."""
+        box, within = self._boxes()
+        return self._rescaling.affinity(found[:, None], self._offsets, box, within)[:, 0]
+
+    def nearest(self, found: NDArray[Kind]) -> NDArray[Kind]:
+        """(..., h, w) to (..., H, W): ids, or an embedding."""
+        return self._rescaling.nearest(found, *self._boxes())
+
+    def slab(self, found: SlabResult) -> SlabResult:
+        """Ids as recorded, and which of them own a voxel there."""
+        sections = [(z, self.nearest(ids)) for z, ids in found.sections]
+        there = distinct_ids(np.concatenate([distinct_ids(ids) for _, ids in sections]))
+        return replace(found, sections=sections, table=replace(found.table, seen=np.isin(found.table.ids, there)))
+
+    def _boxes(self) -> tuple[Box, Box]:
+        return Box.of_shape((1, *self._rescaling.recorded)), Box.of_shape((1, *self._rescaling.model))

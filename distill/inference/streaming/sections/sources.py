@@ -1,0 +1,269 @@
+"""Where sections come from, one at a time: image files, or a volume that is read section by section."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.errors import SourceError
+from distill.core.geometry import Nanometres
+from distill.inference.streaming.sections.quality import Flaw
+from distill.io.readers.array import reason
+from distill.io.readers.images import IMAGE_SUFFIXES, natural_order, read_section, section_inverted, section_resolution
+from distill.io.volume import Volume, checked_resolution
+
+_TRIED = 16  # files, to find one that tells the size of all
+_REGULAR = 0.8  # share of steps that must be alike for numbers to count as a sequence
+
+
+@dataclass(frozen=True)
+class Section:
+    """One place of a stream."""
+
+    z: int
+    name: str
+    image: NDArray[Any] | None  # (H, W); None where nothing could be read
+    flaw: Flaw | None
+
+    @property
+    def checksum(self) -> str:
+        """Of the pixels; empty where there are none."""
+        if self.image is None:
+            return ""
+        return hashlib.blake2b(np.ascontiguousarray(self.image).data, digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the sections of a stream have in common."""
+
+    size: tuple[int, int]  # (H, W)
+    dtype: np.dtype[Any]
+    resolution: Nanometres  # nm, z y x
+    offset: Nanometres  # nm, of section 0
+    inverted: bool = False  # whether 0 is white, by the files' own word
+
+
+class Source(ABC):
+    """Sections by number."""
+
+    name: str
+    kind: Kind
+    total: int | None  # None while it is unknown
+    stopped: Callable[[], bool]  # whether to give up waiting for a section
+
+    def __init__(self) -> None:
+        self.stopped = lambda: False
+
+    @abstractmethod
+    def read(self, z: int) -> Section | None:
+        """Section z, in any order, cheapest in ascending order; None where the stream has ended before it."""
+
+
+class VolumeSource(Source):
+    """Sections of a volume file."""
+
+    def __init__(self, volume: Volume, sections: tuple[int, int | None] | None) -> None:
+        """Take a range of sections, all by default.
+
+        Raises:
+            SourceError: the volume has channels, or the sections are not there.
+        """
+        super().__init__()
+        if volume.channels is not None:
+            raise SourceError(
+                f"{volume.source}: found {volume.channels} channels, expected one grey-value volume z, y, x"
+            )
+        self._volume = volume
+        self._first, last = checked_range(sections, volume.size[0], volume.source)
+        self.name, self.total = volume.source, last - self._first
+        self.kind = Kind(
+            volume.size[1:],
+            volume.dtype,
+            volume.resolution,
+            moved(volume.offset, self._first, volume.resolution),
+            volume.inverted,
+        )
+        self._next = -1
+        self._sections: Iterator[NDArray[Any]] = iter(())
+
+    def read(self, z: int) -> Section | None:
+        assert self.total is not None
+        if z >= self.total:
+            return None
+        name = f"{self.name} section {self._first + z}"
+        if z != self._next:
+            self._sections = self._volume.sections(self._first + z, self._first + self.total)
+        try:
+            image = next(self._sections)
+        except SourceError as error:
+            self._next = -1
+            return Section(z, name, None, Flaw("corrupt", reason(error)))
+        self._next = z + 1
+        return Section(z, name, image, None)
+
+
+class FileSource(Source):
+    """Sections in an image file each; a number that the names leave out is a place without a file."""
+
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[Path],
+        resolution: Nanometres | None,
+        sections: tuple[int, int | None] | None,
+    ) -> None:
+        """Find out what the files have in common.
+
+        Args:
+            name: of the source, for messages.
+            paths: in order.
+            resolution: nm, z y x; by default what the files say.
+            sections: range of places, all by default.
+
+        Raises:
+            SourceError: there are no files, none of the first can be read, or nothing gives a resolution.
+        """
+        super().__init__()
+        if not paths:
+            raise SourceError(f"{name}: found no section images, expected at least one")
+        for path in paths:
+            check_suffix(path)
+        self._places = with_gaps(paths)
+        self._first, last = checked_range(sections, len(self._places), name)
+        self._places = self._places[self._first : last]
+        self.name, self.total = name, len(self._places)
+        there = [path for path in self._places if path is not None]
+        self.kind = kind_of(name, there, resolution, self._first)
+
+    def read(self, z: int) -> Section | None:
+        if z >= len(self._places):
+            return None
+        path = self._places[z]
+        if path is None:
+            before = next((p.name for p in reversed(self._places[:z]) if p is not None), "the one before")
+            return Section(z, f"{self.name} after {before}", None, Flaw("missing", f"no file follows {before}"))
+        return read_file(z, path, self.kind)
+
+
+def read_file(z: int, path: Path, kind: Kind) -> Section:
+    """A section image, checked against the others' size and type."""
+    try:
+        image = read_section(path)
+    except SourceError as error:
+        return Section(z, str(path), None, Flaw("corrupt", reason(error)))
+    flaw = None
+    if image.shape != kind.size or image.dtype.newbyteorder("=") != kind.dtype:
+        flaw = Flaw("size", f"found {image.shape} {image.dtype}, expected {kind.size} {kind.dtype}")
+    return Section(z, str(path), image.astype(kind.dtype, copy=False) if flaw is None else image, flaw)
+
+
+def kind_of(name: str, paths: Sequence[Path], resolution: Nanometres | None, first: int = 0) -> Kind:
+    """Size, type and resolution by the first of some files that can be read.
+
+    Raises:
+        SourceError: none can be read, or nothing gives a resolution.
+    """
+    failed: SourceError | None = None
+    for path in paths[:_TRIED]:
+        try:
+            image = read_section(path)
+            nm = resolution or section_resolution(path)
+        except SourceError as error:
+            failed = failed or error
+            continue
+        if nm is None:
+            raise SourceError(
+                f"{name}: no resolution found; give it as --resolution Z,Y,X in nm, e.g. --resolution 30,6,6"
+            )
+        nm = checked_resolution(name, nm)
+        height, width = image.shape
+        dtype, offset = image.dtype.newbyteorder("="), moved((0.0, 0.0, 0.0), first, nm)
+        return Kind((height, width), dtype, nm, offset, section_inverted(path))
+    raise failed or SourceError(f"{name}: found no section images, expected at least one")
+
+
+def with_gaps(paths: Sequence[Path]) -> list[Path | None]:
+    """Files in their places: where names are numbered in even steps, a number left out leaves its place empty."""
+    numbers = [number_of(path) for path in paths]
+    step = usual_step(numbers)
+    places: list[Path | None] = list(paths[:1])
+    for (before, number), path in zip(pairwise(numbers), paths[1:], strict=True):
+        places += [None] * missing_between(before, number, step)
+        places.append(path)
+    return places
+
+
+def number_of(path: Path) -> int | None:
+    """Last number in a file's name; None without one."""
+    found = re.findall(r"\d+", path.stem)
+    return int(found[-1]) if found else None
+
+
+def usual_step(numbers: Sequence[int | None]) -> int | None:
+    """By how much names count on; None where they do not count evenly."""
+    steps = [b - a for a, b in pairwise(numbers) if a is not None and b is not None]
+    if len(steps) != len(numbers) - 1 or not steps:
+        return None
+    step, times = Counter(steps).most_common(1)[0]
+    return step if step > 0 and times >= _REGULAR * len(steps) else None
+
+
+def missing_between(before: int | None, after: int | None, step: int | None) -> int:
+    """Places between two files that follow each other."""
+    if before is None or after is None or step is None or (after - before) % step or after <= before:
+        return 0
+    return (after - before) // step - 1
+
+
+def listed_paths(lines: Iterable[str]) -> list[Path]:
+    """Paths, one a line; empty lines are left out."""
+    return [Path(line.rstrip("\n")) for line in lines if line.strip()]
+
+
+def folder_images(folder: Path) -> Iterator[Path]:
+    """Section images of a folder, in no order."""
+    return (item for item in folder.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES and item.name[0] != ".")
+
+
+def in_order(paths: Iterable[Path]) -> list[Path]:
+    """Natural order: s2 before s10."""
+    return sorted(paths, key=natural_order)
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse what is no section image by its name.
+
+    Raises:
+        SourceError: another extension.
+    """
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise SourceError(f"{path}: found extension {path.suffix!r}, expected a section image .tif, .tiff or .png")
+
+
+def checked_range(sections: tuple[int, int | None] | None, depth: int, name: str) -> tuple[int, int]:
+    """A range of sections that are there.
+
+    Raises:
+        SourceError: they are not.
+    """
+    first, last = sections or (0, None)
+    last = depth if last is None else last
+    if not 0 <= first < last <= depth:
+        raise SourceError(f"--sections: found {first}:{last}, expected a range within 0:{depth} of {name}")
+    return first, last
+
+
+def moved(offset: Nanometres, sections: int, resolution: Nanometres) -> Nanometres:
+    """An offset some sections further."""
+    return offset[0] + sections * resolution[0], offset[1], offset[2]

@@ -1,0 +1,216 @@
+"""Sections that are still being made: a folder is watched, and a file is taken once it is complete.
+
+A file counts as complete when its size and time have not changed for a while and it can be decoded in full. Folders are
+looked at anew now and then instead of waiting for notices, which network disks do not give.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.core.errors import SourceError
+from distill.core.geometry import Nanometres
+from distill.inference.streaming.sections.quality import Flaw
+from distill.inference.streaming.sections.sources import (
+    Section,
+    Source,
+    folder_images,
+    in_order,
+    kind_of,
+    missing_between,
+    number_of,
+    read_file,
+    usual_step,
+)
+from distill.io.readers.images import natural_order, read_section
+
+_LOOK = 0.25  # seconds between looks, at most
+_FEW = 6  # names tell by how much they count on; fewer are taken to count by ones
+
+
+@dataclass(frozen=True)
+class Following:
+    """When a watched folder's files are taken, and when the stream ends.
+
+    Attributes:
+        settle: seconds without change after which a file may be read.
+        patience: seconds after which a stable file that cannot be decoded is corrupt, and a number that others have
+            overtaken is missing.
+        until: sections in all; None for no end.
+        idle: seconds without a new section after which the stream ends; None for no end.
+        end_marker: a file of this name in the folder says that all files are there.
+    """
+
+    settle: float = 2.0
+    patience: float = 60.0
+    until: int | None = None
+    idle: float | None = None
+    end_marker: str = "END"
+
+
+@dataclass
+class _Seen:
+    """A file that is waited for."""
+
+    stamp: tuple[int, int]  # size, time of change
+    since: float  # when it was first seen so
+    refused: str | None = None  # why the decoder did not take it
+
+
+class FollowSource(Source):
+    """Sections of a folder that grows."""
+
+    total: int | None = None
+
+    def __init__(
+        self,
+        folder: Path,
+        following: Following,
+        resolution: Nanometres | None,
+        *,
+        known: Sequence[str | None] = (),
+        note: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """Wait for the first section.
+
+        Args:
+            folder: to be watched.
+            following: see `Following`.
+            resolution: nm, z y x; by default what the first file says.
+            known: files of the places that are done, None for a place without a file.
+            note: called with lines that the user should see.
+            clock: seconds.
+            sleep: waits some seconds.
+
+        Raises:
+            SourceError: the folder is not there, or the stream ends before its first section.
+        """
+        super().__init__()
+        if not folder.is_dir():
+            raise SourceError(f"{folder}: found no such folder, expected one to follow")
+        self.name, self._folder, self._following = str(folder), folder, following
+        self._note, self._clock, self._sleep = note, clock, sleep
+        self._places: list[Path | None] = [None if name is None else Path(name) for name in known]
+        self._seen: dict[Path, _Seen] = {}
+        self._late: set[Path] = set()
+        self._corrupt: set[Path] = set()
+        self._last_news = clock()
+        readable = self._readable()
+        while not readable:
+            if not self._reach(len(self._places)):
+                raise SourceError(f"{self.name}: found no section before the stream ended, expected at least one")
+            readable = self._readable()
+        self.kind = kind_of(self.name, readable, resolution)
+
+    def read(self, z: int) -> Section | None:
+        until = self._following.until
+        if (until is not None and z >= until) or not self._reach(z):
+            return None
+        path = self._places[z]
+        if path is None:
+            return Section(z, f"{self._folder} place {z}", None, Flaw("missing", "its number did not come"))
+        return read_file(z, path, self.kind)
+
+    def _readable(self) -> list[Path]:
+        return [path for path in self._places if path is not None and path not in self._corrupt]
+
+    def _reach(self, z: int) -> bool:
+        """Wait until place z is filled; False where the stream ends before."""
+        while z >= len(self._places):
+            if self._take_next():
+                continue
+            if self.stopped() or self._ended():
+                return False
+            self._sleep(min(_LOOK, max(self._following.settle / 4, 0.01)))
+        return True
+
+    def _ended(self) -> bool:
+        """Whether nothing more will come; asked only after a look that found nothing to take."""
+        if self._waiting():
+            return False
+        idle = self._following.idle
+        if idle is not None and self._clock() - self._last_news > idle:
+            return True
+        return (self._folder / self._following.end_marker).exists()
+
+    def _waiting(self) -> list[Path]:
+        """Files that are yet to come, in order; those that sort before what was taken are told of, once."""
+        last = next((path for path in reversed(self._places) if path is not None), None)
+        taken = {path for path in self._places if path is not None}
+        found = in_order(path for path in folder_images(self._folder) if path not in taken)
+        if last is None:
+            return found
+        for path in found:
+            if natural_order(path) < natural_order(last) and path not in self._late:
+                self._late.add(path)
+                self._note(f"warning: {path} came after {last.name} was taken; it is left out")
+        return [path for path in found if path not in self._late]
+
+    def _take_next(self) -> bool:
+        """Take the next file if it is complete; give up what has been waited for too long."""
+        waiting = self._waiting()
+        marked = (self._folder / self._following.end_marker).exists()
+        for path in waiting:
+            self._look_at(path)
+        waiting = [path for path in waiting if path in self._seen]
+        if not waiting:
+            return False
+        path = waiting[0]
+        seen, now = self._seen[path], self._clock()
+        age = now - seen.since
+        if age < self._following.settle:
+            return False
+        if seen.refused is None and not self._decodes(path, seen):
+            return False
+        patient = age < self._following.patience and not (marked and age >= 2 * self._following.settle)
+        if seen.refused is not None and patient:
+            self._decodes(path, seen)
+            if seen.refused is not None:
+                return False
+        gap = self._gap(path, waiting)
+        if gap and patient:
+            return False
+        self._places += [None] * gap
+        self._places.append(path)
+        if seen.refused is not None:
+            self._corrupt.add(path)
+        del self._seen[path]
+        self._last_news = now
+        return True
+
+    def _look_at(self, path: Path) -> None:
+        """Note a file's size and time; it starts anew whenever they change."""
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # renamed meanwhile
+            self._seen.pop(path, None)
+            return
+        stamp = status.st_size, status.st_mtime_ns
+        if path not in self._seen or self._seen[path].stamp != stamp:
+            self._seen[path] = _Seen(stamp, self._clock())
+            self._last_news = self._clock()
+
+    def _decodes(self, path: Path, seen: _Seen) -> bool:
+        """Whether a settled file can be read in full; one that cannot is waited for."""
+        try:
+            read_section(path)
+        except SourceError as error:
+            seen.refused = str(error)
+            return False
+        seen.refused = None
+        return True
+
+    def _gap(self, path: Path, waiting: Sequence[Path]) -> int:
+        """Numbers between the last section taken and this file."""
+        last = next((one for one in reversed(self._places) if one is not None), None)
+        if last is None:
+            return 0
+        before, after = number_of(last), number_of(path)
+        numbers = [number_of(one) for one in (*(p for p in self._places if p is not None), *waiting)]
+        few = len(numbers) < _FEW and before is not None and after is not None and after - before < _FEW
+        return missing_between(before, after, 1 if few else usual_step(numbers))

@@ -1,0 +1,190 @@
+"""Slabs of consecutive sections on their way to one volume, one at a time and each on its own.
+
+What a slab tells (its supervoxels, which of them its blocks share, contacts, and the blocks' ids in the sections that
+it may share with its neighbours) is written to a file of its own. Nothing of a slab stays in memory, and a slab says
+the same whoever computed the one before it; the neighbours' shared sections are compared when the stream is finished.
+
+Legend: D H W = z y x of a slab; a run is a row of good sections inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.config import DecoderConfig
+from distill.core.atomic import replacing
+from distill.core.geometry import Triple
+from distill.core.labels import distinct_ids, sum_pairs
+from distill.inference.in_memory import Piece, Runtime, Slab, decode_slab, decoder_overlap, decoder_tiles, lay_blocks
+from distill.io.readers.array import readable
+from distill.io.writers.store import writing
+from distill.models.load import TrainedStudent
+from distill.segmentation.agglomeration import RegionGraph, region_graph
+from distill.segmentation.stitching import Shares, Stitcher, shared_voxels
+from students.streaming.runner import SectionOutput
+
+
+@dataclass(frozen=True)
+class Run:
+    """Good sections that follow each other, at the places `at`; `shared` if the slab before owns the first."""
+
+    at: list[int]
+    sections: list[SectionOutput]
+    shared: bool
+
+
+@dataclass(frozen=True)
+class SlabTable:
+    """What is remembered of a slab.
+
+    Attributes:
+        ids: (S,) its supervoxels, ascending.
+        seen: (S,) bool, whether one owns a voxel of the volume.
+        shares: shared voxels of its blocks.
+        contacts: mean affinity along its contacts, each counted in one slab.
+        first: section of the first plane, -1 without one.
+        last: section of the last plane.
+        first_plane: ids (h, w) of its blocks in that section, in the order of the tiles.
+        last_plane: likewise.
+    """
+
+    ids: NDArray[np.uint64]
+    seen: NDArray[np.bool_]
+    shares: Shares
+    contacts: RegionGraph
+    first: int
+    last: int
+    first_plane: list[NDArray[np.uint64]]
+    last_plane: list[NDArray[np.uint64]]
+
+
+@dataclass(frozen=True)
+class SlabResult:
+    """A slab decoded: ids (H, W) of the sections that it owns, and its table."""
+
+    number: int
+    sections: list[tuple[int, NDArray[np.uint64]]]
+    table: SlabTable
+
+
+def solve_slab(
+    model: TrainedStudent, runtime: Runtime, number: int, depth: int, runs: Sequence[Run]
+) -> SlabResult | None:
+    """Decode the runs of a slab.
+
+    Args:
+        model: with a decoder.
+        runtime: where and how.
+        number: of the slab.
+        depth: sections that slabs move on by.
+        runs: in order.
+
+    Returns:
+        Its owned sections and table; None where it owns no section. Ids ascend with the slabs.
+    """
+    tables: list[SlabTable] = []
+    sections: list[tuple[int, NDArray[np.uint64]]] = []
+    for k, run in enumerate(runs):
+        if run.shared and len(run.at) == 1:
+            continue
+        height, width = run.sections[0].affinity.shape[1:]
+        blocks = len(decoder_tiles((1, height, width), model.decoding))
+        slab = Slab(0, run.sections)
+        pieces = decode_slab(model, slab, runtime)
+        ids, table = number_run(pieces, slab.affinity(), model.decoding, (number * (depth + 2) + k) * blocks, run)
+        skip = int(run.shared)
+        sections += zip(run.at[skip:], ids[skip:], strict=True)
+        tables.append(table)
+    return SlabResult(number, sections, _joined(tables)) if tables else None
+
+
+def number_run(
+    pieces: Sequence[Piece], affinity: NDArray[np.float32], config: DecoderConfig, first_block: int, run: Run
+) -> tuple[NDArray[np.uint64], SlabTable]:
+    """Ids (D, H, W) of a run's blocks, unique in the whole volume, and what there is to remember of them."""
+    shape: Triple = affinity.shape[1], affinity.shape[2], affinity.shape[3]
+    stitcher = Stitcher(decoder_overlap(shape, config))
+    parts = lay_blocks(stitcher, pieces, range(first_block, first_block + len(pieces)), shape)
+    counted = np.ones(affinity.shape, dtype=bool)
+    if run.shared:
+        counted[1:, 0] = False  # in-plane contacts of the shared section are the earlier slab's
+    contacts = region_graph(parts.ids, affinity, counted)
+    names = np.concatenate([distinct_ids(block) for block in parts.blocks])
+    seen = np.isin(names, distinct_ids(parts.ids[int(run.shared) :]))
+    planes = [[block[z].copy() for block in parts.blocks] for z in (0, -1)]
+    return parts.ids, SlabTable(names, seen, stitcher.shares(), contacts, run.at[0], run.at[-1], planes[0], planes[1])
+
+
+def seam(before: SlabTable, after: SlabTable) -> Shares:
+    """Shared voxels of two slabs in the section that both decoded; none where they share none."""
+    if before.last != after.first:
+        return Shares.joined([])
+    return Shares.joined(shared_voxels(a, b) for a, b in zip(before.last_plane, after.first_plane, strict=True))
+
+
+def _joined(tables: Sequence[SlabTable]) -> SlabTable:
+    """Tables of the runs of one slab, in order."""
+    if len(tables) == 1:
+        return tables[0]
+    pairs = sum_pairs(
+        *(np.concatenate([getattr(t.contacts, name) for t in tables]) for name in ("u", "v")),
+        count=np.concatenate([t.contacts.count for t in tables]),
+        values=np.concatenate([t.contacts.total for t in tables]),
+    )
+    return SlabTable(
+        np.concatenate([t.ids for t in tables]),
+        np.concatenate([t.seen for t in tables]),
+        Shares.joined([t.shares for t in tables]),
+        RegionGraph(pairs.u, pairs.v, pairs.total, pairs.count),
+        tables[0].first,
+        tables[-1].last,
+        tables[0].first_plane,
+        tables[-1].last_plane,
+    )
+
+
+def write_table(path: Path, table: SlabTable) -> None:
+    """Write a table, whole or not at all, and wait until it is on disk."""
+    arrays: dict[str, Any] = {
+        "ids": table.ids,
+        "seen": table.seen,
+        "share_a": table.shares.a,
+        "share_b": table.shares.b,
+        "share": table.shares.share,
+        "contact_u": table.contacts.u,
+        "contact_v": table.contacts.v,
+        "contact_total": table.contacts.total,
+        "contact_count": table.contacts.count,
+        "planes": np.array([table.first, table.last], np.int64),
+    }
+    for name, planes in (("first", table.first_plane), ("last", table.last_plane)):
+        arrays |= {f"{name}_{k:06d}": plane for k, plane in enumerate(planes)}
+    with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def read_table(path: Path) -> SlabTable:
+    """Read what `write_table` wrote.
+
+    Raises:
+        SourceError: the file is missing or broken.
+    """
+    with readable(path), np.load(path, allow_pickle=False) as file:
+        first, last = (int(n) for n in file["planes"])
+        planes = [[file[key] for key in sorted(file.files) if key.startswith(f"{n}_")] for n in ("first", "last")]
+        return SlabTable(
+            file["ids"],
+            file["seen"],
+            Shares(file["share_a"], file["share_b"], file["share"]),
+            RegionGraph(file["contact_u"], file["contact_v"], file["contact_total"], file["contact_count"]),
+            first,
+            last,
+            planes[0],
+            planes[1],
+        )

@@ -1,0 +1,149 @@
+"""An array as a file holds it, and what its readers share: errors, attributes, units.
+
+Axes are z, y, x (c, z, y, x with channels); resolution and offset are in nm.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.errors import DistillError, SourceError
+
+Index = tuple[slice, ...]
+Cut = Callable[[Index], NDArray[Any]]
+Opener = Callable[[], AbstractContextManager[Cut]]
+Attributes = Mapping[str, Any]
+
+_NM_PER_UNIT = {"nm": 1.0, "nanometer": 1.0, "nanometre": 1.0, "mm": 1e6, "millimeter": 1e6, "angstrom": 0.1}
+_NM_PER_UNIT |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "micrometer", "micrometre"), 1e3)
+_DETAILS = re.compile(r" \[(?:tensorstore_spec|http_response|curl_code|HTTP code)")
+# What the libraries of the readers were seen to raise on truncated and altered files.
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, SyntaxError, AttributeError),
+    *(ArithmeticError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError),
+)
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array as a file holds it: of any rank, and placed only if the file says where.
+
+    Attributes:
+        source: `path[:dataset]`, the name used in messages.
+        dataset: path inside the file; None for files that hold one array.
+        kind: 'hdf5', 'tiff', 'images', 'npy', 'npz', 'zarr2', 'zarr3', 'n5' or 'precomputed'.
+        shape: extent per axis in voxels.
+        dtype: type in native byte order.
+        resolution: nm per axis as the file gives it, unchecked; None where it gives none.
+        offset: nm per axis; None where the file gives none.
+        attributes: the file's attributes as plain Python values.
+        opener: opens the file; the function it gives cuts a part out.
+        chunks: extent of what is read in one go; None where any part is as cheap.
+        compression: codec; None where not compressed.
+        inverted: whether the file says that 0 is white (TIFF's photometric interpretation).
+    """
+
+    source: str
+    dataset: str | None
+    kind: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    resolution: tuple[float, ...] | None
+    offset: tuple[float, ...] | None
+    attributes: Attributes
+    opener: Opener = field(repr=False)
+    chunks: tuple[int, ...] | None = None
+    compression: str | None = None
+    inverted: bool = False
+
+
+@contextmanager
+def readable(name: object) -> Iterator[None]:
+    """Turn whatever a library raises on a bad file into one `SourceError` that names the file and the reason."""
+    try:
+        yield
+    except DistillError:
+        raise
+    except FileNotFoundError as error:
+        raise SourceError(f"{name}: no such file") from error
+    except _UNREADABLE as error:
+        raise SourceError(f"{name}: cannot be read: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    lines = _DETAILS.split(str(error), maxsplit=1)[0].strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def missing_dataset(path: object, wanted: str, names: Sequence[str]) -> SourceError:
+    """The error for a dataset that is not there; names those that are, the most similar first."""
+    nearest = sorted(names, key=lambda name: -difflib.SequenceMatcher(None, wanted, name).ratio())
+    return SourceError(f"{path}: found no dataset {wanted!r}, expected one of: {listed(nearest)}")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, the first twelve of them."""
+    shown = ", ".join(names[:12]) or "(it holds none)"
+    return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
+
+
+def no_dataset(path: object, dataset: str | None) -> None:
+    """Refuse a dataset after the colon where a file holds one array.
+
+    Raises:
+        SourceError: there is one.
+    """
+    if dataset is not None:
+        raise SourceError(f"{path}: found dataset {dataset!r}, expected none: this file holds a single array")
+
+
+def plain(value: Any) -> Any:
+    """A value as plain Python: NumPy arrays and tuples as lists, bytes as text."""
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def numbers(value: Any) -> tuple[float, ...] | None:
+    """Floats of an attribute; one NaN, which no check lets pass, where it holds anything else."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(number) for number in value)
+    except (TypeError, ValueError):
+        return (math.nan,)
+
+
+def nm_per_unit(name: Any) -> float | None:
+    """Nanometres in a unit of length, by its name; None where unknown."""
+    return _NM_PER_UNIT.get(name.strip().lower().removesuffix("s")) if isinstance(name, str) else None
+
+
+def placement(attributes: Attributes) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Resolution and offset in nm from `resolution` or `voxel_size`, `offset` and `units` (nm where absent)."""
+    units = attributes.get("units", "nm")
+    scales = [nm_per_unit(name) for name in (units[-3:] if isinstance(units, list) else [units])]
+    scale = scales[0] if scales and scales.count(scales[0]) == len(scales) else None
+    if scale is None:
+        return None, None
+    found = (numbers(attributes.get("resolution", attributes.get("voxel_size"))), numbers(attributes.get("offset")))
+    resolution, offset = (numbers and tuple(number * scale for number in numbers) for numbers in found)
+    return resolution, offset

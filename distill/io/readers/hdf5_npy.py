@@ -1,0 +1,130 @@
+"""HDF5 and NumPy files."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.io.readers.array import Cut, StoredArray, missing_dataset, no_dataset, placement, plain, readable
+
+
+@contextmanager
+def _open_hdf5(path: Path, dataset: str) -> Iterator[Cut]:
+    import h5py
+
+    with readable(path), h5py.File(path, "r") as file:
+        stored = file[dataset]
+        yield lambda index: np.asarray(stored[index])
+
+
+def hdf5_ranks(path: Path) -> dict[str, int]:
+    """Rank of every dataset of an HDF5 file, by path."""
+    import h5py
+
+    ranks: dict[str, int] = {}
+
+    def visit(name: str | bytes, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            ranks[plain(name)] = len(item.shape or ())
+
+    with readable(path), h5py.File(path, "r") as file:
+        file.visititems(visit)
+    return ranks
+
+
+def load_hdf5(path: Path, dataset: str | None) -> StoredArray:
+    """The header of an HDF5 dataset."""
+    import h5py
+
+    name = dataset or ""
+    with readable(path), h5py.File(path, "r") as file:
+        item = file.get(name) if name else None
+        if not isinstance(item, h5py.Dataset):
+            raise missing_dataset(path, name, list(hdf5_ranks(path)))
+        attributes = {key: plain(value) for key, value in item.attrs.items()}
+        return StoredArray(
+            f"{path}:{name}",
+            name,
+            "hdf5",
+            tuple(item.shape or ()),
+            item.dtype.newbyteorder("="),
+            *placement(attributes),
+            attributes,
+            partial(_open_hdf5, path, name),
+            item.chunks,
+            item.compression,
+        )
+
+
+@contextmanager
+def _open_npy(path: Path) -> Iterator[Cut]:
+    with readable(path):
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        yield lambda index: np.array(mapped[index])
+
+
+def load_npy(path: Path, dataset: str | None) -> StoredArray:
+    """The header of an NPY file."""
+    no_dataset(path, dataset)
+    with readable(path):
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        shape, dtype = tuple(mapped.shape), mapped.dtype.newbyteorder("=")
+    return StoredArray(str(path), None, "npy", shape, dtype, None, None, {}, partial(_open_npy, path))
+
+
+@contextmanager
+def _open_npz(path: Path, dataset: str) -> Iterator[Cut]:
+    with readable(path), np.load(path, allow_pickle=False) as file:
+        array = file[dataset]
+        yield lambda index: np.array(array[index])
+
+
+def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any], bool]]:
+    """Shape, type and whether compressed, by key, from the headers alone."""
+    headers = {}
+    with readable(path), zipfile.ZipFile(path) as archive:
+        for item in archive.infolist():
+            with archive.open(item) as member:
+                major, _ = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
+            headers[item.filename.removesuffix(".npy")] = shape, dtype, item.compress_type != zipfile.ZIP_STORED
+    return headers
+
+
+def npz_ranks(path: Path) -> dict[str, int]:
+    """Rank of every array of an NPZ file, by key, without those that place it."""
+    headers = _npz_headers(path)
+    return {
+        name: len(shape) for name, (shape, _, _) in headers.items() if name not in ("resolution", "offset", "units")
+    }
+
+
+def load_npz(path: Path, dataset: str | None) -> StoredArray:
+    """The header of an array of an NPZ file."""
+    headers = _npz_headers(path)
+    name = dataset or ""
+    if name not in headers:
+        raise missing_dataset(path, name, list(headers))
+    shape, dtype, compressed = headers[name]
+    with readable(path), np.load(path, allow_pickle=False) as file:
+        keys = ("resolution", "voxel_size", "offset", "units")
+        attributes = {key: plain(file[key]) for key in keys if key in headers and key != name}
+    return StoredArray(
+        f"{path}:{name}",
+        name,
+        "npz",
+        shape,
+        dtype.newbyteorder("="),
+        *placement(attributes),
+        attributes,
+        partial(_open_npz, path, name),
+        shape,
+        "deflate" if compressed else None,
+    )

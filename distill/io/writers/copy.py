@@ -1,0 +1,142 @@
+"""`distill copy`: a volume into another format, on this machine or in a bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from distill.core.errors import SourceError
+from distill.core.geometry import Nanometres
+from distill.io.volume import (
+    LABELS_DATASET,
+    RAW_DATASET,
+    Volume,
+    every_section,
+    open_labels,
+    open_volume,
+    some_sections,
+)
+from distill.io.writers.blocks import coarsen, copy_volume, count_blocks, open_levels
+from distill.io.writers.hdf5_tiff import write_hdf5, write_tiff
+from distill.io.writers.levels import plan_levels
+from distill.io.writers.metadata import Format, Written, layout, voxel_offset
+from distill.io.writers.target import Target, check_file, check_target, check_writable, parse_target, placing
+
+_ID_BYTES = 4  # integers as wide as this are taken for ids
+
+
+@dataclass(frozen=True)
+class Copying:
+    """How to copy.
+
+    Attributes:
+        form: one of `distill.io.writers.target.FORMATS`; None = by the target's name.
+        levels: of the pyramid, the finest included; None for as many as make sense.
+        labels: whether the numbers are ids; None = integers of 32 and 64 bits are.
+        sections: first and one past the last; None = all.
+        resolution: nm, wins over what the source says.
+        offset: nm of the source's first voxel, wins over what the source says.
+        overwrite: replace a target that exists.
+        every: take only every so many-th section, which makes them as much thicker.
+    """
+
+    form: str | None = None
+    levels: int | None = 1
+    labels: bool | None = None
+    sections: tuple[int, int | None] | None = None
+    resolution: Nanometres | None = None
+    offset: Nanometres | None = None
+    overwrite: bool = False
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What was written.
+
+    Attributes:
+        name: of the target, as a source.
+        form: of the target.
+        volume: what was copied.
+        labels: whether as ids.
+        levels: extents z, y, x of the pyramid's levels.
+    """
+
+    name: str
+    form: str
+    volume: Volume
+    labels: bool
+    levels: tuple[tuple[int, int, int], ...]
+
+
+def copy(source: str, target: str, how: Copying, on_part: Callable[[int, int], None]) -> Copied:
+    """Copy a volume.
+
+    Args:
+        source: see `open_volume`.
+        target: path or address; `path:dataset` in Zarr, N5 and HDF5.
+        how: see `Copying`.
+        on_part: called with parts done and their number.
+
+    Raises:
+        DistillError: the source cannot be read, the target exists or cannot be written or cannot hold the numbers; what
+            was at the target is untouched.
+    """
+    to = parse_target(target, how.form)
+    volume, labels = _open(source, how)
+    if to.form in ("hdf5", "tiff"):
+        return _copy_file(volume, to, labels, how, on_part)
+    place = (
+        voxel_offset(str(to), volume.resolution, volume.offset) if to.form == "precomputed" else None
+    )  # the grids of precomputed have a common border
+    levels = tuple(plan_levels(volume.size, volume.resolution, volume.offset, how.levels, place))
+    written = Written(str(to), volume.channels, volume.dtype, labels, levels)
+    plan = layout(cast(Format, to.form), written)
+    check_target(to, how.overwrite)
+    with placing(to, plan.documents) as folder:
+        opened = open_levels(folder, plan, written)
+        total, done = count_blocks(opened, written), 0
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            on_part(done, total)
+
+        copy_volume(volume, opened[0], written, step)
+        coarsen(opened, written, step)
+    return Copied(str(to), to.form, volume, labels, tuple(level.size for level in levels))
+
+
+def _open(source: str, how: Copying) -> tuple[Volume, bool]:
+    """The volume, its sections chosen, and whether it holds ids."""
+    volume = open_volume(source, resolution=how.resolution, offset=how.offset)
+    labels = how.labels
+    if labels is None:
+        labels = volume.dtype.kind in "iu" and volume.dtype.itemsize >= _ID_BYTES and volume.channels is None
+    if labels:
+        volume = replace(open_labels(source, resolution=how.resolution), offset=volume.offset)
+    if how.sections is not None:
+        first, last = how.sections
+        volume = some_sections(volume, first, volume.size[0] if last is None else last)
+    return every_section(volume, how.every), labels
+
+
+def _copy_file(volume: Volume, to: Target, labels: bool, how: Copying, on_part: Callable[[int, int], None]) -> Copied:
+    if how.levels is not None and how.levels > 1:
+        raise SourceError(f"{to}: found --levels {how.levels}, expected 1: {to.form} holds no pyramid")
+    assert isinstance(to.place, Path)
+    name = str(to)
+    if to.form == "hdf5":
+        dataset = to.dataset or (LABELS_DATASET if labels else RAW_DATASET)
+        check_writable(to.place)
+        write_hdf5(to.place, dataset, volume, labels, how.overwrite, on_part)
+        name = f"{to.place}:{dataset}"
+    else:
+        check_file(to.place, how.overwrite)
+        write_tiff(to.place, volume, labels, on_part)
+        volume = replace(volume, dtype=np.dtype(np.uint16)) if labels else volume
+    return Copied(name, to.form, volume, labels, (volume.size,))

@@ -1,0 +1,69 @@
+"""Where a result lies in its source, and whether it may be written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.core.errors import SourceError
+from distill.core.geometry import Nanometres, Triple
+from distill.io.volume import Volume
+from distill.io.writers.target import check_writable
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Place of a result: the sections of a source that were worked on."""
+
+    shape: Triple
+    resolution: Nanometres
+    offset: Nanometres  # nm
+    first: int  # section of the source
+
+
+def frame_of(source: Volume, sections: tuple[int, int | None] | None) -> Frame:
+    """Frame of some sections of a volume, all by default.
+
+    Raises:
+        SourceError: the volume has channels, or the sections are not there.
+    """
+    if source.channels is not None:
+        raise SourceError(f"{source.source}: found {source.channels} channels, expected one grey-value volume z, y, x")
+    depth, height, width = source.size
+    first, last = sections or (0, None)
+    last = depth if last is None else last
+    if not 0 <= first < last <= depth:
+        raise SourceError(f"--sections: found {first}:{last}, expected a range within 0:{depth} of {source.source}")
+    z, y, x = source.offset
+    return Frame((last - first, height, width), source.resolution, (z + first * source.resolution[0], y, x), first)
+
+
+def check_free(out: Path, source: str, overwrite: bool) -> None:
+    """Make sure, before long work begins, that `out` can be made.
+
+    Raises:
+        SourceError: it exists and may not be overwritten, is something else than a Zarr store, holds the source that
+            is to be read, or lies where nothing can be written.
+    """
+    check_place(out)
+    if not os.path.lexists(out):
+        return
+    if not overwrite:
+        raise SourceError(f"{out}: exists already; expected a new path, or --overwrite")
+    if not (out / "zarr.json").is_file():
+        raise SourceError(f"{out}: is not a Zarr store; it will not be overwritten")
+    read, written = os.path.realpath(source), os.path.realpath(out)
+    if read == written or read.startswith((f"{written}:", f"{written}{os.sep}")):
+        raise SourceError(f"{out}: holds the source {source}; it will not be overwritten, expected another path")
+
+
+def check_place(out: Path) -> None:
+    """Make sure that something can be written at `out`.
+
+    Raises:
+        SourceError: the path has no name of its own, or the nearest folder above it is a file or not writable.
+    """
+    if out.name in ("", ".."):
+        raise SourceError(f"--out: found {str(out)!r}, expected a path with a name of its own")
+    check_writable(out)

@@ -1,0 +1,118 @@
+"""`distill pyramid`: coarser levels of an array that is there, so that a viewer need not load all of it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.core.errors import SourceError
+from distill.io.readers.zarr import open_tensorstore, zarr_node
+from distill.io.source import find_array
+from distill.io.volume import RAW_DATASET, open_volume
+from distill.io.writers.blocks import coarsen, count_blocks, open_levels, reopen_level
+from distill.io.writers.levels import Level, ome_image, plan_levels
+from distill.io.writers.metadata import Written, layout
+from distill.io.writers.store import put_in_place, write_group_attributes, write_json, writing
+
+LEVELS = "levels"  # group of the levels of arrays that are not numbered themselves
+
+
+def add_levels(
+    source: str, count: int | None, labels: bool | None, overwrite: bool, on_part: Callable[[int, int], None]
+) -> list[Level]:
+    """Add coarser levels to an array of a Zarr v3 store of this machine, and name them in its group's `multiscales`.
+
+    An array `0` gets its levels beside it, as `1`, `2`, ...; any other array NAME in `levels/NAME/1` and so on.
+
+    Args:
+        source: `STORE:ARRAY`, or the folder of an OME-Zarr image.
+        count: levels, the finest included; None for as many as it takes until a section has at most 256 pixels along
+            y and x.
+        labels: whether the numbers are ids; None = integers of 32 and 64 bits are.
+        overwrite: replace levels that are there.
+        on_part: called with parts done and their number.
+
+    Returns:
+        The levels, the finest first.
+
+    Raises:
+        SourceError: not such an array, it has levels already, or they cannot be written; the array itself is never
+            touched.
+    """
+    volume = open_volume(source)
+    folder = _folder(find_array(source, RAW_DATASET).source)
+    group, name = folder.parent, folder.name
+    node = zarr_node(group)
+    if volume.kind != "zarr3" or node is None or node[0] != "group3":
+        raise SourceError(f"{source}: found {volume.kind}, expected an array in a Zarr v3 group of this machine")
+    if labels is None:
+        labels = volume.dtype.kind in "iu" and volume.dtype.itemsize >= 4 and volume.channels is None
+    levels = plan_levels(volume.size, volume.resolution, volume.offset, count)
+    written = Written(str(folder), volume.channels, volume.dtype, labels, tuple(levels))
+    plan = layout("zarr3", written)
+    places = [str(k) if name == "0" else f"{LEVELS}/{name}/{k}" for k in range(1, len(levels))]
+    images = list(node[1].get("ome", {}).get("multiscales") or [])
+    known = [one["path"] for image in images if image["datasets"][0]["path"] == name for one in image["datasets"][1:]]
+    _check(group, known, places, overwrite)
+    work = group / f".{name}.{secrets.token_hex(4)}.partial"
+    try:
+        opened = [reopen_level(open_tensorstore(folder, "zarr3")), *open_levels(work, plan, written, 1)]
+        total, done = count_blocks(opened[1:], written), 0
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            on_part(done, total)
+
+        coarsen(opened, written, step)
+        with writing(folder):
+            for k in range(1, len(levels)):
+                write_json(work / str(k) / "zarr.json", plan.documents[f"{k}/zarr.json"])
+            channels = volume.channels is not None
+            _name_levels(group, images, ome_image(name, [name], levels[:1], channels))
+            for path in known:
+                shutil.rmtree(group / path, ignore_errors=True)
+            for k, place in enumerate(places, 1):
+                _make_groups(group, group / place)
+                put_in_place(work / str(k), group / place)
+            _name_levels(group, images, ome_image(name, [name, *places], levels, channels))
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return levels
+
+
+def _folder(source: str) -> Path:
+    """Folder of a local Zarr array by the name under which it opens."""
+    store, _, dataset = source.rpartition(":")
+    return Path(store, dataset) if store and os.path.isdir(store) else Path(source)
+
+
+def _check(group: Path, known: Sequence[str], places: Sequence[str], overwrite: bool) -> None:
+    if known and not overwrite:
+        raise SourceError(f"{group}: has levels already, {', '.join(known)}; expected none, or --overwrite")
+    for place in places:
+        ours = place in known or place.startswith(f"{LEVELS}/")
+        if (group / place).exists() and not ours:
+            raise SourceError(f"{group / place}: exists already and is no level; expected nothing there")
+
+
+def _name_levels(group: Path, images: Sequence[dict[str, Any]], image: dict[str, Any]) -> None:
+    """Write the group's `multiscales` with one image put in, or put in the place of the one of the same array."""
+    first = image["datasets"][0]["path"]
+    kept = list(images)
+    at = next((k for k, one in enumerate(kept) if one["datasets"][0]["path"] == first), len(kept))
+    kept[at : at + 1] = [image | {"name": kept[at].get("name", first) if at < len(kept) else first}]
+    node = zarr_node(group)
+    others = node[1].get("ome", {}) if node else {}
+    write_group_attributes(group, {"ome": {**others, "version": "0.5", "multiscales": kept}})
+
+
+def _make_groups(group: Path, place: Path) -> None:
+    for above in reversed([above for above in place.parents if group in above.parents]):
+        above.mkdir(exist_ok=True)
+        if not (above / "zarr.json").exists():
+            write_json(above / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})

@@ -1,0 +1,434 @@
+"""Writing volumes so that nothing that exists is ever harmed.
+
+CREMI files are written beside their target and then moved over it; Zarr arrays (version 3) are filled chunk by chunk.
+Axes are z, y, x (c, z, y, x with channels); resolution and offset are in nm.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.atomic import flush, replacing
+from distill.core.errors import DistillError, ShapeError, SourceError
+from distill.core.geometry import Box, Nanometres
+from distill.io.readers.array import missing_dataset, plain, reason
+from distill.io.readers.zarr import create_tensorstore, open_tensorstore, zarr_node, zarr_ranks
+from distill.io.volume import (
+    LABELS_DATASET,
+    RAW_DATASET,
+    Volume,
+    checked_offset,
+    checked_resolution,
+    open_volume,
+    volume_from_array,
+)
+
+AXES = ("c", "z", "y", "x")
+_PLACE_KEYS = ("resolution", "offset", "units", "axis_names")
+
+
+@dataclass(frozen=True)
+class ZarrArray:
+    """A Zarr array open for writing.
+
+    A chunk is replaced as a whole and at once on disk. Writers in different processes must not share chunks.
+
+    Attributes:
+        path: the store.
+        dataset: path of the array inside it.
+        shape: (z, y, x) or (c, z, y, x) in voxels.
+        dtype: the only type that is accepted.
+        chunks: extent of one chunk, same axes.
+    """
+
+    path: Path
+    dataset: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...]
+    _store: Any = field(repr=False, compare=False)
+
+    def write(self, box: Box, array: NDArray[Any]) -> None:
+        """Write one part and wait until it is on disk.
+
+        Args:
+            box: voxels to write.
+            array: (z, y, x) or (c, z, y, x) as large as the box, of type `dtype`.
+
+        Raises:
+            ShapeError: the box leaves the array, or shape or type differ.
+            SourceError: the disk refuses.
+        """
+        whole = Box.of_shape(self.shape[-3:])
+        if not whole.contains(box):
+            raise ShapeError(
+                f"{self}: found box {box.start} to {box.stop}, expected one within (0, 0, 0) to {whole.stop}"
+            )
+        expected = (*self.shape[:-3], *box.shape)
+        if array.shape != expected or array.dtype != self.dtype:
+            raise ShapeError(f"{self}: found {array.shape} {array.dtype}, expected {expected} {self.dtype}")
+        with writing(f"{self}"):
+            self._store[(..., *box.slices)].write(array).result()
+
+    def write_section(self, z: int, array: NDArray[Any]) -> None:
+        """Write section `z`, an array (y, x) or (c, y, x); raises as `write`."""
+        _, height, width = self.shape[-3:]
+        self.write(Box((z, 0, 0), (z + 1, height, width)), np.expand_dims(array, -3))
+
+    def volume(self) -> Volume:
+        """What has been written so far, for reading."""
+        return open_volume(f"{self.path}:{self.dataset}")
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.dataset}"
+
+
+def write_cremi(
+    path: str | Path,
+    *,
+    raw: Volume | NDArray[Any] | None = None,
+    labels: Volume | NDArray[Any] | None = None,
+    resolution: Nanometres,
+    offset: Nanometres = (0.0, 0.0, 0.0),
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a CREMI file, section by section, all of it or nothing.
+
+    Args:
+        path: target; parent folders are made, an existing file is replaced once the new one is complete.
+        raw: image (z, y, x) uint8, written to `/volumes/raw`.
+        labels: ids (z, y, x) of any integer type without negatives, written as uint64 to `/volumes/labels/neuron_ids`.
+        resolution: voxel size z, y, x in nm.
+        offset: position of voxel (0, 0, 0) in nm; written where it is not zero.
+        attributes: further attributes of the file itself.
+
+    Raises:
+        ShapeError: nothing to write, or an array of the wrong shape or type.
+        SourceError: a section cannot be read, or the target cannot be written; what was there is untouched.
+    """
+    target = Path(path)
+    place = checked_resolution(str(path), resolution), checked_offset(str(path), offset)
+    parts = {
+        name: volume if isinstance(volume, Volume) else volume_from_array(volume, *place, source=name)
+        for name, volume in ((RAW_DATASET, raw), (LABELS_DATASET, labels))
+        if volume is not None
+    }
+    _check_cremi(target, parts)
+    with writing(target), replacing_file(target) as temporary:
+        import h5py
+
+        with h5py.File(temporary, "w-") as file:
+            file.attrs["file_format"] = "0.2"
+            for key, value in (attributes or {}).items():
+                file.attrs[key] = value
+            for name, volume in parts.items():
+                _write_cremi_part(file, name, volume, *place)
+
+
+def create_zarr(
+    path: str | Path,
+    dataset: str,
+    *,
+    shape: Sequence[int],
+    dtype: np.typing.DTypeLike,
+    resolution: Nanometres,
+    offset: Nanometres = (0.0, 0.0, 0.0),
+    chunks: Sequence[int] | None = None,
+    shards: Sequence[int] | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> ZarrArray:
+    """Create an array, filled with zeros, in a new or an existing Zarr v3 store.
+
+    Args:
+        path: the store; it and its parent folders are made where absent.
+        dataset: path of the array inside; groups on the way are made where absent.
+        shape: (z, y, x) or (c, z, y, x) in voxels.
+        dtype: boolean, integer or floating-point type.
+        resolution: voxel size z, y, x in nm.
+        offset: position of voxel (0, 0, 0) in nm.
+        chunks: extent of one chunk, same axes; (1, 512, 512) with all channels by default. Clipped to `shape`.
+        shards: extent of the files that hold many chunks each, same axes, taken up to a multiple of the chunks; a file
+            per chunk by default.
+        attributes: further attributes of the array; must be plain JSON.
+        overwrite: replace an array of that name; without it an existing one is refused.
+
+    Raises:
+        ShapeError: shape, chunks or type cannot be stored.
+        SourceError: the target exists, is no Zarr v3 store, or cannot be written; what was there is untouched.
+    """
+    store = Path(path)
+    name = f"{store}:{dataset}"
+    metadata = array_metadata(name, tuple(shape), np.dtype(dtype), chunks, shards)
+    own = {key: plain(value) for key, value in (attributes or {}).items()}
+    if reserved := own.keys() & set(_PLACE_KEYS):
+        raise DistillError(f"{name}: found attribute {min(reserved)!r}, expected it as an argument of its own")
+    place = checked_resolution(name, resolution), checked_offset(name, offset)
+    axes = list(AXES[-len(shape) :])
+    metadata["attributes"] = dict(zip(_PLACE_KEYS, (*map(list, place), "nm", axes), strict=True)) | own
+    metadata["dimension_names"] = axes
+    _check_json(name, own)
+    folder = _array_folder(store, dataset)
+    _check_target(store, folder, name, overwrite)
+    with writing(name):
+        _make_groups(store, folder)
+        created = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
+        try:
+            create_tensorstore(created, metadata)
+            put_in_place(created, folder)
+        finally:
+            shutil.rmtree(created, ignore_errors=True)
+    return open_zarr_for_writing(store, dataset)
+
+
+def open_zarr_for_writing(path: str | Path, dataset: str) -> ZarrArray:
+    """Open an existing Zarr v3 array, to go on writing where an earlier run stopped.
+
+    Raises:
+        SourceError: there is no such array, or it is not Zarr v3, or it cannot be opened.
+    """
+    store = Path(path)
+    folder = _array_folder(store, dataset)
+    if not store.exists():
+        raise SourceError(f"{store}: no such file")
+    node = zarr_node(folder)
+    if node is None or node[0].startswith("group"):
+        raise missing_dataset(store, dataset, list(zarr_ranks(store)))
+    if node[0] != "array3":
+        raise SourceError(f"{store}:{dataset}: found a Zarr v2 array, expected Zarr v3 for writing")
+    with writing(f"{store}:{dataset}"):
+        array = open_tensorstore(folder, "zarr3", write=True)
+    chunks = tuple(array.chunk_layout.write_chunk.shape)
+    return ZarrArray(store, dataset, tuple(array.shape), np.dtype(array.dtype.numpy_dtype), chunks, array)
+
+
+def write_group_attributes(path: str | Path, attributes: Mapping[str, Any]) -> None:
+    """Update the attributes of a Zarr v3 group at once; keys that are not named stay as they are.
+
+    Args:
+        path: folder of the group.
+        attributes: plain JSON values by key.
+
+    Raises:
+        SourceError: there is no such group, a value is not plain JSON, or the disk refuses.
+    """
+    folder = Path(path)
+    node = zarr_node(folder)
+    if node is None or node[0] != "group3":
+        raise SourceError(f"{folder}: found {node[0] if node else 'no Zarr node'}, expected a Zarr v3 group")
+    new = {key: plain(value) for key, value in attributes.items()}
+    _check_json(str(folder), new)
+    file = folder / "zarr.json"
+    with writing(folder):
+        document = json.loads(file.read_text(encoding="utf-8"))
+        write_json(file, document | {"attributes": {**node[1], **new}})
+
+
+def _check_cremi(target: Path, parts: Mapping[str, Volume]) -> None:
+    if not parts:
+        raise ShapeError(f"{target}: found neither raw nor labels, expected at least one to write")
+    sizes = {volume.size for volume in parts.values()}
+    for name, volume in parts.items():
+        found = f"{target}:{name}: found {volume.shape} {volume.dtype} from {volume.source}"
+        if volume.channels is not None:
+            raise ShapeError(f"{found}, expected 3 axes (z, y, x)")
+        if name == RAW_DATASET and volume.dtype != np.uint8:
+            raise ShapeError(f"{found}, expected uint8")
+        if name == LABELS_DATASET and volume.dtype.kind not in "iu":
+            raise ShapeError(f"{found}, expected integers")
+    if len(sizes) > 1:
+        raise ShapeError(
+            f"{target}: found raw {parts[RAW_DATASET].size} and labels {parts[LABELS_DATASET].size}, expected one size"
+        )
+
+
+def _write_cremi_part(file: Any, name: str, volume: Volume, resolution: Nanometres, offset: Nanometres) -> None:
+    depth, height, width = volume.size
+    labels = name == LABELS_DATASET
+    stored = file.create_dataset(
+        name,
+        (depth, height, width),
+        np.uint64 if labels else np.uint8,
+        chunks=(1, min(512, height), min(512, width)),
+        compression="gzip",
+        compression_opts=4,
+        shuffle=labels,
+    )
+    stored.attrs["resolution"] = resolution
+    if any(offset):
+        stored.attrs["offset"] = offset
+    for z, section in enumerate(volume.sections()):
+        if labels and section.dtype.kind == "i" and section.min() < 0:
+            raise ShapeError(f"{name}: found id {section.min()} in section {z} of {volume.source}, expected ids from 0")
+        stored[z] = section
+
+
+def array_metadata(
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    chunks: Sequence[int] | None,
+    shards: Sequence[int] | None,
+) -> dict[str, Any]:
+    """Zarr v3 metadata of an array, without its attributes; chunks and shards as for `create_zarr`.
+
+    Raises:
+        ShapeError: shape, chunks or type cannot be stored.
+    """
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise ShapeError(f"{name}: found shape {shape}, expected (z, y, x) or (c, z, y, x), each at least 1")
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise ShapeError(
+            f"{name}: found type {dtype}, expected a boolean, integer or floating-point type up to 64 bits"
+        )
+    wanted = tuple(chunks) if chunks is not None else (*shape[:-3], 1, 512, 512)
+    if len(wanted) != len(shape) or min(wanted) < 1:
+        raise ShapeError(f"{name}: found chunks {wanted}, expected {len(shape)} extents, each at least 1")
+    clipped = [min(int(a), int(b)) for a, b in zip(wanted, shape, strict=True)]
+    if math.prod(clipped) * dtype.itemsize >= 2**31:
+        raise ShapeError(f"{name}: found chunks {tuple(clipped)} of {dtype}, expected less than 2 GiB each")
+    blosc = {"cname": "zstd", "clevel": 5, "shuffle": "shuffle", "typesize": dtype.itemsize, "blocksize": 0}
+    little: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+    codecs: list[dict[str, Any]] = [little, {"name": "blosc", "configuration": blosc}]
+    file_extent = clipped
+    if shards is not None:
+        if len(shards) != len(shape) or min(shards) < 1:
+            raise ShapeError(f"{name}: found shards {tuple(shards)}, expected {len(shape)} extents, each at least 1")
+        file_extent = [-(-min(int(s), n) // c) * c for s, n, c in zip(shards, shape, clipped, strict=True)]
+        index = [little, {"name": "crc32c"}]
+        sharding = {"chunk_shape": clipped, "codecs": codecs, "index_codecs": index, "index_location": "end"}
+        codecs = [{"name": "sharding_indexed", "configuration": sharding}]
+    return {
+        "shape": [int(extent) for extent in shape],
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": file_extent}},
+        "codecs": codecs,
+        "fill_value": False if dtype.kind == "b" else 0,
+    }
+
+
+def resize_zarr(path: str | Path, dataset: str, depth: int) -> ZarrArray:
+    """Give a Zarr v3 array another number of sections; nothing is written or removed but its metadata.
+
+    Args:
+        path: the store.
+        dataset: path of the array inside it.
+        depth: sections, at least 1.
+
+    Returns:
+        The array, open for writing.
+
+    Raises:
+        SourceError: there is no such array, or the disk refuses.
+    """
+    folder = _array_folder(Path(path), dataset)
+    with writing(f"{path}:{dataset}"):
+        document = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+        document["shape"][-3] = depth
+        write_json(folder / "zarr.json", document)
+    return open_zarr_for_writing(path, dataset)
+
+
+def _check_json(name: str, attributes: Mapping[str, Any]) -> None:
+    for key, value in attributes.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise SourceError(f"{name}: attribute {key!r} cannot be written as JSON: {reason(error)}") from error
+
+
+def _array_folder(store: Path, dataset: str) -> Path:
+    parts = dataset.split("/")
+    if any(part in ("", ".", "..") or part.startswith((".", "__")) for part in parts):
+        raise SourceError(f"{store}: found dataset {dataset!r}, expected a path of plain names such as volumes/labels")
+    return store.joinpath(*parts)
+
+
+def _check_target(store: Path, folder: Path, name: str, overwrite: bool) -> None:
+    """Refuse to write into anything but a Zarr v3 store, over an array unasked, or over a group."""
+    groups = [store, *reversed([group for group in folder.parents if store in group.parents])]
+    for group in groups:
+        if not group.exists():
+            return
+        node = zarr_node(group) if group.is_dir() else None
+        if node is None and not (group.is_dir() and not any(group.iterdir())):
+            raise SourceError(f"{group}: found something that is no Zarr store, expected a Zarr v3 group or nothing")
+        if node is not None and node[0] != "group3":
+            raise SourceError(f"{group}: found a Zarr {node[0][:-1]} (version {node[0][-1]}), expected a Zarr v3 group")
+    if folder.exists():
+        node = zarr_node(folder)
+        if node is None or not node[0].startswith("array"):
+            raise SourceError(f"{name}: found a group or something that is no array, expected an array or nothing")
+        if not overwrite:
+            raise SourceError(
+                f"{name}: found an existing array, expected nothing there unless overwriting is asked for"
+            )
+
+
+def _make_groups(store: Path, folder: Path) -> None:
+    for group in [store, *reversed([group for group in folder.parents if store in group.parents])]:
+        group.mkdir(parents=True, exist_ok=True)
+        if not (group / "zarr.json").exists():
+            write_json(group / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
+
+
+def write_json(file: Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON document, whole or not at all, and wait until it is on disk."""
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def put_in_place(created: Path, folder: Path) -> None:
+    """Move a newly created array to its name; an array that was there before leaves only once its successor stands."""
+    kept = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
+    existed = folder.exists()
+    if existed:
+        os.replace(folder, kept)
+    try:
+        os.replace(created, folder)
+    except BaseException:
+        if existed:
+            os.replace(kept, folder)
+        raise
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+@contextmanager
+def replacing_file(target: Path) -> Iterator[Path]:
+    """A temporary name beside `target`, flushed to disk and moved over it at the end, removed on failure."""
+    if target.is_dir():
+        raise SourceError(f"{target}: found a folder, expected a file name to write to")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    try:
+        yield temporary
+        flush(temporary)
+        os.replace(temporary, target)
+        # The file already stands under its name; some network disks cannot flush a folder.
+        with suppress(OSError):
+            flush(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(name: str | Path) -> Iterator[None]:
+    """Turn whatever a library raises on a failed write into one `SourceError` that names the target and the reason."""
+    try:
+        yield
+    except DistillError:
+        raise
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise SourceError(f"{name}: cannot be written: {reason(error)}") from error

@@ -1,0 +1,231 @@
+"""Weights files: ours (safetensors that carry their configuration) and the published ones (pickles, weights only).
+
+A file of ours holds one network with everything that it needs to segment: `teacher.*` and `decoder.*`, or `student.*`,
+`slab.*` and `decoder.*`. Its metadata say which kind it is, its configuration as JSON, and what was measured with it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from distill.core.atomic import replacing
+from distill.core.errors import CheckpointError
+
+Kind = Literal["teacher", "student"]
+_FORMAT = "affinity-distill 1"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights file in memory."""
+
+    kind: Kind
+    config: dict[str, Any]  # teacher: TeacherConfig; student: its own keys and `decoder`
+    notes: dict[str, Any]  # where it comes from, step, scores, thresholds
+    tensors: dict[str, Tensor]
+    path: Path
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """Tensors of one module, without its prefix; empty where the file has none."""
+        return {key.removeprefix(f"{name}."): t for key, t in self.tensors.items() if key.startswith(f"{name}.")}
+
+
+def save_weights(
+    path: Path, kind: Kind, modules: Mapping[str, nn.Module], config: Mapping[str, Any], notes: Mapping[str, Any]
+) -> None:
+    """Write modules and configuration as one safetensors file (temporary name, then rename)."""
+    tensors = {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+    write_tensors(path, kind, tensors, config, notes)
+
+
+def write_tensors(
+    path: Path, kind: Kind, tensors: Mapping[str, Tensor], config: Mapping[str, Any], notes: Mapping[str, Any]
+) -> None:
+    """Write named tensors as a weights file.
+
+    Raises:
+        CheckpointError: the place cannot be written.
+    """
+    metadata = {"format": _FORMAT, "kind": kind, "config": json.dumps(dict(config)), "notes": json.dumps(dict(notes))}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            save_file(dict(tensors), temporary, metadata)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}") from None
+
+
+def read_weights(path: Path) -> Weights:
+    """Read a weights file of ours.
+
+    Raises:
+        CheckpointError: no such file, not safetensors, or not written by this package.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: not a safetensors file ({error}); a published checkpoint first goes through `distill convert`"
+        ) from None
+    kind = metadata.get("kind")
+    if metadata.get("format") != _FORMAT or kind not in ("teacher", "student"):
+        raise CheckpointError(f"{path}: format {metadata.get('format')!r}, expected {_FORMAT!r}")
+    try:
+        config, notes = json.loads(metadata["config"]), json.loads(metadata["notes"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: its configuration cannot be read: {error!r}") from None
+    return Weights(kind, config, notes, tensors, path)
+
+
+_BUNDLED = Path(__file__).parent / "bundled"  # one folder a model, as `distill bundle` makes it
+
+
+def bundled_models() -> dict[str, Path]:
+    """Folders of the models that come with the package, by name."""
+    found = sorted(_BUNDLED.glob("*/student.safetensors"))
+    return {file.parent.name: file.parent for file in found}
+
+
+def load_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Fill a module, naming the first thing that does not fit.
+
+    Raises:
+        CheckpointError: a missing or unknown tensor or another shape: the weights are of another architecture.
+    """
+    wanted = module.state_dict()
+    for key, value in wanted.items():
+        if key not in tensors:
+            raise CheckpointError(
+                f"{source}: of another architecture: no tensor {key!r}, expected shape {tuple(value.shape)}"
+            )
+        if tensors[key].shape != value.shape:
+            raise CheckpointError(
+                f"{source}: of another architecture: {key!r} has shape {tuple(tensors[key].shape)}, "
+                f"expected {tuple(value.shape)}"
+            )
+    for key in tensors:
+        if key not in wanted:
+            raise CheckpointError(f"{source}: of another architecture: unknown tensor {key!r}")
+    module.load_state_dict(dict(tensors))
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint with our names."""
+
+    method: Literal["agq", "cad"]
+    tensors: dict[str, Tensor]  # teacher.* and decoder.*, or student.*
+    unplaced: list[str]  # keys that have no place here
+
+
+def read_published(path: Path) -> Published:
+    """Read a published AGQ or CAD checkpoint (a pickle, by torch's weights-only loader; or safetensors).
+
+    Raises:
+        CheckpointError: not loadable without running foreign code, or of neither method.
+    """
+    state = {key.removeprefix("module."): value for key, value in _state_dict(path).items()}
+    for method, rename in (("cad", cad_name), ("agq", agq_name)):
+        if _SIGNATURE[method] in state:
+            named = {key: rename(key) for key in state}
+            placed = {ours: state[key] for key, ours in named.items() if ours is not None}
+            return Published(method, placed, [key for key, ours in named.items() if ours is None])  # type: ignore[arg-type]
+    first = next(iter(state), "nothing")
+    raise CheckpointError(
+        f"{path}: neither an AGQ nor a CAD checkpoint: found {first!r} first, expected {_SIGNATURE['agq']!r} or "
+        f"{_SIGNATURE['cad']!r}"
+    )
+
+
+_SIGNATURE = {"agq": "conv_in.0.weight", "cad": "inc.conv.conv.0.weight"}
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - unpickling fails in many ways; all mean the same to the user
+        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: not loadable as weights only, without running its code: {reason}") from None
+    for key in ("model_weights", "state_dict"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items()
+    ):
+        raise CheckpointError(f"{path}: expected named tensors, or them under 'model_weights' or 'state_dict'")
+    return dict(found)
+
+
+def cad_name(key: str) -> str | None:
+    """Our name of a published Y-shape parameter; None where there is none."""
+    match = re.fullmatch(r"(inc|up[12]|up[34]_tn?)\.conv\.conv\.([0134]\.\w+)", key)
+    if match:
+        return f"student.{match[1]}.{match[2]}"
+    match = re.fullmatch(r"down\.([0-3])\.mpconv\.1\.conv\.([0134]\.\w+)", key)
+    if match:
+        return f"student.down.{match[1]}.{match[2]}"
+    match = re.fullmatch(r"(outc_tn?)\.conv\.(weight|bias)", key)
+    return f"student.{match[1]}.{match[2]}" if match else None
+
+
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+_AGQ_RULES: tuple[Rule, ...] = (
+    (r"conv_in\.(.+)", r"teacher.backbone.conv_in.\1"),
+    (r"down_layers\.(\d)\.1\.(.+)", r"teacher.backbone.down_layers.\1.0.\2"),
+    (r"down_layers\.(\d)\.2\.(.+)", r"teacher.backbone.down_layers.\1.1.\2"),
+    (r"up_layers\.(.+)", r"teacher.backbone.up_layers.\1"),
+    (r"fusion_block\.pre_convs\.(.+)", r"teacher.pre_convs.\1"),
+    (r"fusion_block\.post_convs\.0\.(.+)", r"teacher.post_conv.\1"),
+    (r"affinity_branch\.mask_convs\.(\d)\.0\.weight", r"teacher.affinity_branch.convs.\1.weight"),
+    (r"affinity_branch\.projection\.(.+)", r"teacher.affinity_branch.projection.\1"),
+    (r"mask_branch\.mask_convs\.(\d)\.0\.weight", r"decoder.mask_branch.convs.\1.weight"),
+    (r"mask_branch\.projection\.(.+)", r"decoder.mask_branch.projection.\1"),
+    (r"inst_decoder\.rpn\.inst_convs\.(.+)", r"decoder.inst_convs.\1"),
+    (r"inst_decoder\.rpn\.learned_masks_embed\.weight", r"decoder.learned"),
+    (r"inst_decoder\.rpn\.mask_kernel\.(.+)", r"decoder.predictors.0.fc_kernel.\1"),
+    (r"inst_decoder\.rpn\.(norm_kernel|norm_logits)\.(.+)", r"decoder.predictors.0.\1.\2"),
+    (r"inst_decoder\.predictors\.(\d)\.(.+)", lambda m: f"decoder.predictors.{int(m[1]) + 1}.{m[2]}"),
+    # the last background convolution belongs to the first masks
+    (r"inst_decoder\.bg_convs\.(\d)\.(.+)", lambda m: f"decoder.backgrounds.{(int(m[1]) + 1) % 3}.{m[2]}"),
+    (r"inst_decoder\.kernel_updators\.(.+)", r"decoder.updaters.\1"),
+    (r"inst_decoder\.kernel_interactors\.(\d)\.attn\.c_attn\.(.+)", r"decoder.interactors.\1.c_attn.\2"),
+    (r"inst_decoder\.kernel_interactors\.(\d)\.attn\.c_proj\.(.+)", r"decoder.interactors.\1.attn_proj.\2"),
+    (r"inst_decoder\.kernel_interactors\.(\d)\.mlp\.c_fc\.(.+)", r"decoder.interactors.\1.c_fc.\2"),
+    (r"inst_decoder\.kernel_interactors\.(\d)\.mlp\.c_proj\.(.+)", r"decoder.interactors.\1.mlp_proj.\2"),
+    (r"inst_decoder\.kernel_interactors\.(\d)\.(ln_[12])\.(.+)", r"decoder.interactors.\1.\2.\3"),
+)
+
+
+def agq_name(key: str) -> str | None:
+    """Our name of a published AGQ parameter; None where there is none."""
+    for pattern, replacement in _AGQ_RULES:
+        match = re.fullmatch(pattern, key)
+        if match:
+            return replacement(match) if callable(replacement) else match.expand(replacement)
+    return None

@@ -1,0 +1,345 @@
+"""Networks from configurations, and trained ones from run folders and weights files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from distill.config import DecoderConfig, StudentConfig, StudentNetwork, TeacherConfig
+from distill.core.errors import CheckpointError, DistillError
+from distill.core.geometry import Nanometres
+from distill.core.normalisation import NONE, UNCHANGED, Normalisation, Normaliser
+from distill.decoder.decoder import QueryDecoder
+from distill.decoder.queries import SeedRule
+from distill.models.checkpoint import Kind, Weights, bundled_models, load_module, read_weights
+from students.slab_adapter import SlabAdapter
+from students.smp import SmpYShape
+from students.student import Student
+from students.yshape import YShape
+from teachers.agq import AGQTeacher
+from teachers.superhuman import SuperHumanTeacher
+from teachers.swin_unetr import SwinUNETRTeacher
+from teachers.teacher import Teacher
+from teachers.unetr import UNETRTeacher
+
+logger = logging.getLogger(__name__)
+
+
+def build_teacher(config: TeacherConfig) -> Teacher:
+    """The 3D network.
+
+    Raises:
+        DistillError: it is built of MONAI's parts and MONAI is not installed.
+    """
+    fused, embedding = config.fused, config.embedding
+    if config.kind == "superhuman":
+        return SuperHumanTeacher(filters=config.filters, fused=fused, embedding=embedding)
+    if config.kind == "unetr":
+        vit = config.unetr
+        return UNETRTeacher(
+            features=vit.features,
+            hidden=vit.hidden,
+            mlp=vit.mlp,
+            heads=vit.heads,
+            layers=vit.layers,
+            patch_depth=vit.patch_depth,
+            block=vit.block,
+            fused=fused,
+            embedding=embedding,
+        )
+    if config.kind == "swinunetr":
+        swin = config.swinunetr
+        return SwinUNETRTeacher(
+            features=swin.features,
+            depths=swin.depths,
+            heads=swin.heads,
+            window=swin.window,
+            fused=fused,
+            embedding=embedding,
+        )
+    return AGQTeacher(
+        filters=config.filters,
+        fused=fused,
+        branch_width=config.branch_width,
+        branch_depth=config.branch_depth,
+        embedding=embedding,
+    )
+
+
+def build_student(config: StudentNetwork, *, weights: str | None = None) -> Student:
+    """The 2D network.
+
+    Args:
+        config: which one.
+        weights: pretrained encoder weights from a hub, for the preset `smp`.
+    """
+    if config.kind == "cad":
+        return YShape(width=config.width, embedding=config.embedding)
+    return SmpYShape(
+        config.encoder,
+        depth=config.depth,
+        fuse=config.fuse,
+        width=config.width,
+        embedding=config.embedding,
+        weights=weights,
+    )
+
+
+def build_slab(student: Student, fused: int) -> SlabAdapter:
+    """The student's adapter to the shared decoder."""
+    return SlabAdapter(half=student.half_channels, full=student.full_channels, features=fused)
+
+
+def build_decoder(config: DecoderConfig, fused: int, resolution: Nanometres) -> QueryDecoder:
+    """The shared decoder; the resolution (nm, full) sets the distances of its mask prior."""
+    z, y, x = resolution
+    return QueryDecoder(
+        features=fused,
+        width=config.width,
+        depth=config.depth,
+        instance_depth=config.instance_depth,
+        rounds=config.rounds,
+        refine=config.refine,
+        learned=2 * config.learned if config.queries == "double-learned" else config.learned,
+        cues=None if config.cues == "queries" and not config.queries.startswith("guided") else config.cues,
+        seeds=seed_rule(config),
+        prior=config.prior,
+        momentum=config.norm_momentum,
+        sampling=(z / (2 * x), y / x, 1.0),
+    )
+
+
+def start_teacher(teacher: Teacher, decoder: QueryDecoder, weights: str) -> bool:
+    """Give a teacher, and the decoder where all its shapes fit, the weights of a trained one.
+
+    Returns:
+        Whether the decoder was filled too.
+
+    Raises:
+        CheckpointError: no teacher there, or one of another architecture.
+    """
+    found = _weights_to_start_from(weights, "teacher")
+    load_module(teacher, found.part("teacher"), f"teacher.weights: {found.path} (teacher)")
+    return _fill_where_it_fits({"decoder": decoder}, found)
+
+
+def start_decoder(decoder: QueryDecoder, weights: str) -> bool:
+    """Give the decoder alone, where all its shapes fit, the weights that stand beside a trained teacher's.
+
+    Returns:
+        Whether it was filled.
+
+    Raises:
+        CheckpointError: no teacher there.
+    """
+    return _fill_where_it_fits({"decoder": decoder}, _weights_to_start_from(weights, "teacher"))
+
+
+def start_student(student: Student, slab: SlabAdapter, decoder: QueryDecoder, weights: str) -> bool:
+    """Give a student, and its adapter and the decoder where all their shapes fit, the weights of a trained one.
+
+    Returns:
+        Whether adapter and decoder were filled too.
+
+    Raises:
+        CheckpointError: no student there, or one of another architecture.
+    """
+    found = _weights_to_start_from(weights, "student")
+    load_module(student, found.part("student"), f"student.weights: {found.path} (student)")
+    return _fill_where_it_fits({"slab": slab, "decoder": decoder}, found)
+
+
+def _weights_to_start_from(weights: str, kind: Kind) -> Weights:
+    found = read_weights(find_weights(weights, kind))
+    if found.kind != kind:
+        raise CheckpointError(f"{kind}.weights: {found.path} holds a {found.kind}, expected a {kind}")
+    return found
+
+
+def _fill_where_it_fits(modules: Mapping[str, nn.Module], found: Weights) -> bool:
+    """All of the modules or, where one has other shapes or is not there, none."""
+    for name, module in modules.items():
+        own = {key: value.shape for key, value in module.state_dict().items()}
+        if own != {key: value.shape for key, value in found.part(name).items()}:
+            return False
+    for name, module in modules.items():
+        module.load_state_dict(found.part(name))
+    return True
+
+
+def seed_rule(config: DecoderConfig) -> SeedRule:
+    """The rule that a configuration asks for."""
+    seeds = config.seeds
+    return SeedRule(seeds.kind, seeds.thresholds, seeds.min_voxels, seeds.max_count)
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A student ready to run, with its adapter and decoder where the file has them."""
+
+    student: Student
+    slab: SlabAdapter | None
+    decoder: QueryDecoder | None
+    decoding: DecoderConfig
+    notes: dict[str, Any]
+    path: Path
+    normaliser: Normaliser = UNCHANGED  # brings the sections of a source to the scale that the weights know
+
+
+@dataclass(frozen=True)
+class TrainedTeacher:
+    """A teacher ready to run, with its decoder."""
+
+    teacher: Teacher
+    decoder: QueryDecoder
+    config: TeacherConfig
+    notes: dict[str, Any]
+    path: Path
+    normaliser: Normaliser = UNCHANGED  # brings the sections of a source to the scale that the weights know
+
+
+def student_metadata(
+    config: StudentConfig, fused: int, decoding: DecoderConfig, resolution: Nanometres
+) -> dict[str, Any]:
+    """What a student's weights file must say so that it can be rebuilt."""
+    return {
+        **config.model_dump(mode="json", include=set(StudentNetwork.model_fields)),
+        "fused": fused,
+        "resolution": list(resolution),
+        "normalisation": config.data.normalisation.model_dump(mode="json"),
+        "decoder": decoding.model_dump(mode="json"),
+    }
+
+
+def teacher_metadata(
+    config: TeacherConfig, decoding: DecoderConfig, resolution: Nanometres, normalisation: Normalisation
+) -> dict[str, Any]:
+    """What a teacher's weights file must say so that it can be rebuilt."""
+    values = config.model_copy(update={"decoder": decoding}).model_dump(mode="json", exclude={"weights", "frozen"})
+    return {**values, "resolution": list(resolution), "normalisation": normalisation.model_dump(mode="json")}
+
+
+def find_weights(model: str, kind: Kind) -> Path:
+    """The weights file behind MODEL: a file, a run folder's best (else last) one of this kind, or a bundled model's.
+
+    A file or folder here goes before a bundled model of the same name, and it is said that it does.
+
+    Raises:
+        CheckpointError: none of them exists.
+    """
+    path, bundled = Path(model), bundled_models()
+    if path.exists() and model in bundled:
+        logger.warning("%s: taken from this folder, not the bundled model of that name", path.resolve())
+    if path.is_file():
+        return path
+    if path.is_dir():
+        folder = path / "best" if (path / "best").is_dir() else path / "checkpoints"
+        files = sorted(folder.glob(f"{kind}*.safetensors")) or sorted(path.glob(f"{kind}.safetensors"))
+        if files:
+            return files[-1]
+        raise CheckpointError(f"{model}: no {kind}*.safetensors in {folder}; expected a run folder of `distill train`")
+    if model in bundled:
+        file = bundled[model] / f"{kind}.safetensors"
+        if file.exists():
+            return file
+        raise CheckpointError(f"{model}: the bundled model of that name has no {kind}")
+    known = f", or a bundled model: {', '.join(bundled)}" if bundled else "; no model is bundled here"
+    raise CheckpointError(f"{model}: no such file or run folder; expected a run folder or a weights file{known}")
+
+
+def load_student(model: str, device: torch.device) -> TrainedStudent:
+    """A trained student, in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is missing, of a teacher, or of another architecture.
+    """
+    weights = read_weights(find_weights(model, "student"))
+    if weights.kind != "student":
+        raise CheckpointError(f"{weights.path}: holds a {weights.kind}, expected a student")
+    config, source = weights.config, str(weights.path)
+    try:
+        network = {name: config[name] for name in StudentNetwork.model_fields if name in config}
+        student = build_student(StudentNetwork.model_validate(network))
+        decoding = DecoderConfig.model_validate(config.get("decoder") or {})
+        normaliser = Normaliser(_normalisation(config))
+        slab = decoder = None
+        if weights.part("decoder"):
+            slab = build_slab(student, config["fused"])
+            decoder = build_decoder(decoding, config["fused"], tuple(config["resolution"]))
+    except (KeyError, TypeError, ValidationError, DistillError) as error:
+        raise CheckpointError(f"{source}: its configuration is not a student's: {error}") from None
+    for name, module in (("student", student), ("slab", slab), ("decoder", decoder)):
+        if module is not None:
+            _fill(module, weights.part(name), f"{source} ({name})", device)
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TrainedStudent(student, slab, decoder, decoding, _notes(weights), weights.path, normaliser)
+
+
+def load_teacher(model: str, device: torch.device) -> TrainedTeacher:
+    """A trained teacher, in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is missing, of a student, or of another architecture.
+    """
+    weights = read_weights(find_weights(model, "teacher"))
+    if weights.kind != "teacher":
+        raise CheckpointError(f"{weights.path}: holds a {weights.kind}, expected a teacher")
+    values = dict(weights.config)
+    resolution = tuple(values.pop("resolution", (30.0, 6.0, 6.0)))
+    try:
+        normaliser = Normaliser(_normalisation(values))
+        values.pop("normalisation", None)
+        config = TeacherConfig.model_validate(values)
+    except ValidationError as error:
+        raise CheckpointError(f"{weights.path}: its configuration is not a teacher's: {error}") from None
+    teacher, decoder = build_teacher(config), build_decoder(config.decoder, config.fused, resolution)
+    for name, module in (("teacher", teacher), ("decoder", decoder)):
+        _fill(module, weights.part(name), f"{weights.path} ({name})", device)
+    return TrainedTeacher(teacher, decoder, config, _notes(weights), weights.path, normaliser)
+
+
+def weights_normalisation(model: str, kind: Kind) -> Normalisation:
+    """The normalisation that the weights of MODEL were trained with.
+
+    Raises:
+        CheckpointError: there are no such weights.
+    """
+    return _normalisation(read_weights(find_weights(model, kind)).config)
+
+
+def _normalisation(config: Mapping[str, Any]) -> Normalisation:
+    """The one that a weights file names; none in files that are older than normalisation, and in converted ones."""
+    return Normalisation.model_validate(config["normalisation"]) if "normalisation" in config else NONE
+
+
+def _notes(weights: Weights) -> dict[str, Any]:
+    """What the file says of its training; the voxel size may stand among what the network is built from alone."""
+    own = {"resolution": weights.config["resolution"]} if weights.config.get("resolution") else {}
+    return own | weights.notes
+
+
+def _fill(module: nn.Module, tensors: dict[str, torch.Tensor], source: str, device: torch.device) -> None:
+    load_module(module, tensors, source)
+    module.eval().requires_grad_(False).to(device)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda[:N]`.
+
+    Raises:
+        DistillError: another name, or a GPU where there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name != "cpu" and not name.startswith("cuda"):
+        raise DistillError(f"--device: found {name!r}, expected auto, cpu or cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise DistillError("--device: found 'cuda', but torch sees no GPU here; expected auto or cpu")
+    return torch.device(name)

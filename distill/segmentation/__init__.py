@@ -1,0 +1,1 @@
+"""Segment affinities without a network, and stitch segmented blocks."""

@@ -1,0 +1,434 @@
+"""From segmented blocks that share voxels to one volume.
+
+Merging across block borders by shared voxels and by the mean affinity along the contact: Chen et al., Efficient Neuron
+Segmentation in Electron Microscopy by Affinity-Guided Queries, ICLR 2025, whole volumes (blocks share one plane, border
+threshold 0.3 on waterz's scale: mean affinity above 0.7; never inside a block).
+
+Nothing here depends on the order in which blocks come: the evidence about two segments lies in what their two blocks
+share, ids are numbered by block index, and all decisions fall at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from distill.core.errors import DistillError, ShapeError
+from distill.core.geometry import Box, Triple
+from distill.core.labels import Integers, Relabelling, distinct_ids, ranks, sum_pairs
+from distill.segmentation.agglomeration import RegionGraph, agglomerate_graph
+
+Affinity = NDArray[np.floating[Any]]
+
+_LOCAL_BITS = 32
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A piece of a block: its place, global ids (Z, Y, X) and affinities (3, Z, Y, X) or None."""
+
+    box: Box
+    labels: NDArray[np.uint64]
+    affinity: Affinity | None
+
+    def cut(self, box: Box) -> _Part:
+        """The piece inside `box`, a view."""
+        here = box.relative_to(self.box.start).slices
+        return _Part(box, self.labels[here], None if self.affinity is None else self.affinity[(slice(None), *here)])
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What two blocks tell about pairs (a, b) of their segments: arrays (P,), a from the block of lower index.
+
+    Attributes:
+        a: uint64 global id.
+        b: uint64 global id.
+        overlap: float64, shared voxels relative to the larger of the two inside what the blocks share.
+        total: float64, sum of affinities along the contact.
+        count: int64, edges of the contact.
+    """
+
+    a: NDArray[np.uint64]
+    b: NDArray[np.uint64]
+    overlap: NDArray[np.float64]
+    total: NDArray[np.float64]
+    count: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much of what they have in common two blocks call one: pairs (a, b) of their segments, arrays (P,).
+
+    Attributes:
+        a: uint64 id in the one block.
+        b: uint64 id in the other.
+        share: float64, voxels that both cover relative to the larger of the two inside what the blocks share.
+    """
+
+    a: NDArray[np.uint64]
+    b: NDArray[np.uint64]
+    share: NDArray[np.float64]
+
+    @classmethod
+    def joined(cls, parts: Iterable[Shares]) -> Shares:
+        """Pairs of several, in order."""
+        none = np.zeros(0, np.uint64)
+        every = [cls(none, none, np.zeros(0)), *parts]
+        return cls(*(np.concatenate([getattr(part, name) for part in every]) for name in ("a", "b", "share")))
+
+
+def shared_voxels(a: Integers, b: Integers) -> Shares:
+    """Pairs of segments that cover the same voxels.
+
+    Args:
+        a: ids of one block where both blocks are, any shape, 0 = background.
+        b: ids of the other, same shape.
+    """
+    inside = sum_pairs(a, b)
+    sizes = []
+    for ids in (inside.u, inside.v):
+        where = np.unique(ids, return_inverse=True)[1]
+        sizes.append(np.bincount(where, weights=inside.count)[where])
+    both = (inside.u != 0) & (inside.v != 0)
+    return Shares(inside.u[both], inside.v[both], (inside.count / np.maximum(*sizes))[both])
+
+
+def unite(ids: NDArray[np.uint64], shares: Shares, threshold: float = 0.5) -> Relabelling:
+    """Make one of segments whose shares suffice (rule (1) of `Stitcher`, without affinities).
+
+    Args:
+        ids: (N,) all ids, ascending.
+        shares: pairs of them.
+        threshold: least share.
+
+    Returns:
+        For every id its final id; final ids are 1..n, in order of the smallest id of an object.
+    """
+    agreed = shares.share >= threshold
+    a, b = (np.searchsorted(ids, ends[agreed]) for ends in (shares.a, shares.b))
+    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(len(ids), len(ids)))
+    members = connected_components(graph, directed=False)[1]
+    _, first, where = np.unique(members, return_index=True, return_inverse=True)
+    return Relabelling(ids, ranks(first[where].astype(np.uint64)))
+
+
+class Stitcher:
+    """Collects evidence block by block and decides at the end which segments are one.
+
+    Two segments of different blocks merge where (1) the voxels that both cover are at least `overlap_threshold` of the
+    larger one, counted inside what the two blocks share (above a half each segment has at most one partner in the other
+    block, so that slivers cannot chain neurons together), and (2) if affinities were given, the mean affinity along
+    their contact is above `affinity_threshold`. A contact consists of the edges between the shared voxels under one
+    segment and the voxels next to them, outside what is shared, under the other: `overlap_threshold=0` with affinities
+    is the AGQ paper's rule alone. Contacts of merged segments add up as in `agglomerate_graph`; a pair without contact
+    is decided by (1), and stays apart under the AGQ rule.
+
+    Blocks form a grid (as from `tiles`) and tell of each other across faces only: few voxels along an edge or at a
+    corner prove little, and two blocks that share those share faces with a third.
+
+    Only the faces of a block are kept, as thick as the overlap and one voxel more; `retire` drops those.
+
+    Args:
+        overlap: most voxels per axis (z, y, x) that two blocks share across a face, see `largest_overlap`.
+        overlap_threshold: share in [0, 1]; at 0 the affinities decide alone, or any shared voxel if there are none.
+        affinity_threshold: mean affinity that a contact must exceed.
+
+    Raises:
+        DistillError: a negative overlap or a threshold outside [0, 1].
+    """
+
+    def __init__(self, overlap: Triple, *, overlap_threshold: float = 0.5, affinity_threshold: float = 0.7) -> None:
+        if min(overlap) < 0:
+            raise DistillError(f"overlap: found {overlap}, expected voxels z, y, x, none negative")
+        for name, value in (("overlap_threshold", overlap_threshold), ("affinity_threshold", affinity_threshold)):
+            if not 0 <= value <= 1:
+                raise DistillError(f"{name}: found {value}, expected a number from 0 to 1")
+        self._overlap = overlap
+        self._overlap_threshold = overlap_threshold
+        self._affinity_threshold = affinity_threshold
+        self._faces: dict[int, tuple[Box, list[_Part]]] = {}
+        self._ids: dict[int, NDArray[np.uint64]] = {}
+        self._evidence: list[_Evidence] = []
+        self._with_affinity: bool | None = None
+        self._retired: int | None = None
+
+    def add(self, index: int, box: Box, labels: Integers, affinity: Affinity | None = None) -> NDArray[np.uint64]:
+        """Take one block in and compare it with the neighbours that are already there.
+
+        Args:
+            index: number of the block; decides ids and, by `owned_boxes` or `assemble`, who owns shared voxels.
+            box: place of the block.
+            labels: (Z, Y, X) ids of this block alone, below 2**32, 0 = background.
+            affinity: (3, Z, Y, X) float in [0, 1] of this block; for all blocks or for none.
+
+        Returns:
+            (Z, Y, X) global ids, index * 2**32 + local id; 0 stays. They can be written at once and be replaced by
+            the relabelling of `finish` later.
+
+        Raises:
+            ShapeError: shapes do not go together, or only some blocks come with affinities.
+            DistillError: an index comes twice, ids are too large, the block shares more voxels with a neighbour than
+                announced, or begins where blocks were retired.
+        """
+        self._check(index, box, labels, affinity)
+        offset = np.uint64(index << _LOCAL_BITS)
+        ids = labels.astype(np.uint64)
+        np.add(ids, offset, out=ids, where=ids != 0)
+        block = _Part(box, ids, affinity)
+        for other in sorted(self._faces):
+            other_box, faces = self._faces[other]
+            if _across_face(box, other_box):
+                shared = box.intersect(other_box)
+                kept = self._covering(faces, shared.grow((1, 1, 1), within=other_box), box, other_box)
+                pair = (kept, block) if other < index else (block, kept)
+                self._evidence.append(_compare(*pair, shared))
+        self._faces[index] = (box, list(self._cut_faces(block)))
+        self._ids[index] = distinct_ids(ids)
+        self._with_affinity = affinity is not None
+        return ids
+
+    def retire(self, z: int) -> None:
+        """Forget the faces of blocks that end at or before section `z`; every later block begins there or behind.
+
+        Args:
+            z: section, in the boxes' coordinates.
+        """
+        self._retired = z if self._retired is None else max(z, self._retired)
+        self._faces = {index: kept for index, kept in self._faces.items() if kept[0].stop[0] > z}
+
+    def finish(self) -> Relabelling:
+        """Decide.
+
+        Returns:
+            For every global id its final id; final ids are 1..n, in order of the smallest global id of an object.
+        """
+        ids = self._all_ids()
+        if not (self._evidence and self._with_affinity):
+            return unite(ids, self.shares(), self._overlap_threshold)
+        merged = agglomerate_graph(self.agreed(), self._affinity_threshold)
+        roots = ids.copy()
+        roots[np.searchsorted(ids, merged.old)] = merged.new
+        return Relabelling(ids, np.unique(roots, return_inverse=True)[1].astype(np.uint64) + np.uint64(1))
+
+    def shares(self) -> Shares:
+        """What the blocks so far share, with or without affinities."""
+        return Shares.joined(Shares(e.a, e.b, e.overlap) for e in self._evidence)
+
+    def agreed(self) -> RegionGraph:
+        """Pairs whose overlap suffices, with their contacts; one edge of 1 stands for no contact."""
+        if not self._evidence:
+            none = np.zeros(0, np.uint64)
+            return RegionGraph(none, none, np.zeros(0), np.zeros(0, np.int64))
+        names = ("a", "b", "overlap", "total", "count")
+        a, b, overlap, total, count = (np.concatenate([getattr(e, name) for e in self._evidence]) for name in names)
+        agreed = overlap >= self._overlap_threshold
+        if self._with_affinity and self._overlap_threshold == 0:
+            agreed &= count > 0
+        total, count = np.where(count > 0, total, 1.0), np.maximum(count, 1)
+        return RegionGraph(a[agreed], b[agreed], total[agreed], count[agreed])
+
+    def _all_ids(self) -> NDArray[np.uint64]:
+        return np.concatenate([np.zeros(0, np.uint64), *(self._ids[index] for index in sorted(self._ids))])
+
+    def _check(self, index: int, box: Box, labels: Integers, affinity: Affinity | None) -> None:
+        if index in self._ids or not 0 <= index < 2 ** (64 - _LOCAL_BITS):
+            raise DistillError(f"index: found {index}, expected a number from 0 that no other block has")
+        if labels.dtype.kind not in "iu" or labels.shape != box.shape:
+            raise ShapeError(f"labels: found {labels.dtype} {labels.shape}, expected integers {box.shape}")
+        if affinity is not None and (affinity.shape != (3, *box.shape) or affinity.dtype.kind != "f"):
+            found = f"{affinity.dtype} {affinity.shape}"
+            raise ShapeError(f"affinity: found {found}, expected floating point {(3, *box.shape)}")
+        if self._with_affinity is not None and self._with_affinity != (affinity is not None):
+            raise ShapeError(
+                f"affinity: found {'none' if affinity is None else 'one'} for block {index}, unlike before"
+            )
+        if labels.size and (labels.min() < 0 or labels.max() >= 2**_LOCAL_BITS):
+            raise DistillError(
+                f"labels: found ids {labels.min()} to {labels.max()}, expected 0 to {2**_LOCAL_BITS - 1}"
+            )
+        if self._retired is not None and box.start[0] < self._retired:
+            raise DistillError(
+                f"box: begins at section {box.start[0]}, but sections before {self._retired} are retired"
+            )
+
+    def _cut_faces(self, block: _Part) -> Iterator[_Part]:
+        """Copies of the block's faces; the whole block where the two faces of an axis meet."""
+        whole = block.box
+        boxes = []
+        for axis, (size, overlap) in enumerate(zip(whole.shape, self._overlap, strict=True)):
+            thick = overlap + 1
+            if overlap and 2 * thick >= size:
+                boxes = [whole]
+                break
+            if overlap:
+                first, last = list(whole.stop), list(whole.start)
+                first[axis], last[axis] = whole.start[axis] + thick, whole.stop[axis] - thick
+                boxes += [Box(whole.start, _triple(first)), Box(_triple(last), whole.stop)]
+        for box in boxes:
+            part = block.cut(box)
+            yield _Part(box, part.labels.copy(), None if part.affinity is None else part.affinity.copy())
+
+    def _covering(self, faces: list[_Part], region: Box, box: Box, other: Box) -> _Part:
+        for face in faces:
+            if face.box.contains(region):
+                return face
+        raise DistillError(f"box: {box} and {other} share more than the overlap {self._overlap} of this stitcher")
+
+
+def stitch(
+    blocks: Iterable[tuple[Box, Integers]],
+    whole: Box,
+    *,
+    affinity: Affinity | None = None,
+    overlap_threshold: float = 0.5,
+    affinity_threshold: float = 0.7,
+) -> NDArray[np.uint64]:
+    """Join segmented blocks in memory, by the rule of `Stitcher`.
+
+    Args:
+        blocks: boxes and their (Z, Y, X) ids, 0 = background, in any order.
+        whole: region of the result.
+        affinity: (3, Z, Y, X) float in [0, 1] of the whole region, or None to go by shared voxels alone.
+        overlap_threshold: see `Stitcher`.
+        affinity_threshold: see `Stitcher`.
+
+    Returns:
+        (Z, Y, X) ids 1..n; a voxel of several blocks carries what the first of them, in z, y, x order, says.
+        The same bytes for any order of blocks.
+
+    Raises:
+        ShapeError: shapes do not go together.
+        DistillError: a block lies outside the region, or two blocks have the same box.
+    """
+    ordered = sorted(blocks, key=lambda block: block[0])
+    boxes = [box for box, _ in ordered]
+    if affinity is not None and affinity.shape != (3, *whole.shape):
+        raise ShapeError(f"affinity: found shape {affinity.shape}, expected {(3, *whole.shape)}")
+    for box in boxes:
+        if not whole.contains(box):
+            raise DistillError(f"blocks: found {box}, expected it inside {whole}")
+    stitcher = Stitcher(
+        largest_overlap(boxes), overlap_threshold=overlap_threshold, affinity_threshold=affinity_threshold
+    )
+    parts = []
+    for index, (box, labels) in enumerate(ordered):
+        edges = None if affinity is None else affinity[(slice(None), *box.relative_to(whole.start).slices)]
+        parts.append((box, stitcher.add(index, box, labels, edges)))
+    return assemble(parts, whole, stitcher.finish())
+
+
+def assemble(blocks: Sequence[tuple[Box, Integers]], whole: Box, mapping: Relabelling) -> NDArray[np.uint64]:
+    """Write blocks of global ids into one volume under their final ids.
+
+    Args:
+        blocks: boxes and (Z, Y, X) global ids, in order of index: a shared voxel belongs to the first block.
+        whole: region of the result; voxels of no block are 0.
+        mapping: what `Stitcher.finish` returned.
+
+    Returns:
+        (Z, Y, X) final ids.
+    """
+    result = np.zeros(whole.shape, np.uint64)
+    for box, ids in reversed(blocks):
+        result[box.relative_to(whole.start).slices] = mapping.apply(ids)
+    return result
+
+
+def owned_boxes(boxes: Sequence[Box]) -> list[Box]:
+    """What each block of a grid writes when shared voxels belong to the first block in z, y, x order.
+
+    Args:
+        boxes: a full grid, as from `tiles`, in any order.
+
+    Returns:
+        For each box its own part; together they cover what the boxes cover, every voxel once.
+
+    Raises:
+        DistillError: the boxes form no grid.
+    """
+    starts: list[dict[tuple[int, int], int]] = []
+    for axis in range(3):
+        spans = sorted({(box.start[axis], box.stop[axis]) for box in boxes})
+        ends = [span[1] for span in spans]
+        starts.append({span: max(span[0], ends[k - 1]) if k else span[0] for k, span in enumerate(spans)})
+    if len(set(boxes)) != len(boxes) or len(boxes) != len(starts[0]) * len(starts[1]) * len(starts[2]):
+        raise DistillError(f"boxes: found {len(boxes)}, expected a full grid of distinct tiles")
+    return [Box(_triple([starts[k][box.start[k], box.stop[k]] for k in range(3)]), box.stop) for box in boxes]
+
+
+def largest_overlap(boxes: Sequence[Box]) -> Triple:
+    """Most voxels per axis that a box shares with the next one along this axis; what a `Stitcher` has to be told."""
+    result = []
+    for axis in range(3):
+        spans = sorted({(box.start[axis], box.stop[axis]) for box in boxes})
+        result.append(max((a[1] - b[0] for a, b in pairwise(spans)), default=0))
+    return _triple([max(0, n) for n in result])
+
+
+def _across_face(a: Box, b: Box) -> bool:
+    """Whether two blocks of a grid share voxels across a face, not only along an edge or at a corner."""
+    same = [a.start[k] == b.start[k] and a.stop[k] == b.stop[k] for k in range(3)]
+    return sum(same) >= 2 and all(a.start[k] < b.stop[k] and b.start[k] < a.stop[k] for k in range(3))
+
+
+def _compare(a: _Part, b: _Part, shared: Box) -> _Evidence:
+    """Evidence from two pieces that each hold `shared` and, where their blocks go on, one voxel around it."""
+    inside = shared_voxels(a.cut(shared).labels, b.cut(shared).labels)
+    b_ids, a_ids, first = _contact(b, a, shared)
+    more_a, more_b, second = _contact(a, b, shared)
+    contact = sum_pairs(
+        np.concatenate([a_ids, more_a]), np.concatenate([b_ids, more_b]), values=np.concatenate([first, second])
+    )
+
+    u, v = np.concatenate([inside.a, contact.u]), np.concatenate([inside.b, contact.v])
+    count = np.concatenate([np.zeros(len(inside.a), np.int64), contact.count])
+    joint = sum_pairs(u, v, count=count, values=np.concatenate([np.zeros(len(inside.a)), contact.total]))
+    shares = sum_pairs(u, v, values=np.concatenate([inside.share, np.zeros(len(contact.u))]))
+    return _Evidence(joint.u, joint.v, shares.total, joint.total, joint.count)
+
+
+def _contact(
+    inner: _Part, outer: _Part, shared: Box
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.float64]]:
+    """Edges between a shared voxel, labelled by `inner`, and its neighbour where only `outer` goes on.
+
+    Returns:
+        (N,) id from `inner`, id from `outer` and the affinity of the edge, which `outer` alone has seen; no edge
+        touches background.
+    """
+    inner_ids, outer_ids = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
+    values = [np.zeros(0)]
+    for axis in range(3):
+        step = _triple([-(k == axis) for k in range(3)])
+        low, beyond = list(shared.stop), list(shared.start)
+        low[axis], beyond[axis] = shared.start[axis] + 1, shared.stop[axis]
+        end = list(shared.stop)
+        end[axis] += 1
+        sides = (Box(shared.start, _triple(low)), True), (Box(_triple(beyond), _triple(end)), False)
+        for (
+            edges,
+            ends_inside,
+        ) in sides:  # the edge (p, p + step) is stored at p: shared on the low side, not on the high
+            here, there = (inner, outer) if ends_inside else (outer, inner)
+            if outer.affinity is None or not outer.box.contains(edges) or not outer.box.contains(edges.shift(step)):
+                continue
+            p, q = here.cut(edges).labels, there.cut(edges.shift(step)).labels
+            touch = (p != 0) & (q != 0)
+            affinity = outer.affinity[(axis, *edges.relative_to(outer.box.start).slices)]
+            inner_ids.append((p if ends_inside else q)[touch])
+            outer_ids.append((q if ends_inside else p)[touch])
+            values.append(affinity[touch].astype(np.float64))
+    return np.concatenate(inner_ids), np.concatenate(outer_ids), np.concatenate(values)
+
+
+def _triple(numbers: Sequence[int]) -> Triple:
+    z, y, x = numbers
+    return z, y, x

@@ -1,0 +1,1 @@
+"""The same training with and without each term, scored alike."""

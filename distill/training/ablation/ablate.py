@@ -1,0 +1,258 @@
+"""`distill ablate`: the same training with and without each term of the distillation, scored alike, in one table."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import distill
+from distill.config import DataConfig, Pair, checked_pair
+from distill.config.data import PartName, spans
+from distill.core.errors import CheckpointError, DistillError, SourceError
+from distill.inference.in_memory import Runtime
+from distill.models.load import find_weights, pick_device
+from distill.training.ablation.scores import (
+    Network,
+    NetworkScores,
+    Parts,
+    score_weights,
+    waterz_is_here,
+    write_text,
+)
+from distill.training.ablation.table import Row, bars, markdown
+from distill.training.data import open_data, read_part
+from distill.training.ranks import from_environment
+from distill.training.train import Progress, differing_file, train
+from viz.charts import ablation_figure
+
+# terms that are on; a weight that the configuration has at 0 is 1 where the variant has the term
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "cross": ("cross",),
+    "graft": ("graft",),
+    "masks": ("masks",),
+    "both": ("cross", "graft"),
+    "both+masks": ("cross", "graft", "masks"),
+}
+_TERMS = ("cross", "graft", "masks")
+_NETWORKS: tuple[Network, Network] = ("student", "teacher")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of the ablation."""
+
+    variant: str
+    seed: int
+    config: Pair
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What came of it."""
+
+    rows: list[Row]
+    text: str  # Markdown
+    files: tuple[Path, Path, Path]  # ablation.md, ablation.json, ablation.png
+
+
+def variant_of(config: Pair, variant: str, seed: int) -> Pair:
+    """The configuration of one run: the terms that the variant has, the seed, all else as given.
+
+    `none` is the student alone: no teacher is built, and the decoder learns on the student's features only. It begins
+    as in the other variants, with `teacher.weights` from there.
+
+    Raises:
+        DistillError: an unknown variant, or one that this pair cannot have.
+    """
+    if variant not in VARIANTS:
+        raise DistillError(f"--variants: found {variant!r}, expected some of {', '.join(VARIANTS)}")
+    values = config.model_dump()
+    loss, terms = values["student"]["loss"], VARIANTS[variant]
+    for term in _TERMS:
+        loss[term] = (loss[term] or 1.0) if term in terms else 0.0
+    if not terms:
+        values["teacher"]["loss"] = {"multi_offset": 0.0, "affinity": 0.0}
+        values["teacher"]["queries"]["teacher"] = 0.0
+    values["student"]["training"]["seed"] = seed
+    return checked_pair(values, {part: f"variant {variant!r}, {part}" for part in values})
+
+
+def plan(config: Pair, out: Path, variants: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+    """All runs, seed by seed, so that a broken-off ablation has all variants of the first seeds.
+
+    Raises:
+        DistillError: nothing to do, something twice, or a variant that this pair cannot have.
+    """
+    for option, found in (("--variants", list(variants)), ("--seeds", list(seeds))):
+        if not found or len(set(found)) != len(found):
+            raise DistillError(f"{option}: found {found}, expected at least one, and none twice")
+    return [
+        Run(variant, seed, variant_of(config, variant, seed), out / f"{variant}-s{seed}")
+        for seed in seeds
+        for variant in variants
+    ]
+
+
+def ablate(
+    config: Pair,
+    out: Path,
+    *,
+    variants: Sequence[str],
+    seeds: Sequence[int],
+    device: str,
+    progress: Callable[[int, int], Progress],
+    note: Callable[[str], None],
+    command: list[str],
+) -> Ablation:
+    """Train what is not trained yet, score everything, write table, numbers and bars into the folder.
+
+    Args:
+        config: the pair; the variants differ from it in their terms alone.
+        out: folder of the ablation; every run has a folder of its own in it.
+        variants: names, see `VARIANTS`.
+        seeds: each variant is trained once with each.
+        device: `auto`, `cpu` or `cuda`.
+        progress: what to call while a run is trained, made from the number of runs before it and in all.
+        note: called with lines that the user should see.
+        command: what was typed.
+
+    Raises:
+        DistillError: bad input, or a finished run of another configuration; nothing is trained then.
+    """
+    if (processes := from_environment().size) > 1:
+        raise DistillError(f"ablate: found {processes} processes of torchrun, expected one")
+    runs = plan(config, out, variants, seeds)
+    finished = {run.folder: is_finished(run) for run in runs}
+    opened = open_data(config)
+    data = config.student.data
+    runtime = Runtime(pick_device(device), config.student.training.precision)
+    if config.teacher.weights is not None:
+        find_weights(config.teacher.weights, "teacher")
+    with_waterz = waterz_is_here()
+    if not with_waterz:
+        note("waterz is not installed: the table has the query decoder alone; pip install affinity-distill[baselines]")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SourceError(f"{out}: cannot be written: {error.strerror or error}") from None
+    for before, run in enumerate(runs):
+        done = finished[run.folder]
+        note(f"run {before + 1} of {len(runs)}: {run.folder}{' is finished' if done else ''}")
+        if not done:
+            shown = progress(before, len(runs))
+            train(run.config, run.folder, resume=True, device=device, progress=shown, command=command)
+    parts = Parts(
+        [read_part(one, "validation") for one in opened if one.entry.validation is not None],
+        [read_part(one, "test") for one in opened if one.entry.test is not None],
+    )
+
+    def scores_of(model: Path, network: Network, folder: Path) -> NetworkScores:
+        file = find_weights(str(model), network)
+        note(f"scoring {file}")
+        kept = folder / f"scores_{network}.json"
+        return score_weights(file, network, parts, data, runtime, kept, with_waterz=with_waterz)
+
+    rows = []
+    for run in sorted(runs, key=lambda run: list(variants).index(run.variant)):  # seeds stay in order
+        for network in _NETWORKS[: 1 + run.config.teacher_learns]:
+            rows.append(Row(run.variant, run.seed, network, scores_of(run.folder, network, run.folder)))
+    if config.teacher.weights is not None:
+        rows.append(Row("", None, "teacher", scores_of(Path(config.teacher.weights), "teacher", out)))
+    rows.sort(key=lambda row: row.network != "student")
+    about = _about(config, parts.scored, seeds)
+    text = markdown(rows, about)
+    return Ablation(rows, text, _write(out, config, rows, text, parts.scored, command))
+
+
+def is_finished(run: Run) -> bool:
+    """Whether a run of this configuration has ended well.
+
+    Raises:
+        CheckpointError: its folder holds a finished run of another configuration.
+    """
+    try:
+        ended = json.loads((run.folder / "run.json").read_text(encoding="utf-8")).get("ended")
+    except (OSError, ValueError, AttributeError):
+        return False
+    if ended != "done":
+        return False
+    different = differing_file(run.folder, run.config)
+    if different is not None:
+        raise CheckpointError(
+            f"{different}: a finished run of another configuration; expected that of variant {run.variant!r}, or "
+            "another --out"
+        )
+    return True
+
+
+def _about(config: Pair, scored: PartName, seeds: Sequence[int]) -> list[str]:
+    training, data = config.student.training, config.student.data
+    lines = [
+        f"{_where(data, 'train', 'trained on ')}, {training.steps:,} steps of "
+        f"{training.batch} x {' x '.join(map(str, training.crop))}, seeds {', '.join(map(str, seeds))}; mean (range).",
+        f"Scores: {_where(data, scored)} ({scored}), preset skimage, VOI in bits. Checkpoints, thresholds: "
+        f"chosen on {_where(data, 'validation')} (validation).",
+    ]
+    if scored == "validation":
+        lines.append(
+            "The scored sections are those that checkpoints and thresholds were chosen on: differences between the "
+            "rows mean something, their level is a little too good. student.data.test names sections of their own."
+        )
+    return lines
+
+
+def _where(data: DataConfig, name: PartName, verb: str = "") -> str:
+    """The parts of a name in words; volumes are named in the first line or where there are several."""
+    found = []
+    for _, volume, part in data.having(name):
+        first, last = spans(part)[0]
+        text = f"{verb}sections {first} to {last - 1}"
+        if len(spans(part)) > 1:
+            (top, bottom), (left, right) = spans(part)[1:]
+            text += f", rows {top} to {bottom - 1}, columns {left} to {right - 1}"
+        file = Path(volume.raw.partition(":")[0]).name
+        file += f", one section in {volume.every}" if volume.every > 1 else ""
+        found.append(f"{file}: {text}" if verb or len(data.labelled) > 1 else text)
+    return "; ".join(found)
+
+
+def _sections(data: DataConfig) -> dict[str, Any]:
+    """Parts that are chosen or scored on; of several volumes a list each."""
+    found: dict[str, Any] = {}
+    for name in ("validation", "test"):
+        parts = [[list(span) for span in spans(part)] for _, _, part in data.having(name)]
+        rows = [part[0] if len(part) == 1 else part for part in parts]
+        if rows:
+            found[name] = rows if data.volumes else rows[0]
+    return found
+
+
+def _write(
+    out: Path,
+    config: Pair,
+    rows: Sequence[Row],
+    text: str,
+    scored: PartName,
+    command: list[str],
+) -> tuple[Path, Path, Path]:
+    table, numbers, figure = out / "ablation.md", out / "ablation.json", out / "ablation.png"
+    write_text(table, text)
+    values = {
+        "version": distill.__version__,
+        "command": shlex.join(command),
+        "scored_on": scored,
+        "sections": _sections(config.student.data),
+        "teacher": config.teacher.model_dump(mode="json"),
+        "student": config.student.model_dump(mode="json"),
+        "rows": [asdict(row) for row in rows],
+    }
+    write_text(numbers, json.dumps(values, indent=2) + "\n")
+    runs, teachers = bars(rows)
+    ablation_figure(runs, figure, teachers)
+    return table, numbers, figure

@@ -1,0 +1,119 @@
+"""The table and the bars of an ablation: mean and range over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from distill.training.ablation.scores import MethodScores, Network, NetworkScores
+from viz.charts import RunScore
+
+METHODS: dict[str, Callable[[NetworkScores], MethodScores | None]] = {
+    "query decoder": lambda scores: scores.query,
+    "waterz at 0.5": lambda scores: scores.waterz_published,
+    "waterz, chosen": lambda scores: scores.waterz_chosen,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run's network."""
+
+    variant: str  # of the student; "" for a teacher that was there before
+    seed: int | None
+    network: Network
+    scores: NetworkScores
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        if self.network == "student":
+            return f"student, {self.variant}"
+        return f"teacher of {self.variant}" if self.variant else "teacher"
+
+
+def markdown(rows: Sequence[Row], about: Sequence[str]) -> str:
+    """Two tables, segmentations and boundaries, and what distillation brings against the student alone.
+
+    Args:
+        rows: in the order of the table.
+        about: lines that say what was trained and what was scored.
+    """
+    names = list(dict.fromkeys(row.name for row in rows))
+    grouped = {name: [row.scores for row in rows if row.name == name] for name in names}
+    first = [["network", "seeds", "segmentation", "VOI split", "merge", "sum", "ARAND", "thresholds"]]
+    second = [["network", "seeds", "boundary F1 z", "y", "x"]]
+    for name, found in grouped.items():
+        for method, pick in METHODS.items():
+            picked = [one for one in map(pick, found) if one is not None]
+            if picked:
+                values = [[getattr(one, key) for one in picked] for key in ("voi_split", "voi_merge", "voi", "arand")]
+                first.append([name, str(len(picked)), method, *map(spread, values), _thresholds(picked)])
+        edges = zip(*(one.boundary_f1_zyx for one in found), strict=True)
+        second.append([name, str(len(found)), *(spread(list(values)) for values in edges)])
+    compared = comparison(rows)
+    return "\n".join([*about, "", *_table(first), "", *_table(second), *([""] if compared else []), *compared, ""])
+
+
+def comparison(rows: Sequence[Row]) -> list[str]:
+    """VOI of every other variant against the student alone and the teacher, by method; the mean over seeds."""
+    lines = []
+    students = list(dict.fromkeys(row.variant for row in rows if row.network == "student"))
+    for method, pick in METHODS.items():
+        means = {
+            variant: _mean_voi([row for row in rows if row.network == "student" and row.variant == variant], pick)
+            for variant in students
+        }
+        for variant, mean in means.items():
+            own = [row for row in rows if row.network == "teacher" and row.variant in (variant, "")]
+            against = {"none": means.get("none"), "its teacher": _mean_voi(own, pick)}
+            said = [
+                f"{100 * (mean / other - 1):+.1f} % against {name}"
+                for name, other in against.items()
+                if mean is not None and other and name != variant and variant != "none"
+            ]
+            if said:
+                lines.append(f"- VOI of {variant}, {method}: {', '.join(said)}")
+    return lines
+
+
+def bars(rows: Sequence[Row]) -> tuple[list[RunScore], list[RunScore]]:
+    """Students as bars, teachers as lines (mean over seeds), for `viz.charts.ablation_figure`."""
+    runs, lines = [], []
+    for method, pick in METHODS.items():
+        for row in rows:
+            found = pick(row.scores)
+            if row.network == "student" and found is not None:
+                runs += [RunScore(row.variant, name, getattr(found, name), method) for name in ("voi", "arand")]
+        for name in dict.fromkeys(row.name for row in rows if row.network == "teacher"):
+            picked = [one for one in (pick(row.scores) for row in rows if row.name == name) if one is not None]
+            if picked and method == "query decoder":
+                for key in ("voi", "arand"):
+                    mean = float(np.mean([getattr(one, key) for one in picked]))
+                    lines.append(RunScore(f"{name}, {method}", key, mean))
+    return runs, lines
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and, of several values, their range."""
+    mean = f"{np.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
+
+
+def _mean_voi(rows: Sequence[Row], pick: Callable[[NetworkScores], MethodScores | None]) -> float | None:
+    found = [one.voi for one in (pick(row.scores) for row in rows) if one is not None]
+    return float(np.mean(found)) if found else None
+
+
+def _thresholds(scores: Sequence[MethodScores]) -> str:
+    values = dict.fromkeys("none" if one.threshold is None else f"{one.threshold:g}" for one in scores)
+    return ", ".join(values)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown, columns aligned so that it reads on a terminal too."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    padded = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    return [padded[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *padded[1:]]

@@ -1,0 +1,310 @@
+"""What a training reads: crops of labelled volumes and of volumes without labels, and the parts to validate on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.config import DataConfig, LabelledVolume, Pair
+from distill.config.data import PartName, check_apart, part_box
+from distill.core.errors import ConfigError, ShapeError
+from distill.core.geometry import Box, Nanometres, Triple, of_another_shape
+from distill.core.known import counted_truth
+from distill.core.normalisation import Normaliser
+from distill.data.crop_source import CropSource, FileSource, section_corrections
+from distill.data.crops import Crops, Items, MixedCrops, PooledCrops
+from distill.io.truth import Truth, open_truth
+from distill.io.volume import Volume, check_pair, every_section, open_labels, open_volume
+from distill.models.checkpoint import Kind
+from distill.models.load import weights_normalisation
+
+_VALIDATION_BYTES = 64  # a voxel: image, labels, affinities, supervoxels for the ways to decode
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An image with the sections that are used, its labels, and what the configuration says of it."""
+
+    key: str  # of the entry, for messages
+    raw: Volume
+    truth: Truth
+    entry: LabelledVolume
+
+    def box(self, name: PartName) -> Box:
+        """One of its parts, in voxels of the image."""
+        return part_box(self.entry.parts[name], self.raw.size)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A labelled part in memory.
+
+    Attributes:
+        raw: (D, H, W) grey values, normalised or as recorded.
+        labels: (D, H, W) with the values of `distill.core.known`.
+        volume: the image that it is cut from.
+        box: where, in voxels of the image.
+        name: of the image, for tables.
+    """
+
+    raw: NDArray[Any]
+    labels: NDArray[np.uint64]
+    volume: Volume
+    box: Box
+    name: str
+
+    @property
+    def counted(self) -> NDArray[np.uint64]:
+        """Labels with 0 where no score of a segmentation counts."""
+        return counted_truth(self.labels)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is trained on, and what is validated on."""
+
+    training: tuple[CropSource, ...]
+    weights: tuple[float, ...]  # of the training sources
+    validation: tuple[Part, ...]
+    resolution: Nanometres  # of the first volume that is trained on
+
+
+def open_data(config: Pair) -> list[Labelled]:
+    """Images and labels, checked against each other and against the parts that the configuration names.
+
+    Raises:
+        DistillError: anything that does not fit, naming the file or the key.
+    """
+    data = config.student.data
+    found = [_open(data, number, entry) for number, entry in enumerate(data.labelled)]
+    others = [open_volume(entry.raw, resolution=entry.resolution) for entry in data.unlabelled]
+    try:
+        check_apart(data, [_identity(one.raw) for one in found], [_identity(one) for one in others])
+    except ValueError as error:
+        raise ConfigError(f"student.data: {error}") from None
+    return found
+
+
+def _open(data: DataConfig, number: int, entry: LabelledVolume) -> Labelled:
+    key = data.key(number)
+    raw = open_volume(entry.raw, resolution=entry.resolution)
+    if raw.channels is not None:
+        raise ShapeError(f"{raw.source}: found {raw.channels} channels, expected an image z, y, x")
+    labels = open_labels(entry.labels, resolution=entry.resolution, ignore=entry.ignore)
+    if data.volumes:
+        mask = None if entry.mask is None else open_volume(entry.mask, resolution=entry.resolution)
+        if mask is not None and mask.channels is not None:
+            raise ShapeError(f"{mask.source}: found {mask.channels} channels, expected a mask z, y, x")
+        image, truth = open_truth(
+            raw, labels, mask, every=entry.every, zero=entry.zero, ignores=entry.ignore is not None
+        )
+    else:
+        check_pair(every_section(raw, entry.every), every_section(labels, entry.every))
+        image, truth = open_truth(raw, _as_lies(labels, raw), every=entry.every, ignores=False)
+    opened = Labelled(key, image, truth, entry)
+    for name in entry.parts:
+        box = opened.box(name)
+        if box.stop[0] > image.size[0]:
+            raise ConfigError(
+                f"{key}.{name}: ends at section {box.stop[0]}, but {entry.raw} has {image.size[0]} sections"
+            )
+        if not image.box.contains(box):
+            raise ConfigError(
+                f"{key}.{name}: reaches to {list(box.stop)} (z, y, x), but {entry.raw} has {list(image.size)} voxels"
+            )
+        if not truth.box.intersect(box).voxels:
+            raise ConfigError(
+                f"{key}.{name}: voxels {list(box.start)} to {list(box.stop)} (z, y, x) of {entry.raw} have no labels; "
+                f"those of {entry.labels} cover {list(truth.box.start)} to {list(truth.box.stop)}"
+            )
+    return opened
+
+
+def _as_lies(labels: Volume, raw: Volume) -> Volume:
+    """Labels of the size of their image, wherever their offset says that they lie."""
+    return replace(labels, offset=raw.offset, resolution=raw.resolution)
+
+
+def open_parts(config: Pair) -> Parts:
+    """Open the volumes, check that they go together and that the parts exist, read what is kept in memory.
+
+    Training volumes are kept where all of them, those without labels included, take no more than `data.memory`.
+
+    Raises:
+        DistillError: anything that does not fit, naming the file or the key.
+    """
+    opened = open_data(config)
+    data, crop = config.student.data, config.student.training.crop
+    files, weights = [], []
+    for one in opened:
+        if one.entry.train is None:
+            continue
+        room = one.box("train").shape
+        if any(c > r for c, r in zip(crop, room, strict=True)):
+            raise ConfigError(
+                f"student.training.crop: {list(crop)} is larger than the training part {list(room)} (z, y, x)"
+                + (f" of {one.key}" if data.volumes else "")
+            )
+        box = _worth_drawing(one.box("train"), one.truth, crop)
+        files.append(FileSource(one.raw, one.truth, box))
+        weights.append(one.entry.weight or float(one.box("train").voxels))
+    kept = keeps_in_memory(config, files)
+    for one in opened:
+        if one.entry.validation is not None:
+            _check_room(f"{one.key}.validation", one.box("validation"))
+    first = next(one for one in opened if one.entry.train is not None)
+    return Parts(
+        tuple(source.held() if kept else source for source in files),
+        tuple(weights),
+        tuple(read_part(one, "validation", data.normaliser) for one in opened if one.entry.validation is not None),
+        first.raw.resolution,
+    )
+
+
+def keeps_in_memory(config: Pair, files: Sequence[FileSource]) -> bool:
+    """Whether all that is trained on fits into `data.memory`, volumes without labels included."""
+    others = [source for _, source in _unlabelled(config)]
+    return sum(source.held_bytes for source in [*files, *others]) <= config.student.data.memory * 2**20
+
+
+def read_part(one: Labelled, name: PartName, normaliser: Normaliser | None = None) -> Part:
+    """Read a part that is looked at as a whole.
+
+    Args:
+        one: the volume.
+        name: of the part.
+        normaliser: brings the image to the network's scale, by its whole sections; None: it stays as recorded.
+
+    Raises:
+        ConfigError: it has no neuron to score.
+    """
+    box = one.box(name)
+    raw = one.raw.read(box)
+    if normaliser is not None:
+        corrections = section_corrections(FileSource(one.raw, None, box), normaliser)
+        corner = box.start[1], box.start[2]
+        raw = np.stack([each.apply(section, corner) for each, section in zip(corrections, raw, strict=True)])
+    part = Part(raw, one.truth.read(box), one.raw, box, one.entry.raw)
+    if not part.counted.any():
+        raise ConfigError(f"{one.key}.{name}: found no labelled neuron there, expected some to score")
+    return part
+
+
+def check_normalisation(config: Pair, note: Callable[[str], None]) -> None:
+    """Compare the normalisation of the training data with that of the weights that networks start from.
+
+    Args:
+        config: of the run.
+        note: called where a network that is trained further meets another scale of grey values.
+
+    Raises:
+        ConfigError: a frozen teacher would meet another scale.
+    """
+    wanted = config.student.data.normalisation
+    started: list[tuple[Kind, str | None, bool]] = [
+        ("teacher", config.teacher.weights, config.teacher_runs),
+        ("student", config.student.weights, config.student_runs),
+    ]
+    for kind, weights, runs in started:
+        found = None if weights is None or not runs else weights_normalisation(weights, kind)
+        if found is None or found == wanted:
+            continue
+        if kind == "teacher" and config.teacher.frozen:
+            raise ConfigError(
+                f"student.data.normalisation: found '{wanted}', but the frozen teacher {weights} was trained with "
+                f"'{found}'; expected the same"
+            )
+        note(
+            f"{kind}.weights: {weights} was trained with the normalisation '{found}', this run has '{wanted}'; "
+            "it has to adapt to other grey values"
+        )
+
+
+def _worth_drawing(box: Box, truth: Truth, crop: Triple) -> Box:
+    """The part of a box of which crops meet labels: their middle lies among these, or the crop is as near as it can."""
+    near = truth.box.grow((crop[0] // 2, crop[1] // 2, crop[2] // 2), box)
+    start, stop = [], []
+    for low, high, first, last, length in zip(near.start, near.stop, box.start, box.stop, crop, strict=True):
+        missing = max(0, length - (high - low))
+        low = max(first, low - missing)
+        start.append(low)
+        stop.append(min(last, max(high, low + length)))
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+
+
+def _check_room(key: str, box: Box) -> None:
+    """Refuse a part to validate on that the memory of this machine cannot hold."""
+    needed = box.voxels * _VALIDATION_BYTES
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ConfigError(
+            f"{key}: {' x '.join(map(str, box.shape))} voxels (z, y, x) take about {needed / 2**30:.0f} GB while they "
+            f"are judged, this machine has {there / 2**30:.0f} GB; expected fewer sections, or a box "
+            "[[z0, z1], [y0, y1], [x0, x1]]"
+        )
+
+
+def _identity(volume: Volume) -> str:
+    """Name of an array, the same for all ways to write its path."""
+    path, colon, dataset = volume.source.rpartition(":")
+    if "://" in volume.source or not colon:
+        return volume.source if "://" in volume.source else os.path.realpath(volume.source)
+    return f"{os.path.realpath(path)}:{dataset}"
+
+
+def _unlabelled(config: Pair) -> list[tuple[str, FileSource]]:
+    """Volumes without labels, and what to call them in messages."""
+    found = []
+    for k, entry in enumerate(config.student.data.unlabelled):
+        volume = every_section(open_volume(entry.raw, resolution=entry.resolution), entry.every)
+        first, last = entry.sections or (0, volume.size[0])
+        if last > volume.size[0]:
+            raise ConfigError(
+                f"student.data.unlabelled.{k}.sections: ends at section {last}, but {entry.raw} has {volume.size[0]} "
+                "sections"
+            )
+        source = FileSource(volume, None, Box((first, 0, 0), (last, *volume.size[1:])))
+        found.append((f"student.data.unlabelled.{k}: {entry.raw}", source))
+    return found
+
+
+def training_crops(config: Pair, parts: Parts, ranks: int, note: Callable[[str], None]) -> Items:
+    """Crops of the training parts and, where the configuration names some, of unlabelled volumes.
+
+    Args:
+        config: of the run.
+        parts: the labelled volumes.
+        ranks: processes that share every step.
+        note: called where voxels of a volume are of another shape.
+
+    Raises:
+        DistillError: a volume that cannot be read or is too small for the crop.
+    """
+    training, augmentation = config.student.training, config.student.augment
+    normaliser = config.student.data.normaliser
+    each = [Crops.of(source, training, augmentation, normaliser) for source in parts.training]
+    labelled: Items = each[0] if len(each) == 1 else PooledCrops(each, parts.weights)
+    for (number, entry, _), source in zip(config.student.data.having("train"), parts.training, strict=True):
+        assert source.volume is not None
+        _note_shape(f"{config.student.data.key(number)}: {entry.raw}", source.volume, parts, note)
+    others = []
+    kept = not any(isinstance(source, FileSource) for source in parts.training)
+    for name, file in _unlabelled(config):
+        assert file.volume is not None
+        _note_shape(name, file.volume, parts, note)
+        try:
+            others.append(Crops.of(file.held() if kept else file, training, augmentation, normaliser))
+        except ShapeError as error:
+            raise ConfigError(f"{name}: {error}") from None
+    return MixedCrops(labelled, others, config.unlabelled_at, ranks=ranks) if others else labelled
+
+
+def _note_shape(name: str, volume: Volume, parts: Parts, note: Callable[[str], None]) -> None:
+    if of_another_shape(volume.resolution, parts.resolution):
+        nm = [" x ".join(f"{n:g}" for n in voxel) for voxel in (volume.resolution, parts.resolution)]
+        note(f"{name} has voxels of {nm[0]} nm, the labelled volume of {nm[1]} nm (z, y, x); trained on as they are")

@@ -1,0 +1,1 @@
+"""The optimiser's loop, its state and its timing."""

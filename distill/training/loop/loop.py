@@ -1,0 +1,330 @@
+"""The optimiser's loop: one module that turns a batch into named loss terms, stepped, averaged, saved, resumed.
+
+Nothing here knows about teachers or students. Devices, mixed precision and data-parallel runs are lightning-fabric's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from distill.config import TrainingConfig
+from distill.core.atomic import append_line, replacing
+from distill.core.errors import DistillError
+from distill.training.loop.state import State, random_state, set_random_state
+from distill.training.loop.timing import StepClock
+
+
+class Objective(Protocol):
+    """What the loop trains: `module(batch, step)` gives weighted, named terms whose sum is the loss.
+
+    Which terms there are depends on the step, never on the batch: ranks take means of them.
+    """
+
+    def __call__(self, batch: Any, step: int) -> Mapping[str, Tensor]:
+        """Terms of one step."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised after a clean stop: the state of the last finished step has been saved."""
+
+
+class NotFiniteError(DistillError):
+    """A loss or gradient that is not finite, on every rank at the same step."""
+
+
+def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
+    """Adam or AdamW over all parameters; norms, biases and scalars are not decayed."""
+    matrices = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=training.lr)
+
+
+def learning_rate(step: int, training: TrainingConfig) -> float:
+    """Linear warm-up, then constant or a cosine that would reach zero one step after the last."""
+    if step < training.lr_warmup:
+        return training.lr * (step + 1) / training.lr_warmup
+    if training.schedule == "constant":
+        return training.lr
+    share = (step - training.lr_warmup) / max(1, training.steps - training.lr_warmup)
+    return training.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step gave."""
+
+    step: int  # steps done
+    terms: dict[str, float]  # weighted loss terms and their sum as `loss`, means over the ranks
+    lr: float
+    seconds: float
+    waited: float  # of these, for data
+    parts: dict[str, float]  # seconds by part, see `StepClock.parts`
+
+
+def fit(
+    state: State,
+    objective: Objective,
+    batches: Iterable[Any],
+    training: TrainingConfig,
+    fabric: Fabric,
+    *,
+    clock: StepClock,
+    state_path: Path,
+    on_step: Callable[[StepReport], None],
+    on_validate: Callable[[State], None],
+) -> None:
+    """Train from `state.step` to `training.steps`, or until validations have not found better weights for a while.
+
+    All ranks take the same steps and stop at the same one. The first rank alone validates and writes; the others wait.
+
+    Args:
+        state: module, optimiser, average; advanced in place.
+        objective: the same module as set up by fabric.
+        batches: one a step, beginning with step `state.step`; every rank has its own.
+        training: schedule and intervals.
+        fabric: device, precision and ranks.
+        clock: marks the parts of a step; the objective marks its own.
+        state_path: where the state goes every `save_every` steps, at the end, and on Ctrl-C.
+        on_step: called after every step.
+        on_validate: called every `validation_interval` steps and after the last, on the first rank, with the averaged
+            weights in place.
+
+    Raises:
+        NotFiniteError: a loss or gradient that is not finite on any rank; the state saved last is kept on disk.
+        Interrupted: after Ctrl-C or SIGTERM on any rank, state saved. A validation is broken off, and repeated when the
+            run is resumed; with several ranks it ends first.
+    """
+    state.module.train()
+    with _stop_signals(breaks_off=fabric.world_size == 1) as stopped:
+        iterator = iter(batches)
+        try:
+            if state.validated < state.step:  # the validation that a signal broke off
+                _validate(state, on_validate, stopped, fabric, state_path)
+                _save(state, state_path, fabric)
+            stalled = _stalled(state, training)  # a run that ended so is not trained further when it is resumed
+            while state.step < training.steps and not stalled:
+                began = time.perf_counter()
+                clock.start()
+                batch = next(iterator)
+                waited = time.perf_counter() - began
+                lr = learning_rate(state.step, training)
+                terms = take_step(state, objective, batch, training, fabric, lr, clock, state_path)
+                state.step += 1
+                on_step(StepReport(state.step, terms, lr, time.perf_counter() - began, waited, clock.parts()))
+                last = state.step == training.steps
+                if state.step % training.validation_interval == 0 or last:
+                    _validate(state, on_validate, stopped, fabric, state_path)
+                state.validated = state.step
+                stalled = _on_any_rank(_stalled(state, training), fabric)
+                stopping = _on_any_rank(bool(stopped), fabric)
+                if state.step % training.save_every == 0 or last or stopping or stalled:
+                    _save(state, state_path, fabric)
+                if stopping:
+                    raise Interrupted(f"stopped after step {state.step}; state saved in {state_path}")
+        finally:
+            # Ends the loader's workers, also where an exception keeps this frame alive; they ignore signals.
+            if isinstance(iterator, Generator):
+                iterator.close()
+            del iterator
+
+
+def take_step(
+    state: State,
+    objective: Objective,
+    batch: Any,
+    training: TrainingConfig,
+    fabric: Fabric,
+    lr: float,
+    clock: StepClock,
+    path: Path,
+) -> dict[str, float]:
+    for group in state.optimizer.param_groups:
+        group["lr"] = lr
+    placed = fabric.to_device(batch)
+    clock.mark("data")
+    terms = objective(placed, state.step)
+    loss = torch.stack([term.float() for term in terms.values()]).sum()
+    values = _mean_values({**terms, "loss": loss}, fabric)
+    clock.mark("losses")
+    if not math.isfinite(values["loss"]):  # nothing is saved now: batch-norm statistics may already be spoilt
+        raise _not_finite(f"the loss of step {state.step} is {values['loss']}", values, path)
+    state.optimizer.zero_grad(set_to_none=True)
+    fabric.backward(loss)
+    clock.mark("backward")
+    # Part by part: the teacher's large losses must not shrink the student's steps.
+    limit = training.clip or math.inf
+    norms = [torch.nn.utils.clip_grad_norm_(part.parameters(), limit) for part in state.module.children()]
+    if norms and not math.isfinite(float(torch.stack(norms).sum())):  # the ranks have the same gradient
+        raise _not_finite(f"the gradient of step {state.step} is not finite", values, path)
+    state.optimizer.step()
+    if state.average is not None:
+        state.average.update(state.module, state.step)
+    clock.mark("optimiser")
+    return values
+
+
+def _mean_values(terms: Mapping[str, Tensor], fabric: Fabric) -> dict[str, float]:
+    """Means over the ranks, one exchange for all; not finite if it is so on any rank, and then on every one."""
+    own = torch.stack([term.detach().double() for term in terms.values()])
+    return dict(zip(terms, fabric.all_reduce(own, reduce_op="mean").tolist(), strict=True))
+
+
+def _stalled(state: State, training: TrainingConfig) -> bool:
+    """Whether `patience` validations have passed since the last that found better weights."""
+    found = [step for name, step in state.best.items() if name.endswith("_step")]
+    return bool(training.patience and found) and (
+        state.step - max(found) >= training.patience * training.validation_interval
+    )
+
+
+def _on_any_rank(flag: bool, fabric: Fabric) -> bool:
+    if fabric.world_size == 1:
+        return flag
+    found = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
+    return bool(found > 0)
+
+
+def _not_finite(what: str, values: Mapping[str, float], path: Path) -> NotFiniteError:
+    listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "loss")
+    kept = f"the last saved state is kept in {path}" if path.exists() else "no state had been saved yet"
+    return NotFiniteError(
+        f"training: {what} ({listed}); expected a finite number; {kept}. Try a lower student.training.lr, "
+        "student.training.clip=1 or student.training.precision=32-true"
+    )
+
+
+def _validate(
+    state: State, on_validate: Callable[[State], None], stopped: _Stopped, fabric: Fabric, path: Path
+) -> None:
+    """Validate on the first rank; a signal breaks that off and saves the state as it was before.
+
+    Raises:
+        Interrupted: after a signal.
+    """
+    if not fabric.is_global_zero:
+        return
+    before, best = random_state(), dict(state.best)
+    where = "after" if stopped else "in the validation after"
+    try:
+        with stopped.at_once(), _judged_module(state):
+            on_validate(state)
+    except KeyboardInterrupt:
+        set_random_state(before)
+        state.best = best
+        _save(state, path, fabric)
+        raise Interrupted(f"stopped {where} step {state.step}; state saved in {path}") from None
+    state.validated = state.step
+
+
+@contextmanager
+def _judged_module(state: State) -> Iterator[None]:
+    """The module in evaluation mode, with the averaged weights if there are any."""
+    state.module.eval()
+    try:
+        with nullcontext() if state.average is None else state.average.applied(state.module):
+            yield
+    finally:
+        state.module.train()
+
+
+def _save(state: State, path: Path, fabric: Fabric) -> None:
+    random = [random_state()]
+    if fabric.world_size > 1:
+        own = random[0].to(fabric.device)
+        every = [torch.empty_like(own) for _ in range(fabric.world_size)]
+        torch.distributed.all_gather(every, own)
+        random = [one.cpu() for one in every]
+    if fabric.is_global_zero:
+        state.save(path, random)
+
+
+class _Stopped:
+    """Signals that were received."""
+
+    def __init__(self, *, breaks_off: bool) -> None:
+        self._breaks_off, self._at_once, self._received = breaks_off, False, 0
+
+    def __bool__(self) -> bool:
+        return self._received > 0
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: the first one is kept until the step has ended, a second one breaks off."""
+        self._received += 1
+        if self._breaks_off and (self._at_once or self._received > 1):
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Let also the first signal break off what runs inside the block."""
+        self._at_once = True
+        try:
+            if self and self._breaks_off:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._at_once = False
+
+
+@contextmanager
+def _stop_signals(*, breaks_off: bool) -> Iterator[_Stopped]:
+    """Collect SIGINT and SIGTERM instead of breaking off in the middle of a step; a second one breaks off.
+
+    Under torchrun a second one is usual (the terminal's and torchrun's own) and `breaks_off` is False; torchrun kills
+    what has not stopped in time.
+    """
+    received = _Stopped(breaks_off=breaks_off)
+    before = {number: signal.signal(number, received.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, appended and forced to disk; cut back to a step when a run is resumed."""
+
+    def __init__(self, path: Path, keep_to_step: int, validated: int | None = None) -> None:
+        """Open the log.
+
+        Args:
+            path: file.
+            keep_to_step: rows of later steps are dropped.
+            validated: rows of validations after this step are dropped, too; by default `keep_to_step`.
+        """
+        self.path = path
+        judged = keep_to_step if validated is None else validated
+        if path.exists():
+            kept = [
+                row for row in _rows(path) if row["step"] <= (judged if "validation_seconds" in row else keep_to_step)
+            ]
+            with replacing(path) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one row; it must carry `step`."""
+        append_line(self.path, json.dumps(dict(row)))
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Whole rows of a log; a line that was cut off by a crash is left out."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue

@@ -1,0 +1,310 @@
+"""The losses of both papers as pure functions: tensors in, scalar out, masks explicit.
+
+Liu et al., CVPR 2024 (student, distillation, 3D embedding teacher) and Chen et al., ICLR 2025 (queries); mask losses at
+sampled points after Cheng et al., CVPR 2022 (Mask2Former).
+
+Legend: B batch, K offsets, E embedding channels, Q queries, N instances, P sampled points, D H W = z y x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.core.affinity import (
+    MULTI,
+    Targets,
+    affinity_targets,
+    class_balance,
+    embedding_affinity,
+    section_labels,
+    unit,
+)
+from distill.core.geometry import Triple
+from distill.core.known import UNKNOWN
+from distill.decoder.matching import Match
+
+_NEAR_WEIGHT = 10.0
+_DISCRIMINATION_TEMPERATURE = 0.3
+_RARITY = 0.6
+
+
+def weighted_mse(predicted: Tensor, target: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
+    """Sum of weight * (predicted - target)^2 over the valid entries, divided by their number; 0 if there are none."""
+    error = weight * (predicted.float() - target.float()).square()
+    return torch.where(valid, error, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def affinity_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Class-balanced MSE, the balance taken per sample and channel.
+
+    Args:
+        predicted: (B, K, ...) affinities.
+        target: (B, K, ...) in [0, 1].
+        valid: (B, K, ...) bool.
+
+    Returns:
+        Mean over the channels' losses.
+    """
+    losses = []
+    for k in range(predicted.shape[1]):
+        weight = class_balance(target[:, k], valid[:, k])
+        losses.append(weighted_mse(predicted[:, k], target[:, k], weight, valid[:, k]))
+    return torch.stack(losses).mean()
+
+
+def multi_offset_loss(embedding: Tensor, labels: Tensor, offsets: Sequence[Triple] = MULTI) -> Tensor:
+    """The 3D embedding teacher's loss: class-balanced MSE of cosine affinities at many offsets.
+
+    The three nearest offsets weigh 10, the others 1 (Liu et al., CVPR 2024).
+
+    Args:
+        embedding: (B, E, D, H, W), any scale.
+        labels: (B, D, H, W) int64.
+        offsets: nearest neighbours first.
+    """
+    targets = affinity_targets(labels, offsets)
+    predicted = embedding_affinity(embedding, offsets, clamp=False)
+    total = embedding.new_zeros((), dtype=torch.float32)
+    for k in range(len(offsets)):
+        loss = affinity_loss(predicted[:, k : k + 1], targets.target[:, k : k + 1], targets.valid[:, k : k + 1])
+        total = total + (_NEAR_WEIGHT if k < 3 else 1.0) * loss
+    return total
+
+
+def cross_dimension_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+    """CAD: the student's affinities against the teacher's (Liu et al., CVPR 2024).
+
+    Args:
+        student: (B, 3, ...) in [0, 1].
+        teacher: (B, 3, ...) in [0, 1]; gradients flow into it unless the caller detaches it.
+        valid: (B, 3, ...) bool, edges that lie inside the block.
+
+    Returns:
+        MSE with the balance of the teacher's own classes (above 0.5 = connected).
+    """
+    losses = []
+    for k in range(student.shape[1]):
+        weight = class_balance(teacher[:, k].detach(), valid[:, k])
+        losses.append(weighted_mse(student[:, k], teacher[:, k], weight, valid[:, k]))
+    return torch.stack(losses).mean()
+
+
+def grafting_loss(
+    previous: Tensor,
+    current: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None,
+    distances: Sequence[int] = (1, 2, 3, 4),
+    *,
+    known: Tensor | None = None,
+) -> Tensor:
+    """FGI: the student's embeddings take a place in the teacher's volume (Liu et al., CVPR 2024).
+
+    For the pair (z - 1, z) and every distance k the previous branch's embedding is compared with the teacher's of
+    section z - 1 + k, the current branch's with that of z + k; the clamped cosine is held against the z-affinity of the
+    labels at distance k. All dot products are of normalised embeddings and every distance counts.
+
+    Args:
+        previous: (B, E, D - 1, H, W) previous-branch embeddings of sections 0 .. D - 2.
+        current: (B, E, D - 1, H, W) current-branch embeddings of sections 1 .. D - 1.
+        teacher: (B, E, D, H, W).
+        labels: (B, D, H, W) int64; None: the targets are the teacher's own clamped cosines at each distance, without
+            gradient.
+        distances: in sections, each at least 1; those that leave the block are left out.
+        known: (B, D, H, W) labels whose UNKNOWN voxels (`distill.core.known`) do not count where `labels` is None;
+            None: all count.
+
+    Returns:
+        Mean over the branches and distances that fit.
+    """
+    depth = teacher.shape[2]
+    losses = []
+    before, now, taught = unit(previous), unit(current), unit(teacher)
+    for k in distances:
+        # section z against z - k
+        truth = _section_cosines(teacher.detach(), k, known) if labels is None else section_labels(labels, k)
+        for student, first in ((before, 0), (now, 1)):
+            count = min(student.shape[2], depth - k - first)
+            if count < 1:
+                continue
+            there = slice(first + k, first + k + count)
+            predicted = (student[:, :, :count] * taught[:, :, there]).sum(1).clamp(0, 1)
+            target, valid = truth.target[:, there], truth.valid[:, there]
+            losses.append(weighted_mse(predicted, target, class_balance(target, valid), valid))
+    return torch.stack(losses).mean() if losses else teacher.new_zeros((), dtype=torch.float32)
+
+
+def _section_cosines(embedding: Tensor, distance: int, known: Tensor | None) -> Targets:
+    """Soft z-targets of an embedding volume (B, E, D, H, W), as `section_labels` gives them of labels."""
+    if known is None:
+        known = embedding.new_zeros((len(embedding), *embedding.shape[2:]), dtype=torch.int64)
+    cosine = embedding_affinity(embedding, [(-distance, 0, 0)])[:, 0]
+    return Targets(cosine, section_labels(known, distance).valid)
+
+
+def instance_targets(labels_HW: Tensor) -> Tensor:
+    """Instances at half resolution: the commonest id of every 2x2 window, in a tie the larger (so never background).
+
+    The hard form of resizing each instance's mask by one half and keeping what is at least one half. Odd sizes repeat
+    their last row and column. UNKNOWN voxels (`distill.core.known`) have no vote: a window is UNKNOWN where all four
+    are.
+
+    Args:
+        labels_HW: (..., H, W) int64.
+
+    Returns:
+        (..., ceil(H/2), ceil(W/2)) int64.
+    """
+    height, width = labels_HW.shape[-2:]
+    rows = torch.arange(0, height + height % 2, device=labels_HW.device).clamp(max=height - 1)
+    columns = torch.arange(0, width + width % 2, device=labels_HW.device).clamp(max=width - 1)
+    even = labels_HW.index_select(-2, rows).index_select(-1, columns)
+    four = torch.stack([even[..., i::2, j::2] for i in (0, 1) for j in (0, 1)])
+    votes = torch.stack([(four == candidate).sum(0) for candidate in four]).masked_fill(four == UNKNOWN, 0)
+    best = votes.amax(0)
+    lowest = torch.iinfo(four.dtype).min
+    winner = four.masked_fill(four == 0, lowest + 1).masked_fill(votes < best, lowest).amax(0)
+    winner = winner.masked_fill(winner == lowest + 1, 0)  # background wins only alone, whatever the sign of the ids
+    return winner.masked_fill(best == 0, UNKNOWN)
+
+
+def draw_points(instances: Tensor, points: int, generator: torch.Generator | None = None) -> Tensor:
+    """Voxels at which a step's mask losses are computed: uniform, none twice.
+
+    Cheng et al., CVPR 2022, draw points anew for every loss and mostly where masks are uncertain; these are uniform, so
+    that the cross-entropy's gradient is right on average.
+
+    Args:
+        instances: (B, D, h, w), for its shape and device.
+        points: P, at most; all voxels if there are no more.
+        generator: randomness, on the CPU.
+
+    Returns:
+        (B, P) int64 positions in each block's C order.
+    """
+    voxels = instances[0].numel()
+    drawn = [torch.randperm(voxels, generator=generator)[:points] for _ in instances]
+    return torch.stack(drawn).to(instances.device)
+
+
+def at_points(values: Tensor, points: Tensor) -> Tensor:
+    """Values at drawn voxels: (B, D, h, w) -> (B, P) or (B, C, D, h, w) -> (B, C, P)."""
+    flat = values.flatten(-3)
+    index = points if flat.ndim == 2 else points.unsqueeze(1).expand(-1, flat.shape[1], -1)
+    return flat.gather(-1, index)
+
+
+def mask_cross_entropy(masks: Tensor, instances: Tensor, matches: Sequence[Match]) -> Tensor:
+    """Softmax cross-entropy over queries; background voxels belong to channel 0.
+
+    At voxels of `draw_points` its mean over the draws, and that of its gradient, is the one over all voxels, if every
+    instance has a query.
+
+    Args:
+        masks: (B, 1 + Q, D, h, w) logits, or (B, 1 + Q, P) at drawn voxels.
+        instances: (B, D, h, w) or (B, P) int64; instances without a query are left out, as is what is UNKNOWN.
+        matches: one a block.
+
+    Returns:
+        Mean over the voxels that count.
+    """
+    losses = [masks.new_zeros((), dtype=torch.float32)]
+    counted = 0
+    for logits, labels, pairs in zip(masks, instances, matches, strict=True):
+        channel = _channels(labels, pairs)
+        there = channel >= 0
+        losses.append(
+            F.cross_entropy(logits.float().unsqueeze(0), channel.unsqueeze(0), ignore_index=-1, reduction="sum")
+        )
+        counted += int(there.sum())
+    return torch.stack(losses).sum() / max(1, counted)
+
+
+def mask_dice(masks: Tensor, instances: Tensor, matches: Sequence[Match]) -> Tensor:
+    """1 - Dice of the matched queries, over the voxels that are not background; mean over all pairs of the batch.
+
+    The published code has sums of squares below the line and divides by all 1 + Q channels instead of the M pairs, so
+    its weight of 3 counts (1 + Q) / M times less than here.
+
+    Dice is a ratio: at voxels of `draw_points` it tends to the whole one as P grows, but its mean over the draws is
+    another, most so for instances with few drawn voxels; pairs without any are left out.
+
+    Args:
+        masks: (B, 1 + Q, D, h, w) logits, or (B, 1 + Q, P) at drawn voxels.
+        instances: (B, D, h, w) or (B, P) int64.
+        matches: one a block.
+    """
+    losses = []
+    for logits, labels, pairs in zip(masks, instances, matches, strict=True):
+        inside = labels.flatten() > 0
+        if len(pairs.query) == 0 or not bool(inside.any()):
+            continue
+        share = logits.float().softmax(0).flatten(1)[1 + pairs.query][:, inside]
+        flat = labels.flatten()[inside]
+        truth = flat.unsqueeze(0) == pairs.instance.unsqueeze(1)
+        size = truth.sum(1)
+        dice = 2 * (share * truth).sum(1) / (share.sum(1) + size).clamp(min=1e-6)
+        losses.append(1 - dice[size > 0])
+    return _mean(losses, masks)
+
+
+def instance_discrimination(
+    mask_features: Tensor, instances: Tensor, *, samples: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Pixel instance discrimination: voxels of one instance resemble each other more than others.
+
+    Sampled voxels favour small instances (Gumbel top-k on 0.6 * log inverse instance size); each one's similarities to
+    the others at temperature 0.3 go through a softmax, and the log of the share that its own instance gets is averaged.
+    The published code has the voxel itself among the others and takes the features before normalisation.
+
+    Args:
+        mask_features: (B, C, D, h, w), L2-normalised.
+        instances: (B, D, h, w) int64, compact.
+        samples: voxels a block (4096 as published).
+        generator: randomness of the sampling.
+    """
+    losses = []
+    for features, labels in zip(mask_features, instances, strict=True):
+        flat = labels.flatten()
+        inside = (flat > 0).nonzero().flatten()
+        if len(inside) < 2:
+            continue
+        sizes = torch.bincount(flat[inside])[flat[inside]].float()
+        noise = torch.rand(len(inside), generator=generator, device="cpu").to(flat.device).clamp(1e-9, 1 - 1e-9)
+        gumbel = -torch.log(-torch.log(noise))
+        picked = inside[(gumbel - _RARITY * sizes.log()).topk(min(samples, len(inside))).indices]
+        chosen = features.flatten(1)[:, picked].float().T
+        similarity = chosen @ chosen.T / _DISCRIMINATION_TEMPERATURE
+        same = (flat[picked].unsqueeze(0) == flat[picked].unsqueeze(1)).float()
+        itself = torch.eye(len(picked), dtype=torch.bool, device=flat.device)
+        log_share = similarity.masked_fill(itself, -torch.inf).log_softmax(1).masked_fill(itself, 0.0)
+        same = same.masked_fill(itself, 0.0)
+        partners = same.sum(1)
+        loss = -(same * log_share).sum(1) / partners.clamp(min=1)
+        losses.append(loss[partners > 0])
+    return _mean(losses, mask_features)
+
+
+def affinity_cross_entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Binary cross-entropy of affinity logits, mean over valid edges; targets may be soft (halved in resolution)."""
+    loss = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
+    return torch.where(valid, loss, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def _mean(losses: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Mean over all entries; 0 if there are none."""
+    every = torch.cat([like.new_zeros(0, dtype=torch.float32), *losses])
+    return every.mean() if len(every) else like.new_zeros((), dtype=torch.float32)
+
+
+def _channels(labels: Tensor, pairs: Match) -> Tensor:
+    """Mask channel of every voxel: 0 background, 1 + query of its instance, -1 without one or UNKNOWN."""
+    last = torch.cat([labels.max().clamp(min=0).view(1), pairs.instance]).max()  # drawn voxels may lack instances
+    table = labels.new_full((int(last) + 2,), -1)  # the last one is where the index UNKNOWN = -1 leads
+    table[0] = 0
+    table[pairs.instance] = 1 + pairs.query
+    return table[labels]

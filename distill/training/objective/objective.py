@@ -1,0 +1,323 @@
+"""Teacher, student and shared decoder as one module that turns a training volume into weighted loss terms.
+
+The two phases of Liu et al., CVPR 2024: teacher loss and slice loss alone, then all four distillation terms; with the
+query losses of Chen et al., ICLR 2025, on teacher and student features through the same decoder. A network that no loss
+needs is not built; a frozen teacher is run, but neither changed nor asked for gradients.
+
+Legend: B volumes, D sections, H W = y x, h w half resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from distill.config import Pair
+from distill.core.affinity import (
+    Targets,
+    affinity_targets,
+    embedding_affinity,
+    half_resolution,
+    pair_affinity,
+    unknown_edges,
+)
+from distill.core.geometry import Nanometres
+from distill.core.known import UNKNOWN
+from distill.decoder.decoder import DecoderInput, DecoderOutput
+from distill.decoder.matching import Match, match
+from distill.models.load import (
+    build_decoder,
+    build_slab,
+    build_student,
+    build_teacher,
+    start_decoder,
+    start_student,
+    start_teacher,
+)
+from distill.segmentation.components import compact_blocks
+from distill.training.loop.timing import StepClock
+from distill.training.objective.losses import (
+    affinity_cross_entropy,
+    affinity_loss,
+    cross_dimension_loss,
+    draw_points,
+    grafting_loss,
+    instance_targets,
+    multi_offset_loss,
+)
+from distill.training.objective.query_terms import mask_terms, split_instances, taught_masks_term
+from distill.training.objective.soft_masks import pairs_by_instance, pairs_by_overlap
+from distill.training.schedule.phases import Phases
+from students.slab_adapter import SlabAdapter
+from students.student import Student
+from teachers.teacher import Teacher, TeacherOutput
+
+
+@dataclass(frozen=True)
+class StudentVolume:
+    """The student's view of a volume: sections 1 .. D-1, each with its previous one."""
+
+    previous: Tensor  # (B, E, D - 1, H, W): sections 0 .. D - 2
+    current: Tensor  # (B, E, D - 1, H, W): sections 1 .. D - 1
+    affinity: Tensor  # (B, 3, D - 1, H, W)
+    decoder_input: DecoderInput | None
+
+
+class Joint(nn.Module):
+    """All that is trained together."""
+
+    teacher: Teacher | None  # None: the student is trained alone
+    student: Student | None  # None, and no slab: the teacher is trained alone
+    slab: SlabAdapter | None
+
+    def __init__(self, config: Pair, resolution: Nanometres) -> None:
+        """Build what the losses need; the student first, so that it begins alike with every teacher and with none.
+
+        Raises:
+            CheckpointError: `teacher.weights` or `student.weights` do not fit.
+        """
+        super().__init__()
+        self.config = config
+        self.student = self.slab = self.teacher = None
+        if config.student_runs:
+            self.student = build_student(config.student, weights=config.student.encoder_weights)
+            self.slab = build_slab(self.student, config.teacher.fused)
+        self.decoder = build_decoder(config.teacher.decoder, config.teacher.fused, resolution)
+        self.clock = StepClock(torch.device("cpu"))  # whoever measures puts in the one of the loop
+        self.not_started: list[str] = []  # weights without a decoder that fits, in words
+        weights = config.teacher.weights
+        started = True
+        if config.teacher_runs:
+            self.teacher = build_teacher(config.teacher)
+            started = weights is None or start_teacher(self.teacher, self.decoder, weights)
+            if config.teacher.frozen:
+                self.teacher.eval().requires_grad_(False)
+        elif weights is not None:  # so that a student alone can be held against one that has this teacher
+            started = start_decoder(self.decoder, weights)
+        self.not_started += [] if started else [f"teacher.weights: {weights} has no decoder"]
+        weights = config.student.weights
+        if self.student is not None and self.slab is not None and weights is not None:
+            started = start_student(self.student, self.slab, self.decoder, weights)
+            self.not_started += [] if started else [f"student.weights: {weights} has no adapter and decoder"]
+
+    def train(self, mode: bool = True) -> Joint:
+        """As every module; a frozen teacher stays in evaluation mode, so that its norms do not move."""
+        super().train(mode)
+        if self.teacher is not None and self.config.teacher.frozen:
+            self.teacher.eval()
+        return self
+
+    def forward(self, batch: tuple[Tensor, Tensor], step: int) -> Mapping[str, Tensor]:
+        """Weighted terms of one step.
+
+        Args:
+            batch: raw (B, 1, D, H, W) in [0, 1] and labels (B, D, H, W) int64, which say what is known
+                (`distill.core.known`): no term looks elsewhere.
+            step: steps done so far; decides the phase, whether there are labels, and seeds what is random.
+        """
+        raw, labels = batch
+        if self.config.unlabelled_at(step):
+            return self._unlabelled_terms(raw, step)
+        phases = Phases(self.config)
+        with_queries = phases.queries(step)
+        targets = affinity_targets(labels)
+        self.clock.mark("losses")
+        taught = self._taught(raw, step)
+        self.clock.mark("teacher")
+        seen = None
+        terms: dict[str, Tensor] = {}
+        if self.student is not None:
+            seen = self.view(raw, with_queries and (self.config.teacher.queries.student > 0 or phases.masks(step)))
+            self.clock.mark("student")
+            terms.update(self._slice_term(seen, targets))
+        if taught is not None:
+            terms.update(self._teacher_terms(taught, labels, targets))
+            if seen is not None and phases.distils(step):
+                terms.update(self._distillation(taught, seen, labels, targets))
+        if with_queries:
+            terms.update(self._query_terms(taught, seen, labels, step))
+        return terms
+
+    def _unlabelled_terms(self, raw: Tensor, step: int) -> dict[str, Tensor]:
+        """What the teacher teaches on a volume without labels.
+
+        It is taken as it is there: no gradient reaches it, and its norms do not move towards a volume that none of its
+        own losses sees.
+        """
+        assert self.teacher is not None
+        nothing = raw.new_zeros((len(raw), *raw.shape[2:]), dtype=torch.int64)
+        targets = affinity_targets(nothing)  # for the edges that there are
+        learning = self.teacher.training
+        with torch.no_grad():
+            taught: TeacherOutput = self.teacher.eval()(raw)
+        self.teacher.train(learning)
+        self.clock.mark("teacher")
+        queries, with_masks = self.config.teacher.queries, Phases(self.config).unlabelled_masks(step)
+        seen = self.view(raw, with_masks)
+        self.clock.mark("student")
+        terms = self._distillation(taught, seen, None, targets)
+        if with_masks:
+            given = self._decoder_inputs(taught, seen)
+            decoded = self._decode(given, step)
+            of_student, taught_masks = slice(len(raw), None), decoded.masks[-1][: len(raw)].detach()
+            pairs = pairs_by_overlap(decoded.masks[0][of_student], taught_masks)
+            points = draw_points(taught_masks[:, 0], queries.points, self._drawing(step)) if queries.points else None
+            taught_term = taught_masks_term(decoded, of_student, taught_masks, pairs, points, queries)
+            terms["masks"] = self.config.student.loss.masks * taught_term
+        return {f"unlabelled_{name}": term for name, term in terms.items()}
+
+    def view(self, raw: Tensor, with_slab: bool) -> StudentVolume:
+        """Run the student over all slice pairs; every section is encoded once."""
+        assert self.student is not None
+        assert self.slab is not None
+        batch, _, depth, _, _ = raw.shape
+        encoded = self.student.encode(raw.transpose(1, 2).flatten(0, 1))
+        first = [b * depth + z for b in range(batch) for z in range(depth - 1)]
+        index = torch.tensor(first, device=raw.device)
+        pair = self.student.decode(encoded.rows(index), encoded.rows(index + 1))
+        affinity = pair_affinity(pair.previous.float(), pair.current.float())
+        slab = None
+        if with_slab:
+            parts: tuple[Tensor, ...] = (pair.half, pair.full, affinity)
+            if self.config.teacher.queries.detach_student:
+                parts = tuple(part.detach() for part in parts)
+            slab = self.slab(*parts, depth - 1)
+        return StudentVolume(
+            previous=_volumes(pair.previous, batch),
+            current=_volumes(pair.current, batch),
+            affinity=_volumes(affinity, batch),
+            decoder_input=slab,
+        )
+
+    def _taught(self, raw: Tensor, step: int) -> TeacherOutput | None:
+        """What the teacher gives; None at steps at which no loss asks for it."""
+        if self.teacher is None or not Phases(self.config).teacher(step):
+            return None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.teacher.frozen):
+            found: TeacherOutput = self.teacher(raw)
+        return found
+
+    def _slice_term(self, seen: StudentVolume, targets: Targets) -> dict[str, Tensor]:
+        weight = self.config.student.loss.slice
+        if not weight:
+            return {}
+        return {"slice": weight * affinity_loss(seen.affinity, targets.target[:, :, 1:], targets.valid[:, :, 1:])}
+
+    def _teacher_terms(self, taught: TeacherOutput, labels: Tensor, targets: Targets) -> dict[str, Tensor]:
+        weights = self.config.teacher.loss
+        terms: dict[str, Tensor] = {}
+        if self.config.teacher.frozen:
+            return terms
+        if weights.multi_offset:
+            assert taught.embedding is not None
+            terms["teacher_offsets"] = weights.multi_offset * multi_offset_loss(taught.embedding.float(), labels)
+        if weights.affinity:
+            there = half_resolution(targets.valid.float())  # share of the window's edges that exist
+            half = half_resolution(targets.target) / there.clamp(min=1e-6)
+            terms["teacher_affinity"] = weights.affinity * affinity_cross_entropy(
+                taught.decoder_input.affinity_logits, half, there > 0
+            )
+        return terms
+
+    def _distillation(
+        self, taught: TeacherOutput, seen: StudentVolume, labels: Tensor | None, targets: Targets
+    ) -> dict[str, Tensor]:
+        loss = self.config.student.loss
+        terms: dict[str, Tensor] = {}
+        embedding = taught.embedding
+        if embedding is not None:
+            embedding = (embedding.detach() if loss.detach_teacher else embedding).float()
+        if loss.cross:
+            valid = targets.valid[:, :, 1:]
+            if loss.cross_from == "embedding":
+                assert embedding is not None
+                given, mine = embedding_affinity(embedding)[:, :, 1:], seen.affinity
+            else:
+                given = taught.decoder_input.affinity_logits[:, :, 1:].float().sigmoid()
+                given = given.detach() if loss.detach_teacher else given
+                mine, valid = half_resolution(seen.affinity), half_resolution(valid.float()) > 0
+                if labels is not None:
+                    valid &= half_resolution(unknown_edges(labels)[:, :, 1:].float()) == 0
+            terms["cross"] = loss.cross * cross_dimension_loss(mine, given, valid)
+        own = loss.graft_from == "teacher"
+        if loss.graft and (own or labels is not None):
+            assert embedding is not None
+            terms["graft"] = loss.graft * grafting_loss(
+                seen.previous.float(),
+                seen.current.float(),
+                embedding,
+                None if own else labels,
+                loss.graft_distances,
+                known=labels,
+            )
+        return terms
+
+    def _query_terms(
+        self, taught: TeacherOutput | None, seen: StudentVolume | None, labels: Tensor, step: int
+    ) -> dict[str, Tensor]:
+        """Masks of both networks against the labels, and of the student against the teacher's."""
+        weights = self.config.teacher.queries
+        with_masks = taught is not None and Phases(self.config).masks(step)
+        given = self._decoder_inputs(taught if weights.teacher or with_masks else None, seen)
+        instances = compact_blocks(instance_targets(split_instances(labels[:, 1:])))
+        decoded = self._decode(given, step)
+        known = instances != UNKNOWN
+        batch, generator = len(labels), self._drawing(step)
+        terms: dict[str, Tensor] = {}
+        pairs: dict[str, list[Match]] = {}
+        for row, name in enumerate(given):
+            part = slice(row * batch, (row + 1) * batch)
+            factor = weights.teacher if name == "teacher" else weights.student
+            pairs[name] = match(decoded.masks[0][part], instances)
+            points = draw_points(instances, weights.points, generator) if weights.points else None
+            if factor:
+                found = mask_terms(decoded, part, instances, pairs[name], points, weights, generator)
+                terms.update({f"{name}_{key}": factor * value for key, value in found.items()})
+            if with_masks and name == "student":
+                taught_masks = decoded.masks[-1][:batch].detach()
+                shared = pairs_by_instance(pairs["student"], pairs["teacher"], taught_masks, known)
+                taught_term = taught_masks_term(decoded, part, taught_masks, shared, points, weights, known)
+                terms["masks"] = self.config.student.loss.masks * taught_term
+        return terms
+
+    def _decoder_inputs(self, taught: TeacherOutput | None, seen: StudentVolume | None) -> dict[str, DecoderInput]:
+        """What there is for the decoder, the teacher's first."""
+        weights = self.config.teacher.queries
+        given: dict[str, DecoderInput] = {}
+        if taught is not None:
+            whole = taught.decoder_input
+            alone = weights.detach_teacher or not weights.teacher  # only read, for its masks
+            features = whole.features.detach() if alone else whole.features
+            given["teacher"] = DecoderInput(features[:, :, 1:], whole.affinity_logits[:, :, 1:].float().detach())
+        if seen is not None and seen.decoder_input is not None:
+            given["student"] = DecoderInput(
+                seen.decoder_input.features, seen.decoder_input.affinity_logits.float().detach()
+            )
+        return given
+
+    def _decode(self, given: Mapping[str, DecoderInput], step: int) -> DecoderOutput:
+        """Both networks' blocks go through the decoder as one batch, so that its batch norms see what they serve."""
+        parts = list(given.values())
+        both = DecoderInput(
+            torch.cat([part.features.to(parts[0].features.dtype) for part in parts]),
+            torch.cat([part.affinity_logits for part in parts]),
+        )
+        self.clock.mark("losses")
+        seed = self.config.student.training.seed
+        decoded: DecoderOutput = self.decoder(both, order="random", rng=np.random.default_rng((seed, 2, step)))
+        self.clock.mark("decoder")
+        return decoded
+
+    def _drawing(self, step: int) -> torch.Generator:
+        """Randomness of the voxels that a step's query losses draw."""
+        return torch.Generator().manual_seed(self.config.student.training.seed * 1_000_003 + step)
+
+
+def _volumes(pairs: Tensor, batch: int) -> Tensor:
+    """Rows of `slice_pairs` (B * (D - 1), C, H, W) as volumes (B, C, D - 1, H, W)."""
+    volumes: Tensor = pairs.unflatten(0, (batch, -1))  # type: ignore[no-untyped-call]
+    return volumes.transpose(1, 2)

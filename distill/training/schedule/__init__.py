@@ -1,0 +1,1 @@
+"""What runs at each step, how many steps a training has, and how long it takes."""

@@ -1,0 +1,89 @@
+"""Time the parts of a training before its first step, and leave everything as it was.
+
+Trial steps of every kind that the run will have, one validation of a few sections and one save are timed with the run's
+own networks, crops and data workers. Weights, optimiser, averages and random numbers are put back afterwards, so that a
+training whose number of steps was found this way is the same as one that was given this number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from distill.config import Pair
+from distill.data.crops import Items, batches
+from distill.training.loop.loop import Objective, take_step
+from distill.training.loop.state import State, restored
+from distill.training.loop.timing import StepClock
+from distill.training.schedule.phases import Kind, Phases
+from distill.training.schedule.planned_steps import Trial
+
+_FEWEST, _MOST = 2, 4  # timed rounds over all kinds, after one that is not counted
+_SHARE = 0.05  # of the time of the run that further rounds may take
+
+Seconds = Callable[[], float]  # a clock
+
+
+def time_steps(
+    config: Pair,
+    state: State,
+    objective: Objective,
+    crops: Items,
+    fabric: Fabric,
+    *,
+    budget: float,
+    state_path: Path,
+    now: Seconds,
+) -> Trial:
+    """Time steps of every kind; all ranks take part.
+
+    Args:
+        config: of the run.
+        state: as the run begins; the same afterwards.
+        objective: its module as set up by fabric.
+        crops: of the run.
+        fabric: device, precision and ranks.
+        budget: seconds of the whole run, of which the trial takes a small share where steps are short.
+        state_path: where the run keeps its state.
+        now: a clock in seconds.
+    """
+    examples = Phases(config).examples()
+    order = [step for _ in range(1 + _MOST) for step in reversed(examples.values())]  # the largest steps first
+    found: dict[Kind, list[float]] = {kind: [] for kind in examples}
+    given = batches(crops, 0, fabric.device, rank=fabric.global_rank, ranks=fabric.world_size, steps=order)
+    clock, began = StepClock(fabric.device), now()
+    state.module.train()
+    with restored(state):
+        iterator = iter(given)
+        try:
+            for turn in range(1 + _MOST):
+                for kind, step in reversed(examples.items()):
+                    start, state.step = now(), step
+                    batch = next(iterator)
+                    # At a learning rate of 0, so that the networks whose time is measured stay the ones of the start.
+                    take_step(state, objective, batch, config.student.training, fabric, 0.0, clock, state_path)
+                    if fabric.device.type == "cuda":
+                        torch.cuda.synchronize(fabric.device)
+                    if turn:
+                        found[kind].append(now() - start)
+                if turn >= _FEWEST and _mean(now() - began, fabric) > _SHARE * budget:
+                    break
+        finally:
+            if isinstance(iterator, Generator):
+                iterator.close()
+            del iterator
+    seconds = {kind: _mean(median(values), fabric) for kind, values in found.items()}
+    return Trial(seconds, sum(map(len, found.values())))
+
+
+def _mean(seconds: float, fabric: Fabric) -> float:
+    """Mean over the ranks, so that all of them come to the same decisions."""
+    if fabric.world_size == 1:
+        return seconds
+    given: Any = torch.tensor(seconds, dtype=torch.float64, device=fabric.device)
+    return float(fabric.all_reduce(given, reduce_op="mean"))

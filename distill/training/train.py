@@ -1,0 +1,411 @@
+"""`distill train`: teacher, student and shared decoder together, into a run folder."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+import distill
+from distill.config import Pair, dump, load_pair, older_defaults
+from distill.core.atomic import replacing
+from distill.core.errors import CheckpointError, DistillError, SourceError
+from distill.core.hardware import AUTO, Chosen, Precision, choose
+from distill.data.crops import Items, batches
+from distill.inference.in_memory import Runtime
+from distill.models.checkpoint import save_weights
+from distill.models.load import find_weights, pick_device, student_metadata, teacher_metadata
+from distill.training.data import Parts, check_normalisation, open_parts, training_crops
+from distill.training.launch import compile_networks, launch, lay_out, leave
+from distill.training.loop.loop import MetricsLog, Objective, StepReport, fit, make_optimizer
+from distill.training.loop.state import Average, State, restored
+from distill.training.loop.timing import Split, StepClock
+from distill.training.objective.objective import Joint
+from distill.training.ranks import from_environment
+from distill.training.run_record import RunRecord
+from distill.training.schedule.forecast import Forecast
+from distill.training.schedule.planned_steps import FILE as STEPS
+from distill.training.schedule.planned_steps import Trial, planned, read_steps, write_steps
+from distill.training.schedule.trial import Seconds, time_steps
+from distill.training.validation import Judged, validate
+from viz.report.report import report_after_training
+from viz.run_figures import run_figures
+
+logger = logging.getLogger(__name__)
+
+_FEW_SECTIONS = 3  # of the validation that is timed before the first step
+_PART = "parts."  # before the names of a step's parts among the values of the log
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the command line shows while training."""
+
+    on_start: Callable[[int, int], None]  # steps done before, steps in all
+    on_step: Callable[[StepReport, int, float | None], None]  # report, steps in all, seconds left
+    on_validation: Callable[[int, dict[str, Judged], float], None]  # step, scores, seconds
+    note: Callable[[str], None]  # lines that the user should see
+
+
+def train(
+    config: Pair,
+    out: Path,
+    *,
+    resume: bool,
+    device: str,
+    progress: Progress,
+    command: list[str],
+    now: Seconds = time.perf_counter,
+) -> Split | None:
+    """Train and fill the run folder.
+
+    Args:
+        config: teacher and student.
+        out: run folder; must not hold a run unless `resume`.
+        resume: go on from the folder's saved state, if there is one.
+        device: `auto`, `cpu` or `cuda`.
+        progress: what to call on the way.
+        command: what was typed, for run.json.
+        now: a clock in seconds, for the number of steps that `training.minutes` allows.
+
+    Returns:
+        Time of the steps; None on all ranks of torchrun but the first, which write and print nothing.
+
+    Raises:
+        DistillError: bad input; nothing has been written then.
+    """
+    began, ranks = now(), from_environment()
+    chosen = _precision(config, out if resume else None, device)
+    config = with_precision(config, chosen.precision)
+    parts = open_parts(config)
+    training = config.student.training
+    crops = training_crops(config, parts, ranks.size, logger.warning if ranks.first else lambda text: None)
+    check_normalisation(config, logger.warning if ranks.first else lambda text: None)
+    fabric = launch(device, training.precision, ranks)
+    if (first := fabric.broadcast(training.precision)) != training.precision:
+        raise DistillError(
+            f"student.training.precision: found auto, which is {first} on the first rank and {training.precision} on "
+            f"rank {ranks.rank}, expected one of them by name"
+        )
+    torch.manual_seed(training.seed)
+    joint = Joint(config, parts.resolution)
+    if training.compile:
+        compile_networks(joint, fabric.device)
+    if joint.student is not None:
+        lay_out(joint.student)
+    if joint.teacher is not None and fabric.device.type == "cpu":  # on a GPU it has not been measured
+        lay_out(joint.teacher)
+    joint.to(fabric.device)
+    optimizer = make_optimizer(joint, training)
+    module, wrapped = fabric.setup(joint, optimizer)
+    if not ranks.first:  # weights are the same on every rank, what is drawn later is not
+        torch.manual_seed(training.seed + 1_000_003 * ranks.rank)
+    state_path = out / "checkpoints" / "state.pt"
+    if ranks.first:
+        prepare_folder(out, config, resume)
+    fabric.barrier()
+    state = State(joint, wrapped, Average(joint, training.ema) if training.ema else None)
+    if resume and state_path.exists():
+        state.load(state_path, rank=ranks.rank, ranks=ranks.size)
+    if ranks.first:  # nothing is said before the input is known to be good
+        for line in chosen.lines:
+            progress.note(line)
+        for what in joint.not_started:
+            logger.warning("%s of the shapes that teacher.decoder asks for; that part starts anew", what)
+    joint.clock = StepClock(fabric.device)
+    runtime = Runtime(fabric.device, training.precision)
+    trial = None
+    if training.minutes is not None:
+        timed = _Timed(config, parts, out, state, module, crops, fabric, runtime, now, began)
+        config, trial = timed.steps(begun=resume and state_path.exists(), resume=resume)
+        joint.config, training = config, config.student.training
+        crops = crops.of_run(training, config.unlabelled_at)
+    elif ranks.first:
+        (out / STEPS).unlink(missing_ok=True)  # of an earlier start by time
+    follow = partial(
+        fit,
+        state,
+        module,
+        batches(crops, state.step, fabric.device, rank=ranks.rank, ranks=ranks.size),
+        training,
+        fabric,
+        clock=joint.clock,
+        state_path=state_path,
+    )
+    if not ranks.first:
+        follow(on_step=lambda report: None, on_validate=lambda state: None)
+        leave()
+        return None
+    log = MetricsLog(out / "metrics.jsonl", state.step, state.validated)
+    book = _Bookkeeping(config, parts, out, log, runtime, progress, state, trial)
+    with RunRecord(out / "run.json", command, config, state.step, ranks.size, book.split, chosen):
+        follow(on_step=book.step, on_validate=lambda s: book.validation(s, joint, compiled=training.compile))
+        leave()
+        if book.last:  # after the last state is safe: a figure must not cost a run
+            run_figures(out, book.last, parts.validation[0])
+    report_after_training(out, book.last, parts.validation[0], runtime)
+    return book.split
+
+
+def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:
+    """Make the run folder and write the resolved configuration; the path of the state file.
+
+    Raises:
+        SourceError: the folder holds a run already, or cannot be written.
+        CheckpointError: the run to resume has another configuration.
+    """
+    state_path = out / "checkpoints" / "state.pt"
+    resolved = {"teacher.yaml": dump(config.teacher), "student.yaml": dump(config.student)}
+    if state_path.exists() and not resume:
+        raise SourceError(f"{out}: holds a run already; expected a new folder, or --resume to go on with it")
+    if (out / "student.yaml").exists() and not (out / "checkpoints").exists():
+        raise SourceError(f"{out}: holds a configuration of yours; expected a new folder")
+    different = differing_file(out, config) if state_path.exists() else None
+    if different is not None:
+        raise CheckpointError(f"{different}: differs from the configuration given; expected the same to resume")
+    try:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for name, text in resolved.items():
+            with replacing(out / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SourceError(f"{out}: cannot be written: {error.strerror or error}") from None
+    return state_path
+
+
+def with_precision(config: Pair, precision: Precision) -> Pair:
+    """The configuration with another precision."""
+    training = config.student.training.model_copy(update={"precision": precision})
+    return config.model_copy(update={"student": config.student.model_copy(update={"training": training})})
+
+
+def _precision(config: Pair, begun: Path | None, device: str) -> Chosen:
+    """The precision of a training: `auto` is that of the run folder that is continued, else what the device has."""
+    found = None if begun is None else _written(begun)
+    earlier = None if found is None else found.student.training.precision
+    return choose(config.student.training.precision, pick_device(device), begun=earlier)
+
+
+def _written(out: Path) -> Pair | None:
+    """The configuration in a run folder."""
+    teacher, student = out / "teacher.yaml", out / "student.yaml"
+    if not (teacher.exists() and student.exists()):
+        return None
+    return load_pair(teacher, student, older_defaults(student))
+
+
+def differing_file(out: Path, config: Pair) -> Path | None:
+    """The file of a run folder that says another thing than a configuration; None where both say the same.
+
+    Compared is what the files mean: a key that they lack because it is newer than they are has its default, and a
+    precision that is `auto` is that of the folder.
+    """
+    teacher, student = out / "teacher.yaml", out / "student.yaml"
+    found = _written(out)
+    if found is None:
+        return None
+    if config.student.training.precision == AUTO:
+        config = with_precision(config, found.student.training.precision)
+    if found.teacher != config.teacher:
+        return teacher
+    return student if found.student != config.student else None
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A run by time before its first step."""
+
+    config: Pair  # as it was written
+    parts: Parts
+    out: Path
+    state: State
+    module: Objective
+    crops: Items
+    fabric: Fabric
+    runtime: Runtime
+    now: Seconds
+    began: float
+
+    def steps(self, *, resume: bool, begun: bool) -> tuple[Pair, Trial]:
+        """The configuration with its number of steps: the one that was kept, else one that is found and kept now.
+
+        All ranks take part and get the same.
+        """
+        kept = self._shared(lambda: read_steps(self.out, self.config, begun=begun) if resume else None)
+        if kept is not None:
+            return kept
+        trial = time_steps(
+            self.config,
+            self.state,
+            self.module,
+            self.crops,
+            self.fabric,
+            budget=self._left(),
+            state_path=self.out / "checkpoints" / "state.pt",
+            now=self.now,
+        )
+        found = self._shared(lambda: self._fixed(trial))
+        assert found is not None
+        return found
+
+    def _fixed(self, trial: Trial) -> tuple[Pair, Trial]:
+        trial = replace(trial, validation=self._validation(), saving=self._saving())
+        fixed = planned(self.config, trial, self._left())
+        write_steps(self.out, self.config, fixed, trial)
+        return fixed, trial
+
+    def _left(self) -> float:
+        """Seconds of the run's time."""
+        assert self.config.student.training.minutes is not None
+        return 60 * self.config.student.training.minutes - (self.now() - self.began)
+
+    def _shared(self, find: Callable[[], tuple[Pair, Trial] | None]) -> tuple[Pair, Trial] | None:
+        """What the first rank finds, or its error, on all ranks."""
+        found: tuple[Pair, Trial] | DistillError | None = None
+        if self.fabric.is_global_zero:
+            try:
+                found = find()
+            except DistillError as error:
+                found = error
+        found = self.fabric.broadcast(found)
+        if isinstance(found, DistillError):
+            raise found
+        return found
+
+    def _validation(self) -> float:
+        """Seconds of a whole validation, from one of a few sections of a block."""
+        part, joint = self.parts.validation[0], self.state.module
+        few = (slice(_FEW_SECTIONS), *(slice(side) for side in self.config.teacher.decoder.block[1:]))
+        tried = replace(part, raw=part.raw[few], labels=part.labels[few])
+        if not tried.counted.any():  # partial labels
+            tried = part
+        assert isinstance(joint, Joint)
+        with restored(self.state):
+            joint.eval()
+            began = self.now()
+            validate(joint, self.config, [tried], self.runtime)
+            seconds = self.now() - began
+            joint.train()
+        return seconds * sum(one.raw.size for one in self.parts.validation) / tried.raw.size
+
+    def _saving(self) -> float:
+        began = self.now()
+        with tempfile.TemporaryDirectory(dir=self.out, prefix=".timed.") as folder:
+            self.state.save(Path(folder) / "state.pt")
+        return self.now() - began
+
+
+class _Bookkeeping:
+    """Logs steps, validates, keeps the best weights."""
+
+    def __init__(
+        self,
+        config: Pair,
+        parts: Parts,
+        out: Path,
+        log: MetricsLog,
+        runtime: Runtime,
+        progress: Progress,
+        state: State,
+        trial: Trial | None,
+    ) -> None:
+        self.config, self.parts, self.out, self.log = config, parts, out, log
+        self.runtime, self.progress, self.state = runtime, progress, state
+        self.split = Split()
+        self.last: dict[str, Judged] = {}
+        self.forecast = Forecast(config, state.step, trial)
+        progress.on_start(state.step, config.student.training.steps)
+        self._say(self.forecast.opening())
+
+    def _say(self, text: str) -> None:
+        if text:
+            self.progress.note(text)
+
+    def step(self, report: StepReport) -> None:
+        """Collect in the state, so that a resumed run forgets nothing; write means every `log_every` steps."""
+        training, pending = self.config.student.training, self.state.pending
+        values = {**report.terms, "seconds": report.seconds, "waited": report.waited}
+        for name, value in {**values, **{_PART + part: value for part, value in report.parts.items()}}.items():
+            pending.setdefault(name, []).append(value)
+        if report.step % training.log_every == 0 or report.step == training.steps:
+            means = {name: float(np.mean(values)) for name, values in pending.items()}
+            row = {name: value for name, value in means.items() if not name.startswith(_PART)}
+            parts = {name.removeprefix(_PART): value for name, value in means.items() if name.startswith(_PART)}
+            self.log.write({"step": report.step, "lr": report.lr, **row, "parts": parts})
+            pending.clear()
+        self.split.add(report.seconds, report.parts)
+        self._say(self.forecast.add(report.step, report.seconds))
+        self.progress.on_step(report, training.steps, self.forecast.left(report.step))
+
+    def validation(self, state: State, joint: Joint, *, compiled: bool) -> None:
+        """Judge the networks that training changes, save their weights, keep the best of each."""
+        began = time.perf_counter()
+        # Blocks of other shapes than in training are not worth compiling for.
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+            judged = validate(joint, self.config, self.parts.validation, self.runtime)
+        seconds = time.perf_counter() - began
+        row: dict[str, Any] = {"step": state.step, "validation_seconds": seconds}
+        for name, found in judged.items():
+            row[f"validation_{name}"] = {**found.to_dict(), "sweep": found.sweep_rows()}
+        self.log.write(row)
+        for kind, found in judged.items():
+            self._keep(kind, found, state, joint)
+        teacher = self.config.teacher
+        if self.config.teacher_runs and "teacher" not in judged and teacher.weights is not None:
+            self._put_best("teacher", find_weights(teacher.weights, "teacher"))  # so that the run folder is whole
+        self.last = judged
+        self.forecast.validated(seconds)
+        self.progress.on_validation(state.step, judged, seconds)
+
+    def _keep(self, kind: str, found: Judged, state: State, joint: Joint) -> None:
+        config, resolution = self.config, self.parts.resolution
+        notes = {
+            "step": state.step,
+            "validation": found.to_dict(),
+            "merge_threshold": found.threshold,
+            "resolution": list(resolution),
+            "data": config.student.data.model_dump(mode="json"),
+            "version": distill.__version__,
+        }
+        path = self.out / "checkpoints" / f"{kind}-{state.step:07d}.safetensors"
+        if kind == "student":
+            assert joint.student is not None
+            assert joint.slab is not None
+            modules: dict[str, torch.nn.Module] = {
+                "student": joint.student,
+                "slab": joint.slab,
+                "decoder": joint.decoder,
+            }
+            save_weights(
+                path,
+                "student",
+                modules,
+                student_metadata(config.student, config.teacher.fused, found.decoding, resolution),
+                notes,
+            )
+        else:
+            assert joint.teacher is not None
+            modules = {"teacher": joint.teacher, "decoder": joint.decoder}
+            metadata = teacher_metadata(config.teacher, found.decoding, resolution, config.student.data.normalisation)
+            save_weights(path, "teacher", modules, metadata, notes)
+        voi = found.scores.voi_sum
+        if voi < state.best.get(f"{kind}_voi", float("inf")):
+            state.best.update({f"{kind}_voi": voi, f"{kind}_step": state.step})
+            self._put_best(kind, path)
+
+    def _put_best(self, kind: str, path: Path) -> None:
+        best = self.out / "best" / f"{kind}.safetensors"
+        best.parent.mkdir(exist_ok=True)
+        with replacing(best) as temporary:
+            shutil.copyfile(path, temporary)

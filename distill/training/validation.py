@@ -1,0 +1,258 @@
+"""Scores of teacher and student on the validation part, and the merge thresholds chosen there.
+
+Every number of a validation comes from sections that training never saw; thresholds that later runs use by default are
+chosen here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.config import DecoderConfig, Pair
+from distill.core.affinity import affinity_targets, as_label_tensor
+from distill.core.known import counted_truth
+from distill.evaluation.contingency import Scores
+from distill.evaluation.edge_scores import affinity_scores
+from distill.evaluation.metrics import score
+from distill.inference.in_memory import Assembly, Runtime, Segmented, student_volumes, teacher_volumes
+from distill.models.load import TrainedStudent, TrainedTeacher
+from distill.training.data import Part
+from distill.training.objective.objective import Joint
+
+MERGE_THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
+# z, y, x; tried beside the configured ones
+SEED_THRESHOLDS = ((0.8, 0.8, 0.8), (0.8, 0.9, 0.9), (0.9, 0.9, 0.9), (0.9, 0.95, 0.95), (0.97, 0.95, 0.95))
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Scores of the query segmentation at one merge threshold; None = nothing merged."""
+
+    threshold: float | None
+    scores: Scores
+
+
+@dataclass(frozen=True)
+class VolumeScores:
+    """One of several validation volumes."""
+
+    name: str
+    scores: Scores  # at the threshold that is best for all of them together
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One network's validation; of several volumes, numbers are means weighted by counted voxels."""
+
+    scores: Scores  # of the query segmentation at the best threshold
+    unmerged: Scores  # of the queries alone
+    threshold: float | None  # merge above this mean affinity; None = merging did not help
+    boundary_f1: tuple[float, ...]  # per axis z, y, x: edges that must be cut, predicted below 0.5
+    decoding: DecoderConfig  # with the seed thresholds that gave these scores
+    labels_section: NDArray[np.uint64]  # (H, W) middle section of the segmentation, of the first volume
+    affinity_section: NDArray[np.float32]  # (3, H, W) its affinities
+    sweep: tuple[Swept, ...]  # every threshold that was tried
+    volumes: tuple[VolumeScores, ...] = ()  # one each where there are several
+
+    def to_dict(self) -> dict[str, Any]:
+        """For metrics.jsonl and the weights file's notes."""
+        found: dict[str, Any] = {
+            "voi_split": self.scores.voi_split,
+            "voi_merge": self.scores.voi_merge,
+            "voi": self.scores.voi_sum,
+            "arand": self.scores.arand,
+            "voi_unmerged": self.unmerged.voi_sum,
+            "merge_threshold": self.threshold,
+            "seed_thresholds": list(self.decoding.seeds.thresholds),
+            "boundary_f1_zyx": [round(f, 4) for f in self.boundary_f1],
+        }
+        if self.volumes:
+            found["volumes"] = [
+                {"raw": one.name, "voi_split": one.scores.voi_split, "voi_merge": one.scores.voi_merge}
+                | {"voi": one.scores.voi_sum, "arand": one.scores.arand, "voxels": one.scores.voxels}
+                for one in self.volumes
+            ]
+        return found
+
+    def sweep_rows(self) -> list[list[float | None]]:
+        """For metrics.jsonl: threshold (None = nothing merged), VOI split, VOI merge, ARAND."""
+        return [[s.threshold, s.scores.voi_split, s.scores.voi_merge, s.scores.arand] for s in self.sweep]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What is kept of one volume's segmentation when its voxels are forgotten.
+
+    Attributes:
+        scores: at every merge threshold, None first.
+        boundary_f1: per axis z, y, x.
+        supervoxels: (H, W) middle section.
+        affinity: (3, H, W) middle section.
+        assembly: makes final ids of the supervoxels.
+    """
+
+    scores: tuple[Swept, ...]
+    boundary_f1: tuple[float, ...]
+    supervoxels: NDArray[np.uint64]
+    affinity: NDArray[np.float32]
+    assembly: Assembly
+
+
+def try_thresholds(
+    segmented: Segmented, labels: NDArray[np.uint64], thresholds: Sequence[float] = MERGE_THRESHOLDS
+) -> Tried:
+    """Score a segmentation at every merge threshold.
+
+    Args:
+        segmented: supervoxels, contacts and affinities of a part.
+        labels: (D, H, W) ground truth of the same part, with the values of `distill.core.known`.
+        thresholds: candidates, beside no merging.
+    """
+    truth = counted_truth(labels)
+    sweep = tuple(Swept(t, score(segmented.labels(t), truth)) for t in (None, *thresholds))
+    targets = affinity_targets(as_label_tensor(labels))
+    edges = affinity_scores(segmented.affinity, targets.target.numpy(), targets.valid.numpy())
+    middle = len(labels) // 2
+    return Tried(
+        sweep,
+        tuple(edge.boundary.f1 for edge in edges),
+        segmented.supervoxels[middle].copy(),
+        segmented.affinity[:, middle].copy(),
+        segmented.assembly,
+    )
+
+
+def pooled(scores: Sequence[Scores]) -> Scores:
+    """Scores of several volumes as one: means weighted by counted voxels; objects and voxels add up."""
+    if len(scores) == 1:
+        return scores[0]
+    weights = [one.voxels for one in scores]
+
+    def mean(name: str) -> float:
+        return float(np.average([getattr(one, name) for one in scores], weights=weights))
+
+    return Scores(
+        preset=scores[0].preset,
+        voi_split=mean("voi_split"),
+        voi_merge=mean("voi_merge"),
+        arand=mean("arand"),
+        arand_precision=mean("arand_precision"),
+        arand_recall=mean("arand_recall"),
+        n_true=sum(one.n_true for one in scores),
+        n_pred=sum(one.n_pred for one in scores),
+        voxels=sum(weights),
+    )
+
+
+def judge(
+    segmented: Segmented,
+    labels: NDArray[np.uint64],
+    decoding: DecoderConfig,
+    thresholds: Sequence[float] = MERGE_THRESHOLDS,
+) -> Judged:
+    """Score a segmentation at every merge threshold and keep the one with the lowest VOI.
+
+    Args:
+        segmented: supervoxels, contacts and affinities of the validation part.
+        labels: (D, H, W) ground truth of the same part, with the values of `distill.core.known`.
+        decoding: how it was decoded.
+        thresholds: candidates, beside no merging.
+    """
+    return judge_together([try_thresholds(segmented, labels, thresholds)], decoding)
+
+
+def judge_together(tried: Sequence[Tried], decoding: DecoderConfig, names: Sequence[str] = ()) -> Judged:
+    """Pool the scores of volumes that were decoded alike and keep the one threshold with the lowest mean VOI.
+
+    Args:
+        tried: one a volume, over the same thresholds.
+        decoding: how they were decoded.
+        names: of the volumes; may be left out for one.
+    """
+    rows = list(zip(*(one.scores for one in tried), strict=True))
+    sweep = tuple(Swept(row[0].threshold, pooled([one.scores for one in row])) for row in rows)
+    at = min(range(len(sweep)), key=lambda n: sweep[n].scores.voi_sum)
+    best, first = sweep[at], tried[0]
+    voxels = [one.scores[at].scores.voxels for one in tried]
+    f1 = first.boundary_f1
+    if len(tried) > 1:
+        f1 = tuple(float(n) for n in np.average([one.boundary_f1 for one in tried], axis=0, weights=voxels))
+    return Judged(
+        best.scores,
+        sweep[0].scores,
+        best.threshold,
+        f1,
+        decoding,
+        first.assembly.finish(best.threshold).apply(first.supervoxels),
+        first.affinity,
+        sweep,
+        tuple(VolumeScores(name, one.scores[at].scores) for name, one in zip(names, tried, strict=True))
+        if len(tried) > 1
+        else (),
+    )
+
+
+def validate(joint: Joint, config: Pair, parts: Sequence[Part], runtime: Runtime) -> dict[str, Judged]:
+    """The networks that training changes through the shared decoder on the validation parts, at the best of a few seed
+    thresholds.
+
+    Args:
+        joint: in evaluation mode, with the weights to judge.
+        config: of the run.
+        parts: one at least; they are segmented one after the other.
+        runtime: device and precision.
+    """
+    student, teacher = views(joint, config)
+    decodings = seed_candidates(config.teacher.decoder)
+    tried: dict[str, list[list[Tried]]] = {}  # by network, volume, way to decode
+    for part in parts:
+        z, y, x = part.raw.shape
+        if student is not None:
+            found = student_volumes(student, iter(part.raw), (z, y, x), runtime, decodings)
+            tried.setdefault("student", []).append([try_thresholds(one, part.labels) for one in found])
+        if teacher is not None:
+            found = teacher_volumes(teacher, part.raw, runtime, decodings)
+            tried.setdefault("teacher", []).append([try_thresholds(one, part.labels) for one in found])
+    names = [part.name for part in parts]
+    return {network: best_of(volumes, decodings, names) for network, volumes in tried.items()}
+
+
+def best_of(volumes: Sequence[Sequence[Tried]], decodings: Sequence[DecoderConfig], names: Sequence[str]) -> Judged:
+    """The first way to decode with the lowest VOI, at its best merge threshold.
+
+    Args:
+        volumes: by volume and way to decode.
+        decodings: the ways.
+        names: of the volumes.
+    """
+    ways = zip(*volumes, strict=True)
+    judged = [judge_together(tried, decoding, names) for tried, decoding in zip(ways, decodings, strict=True)]
+    return min(judged, key=lambda one: one.scores.voi_sum)
+
+
+def seed_candidates(decoding: DecoderConfig) -> list[DecoderConfig]:
+    """The configured decoding and, where seeds are cut at edge thresholds, the same with the other thresholds."""
+    looks_at_seeds = decoding.queries.startswith("guided") or decoding.cues == "segmentation"
+    if decoding.seeds.kind != "edges" or not looks_at_seeds:
+        return [decoding]
+    thresholds = dict.fromkeys([decoding.seeds.thresholds, *SEED_THRESHOLDS])
+    return [
+        decoding.model_copy(update={"seeds": decoding.seeds.model_copy(update={"thresholds": t})}) for t in thresholds
+    ]
+
+
+def views(joint: Joint, config: Pair) -> tuple[TrainedStudent | None, TrainedTeacher | None]:
+    """The joint module's parts as trained networks; None for one that training does not change."""
+    decoding, here = config.teacher.decoder, Path("training")
+    student = teacher = None
+    if joint.student is not None:
+        student = TrainedStudent(joint.student, joint.slab, joint.decoder, decoding, {}, here)
+    if joint.teacher is not None and config.teacher_learns:
+        teacher = TrainedTeacher(joint.teacher, joint.decoder, config.teacher, {}, here)
+    return student, teacher

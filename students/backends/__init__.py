@@ -1,0 +1,1 @@
+"""Runtimes of the student: PyTorch, OpenVINO, ONNX Runtime."""

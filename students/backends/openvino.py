@@ -1,0 +1,212 @@
+"""The stream's two functions on OpenVINO: on a CPU the fastest way.
+
+Between the functions maps stay in the layout and precision in which its convolutions work (channels last), so that
+nothing is converted to and fro. Models are built once a size and kept.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from distill.core.errors import DistillError
+from distill.core.hardware import MIXED
+from students.backends.choose import Maps
+from students.backends.functions import Decode, Decoded, Encode, Wanted, flat
+from students.backends.fuse import fused, take_entry
+from students.backends.signal_stack import signal_stack_kept
+from students.slab_adapter import SlabAdapter
+from students.student import Samples, Student, pad_to_stride
+
+_KEPT_SIZES = 8  # compiled models: tiles at borders have sizes of their own
+
+
+class OpenVINOBackend:
+    """One section at a time: a section fills the cores, and nothing depends on how many came together."""
+
+    name = "openvino"
+    batch = 1
+
+    @signal_stack_kept()
+    def __init__(self, student: Student, slab: SlabAdapter | None, wanted: Wanted, *, precision: str) -> None:
+        """Load the library; models are built when sizes are known.
+
+        Args:
+            student: in evaluation mode, on the CPU.
+            slab: its adapter, if features are wanted.
+            wanted: results beside the affinities.
+            precision: `FULL` or `MIXED`, see `distill.core.hardware`; a CPU without the second computes in float32.
+
+        Raises:
+            DistillError: OpenVINO is not installed.
+        """
+        self._ov = load_openvino()
+        self._core = self._ov.Core()
+        self._student, self._slab, self._wanted = student, slab, wanted
+        able = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self._half_precision = precision == MIXED and able
+        self._entry: nn.Module | None = None  # OpenVINO has one precision for a model, so torch runs this layer
+        if self._half_precision and student.entry is not None:
+            self._student = fused(student)
+            self._entry = take_entry(self._student)
+            if self._entry is not None:
+                self._entry.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._encoders: dict[tuple[int, ...], _Encoder] = {}
+        self._decoders: dict[tuple[Any, ...], tuple[Decode, Any]] = {}
+
+    @signal_stack_kept()
+    def encode(self, grey: Tensor) -> Maps:
+        """See `Backend.encode`."""
+        if self._entry is not None:
+            with torch.inference_mode():
+                padded = pad_to_stride(grey, self._student.stride)
+                grey = self._entry(padded.contiguous(memory_format=torch.channels_last))
+        shape = tuple(grey.shape)
+        if shape not in self._encoders:
+            _make_room(self._encoders)
+            self._encoders[shape] = self._encoder(shape)
+        given = grey if self._entry is None else grey.permute(0, 2, 3, 1).contiguous()
+        return self._encoders[shape](given)
+
+    @signal_stack_kept()
+    def decode(
+        self, previous: Maps, current: Maps, linked: Tensor, size: tuple[int, int], samples: Sequence[Samples] = ()
+    ) -> Decoded:
+        """See `Backend.decode`."""
+        key = size, tuple(tuple(part.shape) for part in current), len(samples)
+        if key not in self._decoders:
+            _make_room(self._decoders)
+            self._decoders[key] = self._decoder(current, size, samples)
+        decode, request = self._decoders[key]
+        given = [linked.numpy(), *previous, *current, *(part.numpy() for part in flat(samples))]
+        request.infer(dict(enumerate(given)), share_inputs=True)
+        outputs = range(len(request.model_outputs))
+        return decode.named(tuple(torch.from_numpy(request.get_output_tensor(n).data.copy()) for n in outputs))
+
+    def previous(self, last: Maps | None, current: Maps) -> Maps:
+        """See `Backend.previous`."""
+        return current if last is None else last
+
+    def last(self, current: Maps, place: int) -> Maps:
+        """See `Backend.last`."""
+        return current
+
+    def _encoder(self, shape: tuple[int, ...]) -> _Encoder:
+        # Traced on a small section where that says all: a large one takes seconds and gigabytes.
+        stride = self._student.stride
+        whole = self._entry is not None or not any(size % stride for size in shape[-2:])
+        small = (*shape[:-2], 2 * stride, 2 * stride) if whole else shape
+        model = convert(Encode(self._student), (torch.zeros(small),), [list(shape)])
+        steps = self._ov.preprocess.PrePostProcessor(model)
+        if self._entry is not None:
+            steps.input(0).tensor().set_layout(self._ov.Layout("NHWC"))
+            steps.input(0).model().set_layout(self._ov.Layout("NCHW"))
+        for n in range(len(model.outputs)):
+            self._kept_as_is(steps.output(n))
+        return _Encoder(self._ov, self._compiled(steps.build()))
+
+    def _decoder(self, maps: Maps, size: tuple[int, int], samples: Sequence[Samples]) -> tuple[Decode, Any]:
+        decode = Decode(self._student, self._slab, size, self._wanted, maps=len(maps)).eval()
+        shapes = [(n, c, h, w) for n, h, w, c in (tuple(part.shape) for part in maps)] * 2
+        small = shapes
+        if not samples and not any(length % self._student.stride for length in size):  # nothing is cut off or looked up
+            side = 2 * self._student.stride
+            small = [(n, c, side * h // size[0], side * w // size[1]) for n, c, h, w in shapes]
+        example = [torch.ones(1, 1, 1, 1), *(torch.zeros(shape) for shape in small), *flat(samples)]
+        sizes = [[1, 1, 1, 1], *map(list, shapes), *(list(part.shape) for part in flat(samples))]
+        steps = self._ov.preprocess.PrePostProcessor(convert(decode, tuple(example), sizes))
+        for n in range(1, 1 + 2 * len(maps)):
+            self._kept_as_is(steps.input(n))
+        return decode, self._compiled(steps.build()).create_infer_request()
+
+    def _kept_as_is(self, port: Any) -> None:
+        """Let a map enter or leave channels last, in the precision of the computation."""
+        kind = self._ov.Type.bf16 if self._half_precision else self._ov.Type.f32
+        port.tensor().set_element_type(kind).set_layout(self._ov.Layout("NHWC"))
+        port.model().set_layout(self._ov.Layout("NCHW"))
+
+    def _compiled(self, model: Any) -> Any:
+        return self._core.compile_model(model, "CPU", self.settings())
+
+    def settings(self) -> dict[str, Any]:
+        """OpenVINO's own settings."""
+        return {
+            "INFERENCE_PRECISION_HINT": "bf16" if self._half_precision else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+
+    def profile(self) -> dict[str, list[tuple[str, float]]]:
+        """Kind and seconds of every layer in the last run of either function, where the settings count them."""
+        last = {
+            "encode": [encoder.request for encoder in self._encoders.values()][-1:],
+            "decode": [request for _, request in self._decoders.values()][-1:],
+        }
+        return {
+            name: [(node.node_type, node.real_time.total_seconds()) for node in request.profiling_info]
+            for name, requests in last.items()
+            for request in requests
+        }
+
+
+class _Encoder:
+    """A compiled encoder that writes into two sets of maps by turns: that of the section before stays."""
+
+    def __init__(self, ov: ModuleType, model: Any) -> None:
+        self.request = model.create_infer_request()
+        self._sets = [tuple(ov.Tensor(port.element_type, port.shape) for port in model.outputs) for _ in range(2)]
+
+    def __call__(self, grey: Tensor) -> Maps:
+        self._sets.reverse()
+        for n, tensor in enumerate(self._sets[0]):
+            self.request.set_output_tensor(n, tensor)
+        self.request.infer({0: grey.numpy()}, share_inputs=True)
+        return self._sets[0]
+
+
+def _make_room(kept: dict[Any, Any]) -> None:
+    """Forget the oldest model, for each holds buffers of its size."""
+    if len(kept) >= _KEPT_SIZES:
+        del kept[next(iter(kept))]
+
+
+def convert(module: nn.Module, example: tuple[Tensor, ...], shapes: Sequence[Any] | None = None) -> Any:
+    """A module as an OpenVINO model.
+
+    Args:
+        module: in evaluation mode, in float32.
+        example: its inputs.
+        shapes: partial shapes of the inputs; those of the example by default.
+    """
+    ov = load_openvino()
+    wanted = [list(part.shape) for part in example] if shapes is None else shapes
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        warnings.simplefilter("ignore")  # tracing says that sizes become constants, which is what is wanted
+        # without torch's check of the trace, which would run it twice more
+        traced = torch.jit.trace(module, example, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
+        return ov.convert_model(traced, example_input=example, input=wanted)
+
+
+def load_openvino() -> ModuleType:
+    """The library, without its package that sends usage statistics from every process that imports it.
+
+    Raises:
+        DistillError: it is not installed.
+    """
+    if "openvino" not in sys.modules:
+        cast(dict[str, ModuleType | None], sys.modules).setdefault("openvino_telemetry", None)  # as if not installed
+    try:
+        import openvino
+        import openvino.preprocess
+    except ModuleNotFoundError as error:
+        if error.name != "openvino":
+            raise
+        raise DistillError("openvino: not installed, expected `pip install openvino`") from None
+    found: ModuleType = openvino
+    return found

@@ -1,0 +1,1 @@
+"""The student on a stream of sections."""

@@ -1,0 +1,167 @@
+"""Sliding-window inference of a 3D teacher: blocks with overlap, blended into one volume.
+
+The windows' seams that this leaves in the embeddings are what the seam score measures.
+
+Legend: E embedding channels, D H W = z y x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distill.core.affinity import NEAREST, embedding_affinity, fill_frame, unit
+from distill.core.geometry import Box, Triple, tiles
+from distill.core.hardware import computing
+from teachers.teacher import Teacher, TeacherOutput
+
+
+@dataclass(frozen=True)
+class TeacherVolume:
+    """What the sliding window leaves."""
+
+    affinity: NDArray[np.float32]  # (3, D, H, W) in [0, 1]
+    windows: list[Box]
+
+
+def run_teacher(
+    teacher: Teacher,
+    raw: NDArray[np.float32],
+    windows: Sequence[Box],
+    *,
+    device: torch.device,
+    precision: str,
+    blend: bool = True,
+    on_block: Callable[[Box, TeacherOutput, NDArray[np.float32]], None] | None = None,
+) -> TeacherVolume:
+    """Run a teacher over a volume in memory.
+
+    Args:
+        teacher: in evaluation mode, on the device.
+        raw: (D, H, W) in [0, 1].
+        windows: blocks that cover the volume, run in this order (see `sliding_windows`).
+        device: where to compute.
+        precision: see `distill.core.hardware`.
+        blend: weigh windows by a pyramid that falls towards their borders; off, the last window wins (the
+            checkerboard as it is).
+        on_block: called with every window, the teacher's output and its own affinities (3, D, H, W).
+    """
+    affinity = np.zeros((3, *raw.shape), dtype=np.float32)
+    edge_weight = np.zeros_like(affinity)
+    for window in windows:
+        output = _run(teacher, raw[window.slices], device, precision)
+        own = block_affinity(output, (window.shape[1], window.shape[2]))
+        if on_block is not None:
+            on_block(window, output, own)
+        here = (slice(None), *window.slices)
+        share = _pyramid(window.shape) if blend else np.ones(window.shape, dtype=np.float32)
+        inside = share * _edges_inside(window.shape)
+        if not blend:
+            affinity[here] = np.where(inside > 0, 0, affinity[here])
+            edge_weight[here] = np.where(inside > 0, 0, edge_weight[here])
+        affinity[here] += own * inside
+        edge_weight[here] += inside
+    affinity /= np.maximum(edge_weight, np.finfo(np.float32).tiny)
+    fill_frame(affinity)
+    return TeacherVolume(affinity, list(windows))
+
+
+def slide_embedding(
+    teacher: Teacher,
+    raw: NDArray[np.float32],
+    windows: Sequence[Box],
+    embed: Callable[[TeacherOutput], Tensor],
+    *,
+    device: torch.device,
+    precision: str,
+    blend: bool = True,
+    kept: range | None = None,
+) -> NDArray[np.float32]:
+    """An embedding of some sections of a volume in memory, stitched from windows; other sections are not held.
+
+    Args:
+        teacher: in evaluation mode, on the device.
+        raw: (D, H, W) in [0, 1].
+        windows: blocks that cover the volume, run in this order (see `sliding_windows`).
+        embed: what to take of a window's output, (E, D, H, W) at full resolution, e.g. `head_embedding`.
+        device: where to compute.
+        precision: see `distill.core.hardware`.
+        blend: as for `run_teacher`.
+        kept: consecutive sections of the volume; all of them by default.
+
+    Returns:
+        (E, len(kept), H, W), L2-normalised before blending.
+    """
+    sections = range(raw.shape[0]) if kept is None else kept
+    height, width = raw.shape[1:]
+    stitched = np.zeros((0, len(sections), height, width), dtype=np.float32)
+    weight = np.zeros((len(sections), height, width), dtype=np.float32)
+    for window in windows:
+        first, stop = max(window.start[0], sections.start), min(window.stop[0], sections.stop)
+        if first >= stop:
+            continue
+        own = slice(first - window.start[0], stop - window.start[0])
+        found = embed(_run(teacher, raw[window.slices], device, precision))[:, own]
+        features = unit(found.float(), dim=0).cpu().numpy()
+        if len(stitched) == 0:
+            stitched = np.zeros((len(features), *weight.shape), dtype=np.float32)
+        here = (slice(first - sections.start, stop - sections.start), *window.slices[1:])
+        if blend:
+            share = _pyramid(window.shape)[own]
+            stitched[:, *here] += features * share
+            weight[here] += share
+        else:
+            stitched[:, *here], weight[here] = features, 1
+    stitched /= weight
+    return stitched
+
+
+def sliding_windows(shape: Triple, block: Triple, overlap: Triple) -> list[Box]:
+    """Windows of `block` voxels that share `overlap` voxels with the next, over a whole volume."""
+    z, y, x = (max(1, b - o) for b, o in zip(block, overlap, strict=True))
+    return list(tiles(Box.of_shape(shape), block, (z, y, x)))
+
+
+@torch.inference_mode()
+def _run(teacher: Teacher, raw: NDArray[np.float32], device: torch.device, precision: str) -> TeacherOutput:
+    with computing(device, precision):
+        found: TeacherOutput = teacher(torch.from_numpy(np.array(raw))[None, None].to(device))
+    return found
+
+
+def head_embedding(output: TeacherOutput) -> Tensor:
+    """The embedding head's voxel embedding of one block, (E, D, H, W)."""
+    assert output.embedding is not None, "a teacher without an embedding head"
+    return output.embedding[0]
+
+
+def block_affinity(output: TeacherOutput, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Full-resolution affinities (3, D, H, W) of one block: of the embedding head, else the branch's, upsampled."""
+    if output.embedding is not None:
+        return embedding_affinity(output.embedding.float(), NEAREST)[0].cpu().numpy()
+    half: Tensor = output.decoder_input.affinity_logits[0].float().sigmoid()
+    full = half.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
+    return full[..., : size[0], : size[1]].cpu().numpy()
+
+
+def _edges_inside(shape: Triple) -> NDArray[np.float32]:
+    """(3, D, H, W): 1 where the edge to the previous voxel is inside a window, 0 on its first section, row, column."""
+    inside = np.ones((3, *shape), dtype=np.float32)
+    inside[0, 0], inside[1, :, 0], inside[2, :, :, 0] = 0, 0, 0
+    return inside
+
+
+def _pyramid(shape: Triple) -> NDArray[np.float32]:
+    """Weight 1 in the middle, falling linearly to 1 / (n / 2) at the border of each axis."""
+    axes = []
+    for n in shape:
+        ramp = np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32)
+        axes.append(ramp / ramp.max())
+    z, y, x = axes
+    weight: NDArray[np.float32] = z[:, None, None] * y[None, :, None] * x[None, None, :]
+    return weight

@@ -1,0 +1,64 @@
+"""The job that runs every command once more with AVX-512 and bfloat16 switched off: nothing is left out, all is off."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.main import get_command
+
+from distill.core.hardware import has_bfloat16
+
+SWITCHED_OFF = os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2" and os.environ.get("ATEN_CPU_CAPABILITY") == "avx2"
+needs_limit = pytest.mark.skipif(
+    not SWITCHED_OFF, reason="ONEDNN_MAX_CPU_ISA=AVX2 and ATEN_CPU_CAPABILITY=avx2 not set"
+)
+
+
+def names(command: Any, before: str = "") -> set[str]:
+    """Names of all commands, those of groups with the group's name before them."""
+    found = set()
+    for name, one in command.commands.items():
+        found |= names(one, f"{before}{name} ") if hasattr(one, "commands") else {before + name}
+    return found
+
+
+@pytest.mark.commands
+def test_every_command_has_a_test(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("-m") != "commands":
+        pytest.skip("counts the tests that `-m commands` selects")
+    from distill.cli import app
+
+    marks = [mark for item in request.session.items for mark in item.iter_markers("commands")]
+    assert {name for mark in marks for name in mark.args} == names(get_command(app))
+
+
+@needs_limit
+@pytest.mark.commands
+def test_torch_has_no_more_than_avx2(capfd: pytest.CaptureFixture[str]) -> None:
+    assert torch.backends.cpu.get_cpu_capability() == "AVX2"
+    assert not has_bfloat16(torch.device("cpu"))
+    maps, weight = torch.rand(4, 32, 64, 64), torch.rand(32, 32, 3, 3)
+    with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        torch.conv2d(maps, weight)
+    used = [line for line in capfd.readouterr().out.splitlines() if "exec,cpu,convolution" in line]
+    assert len(used) == 1
+    assert "avx2" in used[0]
+
+
+@needs_limit
+@pytest.mark.commands
+def test_openvino_has_no_more_than_avx2() -> None:
+    openvino = pytest.importorskip("openvino")
+    operations = openvino.opset13
+    given = operations.parameter([1, 16, 32, 32], np.float32)
+    weight = operations.constant(np.ones((16, 16, 3, 3), np.float32))
+    layer = operations.convolution(given, weight, [1, 1], [1, 1], [1, 1], [1, 1])
+    compiled = openvino.Core().compile_model(openvino.Model([layer], [given]), "CPU", {"INFERENCE_NUM_THREADS": 1})
+    about = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ordered_ops()]
+    used = [one["primitiveType"].astype(str) for one in about if one["layerType"].astype(str) == "Convolution"]
+    assert len(used) == 1
+    assert "avx2" in used[0]

@@ -1,0 +1,121 @@
+"""Blocks own every voxel once, whatever the sizes."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill.config import DecoderConfig
+from distill.core.errors import DistillError
+from distill.core.geometry import Box, Triple, grid
+from distill.inference.blockwise.plan import make_plan
+from distill.inference.blockwise.worker import device_of, worker_number
+from distill.inference.in_memory import decoder_tiles
+
+SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 90), st.integers(1, 90))
+CONFIGS = st.builds(
+    lambda block, overlap: DecoderConfig(
+        block=block, overlap=tuple(min(o, b - 1) for o, b in zip(overlap, block, strict=True))
+    ),
+    st.tuples(st.integers(2, 5), st.integers(16, 24), st.integers(16, 24)),
+    st.tuples(st.just(1), st.integers(0, 23), st.integers(0, 23)),
+)
+
+
+@settings(max_examples=60)
+@given(shape=SHAPES, config=CONFIGS, more=st.tuples(st.integers(0, 50), st.integers(0, 50)))
+def test_owned_boxes_cover_the_volume_once_and_tiles_are_those_of_the_section(
+    shape: Triple, config: DecoderConfig, more: tuple[int, int]
+) -> None:
+    plan = make_plan(shape, config, (config.block[0], config.block[1] + more[0], config.block[2] + more[1]))
+    owners, numbers, tiles = np.full(shape, -1), [], {}
+    for block in plan.blocks():
+        assert plan.block(block.index) == block
+        assert (owners[block.owned.slices] == -1).all()
+        owners[block.owned.slices] = block.index
+        assert block.box.contains(block.owned)
+        numbers += [number for number, _ in block.tiles]
+        tiles |= dict(block.tiles)
+        assert all(block.box.contains(box) for _, box in block.tiles)
+    assert (owners >= 0).all()
+    assert owners.max() + 1 == plan.count
+    assert sorted(numbers) == list(range(len(numbers)))
+    flat = decoder_tiles((1, *shape[1:]), config)
+    step, depth = config.block[0] - 1, config.block[0]
+    wanted = [
+        Box((slab * step, *tile.start[1:]), (min(shape[0], slab * step + depth), *tile.stop[1:]))
+        for slab in range(plan.slabs)
+        for tile in dict.fromkeys(flat)
+    ]
+    assert [tiles[number] for number in range(len(tiles))] == wanted
+    # a voxel that tiles share is owned by the block of the first of them
+    first = np.full(shape, -1)
+    for number in reversed(range(len(wanted))):
+        first[wanted[number].slices] = number
+    home = {number: block.index for block in plan.blocks() for number, _ in block.tiles}
+    assert (np.vectorize(home.__getitem__)(first) == owners).all()
+
+
+@settings(max_examples=30)
+@given(shape=SHAPES, config=CONFIGS, seed=st.integers(0, 999))
+def test_blocks_of_a_box_are_those_that_own_a_voxel_of_it(shape: Triple, config: DecoderConfig, seed: int) -> None:
+    plan, rng = make_plan(shape, config, config.block), np.random.default_rng(seed)
+    start = tuple(int(rng.integers(0, n)) for n in shape)
+    stop = tuple(int(rng.integers(a + 1, n + 1)) for a, n in zip(start, shape, strict=True))
+    box = Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
+    wanted = [block.index for block in plan.blocks() if block.owned.intersect(box).voxels]
+    assert [block.index for block in plan.touching(box)] == wanted
+
+
+@settings(max_examples=30)
+@given(shape=SHAPES, config=CONFIGS)
+def test_pairs_are_all_blocks_whose_tiles_meet_across_a_face(shape: Triple, config: DecoderConfig) -> None:
+    plan = make_plan(shape, config, config.block)
+    blocks, wanted = list(plan.blocks()), set()
+    for (a, b), axis in itertools.product(itertools.combinations(blocks, 2), range(3)):
+        others = [k for k in range(3) if k != axis]
+        same = all((a.box.start[k], a.box.stop[k]) == (b.box.start[k], b.box.stop[k]) for k in others)
+        touch = a.owned.stop[axis] == b.owned.start[axis] and a.index < b.index
+        if same and ((a.box.intersect(b.box).voxels and a.index < b.index) or touch):
+            wanted.add((axis, a.index, b.index))
+    assert {pair for pair in plan.pairs() if pair[0] > 0} == {pair for pair in wanted if pair[0] > 0}
+    slabs = {
+        (0, a.index, b.index)
+        for a, b in itertools.combinations(blocks, 2)
+        if a.slab + 1 == b.slab and (a.row, a.column) == (b.row, b.column)
+    }
+    assert {pair for pair in plan.pairs() if pair[0] == 0} == slabs
+
+
+def test_a_block_is_no_smaller_than_a_tile() -> None:
+    config = DecoderConfig(block=(17, 257, 257), overlap=(1, 1, 1))
+    assert make_plan((40, 1024, 1024), config, None).grid == (3, 1, 1)
+    assert make_plan((40, 1100, 3000), config, None).grid == (3, 2, 3)
+    for block in ((1, 300, 300), (17, 256, 300), (17, 300, 10)):
+        with pytest.raises(DistillError, match=r"--block: found [\d,]+, expected at least 2,257,257, a tile"):
+            make_plan((40, 1024, 1024), config, block)
+    assert make_plan((40, 100, 100), config, (17, 100, 100)).grid == (3, 1, 1)
+
+
+def test_gpus_are_dealt_out_in_turn() -> None:
+    assert [device_of("auto", worker, 3) for worker in range(5)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]
+    assert device_of("cuda", 4, 2) == "cuda:0"
+    assert [device_of(name, 3, 2) for name in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]
+    assert [device_of(name, 3, 0) for name in ("auto", "cuda")] == ["auto", "cuda"]
+    assert [worker_number(name) for name in ("3", "SLURMCluster-12", "tcp://10.0.0.1:40", "alone", "")] == [
+        3,
+        12,
+        40,
+        0,
+        0,
+    ]
+
+
+def test_cells_of_a_grid() -> None:
+    found = grid(Box.of_shape((3, 5, 4)), (2, 5, 3))
+    assert [box.shape for box in found] == [(2, 5, 3), (2, 5, 1), (1, 5, 3), (1, 5, 1)]
+    assert found[-1] == Box((2, 0, 3), (3, 5, 4))

@@ -1,0 +1,277 @@
+"""Many blocks are one volume: in memory or in blocks, in any order, broken off anywhere."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from blocks_of_labels import EXACT, Setting, piece, tree
+from numpy.typing import NDArray
+
+import distill.inference.blockwise.finish as lay_module
+import distill.inference.blockwise.merge as merge_module
+import distill.inference.blockwise.segment as recipe
+import distill.inference.blockwise.worker as work_module
+from distill.core.errors import DistillError, SourceError
+from distill.core.geometry import Box, Triple
+from distill.core.labels import compact
+from distill.inference.blockwise.executor import Here, OnDone, Task
+from distill.inference.blockwise.plan import Plan
+from distill.inference.in_memory import Assembly, Piece, decoder_overlap
+from distill.inference.options import Options
+from distill.io.volume import open_labels, open_volume
+from distill.segmentation.stitching import stitch
+
+Make = Callable[[Triple], Setting]
+
+
+def labels_of(out: Path) -> NDArray[np.uint64]:
+    return open_labels(f"{out}:segmentation").read()
+
+
+def in_memory(setting: Setting, threshold: float | None) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Supervoxels and final ids as the whole volume in memory has them."""
+    plan, affinity = setting.plan(None), setting.known.affinity.astype(np.float32) / np.float32(255)
+    tiles = sorted(tile for block in plan.blocks() for tile in block.tiles)
+    assembly, supervoxels = Assembly(decoder_overlap(setting.shape, setting.config)), np.zeros(setting.shape, np.uint64)
+    for first in sorted({box.start[0] for _, box in tiles}):
+        slab = [(number, box) for number, box in tiles if box.start[0] == first]
+        stop = slab[0][1].stop[0]
+        pieces = [Piece(box, piece(setting.labels[box.slices], number)) for number, box in slab]
+        ids = assembly.add(pieces, affinity[:, first:stop])
+        skip = int(first > 0)
+        supervoxels[first + skip : stop] = ids[skip:]
+    return supervoxels, assembly.finish(threshold).apply(supervoxels)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.3, 0.9])
+@pytest.mark.parametrize("shape", [(5, 40, 40), (3, 41, 33), (1, 30, 20), (4, 9, 61)])
+def test_blocks_are_the_volume_in_memory(make: Make, tmp_path: Path, shape: Triple, threshold: float | None) -> None:
+    setting = make(shape)
+    supervoxels, labels = in_memory(setting, threshold)
+    whole = (3, max(16, shape[1]), max(18, shape[2]))
+    options = Options(device="cpu", precision="32-true", merge=threshold)
+    for number, block in enumerate(((3, 16, 18), (3, 30, 40), whole)):
+        out = tmp_path / f"{number}.zarr"
+        about = setting.run(out, options, block=block).about
+        np.testing.assert_array_equal(open_volume(f"{out}:affinity").read(), setting.known.affinity)
+        np.testing.assert_array_equal(open_volume(f"{out}:supervoxels").read(), supervoxels)
+        np.testing.assert_array_equal(labels_of(out), compact(labels))
+        assert labels_of(out).max() == about["objects"]
+
+
+def test_pieces_of_other_methods_are_stitched_as_in_memory(make: Make, tmp_path: Path) -> None:
+    setting = make((7, 46, 40))
+    setting.known.method = "mws"
+    out = tmp_path / "out.zarr"
+    setting.run(out, Options(device="cpu", precision="32-true", merge=0.6))
+    blocks = list(setting.plan(None).blocks())
+    pieces = [(block.box, piece(setting.labels[block.box.slices], block.index)) for block in blocks]
+    affinity = setting.known.affinity.astype(np.float32) / np.float32(255)
+    wanted = stitch(pieces, Box.of_shape(setting.shape), affinity=affinity, affinity_threshold=0.6)
+    np.testing.assert_array_equal(labels_of(out), wanted)
+    assert labels_of(out).max() > len(blocks)
+
+
+def shuffled(seed: int) -> Callable[[Here, Iterable[Task], OnDone], Any]:
+    run = Here.run
+
+    def anyhow(self: Here, tasks: Iterable[Task], on_done: OnDone) -> Any:
+        mixed = list(tasks)
+        random.Random(seed).shuffle(mixed)
+        return run(self, mixed, on_done)
+
+    return anyhow
+
+
+def test_any_order_gives_the_same_bytes(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting.run(tmp_path / "a" / "out.zarr")
+    wanted = setting.known.solved[:]
+    monkeypatch.setattr(Here, "run", shuffled(3))
+    (tmp_path / "b").mkdir()
+    setting.known.solved.clear()
+    setting.run(tmp_path / "b" / "out.zarr")
+    assert sorted(setting.known.solved) == wanted == list(range(8))
+    assert setting.known.solved != wanted
+    a, b = tree(tmp_path / "a" / "out.zarr"), tree(tmp_path / "b" / "out.zarr")
+    assert a == b
+    assert sum(name.startswith("segmentation/c/") for name in a) >= 1
+    assert not [name for name in a if name.startswith(("blocks/affinity", "blocks/supervoxels", "blocks/finishing"))]
+
+
+STEPS: list[tuple[Any, str]] = [
+    *((work_module, name) for name in ("write_table", "write_evidence")),
+    *((recipe, name) for name in ("merge_blocks", "write_mapping", "write_group_attributes", "forget_replaced")),
+    *((lay_module, name) for name in ("begin", "put_in_place", "finished")),
+]
+
+
+@pytest.mark.parametrize(("module", "step"), STEPS, ids=[step for _, step in STEPS])
+@pytest.mark.parametrize("after", [False, True])
+def test_broken_off_anywhere_it_goes_on_to_the_same_bytes(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, step: str, after: bool
+) -> None:
+    setting.run(tmp_path / "whole" / "out.zarr")
+    wanted, count = tree(tmp_path / "whole" / "out.zarr"), 0
+    done = getattr(module, step)
+    out = tmp_path / "killed" / "out.zarr"
+    out.parent.mkdir()
+
+    def killed(*given: Any, **named: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 2 or step not in ("write_table", "write_evidence", "put_in_place"):
+            if after:
+                done(*given, **named)
+            raise KeyboardInterrupt
+        return done(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            setting.run(out)
+    before = len(list((out / "blocks" / "tables").glob("*.npz")))
+    (out / "blocks" / "tables" / "00000003.npz.12ab.writing").write_bytes(b"half")  # of a killed process
+    setting.known.solved.clear()
+    setting.run(out, resume=True)
+    assert len(setting.known.solved) == 8 - before
+    assert tree(out) == wanted
+    assert [path.name for path in out.parent.iterdir()] == ["out.zarr"]
+
+
+def test_nothing_done_leaves_nothing_and_what_was_there_comes_back(setting: Setting, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out.zarr"
+    setting.run(out)
+    before = tree(out)
+    setting.known.fails = dict.fromkeys(range(8), 99)
+    with pytest.raises(DistillError, match="and 7 more; of 8 blocks the others are kept"):
+        setting.run(out, Options(device="cpu", precision="32-true", merge=0.5, overwrite=True), retries=0)
+    assert tree(out) == before
+    assert [path.name for path in out.parent.iterdir()] == ["out.zarr"]
+
+
+def test_a_block_that_fails_is_tried_again_and_named(setting: Setting, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    setting.known.fails = {5: 2}
+    setting.run(tmp_path / "lucky.zarr")
+    assert setting.known.solved.count(5) == 3
+    setting.known.fails = {5: 3}
+    box = setting.plan(None).block(5).box
+    with pytest.raises(
+        DistillError, match=r"block 5 \(voxels .*\): RuntimeError: no such luck; of 8 blocks the"
+    ) as error:
+        setting.run(out)
+    assert f"{box.start} to {box.stop}" in str(error.value)
+    assert len(list((out / "blocks" / "tables").iterdir())) == 7
+    setting.known.solved.clear()
+    setting.run(out, resume=True)
+    assert setting.known.solved == [5]
+    wanted = tree(tmp_path / "lucky.zarr")
+    assert tree(out) == wanted
+
+
+def test_voxels_that_are_gone_are_told_and_done_again(setting: Setting, tmp_path: Path) -> None:
+    out, told = tmp_path / "out.zarr", []
+    setting.run(tmp_path / "whole.zarr")
+    setting.known.fails = {7: 9}
+    with pytest.raises(DistillError):
+        setting.run(out)
+    (out / "blocks" / "supervoxels" / "c" / "1" / "0" / "1").unlink()
+    setting.known.fails, setting.known.solved = {}, []
+    setting.run(out, resume=True, note=told.append)
+    lost = setting.plan(None).at(1, 0, 1)
+    assert told[-1] == f"{out}: {lost} has a table, but its voxels are not there (supervoxels); it is done again"
+    assert setting.known.solved == [lost.index, 7]
+    assert tree(out) == tree(tmp_path / "whole.zarr")
+
+
+def test_another_store_source_or_plan_is_refused(setting: Setting, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    setting.known.fails = {7: 99}
+    with pytest.raises(DistillError, match="block 7"):
+        setting.run(out)
+    with pytest.raises(SourceError, match=r"out\.zarr: exists already; expected a new path, or --overwrite"):
+        setting.run(out)
+    with pytest.raises(SourceError, match=r"was begun with columns \[\[0, 18\], \[14, 40\]\], found \[\[0, 18"):
+        setting.run(out, resume=True, block=(3, 30, 18))
+    setting.weights.write_text("b")
+    with pytest.raises(SourceError, match=r'was begun with model_sha256 "a", found "b"; expected the same, or --overw'):
+        setting.run(out, resume=True)
+    setting.weights.write_text("a")
+    from distill.io.writers.store import write_cremi
+
+    write_cremi(setting.source, raw=setting.labels[::-1].copy(), resolution=(30, 6, 6))
+    with pytest.raises(SourceError, match=r"was begun with first_section_sha256"):
+        setting.run(out, resume=True)
+    write_cremi(setting.source, raw=setting.labels, resolution=(30, 6, 7))
+    with pytest.raises(SourceError, match=r"was begun with resolution \[30.0, 6.0, 6.0\], found \[30.0, 6.0, 7.0\]"):
+        setting.run(out, resume=True)
+    (tmp_path / "other.zarr").mkdir()
+    with pytest.raises(SourceError, match="found no blocks to go on with, expected a store of distill segment"):
+        setting.run(tmp_path / "other.zarr", resume=True)
+
+
+def test_tables_of_other_blocks_are_refused(setting: Setting, tmp_path: Path) -> None:
+    out, tables = tmp_path / "out.zarr", tmp_path / "out.zarr" / "blocks" / "tables"
+    setting.known.fails = {7: 99}
+    with pytest.raises(DistillError, match="block 7"):
+        setting.run(out)
+    (tables / "00000099.npz").write_bytes((tables / "00000003.npz").read_bytes())
+    with pytest.raises(SourceError, match="found a table of block 99, expected blocks 0 to 7"):
+        setting.run(out, resume=True)
+    (tables / "00000099.npz").rename(tables / "00000007.npz")
+    with pytest.raises(SourceError, match=r"00000007\.npz: found a block of voxels .* it would overlap others"):
+        setting.run(out, resume=True)
+    (tables / "00000007.npz").write_bytes(b"half")
+    with pytest.raises(SourceError, match=r"00000007\.npz: cannot be read"):
+        setting.run(out, resume=True)
+
+
+def test_another_threshold_merges_anew(setting: Setting, tmp_path: Path) -> None:
+    loose = Options(device="cpu", precision="32-true", merge=0.3)
+    setting.run(tmp_path / "a" / "out.zarr", loose)
+    out = tmp_path / "b" / "out.zarr"
+    strict = setting.run(out).about
+    setting.known.solved.clear()
+    found = setting.run(out, loose, resume=True).about
+    assert setting.known.solved == []
+    assert found["objects"] < strict["objects"]
+    a, b = tree(tmp_path / "a" / "out.zarr"), tree(out)
+    assert {name for name in a if a[name] != b.get(name)} == {"blocks/job.json"}  # begun with another threshold
+    assert setting.run(out, loose, resume=True).about == found
+
+
+def test_progress_memory_and_time(setting: Setting, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    found = setting.run(tmp_path / "out.zarr", on_progress=lambda done, total, rate: seen.append((done, total)))
+    assert seen == [(done, 8) for done in range(1, 9)]
+    record = found.record()
+    assert {"network", "stitch", "write", "merge", "ids"} <= record["stages"].keys()
+    assert all(peak > 2**20 for peak in record["peak_bytes"].values())
+    assert len(record["peak_bytes"]) == 2
+    assert record["blocks"] == [2, 2, 2]
+
+
+def test_ids_beyond_53_bits_become_compact(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting, at = make((3, 30, 20)), Plan.at
+    far = 2**31
+
+    def renumbered(self: Plan, *place: int) -> Any:
+        from dataclasses import replace
+
+        block = at(self, *place)
+        return replace(block, tiles=tuple((number + far, box) for number, box in block.tiles))
+
+    monkeypatch.setattr(Plan, "at", renumbered)
+    about = setting.run(tmp_path / "out.zarr", EXACT).about
+    assert open_volume(f"{tmp_path}/out.zarr:supervoxels").read().min() > 2**62
+    assert labels_of(tmp_path / "out.zarr").max() == about["objects"] < 2**20
+
+
+def test_a_border_has_the_scale_of_its_method() -> None:
+    assert merge_module.border_threshold("waterz", 0.2) == pytest.approx(0.8)
+    assert merge_module.border_threshold("mws", 0.2) == 0.2

@@ -1,0 +1,1 @@
+"""Split and merge errors of a section."""

@@ -1,0 +1,255 @@
+"""A figure of one section with its split and merge errors, and the worst objects outlined and listed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from distill.core.errors import ShapeError
+from distill.core.geometry import Box
+from distill.core.labels import Integers
+from distill.evaluation.metrics import ObjectError
+from distill.evaluation.partners import MERGE, SPLIT, Partners, error_codes
+from viz.colour import label_colours, overlay
+from viz.layout import STYLE, image_grid, save_figure, scale_bar, show
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Image = npt.NDArray[np.uint8]
+Kind = Literal["split", "merge"]
+
+COLOUR_OF = {SPLIT: "#56B4E9", MERGE: "#D55E00", SPLIT | MERGE: "#000000"}  # Okabe and Ito, 2008; light, mid, black
+BADGE = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "black", "linewidth": 0.4}  # of a number
+_PAINT = 0.8  # weight of an error's colour
+_PALE = 0.25  # weight of the section below the errors, the rest is white
+_MEANING = {
+    SPLIT: "split: outside its object's largest segment",
+    MERGE: "merge: outside its segment's largest object",
+    SPLIT | MERGE: "split and merge",
+}
+_ROW_INCHES = 0.115
+_LEGEND_COLUMN = 2.3  # inches
+_CHARACTER = 0.054  # inches that a digit takes at 6 points
+_HEADERS = (
+    ("", "", "", "", "VOI (bits)", "", "", "extent (voxels)", "", "", "largest wrong piece", "", "", ""),
+    ("", "error", "", "of", "volume", "here", "pieces", "z", "y", "x", "in", "z", "y", "x"),
+)
+
+
+@dataclass(frozen=True)
+class WrongObject:
+    """A row of the figure's table.
+
+    Attributes:
+        kind: `split` for a ground-truth object, `merge` for a segment.
+        error: its id and what it costs in the whole volume.
+        bits_here: what its wrong voxels in the section cost.
+        box: its counted voxels.
+        partner: whom its largest wrong piece went to: a segment, or a ground-truth object.
+        piece: the voxels of that piece.
+    """
+
+    kind: Kind
+    error: ObjectError
+    bits_here: float
+    box: Box
+    partner: int
+    piece: Box
+
+
+def errors_figure(
+    raw: Image,
+    labels: Integers,
+    segmentation: Integers,
+    partners: Partners,
+    objects: Sequence[WrongObject],
+    resolution: tuple[float, float],
+    out: Path,
+    title: str = "Section",
+    dpi: int = 300,
+) -> None:
+    """Write the figure of `build_errors_figure` to `out` (.png, .svg or .pdf), whole or not at all.
+
+    Raises:
+        DistillError: as `build_errors_figure`, or an `out` that cannot be written.
+    """
+    save_figure(build_errors_figure(raw, labels, segmentation, partners, objects, resolution, title, dpi), out)
+
+
+def build_errors_figure(
+    raw: Image,
+    labels: Integers,
+    segmentation: Integers,
+    partners: Partners,
+    objects: Sequence[WrongObject],
+    resolution: tuple[float, float],
+    title: str = "Section",
+    dpi: int = 300,
+) -> Figure:
+    """One section, its ground truth, its segmentation and its wrong voxels, with the worst objects outlined and listed.
+
+    Args:
+        raw: (Y, X) uint8.
+        labels: (Y, X) ground-truth ids, 0 = not counted.
+        segmentation: (Y, X) segment ids.
+        partners: of the whole volume.
+        objects: numbered from 1 in this order; one without a voxel here is listed and not outlined.
+        resolution: nm per voxel in y and x.
+        title: of the first image.
+        dpi: device pixels per inch of the layout.
+
+    Returns:
+        Figure whose axes are section, ground truth, segmentation and errors; the table and legend are texts and
+        patches of the figure. Outlines carry the gid `outline N`, numbers `number N`, table rows `row N`.
+
+    Raises:
+        ShapeError: the section is not uint8 or the shapes differ.
+    """
+    from matplotlib import rc_context
+
+    if raw.ndim != 2 or raw.dtype != np.uint8 or labels.shape != raw.shape:
+        raise ShapeError(
+            f"raw: found {raw.shape} {raw.dtype} beside labels {labels.shape}, expected one (Y, X) shape and uint8"
+        )
+    codes = error_codes(segmentation, labels, partners)
+    images = {
+        title: raw,
+        "Ground truth": overlay(raw, labels),
+        "Segmentation": overlay(raw, segmentation),
+        "Errors": _paint(raw, codes),
+    }
+    size = f"{resolution[1]:g}" if resolution[0] == resolution[1] else f"y {resolution[0]:g}, x {resolution[1]:g}"
+    notes = [f"{size} nm per pixel", "", "", _shares(codes, labels)]
+    # The legend takes two or three lines, by the width that the images ask for.
+    below = _ROW_INCHES * (3.5 + (len(objects) + len(_HEADERS) if objects else 0))
+    with rc_context(STYLE):
+        fig, axes = image_grid(list(images), notes, raw.shape, resolution, columns=4, dpi=dpi, below=below)
+        for ax, image in zip(axes, images.values(), strict=True):
+            show(ax, image, resolution)
+        scale_bar(axes[0], raw.shape[1], resolution[1])
+        taken: list[tuple[float, float]] = []
+        for number, found in enumerate(objects, start=1):
+            ids, bit = (labels, SPLIT) if found.kind == "split" else (segmentation, MERGE)
+            mask = ids == np.uint64(found.error.id)
+            if mask.any():
+                for ax in (axes[1 if found.kind == "split" else 2], axes[3]):
+                    _outline(ax, mask, found.kind, number)
+                taken.append(_place(mask & (codes & bit > 0), mask, taken))
+                _number(axes[3], taken[-1], number)
+        lines = _legend(fig, below)
+        if objects:
+            _table(fig, objects, below - _ROW_INCHES * (lines + 0.3))
+    return fig
+
+
+def _rgb(colour: str) -> npt.NDArray[np.float64]:
+    return np.array([int(colour[k : k + 2], 16) for k in (1, 3, 5)], np.float64)
+
+
+def _paint(raw: Image, codes: Image) -> Image:
+    """The section made pale, with its wrong voxels in colour."""
+    table = np.stack([np.zeros(3), *(_rgb(COLOUR_OF[code]) for code in (SPLIT, MERGE, SPLIT | MERGE))])
+    grey = raw[..., None].astype(np.float32)
+    wrong = (codes > 0)[..., None]
+    painted = np.where(wrong, _PAINT * table[codes] + (1 - _PAINT) * grey, 255 * (1 - _PALE) + _PALE * grey)
+    image: Image = np.rint(painted).astype(np.uint8)
+    return image
+
+
+def _shares(codes: Image, labels: Integers) -> str:
+    counted = max(1, int(np.count_nonzero(labels)))
+    share = {code: 100 * int(np.count_nonzero(codes == code)) / counted for code in COLOUR_OF}
+    return f"of labelled pixels: split {share[1]:.1f} %, merge {share[2]:.1f} %, both {share[3]:.1f} %"
+
+
+def _outline(ax: Axes, mask: npt.NDArray[np.bool_], kind: Kind, number: int) -> None:
+    padded = np.pad(mask, 1).astype(np.float32)
+    y, x = (np.arange(-1, size + 1) for size in mask.shape)
+    for width, colour in ((1.3, "white"), (0.6, "black")):
+        lines = ax.contour(x, y, padded, levels=[0.5], colors=colour, linewidths=width, antialiased=True)
+        lines.set(linestyle="-" if kind == "split" or colour == "white" else (0, (3, 1.5)), gid=f"outline {number}")
+    ax.set(xlim=(-0.5, mask.shape[1] - 0.5), ylim=(mask.shape[0] - 0.5, -0.5))
+
+
+def _place(
+    wrong: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_], taken: Sequence[tuple[float, float]]
+) -> tuple[float, float]:
+    """Where the number goes (y, x): deep in the wrong part, away from the numbers before it."""
+    inside = wrong if wrong.any() else mask
+    depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
+    apart = 0.04 * max(mask.shape)
+    y, x = np.nonzero(inside)
+    near = np.zeros(len(y))
+    for other in taken:
+        near = np.maximum(near, apart - np.hypot(y - other[0], x - other[1]))
+    best = int(np.argmax(depth[y, x] - 1e3 * near))
+    return float(y[best]), float(x[best])
+
+
+def _number(ax: Axes, place: tuple[float, float], number: int) -> None:
+    text = ax.text(place[1], place[0], str(number), fontsize=5, ha="center", va="center", bbox=BADGE)
+    text.set_gid(f"number {number}")
+
+
+def _legend(fig: Figure, top: float) -> int:
+    """Draw it from `top` inches down; the number of its lines."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    width, height = fig.get_size_inches()
+    handles: list[Any] = [Patch(color=COLOUR_OF[code], label=text) for code, text in _MEANING.items()]
+    handles += [Line2D([], [], color="black", lw=0.7, label="worst object of the ground truth")]
+    handles += [Line2D([], [], color="black", lw=0.7, ls=(0, (3, 1.5)), label="worst segment")]
+    columns = max(2, int(width / _LEGEND_COLUMN))
+    fig.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0.05 / width, top / height),
+        ncols=columns,
+        frameon=False,
+        fontsize=6,
+        handlelength=1.6,
+        columnspacing=1.4,
+        borderpad=0,
+        borderaxespad=0,
+    )
+    return -(-len(handles) // columns)
+
+
+def _table(fig: Figure, objects: Sequence[WrongObject], top: float) -> None:
+    """Rows of text from `top` inches down; columns as wide as what they hold."""
+    from matplotlib.patches import Rectangle
+
+    width, height = fig.get_size_inches()
+    rows = [*_HEADERS, *(_row(number, found) for number, found in enumerate(objects, start=1))]
+    # The upper header may reach over the columns right of it.
+    chars = [max(len(row[k]) for row in rows[1:]) + 2 for k in range(len(rows[0]))]
+    step = min(_CHARACTER, (width - 0.1) / sum(chars))
+    lefts = [0.05 + step * sum(chars[:k]) for k in range(len(chars))]
+    for line, row in enumerate(rows, start=1 - len(_HEADERS)):
+        y = top - _ROW_INCHES * (line + len(_HEADERS))
+        for k, text in enumerate(row):
+            drawn = fig.text(lefts[k] / width, y / height, text, fontsize=6 * step / _CHARACTER, va="baseline")
+            drawn.set(color="0.3" if line < 1 else "black", gid="header" if line < 1 else f"row {line}")
+        if line > 0:
+            colour = label_colours([objects[line - 1].error.id])[0] / 255
+            place, size = (lefts[2] / width, (y - 0.008) / height), (0.08 / width, 0.08 / height)
+            fig.add_artist(Rectangle(place, *size, facecolor=colour, gid=f"swatch {line}"))
+
+
+def _row(number: int, found: WrongObject) -> tuple[str, ...]:
+    own, other = ("object", "segment") if found.kind == "split" else ("segment", "object")
+    spans, piece = (
+        [f"{start}:{stop}" for start, stop in zip(box.start, box.stop, strict=True)] for box in (found.box, found.piece)
+    )
+    error = found.error
+    costs = f"{error.bits:.4f}", f"{found.bits_here:.4f}", str(error.pieces)
+    return (str(number), found.kind, "", f"{own} {error.id}", *costs, *spans, f"{other} {found.partner}", *piece)

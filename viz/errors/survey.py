@@ -1,0 +1,262 @@
+"""`distill errors`: which objects of a segmentation are wrong, and where, drawn for one section.
+
+The sources are read section by section, twice: once to know who belongs to whom in the whole volume, once to find where
+that fails. Memory grows with the ids and the pairs of them that occur, as in `distill evaluate`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from distill.core.errors import DistillError, ShapeError
+from distill.core.geometry import Box, Nanometres
+from distill.core.labels import Integers, compact, distinct_ids, sum_pairs
+from distill.core.normalisation import as_picture
+from distill.evaluation.contingency import Contingency, Scores
+from distill.evaluation.metrics import ObjectError, worst_objects
+from distill.evaluation.partners import MERGE, SPLIT, Partners, error_codes, largest_wrong_pieces, main_partners
+from distill.evaluation.segmentation import placed
+from distill.io.volume import Volume, open_labels, open_volume
+from distill.io.writers.output import check_place
+from viz.errors.figure import Kind, WrongObject, errors_figure
+from viz.layout import figure_suffix
+
+_EVERY = 2**31  # more objects than there are
+OnSection = Callable[[int, int], None]
+
+
+@dataclass
+class Extents:
+    """Boxes of ids that come section by section."""
+
+    boxes: dict[int, Box] = field(default_factory=dict)
+
+    def add(self, z: int, ids: Integers, counted: NDArray[np.bool_]) -> None:
+        """Grow the box of every id that has a counted pixel in section `z`; 0 is an id like any other."""
+        shifted = np.where(counted, ids + np.uint64(1), np.uint64(0))
+        places = ndimage.find_objects(compact(shifted).astype(np.int64))
+        for number, (y, x) in zip(distinct_ids(shifted) - np.uint64(1), places, strict=True):
+            here = Box((z, y.start, x.start), (z + 1, y.stop, x.stop))
+            before = self.boxes.get(int(number), here)
+            self.boxes[int(number)] = hull(before, here)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What two passes over a segmentation and its ground truth leave; places are voxels of the labels.
+
+    Attributes:
+        segmentation: the source.
+        labels: its ground truth.
+        box: where the segmentation lies in the labels.
+        table: voxels shared by objects and segments.
+        partners: who belongs to whom.
+        wrong: (Z,) wrong voxels of every section of the segmentation.
+        truth: boxes of the ground-truth objects.
+        segments: boxes of the segments.
+        split: boxes of the objects' largest wrong pieces.
+        merged: boxes of the segments' largest wrong pieces.
+    """
+
+    segmentation: Volume
+    labels: Volume
+    box: Box
+    table: Contingency
+    partners: Partners
+    wrong: NDArray[np.int64]
+    truth: dict[int, Box]
+    segments: dict[int, Box]
+    split: dict[int, Box]
+    merged: dict[int, Box]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """What the figure shows.
+
+    Attributes:
+        section: its number in the labels.
+        counted: its labelled pixels.
+        split: those of them that are wrong by a split alone.
+        merge: by a merge alone.
+        both: by both.
+        scores: of the whole volume.
+        objects: as numbered in the figure, from 1.
+    """
+
+    section: int
+    counted: int
+    split: int
+    merge: int
+    both: int
+    scores: Scores
+    objects: tuple[WrongObject, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        listed = [
+            {"number": number, "kind": found.kind, **asdict(found.error), "bits_here": found.bits_here}
+            | {"box": asdict(found.box), "largest_wrong_piece": {"in": found.partner, **asdict(found.piece)}}
+            for number, found in enumerate(self.objects, start=1)
+        ]
+        section = {"section": self.section, "labelled_pixels": self.counted}
+        wrong = {"split_pixels": self.split, "merge_pixels": self.merge, "split_and_merge_pixels": self.both}
+        return {**section, **wrong, "volume": self.scores.to_dict(), "objects": listed}
+
+
+def errors(
+    segmentation: str,
+    labels: str,
+    raw: str,
+    out: Path,
+    section: int | None = None,
+    worst: int = 8,
+    resolution: Nanometres | None = None,
+    on_section: OnSection = lambda done, total: None,
+) -> Errors:
+    """Make the figure.
+
+    Args:
+        segmentation: source; its offset says where it lies in the labels.
+        labels: source of the ground truth, the same size or larger.
+        raw: source of the sections, the size of the segmentation or larger.
+        out: .png, .svg or .pdf.
+        section: number in the labels; the one with most wrong voxels by default.
+        worst: list at most so many objects, those whose wrong voxels in the section cost most.
+        resolution: for files without one.
+        on_section: called with sections read and to be read.
+
+    Raises:
+        DistillError: bad input, volumes that do not lie in each other, or a section that is not there.
+    """
+    check_place(out)
+    figure_suffix(out)
+    if worst < 0:
+        raise DistillError(f"--worst: found {worst}, expected 0 or more")
+    image = open_volume(raw, resolution=resolution)
+    if image.channels is not None:
+        raise ShapeError(f"{raw}: found {image.channels} channels, expected one grey-value volume z, y, x")
+    seen = open_labels(segmentation, resolution=resolution)
+    truth = open_labels(labels, resolution=resolution)
+    box, in_raw = placed(seen, truth), placed(seen, image)
+    if section is not None and not box.start[0] <= section < box.stop[0]:
+        raise DistillError(
+            f"--section: found {section}, expected {box.start[0]} to {box.stop[0] - 1}: the sections of {labels} that "
+            f"{segmentation} covers"
+        )
+    found = survey(seen, truth, on_section)
+    z = int(found.wrong.argmax()) if section is None else section - box.start[0]
+    ids, true = _section(found, z)
+    codes = error_codes(ids, true, found.partners)
+    grey = as_picture(image.read(_slice(in_raw, z))[0])
+    objects = _worst(found, ids, true, worst)
+    number = box.start[0] + z
+    errors_figure(grey, true, ids, found.partners, objects, image.resolution[1:], out, f"Section {number}")
+    split, merge, both = (int(np.count_nonzero(codes == code)) for code in (SPLIT, MERGE, SPLIT | MERGE))
+    return Errors(number, int(np.count_nonzero(true)), split, merge, both, found.table.scores(), objects)
+
+
+def survey(segmentation: Volume, labels: Volume, on_section: OnSection = lambda done, total: None) -> Survey:
+    """Judge every section of a segmentation.
+
+    Args:
+        segmentation: segment ids.
+        labels: ground truth, the same size or larger.
+        on_section: called with sections read and to be read; each is read twice.
+
+    Raises:
+        ShapeError: other voxels, or a segmentation that reaches beyond the labels.
+        DistillError: there is no ground truth where it lies, or a source cannot be read.
+    """
+    box = placed(segmentation, labels)
+    depth = segmentation.size[0]
+    table = Contingency("skimage")
+    for z, ids, true in _sections(segmentation, labels, box):
+        table.add(ids, true)
+        on_section(z + 1, 2 * depth)
+    partners = main_partners(table)
+    truth, segments, split, merged = (Extents() for _ in range(4))
+    wrong = np.zeros(depth, np.int64)
+    for z, ids, true in _sections(segmentation, labels, box):
+        wrong[z] = np.count_nonzero(error_codes(ids, true, partners))
+        codes = largest_wrong_pieces(ids, true, partners)
+        at = box.start[0] + z
+        truth.add(at, true, true != 0)
+        segments.add(at, ids, true != 0)
+        split.add(at, true, codes & SPLIT > 0)
+        merged.add(at, ids, codes & MERGE > 0)
+        on_section(depth + z + 1, 2 * depth)
+    _, y, x = box.start
+    shifted = [
+        {number: one.shift((0, y, x)) for number, one in extents.boxes.items()}
+        for extents in (truth, segments, split, merged)
+    ]
+    return Survey(segmentation, labels, box, table, partners, wrong, *shifted)
+
+
+def hull(one: Box, other: Box) -> Box:
+    """Smallest box around two."""
+    low = [min(a, b) for a, b in zip(one.start, other.start, strict=True)]
+    high = [max(a, b) for a, b in zip(one.stop, other.stop, strict=True)]
+    return Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+
+
+def _slice(box: Box, z: int) -> Box:
+    first = box.start[0] + z
+    return Box((first, *box.start[1:]), (first + 1, *box.stop[1:]))
+
+
+def _sections(
+    segmentation: Volume, labels: Volume, box: Box
+) -> Iterator[tuple[int, NDArray[np.uint64], NDArray[np.uint64]]]:
+    for z, section in enumerate(segmentation.sections()):
+        yield z, section, labels.read(_slice(box, z))[0]
+
+
+def _section(found: Survey, z: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    here = _slice(Box.of_shape(found.segmentation.size), z)
+    return found.segmentation.read(here)[0], found.labels.read(_slice(found.box, z))[0]
+
+
+def _worst(found: Survey, ids: NDArray[np.uint64], true: NDArray[np.uint64], n: int) -> tuple[WrongObject, ...]:
+    """The objects whose wrong voxels in the section cost most."""
+    ranked, partners = worst_objects(found.table, _EVERY), found.partners
+    rows = []
+    cost = _costs_here(found, ids, true, "split", ranked.split)
+    for error in ranked.split:
+        if error.id in cost:
+            other = int(partners.segment_of[np.searchsorted(partners.truth, np.uint64(error.id)), 1])
+            box, piece = found.truth[error.id], found.split[error.id]
+            rows.append(WrongObject("split", error, cost[error.id], box, other, piece))
+    cost = _costs_here(found, ids, true, "merge", ranked.merged)
+    for error in ranked.merged:
+        if error.id in cost:
+            other = int(partners.truth_of[np.searchsorted(partners.segments, np.uint64(error.id)), 1])
+            box, piece = found.segments[error.id], found.merged[error.id]
+            rows.append(WrongObject("merge", error, cost[error.id], box, other, piece))
+    return tuple(sorted(rows, key=lambda row: -row.bits_here)[:n])
+
+
+def _costs_here(
+    found: Survey, ids: NDArray[np.uint64], true: NDArray[np.uint64], kind: Kind, listed: tuple[ObjectError, ...]
+) -> dict[int, float]:
+    """Bits of the volume's VOI that an object's wrong voxels in a section cost."""
+    bit = SPLIT if kind == "split" else MERGE
+    wrong = error_codes(ids, true, found.partners) & bit > 0
+    here, known = sum_pairs(true[wrong], ids[wrong]), found.table.pairs()
+    size, voxels = {error.id: error.voxels for error in listed}, int(known.count.sum())
+    costs: dict[int, float] = {}
+    for u, v, count in zip(here.u, here.v, here.count, strict=True):
+        first, last = np.searchsorted(known.u, u), np.searchsorted(known.u, u, "right")
+        shared = int(known.count[first + np.searchsorted(known.v[first:last], v)])
+        own = int(u if kind == "split" else v)
+        costs[own] = costs.get(own, 0.0) + int(count) * math.log2(size[own] / shared) / voxels
+    return costs

@@ -1,0 +1,1 @@
+"""Augmentations before and after."""

@@ -1,0 +1,217 @@
+"""`distill render`: neurons in three dimensions, as they are and as a segmentation has them.
+
+The neuron is cut into the segments that cover it, each in the colour that it has in every other figure; what its own
+segments hold of other objects is hatched. Ground-truth 0 is not counted, so it is not drawn either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.errors import DistillError
+from distill.core.geometry import Box, Nanometres, Triple
+from distill.evaluation.metrics import worst_objects
+from distill.evaluation.partners import MERGE
+from distill.io.volume import open_labels
+from distill.io.writers.output import check_place
+from viz.colour import label_colours
+from viz.errors.figure import COLOUR_OF
+from viz.errors.survey import OnSection, Survey, hull, survey
+from viz.layout import figure_suffix
+from viz.meshes.figure import Neuron, Part, meshes_figure
+from viz.meshes.raster import Solid, surface
+
+_CELLS = 256  # along the longest edge of a drawing
+_SHOWN = 0.01  # of the neuron: a smaller piece is drawn with the others
+_PIECES = 8
+_DEFAULT = 3
+_REST, _NOTHING = (140.0, 140.0, 140.0), (215.0, 215.0, 215.0)
+_EVERY = 2**31  # more objects than there are
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Voxels that a neuron shares with a segment."""
+
+    segment: int
+    voxels: int
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Voxels of another object that lie in a segment of the neuron."""
+
+    object: int
+    segment: int
+    voxels: int
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What one row of the figure shows.
+
+    Attributes:
+        neuron: ground-truth id.
+        voxels: its voxels.
+        box: what is drawn, in voxels of the labels.
+        pieces: segments that cover the neuron, the largest first; 0 = no segment.
+        foreign: what was merged to it, the largest first.
+    """
+
+    neuron: int
+    voxels: int
+    box: Box
+    pieces: tuple[Piece, ...]
+    foreign: tuple[Foreign, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def render(
+    segmentation: str,
+    labels: str,
+    out: Path,
+    neurons: Sequence[int] = (),
+    resolution: Nanometres | None = None,
+    on_section: OnSection = lambda done, total: None,
+) -> tuple[Rendered, ...]:
+    """Make the figure.
+
+    Args:
+        segmentation: source; its offset says where it lies in the labels.
+        labels: source of the ground truth, the same size or larger.
+        out: .png, .svg or .pdf.
+        neurons: ground-truth ids; by default the worst three, split or swallowed.
+        resolution: for files without one.
+        on_section: called with sections read and to be read, before anything is drawn.
+
+    Raises:
+        DistillError: bad input, or an id that the segmentation does not meet.
+    """
+    check_place(out)
+    figure_suffix(out)
+    seen, truth = open_labels(segmentation, resolution=resolution), open_labels(labels, resolution=resolution)
+    found = survey(seen, truth, on_section)
+    chosen = tuple(neurons) or _worst(found)
+    for neuron in chosen:
+        if neuron not in found.truth:
+            raise DistillError(f"--neuron: found {neuron}, expected an id of {labels} where {segmentation} lies")
+    shown = [_contents(found, neuron) for neuron in chosen]
+    meshes_figure([_neuron(found, one) for one in shown], out)
+    return tuple(shown)
+
+
+def _worst(found: Survey) -> tuple[int, ...]:
+    """The neurons that cost most, split or with others merged to them; then the largest."""
+    ranked = worst_objects(found.table, _EVERY)
+    owners = dict(zip(found.partners.segments.tolist(), found.partners.truth_of[:, 0].tolist(), strict=True))
+    costs = [(error.bits, error.id) for error in ranked.split]
+    costs += [(error.bits, owners[error.id]) for error in ranked.merged if error.id]
+    pairs = found.table.pairs()
+    ids, where = np.unique(pairs.u, return_inverse=True)
+    by_size = ids[np.argsort(-np.bincount(where, weights=pairs.count), kind="stable")].tolist()
+    worst = [neuron for _, neuron in sorted(costs, key=lambda cost: -cost[0])]
+    return tuple(dict.fromkeys([*worst, *by_size]))[:_DEFAULT]
+
+
+def _contents(found: Survey, neuron: int) -> Rendered:
+    """The segments of a neuron, and what the ones that are its own hold of others."""
+    pairs, partners = found.table.pairs(), found.partners
+    inside = np.flatnonzero(pairs.u == neuron)
+    inside = inside[np.argsort(-pairs.count[inside], kind="stable")]
+    pieces = tuple(Piece(int(pairs.v[k]), int(pairs.count[k])) for k in inside)
+    voxels = sum(piece.voxels for piece in pieces)
+    main = partners.segment_of[np.searchsorted(partners.truth, np.uint64(neuron)), 0]
+    own = np.union1d(partners.segments[partners.truth_of[:, 0] == neuron], [main])
+    joined = np.isin(pairs.v, own[own != 0]) & (pairs.u != neuron) & (pairs.count >= _SHOWN * voxels)
+    order = np.flatnonzero(joined)[np.argsort(-pairs.count[joined], kind="stable")]
+    foreign = tuple(Foreign(int(pairs.u[k]), int(pairs.v[k]), int(pairs.count[k])) for k in order)
+    box = found.truth[neuron]
+    for one in foreign:
+        box = hull(box, found.segments[one.segment].intersect(found.truth[one.object]))
+    return Rendered(neuron, voxels, box, pieces, foreign)
+
+
+def _neuron(found: Survey, one: Rendered) -> Neuron:
+    """Read the box once, section by section, and make a surface of every part."""
+    shown = [piece.segment for piece in one.pieces[:_PIECES] if piece.voxels >= _SHOWN * one.voxels]
+    resolution = found.labels.resolution
+    step = _step(one.box, resolution)
+    shares = _shares(found, one, shown, step)
+    cell = resolution[0] * step[0], resolution[1] * step[1], resolution[2] * step[2]
+    z, y, x = (start * size for start, size in zip(one.box.start, resolution, strict=True))
+
+    def part(k: int, label: str, colour: Sequence[float], hatched: bool = False) -> Part:
+        red, green, blue = (float(value) for value in colour)
+        solid = Solid(surface(shares[k], cell, (z, y, x)), (red, green, blue), hatched) if shares[k].any() else None
+        return Part(label, (red, green, blue), solid, hatched)
+
+    truth = part(0, f"object {one.neuron}: {one.voxels:,} voxels", label_colours([one.neuron])[0])
+    parts = [
+        part(k, f"{_named(piece.segment)}: {100 * piece.voxels / one.voxels:.1f} %", _colour(piece.segment))
+        for k, piece in enumerate(one.pieces[: len(shown)], start=1)
+    ]
+    rest = one.pieces[len(shown) :]
+    if rest:
+        count = f"{len(rest)} more segment{'s' if len(rest) > 1 else ''}"
+        share = sum(piece.voxels for piece in rest) / one.voxels
+        parts.append(part(len(shown) + 1, f"{count}: {100 * share:.1f} %", _REST))
+    if one.foreign:
+        objects = dict.fromkeys(f.object for f in one.foreign)
+        named = f"object{'s' if len(objects) > 1 else ''} {', '.join(map(str, objects))}"
+        label = f"merged: {sum(f.voxels for f in one.foreign):,} voxels of {named}"
+        colour = [int(COLOUR_OF[MERGE][k : k + 2], 16) for k in (1, 3, 5)]
+        parts.append(part(len(shown) + 2, "\n".join(wrap(label, 40)), colour, hatched=True))
+    far = tuple(stop * size for stop, size in zip(one.box.stop, resolution, strict=True))
+    return Neuron(f"Neuron {one.neuron}", truth, tuple(parts), ((z, y, x), (far[0], far[1], far[2])))
+
+
+def _named(segment: int) -> str:
+    return f"segment {segment}" if segment else "no segment (0)"
+
+
+def _colour(segment: int) -> Sequence[float]:
+    return label_colours([segment])[0].tolist() if segment else _NOTHING
+
+
+def _step(box: Box, resolution: Nanometres) -> Triple:
+    """Voxels per cell, so that cells are about cubes and the longest edge has `_CELLS` of them at most."""
+    longest = max(n * size for n, size in zip(box.shape, resolution, strict=True))
+    edge = max(longest / _CELLS, min(resolution))
+    z, y, x = (max(1, math.ceil(edge / size - 1e-6)) for size in resolution)
+    return z, y, x
+
+
+def _shares(found: Survey, one: Rendered, shown: Sequence[int], step: Triple) -> list[NDArray[np.float32]]:
+    """How much of every cell of the box the neuron, its segments, the rest of it and what was merged to it fill."""
+    cells = tuple(-(-n // size) for n, size in zip(one.box.shape, step, strict=True))
+    shares = [np.zeros(cells, np.float32) for _ in range(len(shown) + 3)]
+    for z in range(one.box.start[0], one.box.stop[0]):
+        here = Box((z, *one.box.start[1:]), (z + 1, *one.box.stop[1:]))
+        true, ids = found.labels.read(here)[0], found.segmentation.read(here.relative_to(found.box.start))[0]
+        inside = true == one.neuron
+        masks = [inside, *(inside & (ids == segment) for segment in shown), inside & ~np.isin(ids, shown)]
+        joined = np.zeros_like(inside)
+        for f in one.foreign:
+            joined |= (true == f.object) & (ids == f.segment)
+        for share, mask in zip(shares, [*masks, joined], strict=True):
+            share[(z - one.box.start[0]) // step[0]] += _cells(mask, step[1], step[2]) / step[0]
+    return shares
+
+
+def _cells(mask: NDArray[np.bool_], y: int, x: int) -> NDArray[np.float32]:
+    """Mean over cells of y x x pixels; beyond the mask there is nothing."""
+    height, width = mask.shape
+    padded = np.pad(mask, ((0, -height % y), (0, -width % x)))
+    share: NDArray[np.float32] = padded.reshape(-(-height // y), y, -(-width // x), x).mean((1, 3), dtype=np.float32)
+    return share

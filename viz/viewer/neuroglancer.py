@@ -1,0 +1,327 @@
+"""Volumes in the browser: Neuroglancer layers that read on demand, served to this machine alone.
+
+Axes of volumes are z, y, x; the viewer's are x, y, z. Places are in nm.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.errors import DistillError, ShapeError
+from distill.core.geometry import Box, Nanometres
+from distill.io.volume import Volume
+from viz.embeddings.pca import Basis, fit_basis, scores
+
+Kind = Literal["raw", "affinity", "embedding", "labels"]
+Index = tuple[slice, ...]
+
+_SAMPLE = 512  # voxels along y and x that colours and contrast are fitted to
+_MESH_VOXELS = 2**26  # meshes need the whole volume in memory
+_FEW = 0.05  # share of pixels
+_SPREAD = 2.5  # standard deviations of an embedding's component that reach from black to full colour
+_GREY = "#uicontrol invlerp contrast(range=[{low}, {high}])\nvoid main() {{ emitGrayscale(contrast()); }}\n"
+_RGB = (
+    "#uicontrol float brightness slider(min=-1, max=1, default=0)\n"
+    "void main() {{ emitRGB(vec3({0}(getDataValue(0)), {0}(getDataValue(1)), {0}(getDataValue(2))) + brightness); }}\n"
+)
+_SHOWN = {"b": np.uint8, "f": np.float32, "i": np.int32, "u": np.uint32}  # for types that the browser cannot take
+_KEYS = "Keys: j next, k previous, x all segments; in the list a left click shows the ids, a right click goes there"
+_TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "float32")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One volume to show.
+
+    Attributes:
+        name: of the layer.
+        kind: how: grey values, the first three channels as red, green and blue, the first three principal components
+            as red, green and blue, or one colour per id.
+        volume: (z, y, x), with channels for `affinity` and `embedding`.
+        inside: affinity of the same voxels, for an embedding whose colours are to go by the pixels inside neurites.
+    """
+
+    name: str
+    kind: Kind
+    volume: Volume
+    inside: Volume | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place to jump to: z, y, x in nm, what is there in a line and in few words, the ids to pick out by layer."""
+
+    place: Nanometres
+    text: str
+    short: str
+    ids: dict[str, tuple[int, ...]]
+
+
+class Reader:
+    """What Neuroglancer sees of a volume: shape, type, and parts that are read when they are asked for."""
+
+    def __init__(self, volume: Volume, channels: int | None = None) -> None:
+        """Wrap a volume.
+
+        Args:
+            volume: (z, y, x) or (c, z, y, x).
+            channels: how many of the channels to show; all by default.
+        """
+        self._volume = volume
+        self.shape = volume.shape if channels is None else (channels, *volume.size)
+        self.dtype = np.dtype(volume.dtype if volume.dtype.name in _TYPES else _SHOWN[volume.dtype.kind])
+
+    def __getitem__(self, index: Index) -> NDArray[Any]:
+        """The part that slices with start and stop cut out, one slice an axis."""
+        z, y, x = index[-3:]
+        block = self._shown(self._volume.read(Box((z.start, y.start, x.start), (z.stop, y.stop, x.stop))))
+        return np.asarray(block[index[0]] if block.ndim == 4 else block, dtype=self.dtype)
+
+    def _shown(self, block: NDArray[Any]) -> NDArray[Any]:
+        return block
+
+    def transpose(self) -> NDArray[Any]:
+        """All of it with the axes turned round; only asked for where meshes are made."""
+        return np.transpose(self[tuple(slice(0, extent) for extent in self.shape)])
+
+
+class ColourReader(Reader):
+    """An embedding as (3, z, y, x) uint8: principal components of a sample, scaled alike everywhere."""
+
+    def __init__(self, volume: Volume, inside: Volume | None = None) -> None:
+        """Fit the colours to the middle of the volume.
+
+        Args:
+            volume: (E, z, y, x) embedding.
+            inside: affinity (c, z, y, x), z, y and x first; pixels of at most half the in-plane affinity are left out,
+                for membranes vary most and would take all colours. Ignored where it lies elsewhere or leaves little.
+
+        Raises:
+            DistillError: see `viz.embeddings.pca.fit_basis`.
+        """
+        super().__init__(volume, 3)
+        self.dtype = np.dtype(np.uint8)
+        sample = volume.read(middle(volume))[:, 0].astype(np.float32)
+        if inside is not None and (inside.size, inside.offset) == (volume.size, volume.offset):
+            affinity = inside.read(middle(volume))[1:3, 0].mean(0)
+            chosen = affinity > (127.5 if inside.dtype.kind == "u" else 0.5)
+            sample = sample[:, chosen] if chosen.mean() > _FEW else sample
+        self.basis: Basis = fit_basis(sample)
+
+    def _shown(self, block: NDArray[Any]) -> NDArray[Any]:
+        flat = scores(block.reshape(len(block), -1).astype(np.float32), self.basis)
+        rgb: NDArray[np.uint8] = np.rint(np.clip(flat / (2 * _SPREAD) + 0.5, 0, 1) * 255).astype(np.uint8)
+        return rgb.reshape(3, *block.shape[1:])
+
+
+def middle(volume: Volume) -> Box:
+    """The middle of the middle section."""
+    z, y, x = volume.size
+    top, left = (max(0, (extent - _SAMPLE) // 2) for extent in (y, x))
+    return Box((z // 2, top, left), (z // 2 + 1, min(y, top + _SAMPLE), min(x, left + _SAMPLE)))
+
+
+@contextmanager
+def serve(shown: Sequence[Shown], marks: Sequence[Mark], port: int = 0) -> Iterator[str]:
+    """Serve a viewer to this machine while the block runs.
+
+    Args:
+        shown: layers, at least one.
+        marks: places, listed beside the sections; the viewer opens at the first, else in the middle of the result.
+        port: TCP port on 127.0.0.1; 0 takes a free one.
+
+    Yields:
+        The address. It holds a random token, without which the server answers nothing.
+
+    Raises:
+        DistillError: Neuroglancer is not installed, the port cannot be had, or a layer cannot be shown.
+    """
+    neuroglancer = _neuroglancer()
+    state = viewer_state(shown, marks)
+    _check_port(port)
+    neuroglancer.set_server_bind_address("127.0.0.1", port)
+    viewer = neuroglancer.Viewer(allow_credentials=False)
+    try:
+        viewer.set_state(state)
+        if marks:
+            _Tour(viewer, shown, marks)
+        yield viewer.get_viewer_url()
+    finally:
+        neuroglancer.stop()
+
+
+def viewer_state(shown: Sequence[Shown], marks: Sequence[Mark] = ()) -> Any:
+    """Neuroglancer's state for some layers and places; arguments and errors as `serve`.
+
+    Every layer but the image gets a panel of its own, with the image below it; from four on, in two rows.
+    """
+    neuroglancer = _neuroglancer()
+    unit = _unit(shown)
+    state = neuroglancer.ViewerState()
+    state.title = unit.source
+    state.dimensions = _space(unit, "xyz")
+    state.display_dimensions = ["x", "y", "z"]
+    state.position = [o + n / 2 for o, n in zip(_voxels(unit.offset, unit), unit.size, strict=True)][::-1]
+    state.cross_section_scale = max(unit.size[1:]) / 640
+    for one in shown:
+        state.layers.append(name=one.name, layer=_layer(one))
+    if marks:
+        labelled = [one.name for one in shown if one.kind == "labels"]
+        state.layers.append(name="errors", layer=_mark_layer(unit, marks, labelled))
+        state.selected_layer = neuroglancer.SelectedLayerState(layer="errors", visible=True, size=300)
+        go_to(state, marks[0], unit)
+    raw = [one.name for one in shown if one.kind == "raw"]
+    over = ["errors"] if marks else []
+    groups = [[*raw, one.name, *over] for one in shown if one.kind != "raw"] or [[*raw, *over]]
+    panels = [neuroglancer.LayerGroupViewer(layers=names, layout="xy") for names in groups]
+    across = len(panels) if len(panels) < 4 else 2
+    rows = [neuroglancer.row_layout(panels[k : k + across]) for k in range(0, len(panels), across)]
+    state.layout = rows[0] if len(rows) == 1 else neuroglancer.column_layout(rows)
+    return state
+
+
+def go_to(state: Any, mark: Mark, unit: Volume) -> None:
+    """Move a viewer's state to a place and pick out its ids; the others fade."""
+    state.position = _voxels(mark.place, unit)[::-1]
+    for layer in state.layers:
+        if layer.type == "segmentation":
+            layer.layer.segments = mark.ids.get(layer.name, ())
+
+
+class _Tour:
+    """The keys that walk through the marked places."""
+
+    def __init__(self, viewer: Any, shown: Sequence[Shown], marks: Sequence[Mark]) -> None:
+        self._viewer, self._unit, self._marks, self._at = viewer, _unit(shown), marks, 0
+        for name, step in (("next-error", 1), ("previous-error", -1)):
+            viewer.actions.add(name, partial(self._move, step))
+        with viewer.config_state.txn() as config:
+            config.input_event_bindings.viewer["keyj"] = "next-error"
+            config.input_event_bindings.viewer["keyk"] = "previous-error"
+        self._say()
+
+    def _move(self, step: int, _: object) -> None:
+        self._at = (self._at + step) % len(self._marks)
+        with self._viewer.txn() as state:
+            go_to(state, self._marks[self._at], self._unit)
+        self._say()
+
+    def _say(self) -> None:
+        text = f"error {self._at + 1} of {len(self._marks)}: {self._marks[self._at].text}"
+        with self._viewer.config_state.txn() as config:
+            config.status_messages["error"] = f"{text}. {_KEYS}"
+
+
+def _check_port(port: int) -> None:
+    """Try the port before the server does, which leaves a socket open where it fails."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise DistillError(f"--port: {port} cannot be had: {error.strerror or error}") from None
+
+
+def _unit(shown: Sequence[Shown]) -> Volume:
+    """The volume whose voxels are the viewer's unit: the first result, else the image."""
+    return next((one.volume for one in shown if one.kind != "raw"), shown[0].volume)
+
+
+def _neuroglancer() -> Any:
+    try:
+        import neuroglancer
+    except ImportError:
+        raise DistillError(
+            "view: Neuroglancer is not installed, expected the extra: pip install 'affinity-distill[view]'"
+        ) from None
+    return neuroglancer
+
+
+def _space(volume: Volume, axes: str) -> Any:
+    """Coordinate space of a volume's voxels."""
+    scales = dict(zip("zyx", volume.resolution, strict=True))
+    names = ["c^" if axis == "c" else axis for axis in axes]
+    return _neuroglancer().CoordinateSpace(
+        names=names,
+        units=["" if axis == "c" else "nm" for axis in axes],
+        scales=[1 if axis == "c" else scales[axis] for axis in axes],
+    )
+
+
+def _voxels(place: Sequence[float], volume: Volume) -> list[float]:
+    """A place in nm in units of a volume's voxels, from the world's zero."""
+    return [p / r for p, r in zip(place, volume.resolution, strict=True)]
+
+
+def _layer(one: Shown) -> Any:
+    neuroglancer = _neuroglancer()
+    volume = one.volume
+    if (volume.channels is None) != (one.kind in ("raw", "labels")):
+        wanted = "z, y, x" if one.kind in ("raw", "labels") else "channels, z, y, x"
+        raise ShapeError(f"{volume.source}: found shape {volume.shape}, expected {wanted} for the {one.kind} layer")
+    if one.kind == "labels":
+        meshes = math.prod(volume.size) <= _MESH_VOXELS
+        return neuroglancer.SegmentationLayer(
+            source=_source(volume, Reader(volume), "segmentation", meshes), selected_alpha=0.35, not_selected_alpha=0.1
+        )
+    if one.kind == "raw":
+        low, high = np.percentile(volume.read(middle(volume)), (0.2, 99.8))
+        shader = _GREY.format(low=float(low), high=float(high) if high > low else float(low) + 1)
+        return neuroglancer.ImageLayer(source=_source(volume, Reader(volume), "image"), shader=shader, opacity=1.0)
+    if one.kind == "affinity" and (volume.channels or 0) < 3:
+        raise ShapeError(f"{volume.source}: found {volume.channels} channels, expected at least 3, z, y and x")
+    reader = ColourReader(volume, one.inside) if one.kind == "embedding" else Reader(volume, 3)
+    shader = _RGB.format("toNormalized" if reader.dtype.kind == "u" else "float")
+    return neuroglancer.ImageLayer(source=_source(volume, reader, "image"), shader=shader, opacity=1.0)
+
+
+def _source(volume: Volume, reader: Reader, kind: str, meshes: bool = True) -> Any:
+    """A volume where it lies; part of a voxel, which the viewer cannot take as an offset, becomes a transform."""
+    neuroglancer = _neuroglancer()
+    axes = "czyx"[-len(reader.shape) :]
+    start = [0.0] * (len(axes) - 3) + _voxels(volume.offset, volume)
+    whole = [math.floor(s + 1e-3) for s in start]
+    space = _space(volume, axes)
+    local = neuroglancer.LocalVolume(
+        reader, dimensions=space, voxel_offset=whole, volume_type=kind, downsampling="2d", encoding="npz"
+    )
+    part = np.array(start) - whole
+    source = neuroglancer.LayerDataSource(local)
+    if np.abs(part).max() > 1e-3:
+        matrix = np.column_stack([np.eye(len(axes)), part])
+        source.transform = neuroglancer.CoordinateSpaceTransform(output_dimensions=space, matrix=matrix)
+    if not meshes:
+        source.enable_default_subsources = False
+        source.subsources = {"default": True}
+    return source
+
+
+def _mark_layer(unit: Volume, marks: Sequence[Mark], labelled: Sequence[str]) -> Any:
+    """The list of places; each is linked to its ids in the layers named `labelled`, which a click on it shows."""
+    neuroglancer = _neuroglancer()
+    return neuroglancer.LocalAnnotationLayer(
+        dimensions=_space(unit, "xyz"),
+        annotations=[
+            neuroglancer.PointAnnotation(
+                id=str(number),
+                point=_voxels(mark.place, unit)[::-1],
+                description=f"{number}. {mark.short}",
+                segments=[mark.ids.get(name, ()) for name in labelled],
+            )
+            for number, mark in enumerate(marks, 1)
+        ],
+        annotation_relationships=list(labelled),
+        linked_segmentation_layer={name: name for name in labelled},
+        annotation_color="#ffd400",
+        tab="annotations",
+        shader="void main() { setColor(defaultColor()); setPointMarkerSize(9.0); }",
+    )

@@ -1,0 +1,192 @@
+"""`distill view`: a result beside its image, ground truth and worst errors, in the browser."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from distill.core.errors import DistillError, ShapeError, SourceError
+from distill.core.geometry import Nanometres
+from distill.evaluation.metrics import ObjectError, WorstObjects
+from distill.evaluation.worst_objects.locate import Spot, find_spots
+from distill.io.readers.zarr import zarr_node, zarr_ranks
+from distill.io.volume import Volume, open_labels, open_volume
+from viz.viewer.neuroglancer import Mark, Shown, serve
+
+_SEGMENTATION, _TRUTH = "segmentation", "ground truth"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What to show beside a store; what is None is left out, but for the image that the store was made from."""
+
+    raw: str | None = None
+    labels: str | None = None
+    embedding: str | None = None
+    evaluation: Path | None = None
+    resolution: Nanometres | None = None  # of sources without one
+
+
+def view(
+    out: Path,
+    sources: Sources,
+    port: int,
+    *,
+    on_block: Callable[[int, int], None],
+    note: Callable[[str], None],
+    ready: Callable[[str, list[str]], None],
+) -> None:
+    """Serve a viewer until SIGINT or SIGTERM, which is how it ends well.
+
+    Args:
+        out: Zarr store of `distill stream` or `distill segment`.
+        sources: what to show with it.
+        port: on 127.0.0.1; 0 takes a free one.
+        on_block: called while the errors are looked up, with blocks read and their number.
+        note: called with lines that the user should see.
+        ready: called with the address and a line for each error once the viewer answers.
+
+    Raises:
+        DistillError: bad input, Neuroglancer is missing, or the port is taken.
+    """
+    shown = open_layers(out, sources, note)
+    spots = find_errors(shown, sources.evaluation, on_block) if sources.evaluation else []
+    segmentation = next((one.volume for one in shown if one.name == _SEGMENTATION), shown[0].volume)
+    marks = [_mark(spot, segmentation) for spot in spots]
+    with _stop_signals() as stopped, serve(shown, marks, port) as address:
+        ready(address, [_line(mark, segmentation) for mark in marks])
+        stopped.wait()
+
+
+def open_browser(address: str) -> None:
+    """Open the user's browser where there is a screen; a browser in the terminal would take the terminal over."""
+    if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        webbrowser.open(address)
+
+
+def open_layers(out: Path, sources: Sources, note: Callable[[str], None]) -> list[Shown]:
+    """The layers of a view; headers are read, no voxels.
+
+    Raises:
+        SourceError: the store has nothing to show, or a source cannot be opened.
+    """
+    node = zarr_node(out) if out.is_dir() else None
+    names = zarr_ranks(out) if node is not None and node[0].startswith("group") else {}
+    if not {_SEGMENTATION, "affinity"} & names.keys():
+        raise SourceError(
+            f"{out}: found {', '.join(names) or 'no Zarr group'}, expected a store of distill stream or segment, "
+            "with segmentation or affinity"
+        )
+    layers = []
+    raw = _raw(sources, node[1] if node is not None else {}, note)
+    if raw is not None:
+        layers.append(Shown("raw", "raw", raw))
+    if _SEGMENTATION in names:
+        layers.append(Shown(_SEGMENTATION, "labels", open_labels(f"{out}:{_SEGMENTATION}")))
+    if sources.labels is not None:
+        layers.append(Shown(_TRUTH, "labels", open_labels(sources.labels, resolution=sources.resolution)))
+    affinity = open_volume(f"{out}:affinity") if "affinity" in names else None
+    if affinity is not None:
+        layers.append(Shown("affinity z y x", "affinity", affinity))
+    given = sources.embedding or (f"{out}:embedding" if "embedding" in names else None)
+    if given is not None:
+        nm = sources.resolution if sources.embedding else None
+        layers.append(Shown("embedding", "embedding", open_volume(given, resolution=nm), affinity))
+    return layers
+
+
+def find_errors(shown: list[Shown], evaluation: Path, on_block: Callable[[int, int], None]) -> list[Spot]:
+    """The worst objects of an evaluation and where they lie.
+
+    Raises:
+        DistillError: the file is not what `distill evaluate --json` prints, or is of other volumes.
+    """
+    volumes = {one.name: one.volume for one in shown}
+    if _SEGMENTATION not in volumes:
+        raise DistillError(f"--evaluation: {shown[-1].volume.source}: found no segmentation beside it, expected one")
+    if _TRUTH not in volumes:
+        raise DistillError("--labels: found none, expected the ground truth of the evaluation")
+    try:
+        return find_spots(volumes[_SEGMENTATION], volumes[_TRUTH], read_worst(evaluation), on_block)
+    except ShapeError:
+        raise
+    except DistillError as error:
+        raise DistillError(f"{evaluation}: is of other volumes: {error}") from None
+
+
+def read_worst(path: Path) -> WorstObjects:
+    """The worst objects in what `distill evaluate --json` printed.
+
+    Raises:
+        DistillError: the file cannot be read or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["worst"]
+        return WorstObjects(*(tuple(ObjectError(**_checked(one)) for one in found[key]) for key in ("split", "merged")))
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise DistillError(f"{path}: found {reason}, expected what distill evaluate --json prints") from None
+
+
+def _checked(one: dict[str, Any]) -> dict[str, Any]:
+    if not all(isinstance(value, int | float) for value in one.values()):
+        raise TypeError(f"{one} among the worst objects")
+    return one
+
+
+def _raw(sources: Sources, attributes: Any, note: Callable[[str], None]) -> Volume | None:
+    """The image given, else the one that the store says it was made from, if it is still there."""
+    if sources.raw is not None:
+        return open_volume(sources.raw, resolution=sources.resolution)
+    made_by = attributes.get("made_by")
+    source = made_by.get("source") if isinstance(made_by, dict) else None
+    if not isinstance(source, str):
+        return None
+    try:
+        return open_volume(source, resolution=sources.resolution)
+    except DistillError as error:
+        note(f"no image: {error}; give it as --raw")
+        return None
+
+
+def _mark(spot: Spot, segmentation: Volume) -> Mark:
+    z, y, x = (
+        o + (v + 0.5) * r for o, v, r in zip(segmentation.offset, spot.voxel, segmentation.resolution, strict=True)
+    )
+    own, other = (_TRUTH, _SEGMENTATION) if spot.kind == "split" else (_SEGMENTATION, _TRUTH)
+    return Mark((z, y, x), spot.text, spot.short, {own: (spot.error.id,), other: tuple(p for p in spot.pieces if p)})
+
+
+def _line(mark: Mark, segmentation: Volume) -> str:
+    """An error and its place, in the viewer's voxels."""
+    x, y, z = (math.floor(p / r) for p, r in zip(mark.place[::-1], segmentation.resolution[::-1], strict=True))
+    return f"{mark.text}; x {x}, y {y}, z {z}"
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set."""
+    stopped = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
