@@ -1,4 +1,4 @@
-"""Configuration of a run: one YAML file for the teacher, one for the student, `KEY=VALUE` overrides."""
+"""Configuration of a training: one YAML file for the teacher, one for the student, and `KEY=VALUE` overrides."""
 
 from distill.config.data import DataConfig, LabelledVolume, Strict, UnlabelledVolume
 from distill.config.pair import (

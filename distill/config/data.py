@@ -1,4 +1,4 @@
-"""Configuration of the data of a training: labelled volumes with their parts, volumes without labels.
+"""Configuration of training data: labelled volumes with their parts, and volumes without labels.
 
 `data.volumes` lists labelled volumes; `raw`, `labels`, `train`, `validation` and `test` in their place are the short
 form for a single one.
@@ -32,18 +32,18 @@ PARTS: tuple[PartName, ...] = ("train", "validation", "test")
 
 
 class Strict(BaseModel):
-    """A group of keys: no others are taken, none changes."""
+    """A frozen group of keys that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class UnlabelledVolume(Strict):
-    """A raw volume for the terms that need no labels."""
+    """A raw volume for the loss terms that need no labels."""
 
     raw: str
-    sections: tuple[int, int] | None = None  # from, to (exclusive); left out, all of them
-    resolution: tuple[float, float, float] | None = None  # nm z, y, x, where the file has none
-    every: int = Field(1, ge=1)  # only every so many sections; section numbers count those
+    sections: tuple[int, int] | None = None  # from, to (exclusive); default: all
+    resolution: tuple[float, float, float] | None = None  # nm z, y, x, if the file has none
+    every: int = Field(1, ge=1)  # take every n-th section; section numbers count the sections taken
 
     @model_validator(mode="after")
     def _in_order(self) -> UnlabelledVolume:
@@ -53,23 +53,23 @@ class UnlabelledVolume(Strict):
 
 
 class LabelledVolume(Strict):
-    """A raw volume, its labels, and which parts of it each part of the work may see.
+    """A raw volume, its labels, and its training, validation and test parts.
 
-    Labels and mask may cover less than the image: their resolution and offset say where they lie, and what they do not
-    cover is unknown (`distill.core.known`).
+    Labels and mask may be smaller than the image. They are placed by their resolution and offset, and voxels that they
+    do not cover are unknown (`distill.core.known`).
     """
 
     raw: str
     labels: str
-    resolution: tuple[float, float, float] | None = None  # nm z, y, x, where a file has none
+    resolution: tuple[float, float, float] | None = None  # nm z, y, x, if a file has none
     every: int = Field(1, ge=1)  # only every so many sections, for isotropic volumes; section numbers count those
     train: Part | None = None
     validation: Part | None = None
-    test: Part | None = None  # for the scores of `distill ablate`; neither trained nor chosen on
-    weight: float | None = Field(None, gt=0)  # of its crops among all; left out, the voxels of `train`
-    mask: str | None = None  # volume that is not 0 where the labels count
-    ignore: int | None = Field(None, ge=-(2**63), lt=2**64)  # label that stands for unknown
-    zero: Literal["background", "unknown", "other"] = "background"  # what label 0 says
+    test: Part | None = None  # for the scores of `distill ablate`; used neither for training nor for selection
+    weight: float | None = Field(None, gt=0)  # share of the crops; default: by voxels of `train`
+    mask: str | None = None  # volume that is non-zero where the labels are valid
+    ignore: int | None = Field(None, ge=-(2**63), lt=2**64)  # label that means unknown
+    zero: Literal["background", "unknown", "other"] = "background"  # meaning of label 0
 
     @field_validator(*PARTS, mode="before")
     @classmethod
@@ -82,7 +82,7 @@ class LabelledVolume(Strict):
 
     @property
     def parts(self) -> dict[PartName, Part]:
-        """The parts that there are, by name."""
+        """The parts that are set, by name."""
         named: dict[PartName, Part | None] = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: part for name, part in named.items() if part is not None}
 
@@ -97,29 +97,29 @@ class LabelledVolume(Strict):
 
 
 class DataConfig(Strict):
-    """Volumes and the parts of them that each part of the work may see."""
+    """Volumes and their training, validation and test parts."""
 
     volumes: tuple[LabelledVolume, ...] = ()
-    raw: str | None = None  # from here to `test`: the only volume, in place of `volumes`
+    raw: str | None = None  # the keys up to `test` describe a single volume, instead of `volumes`
     labels: str | None = None
-    resolution: tuple[float, float, float] | None = None  # nm z, y, x, where the file has none
+    resolution: tuple[float, float, float] | None = None  # nm z, y, x, if the file has none
     every: int = Field(1, ge=1)  # only every so many sections, for isotropic volumes; section numbers count those
     train: tuple[int, int] | None = None  # sections from, to (exclusive)
     validation: tuple[int, int] | None = None
-    test: tuple[int, int] | None = None  # for the scores of `distill ablate`; neither trained nor chosen on
+    test: tuple[int, int] | None = None  # for `distill ablate`; not used for training or selection
     unlabelled: tuple[UnlabelledVolume, ...] = ()
-    normalisation: Normalisation = Normalisation()  # of grey values, section by section; stored with the weights
+    normalisation: Normalisation = Normalisation()  # normalisation of grey values by section; stored with the weights
     invert: bool = False  # exchange dark and bright, for sections with bright membranes
-    memory: int = Field(512, ge=0)  # MB for volumes to train on; where they need more, crops are read on demand
+    memory: int = Field(512, ge=0)  # MB for training volumes; if they need more, crops are read on demand
 
     @property
     def normaliser(self) -> Normaliser:
-        """The normalisation as it is applied to the sections of these volumes."""
+        """The normalisation applied to the sections of these volumes."""
         return Normaliser(self.normalisation, self.invert)
 
     @property
     def labelled(self) -> tuple[LabelledVolume, ...]:
-        """All labelled volumes, whichever form names them."""
+        """All labelled volumes, in the list form and in the short form alike."""
         if self.volumes:
             return self.volumes
         assert self.raw is not None
@@ -137,18 +137,18 @@ class DataConfig(Strict):
         )
 
     def key(self, number: int) -> str:
-        """What to call a labelled volume in messages."""
+        """Return the key of a labelled volume, for messages."""
         return f"student.data.volumes.{number}" if self.volumes else "student.data"
 
     def having(self, name: PartName) -> Iterator[tuple[int, LabelledVolume, Part]]:
-        """Numbers of the labelled volumes that have a part, with the volumes and the parts."""
+        """Iterate over the labelled volumes that have a part, as (number, volume, part)."""
         for number, volume in enumerate(self.labelled):
             if name in volume.parts:
                 yield number, volume, volume.parts[name]
 
     @model_serializer(mode="wrap")
     def _own_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Only the keys of the form that is used."""
+        """Serialise only the keys of the form in use."""
         left_out = _SHORT if self.volumes else {"volumes"}
         return {key: value for key, value in dump(self).items() if key not in left_out}
 
@@ -187,17 +187,17 @@ def _check_parts(parts: Mapping[PartName, Part]) -> None:
                 raise ValueError(f"{name}: found {shown(part)}, expected 0 <= first < last {what}")
     for one, other in itertools.combinations(parts, 2):
         if (one, other) == ("train", "validation") and parts[one] == parts[other]:
-            continue  # on purpose: too few labelled sections to set any aside
+            continue  # intended for volumes with too few labelled sections to set any aside
         if meet(parts[one], parts[other]):
             raise ValueError(f"{other}: {shown(parts[other])} overlaps {one} {shown(parts[one])}")
 
 
 def check_apart(data: DataConfig, labelled: list[str], unlabelled: list[str]) -> None:
-    """Check that nothing is trained on that is validated or tested on in another entry.
+    """Check that no training data is validation or test data of another entry.
 
     Args:
         data: the entries.
-        labelled: names of their raw volumes; equal ones are the same volume.
+        labelled: names of their raw volumes; equal names mean the same volume.
         unlabelled: the same for the entries without labels.
 
     Raises:
@@ -234,13 +234,13 @@ def check_apart(data: DataConfig, labelled: list[str], unlabelled: list[str]) ->
 
 
 def spans(part: Part) -> tuple[Span, ...]:
-    """Sections alone, or all three axes."""
+    """Return the span of sections, or the spans of all three axes."""
     first = part[0]
     return (part,) if isinstance(first, int) else part  # type: ignore[return-value]
 
 
 def part_box(part: Part, size: Triple) -> Box:
-    """A part as a box of voxels; sections alone are whole.
+    """Convert a part to a box of voxels; sections alone cover the full section.
 
     Args:
         part: of a volume.
@@ -251,19 +251,19 @@ def part_box(part: Part, size: Triple) -> Box:
 
 
 def in_file(part: Part, every: int) -> Part:
-    """A part in the sections of the file, of which only every so many are used."""
+    """Convert a part to section numbers of the file, of which every `every`-th is used."""
     (first, last), *rest = spans(part)
     sections = (first * every, (last - 1) * every + 1)
     return (sections, *rest) if rest else sections  # type: ignore[return-value]
 
 
 def meet(one: Part, other: Part) -> bool:
-    """Whether two parts of a volume share a voxel."""
+    """Return whether two parts of a volume share a voxel."""
     return all(a[0] < b[1] and b[0] < a[1] for a, b in zip(spans(one), spans(other), strict=False))
 
 
 def shown(part: Part) -> str:
-    """A part as it is written."""
+    """Format a part as it is written in the configuration."""
     return str([list(span) for span in spans(part)] if len(spans(part)) > 1 else list(part))
 
 

@@ -1,1 +1,1 @@
-"""What every part builds on: errors, voxel geometry, affinities, labels, grey values, files, hardware."""
+"""Foundations of all packages: errors, voxel geometry, affinities, labels, grey values, files, hardware."""

@@ -29,7 +29,7 @@ class Box:
 
     @classmethod
     def of_shape(cls, shape: Sequence[int]) -> Box:
-        """The box from the origin that covers `shape` (z, y, x)."""
+        """Return the box from the origin that covers `shape` (z, y, x)."""
         z, y, x = shape
         return cls((0, 0, 0), (int(z), int(y), int(x)))
 
@@ -46,43 +46,43 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, slice, slice]:
-        """Index that cuts this box out of an array whose origin is voxel (0, 0, 0)."""
+        """Index of this box in an array whose origin is voxel (0, 0, 0)."""
         z, y, x = (slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
         return z, y, x
 
     def shift(self, by: Triple) -> Box:
-        """The same box moved by `by` voxels."""
+        """Move the box by `by` voxels."""
         return Box(_add(self.start, by), _add(self.stop, by))
 
     def relative_to(self, origin: Triple) -> Box:
-        """The same box in coordinates whose zero lies at `origin`."""
+        """Express the box in coordinates with zero at `origin`."""
         return self.shift((-origin[0], -origin[1], -origin[2]))
 
     def intersect(self, other: Box) -> Box:
-        """Overlap of two boxes; empty (zero voxels) where they do not meet."""
+        """Return the overlap of two boxes, empty (zero voxels) if they do not meet."""
         start = _zip(max, self.start, other.start)
         return Box(start, _zip(max, start, _zip(min, self.stop, other.stop)))
 
     def contains(self, other: Box) -> bool:
-        """Whether `other` lies wholly inside."""
+        """Return whether `other` lies entirely inside."""
         return self.intersect(other) == other
 
     def grow(self, by: Triple, within: Box) -> Box:
-        """Box with `by` voxels more on both sides of each axis, clipped to `within`."""
+        """Extend the box by `by` voxels on both sides of each axis, clipped to `within`."""
         start = _zip(max, (self.start[0] - by[0], self.start[1] - by[1], self.start[2] - by[2]), within.start)
         return Box(start, _zip(min, _add(self.stop, by), within.stop))
 
 
 def tiles(whole: Box, size: Triple, stride: Triple) -> Iterator[Box]:
-    """Boxes of `size` that cover `whole`, in z, y, x order.
+    """Cover `whole` with boxes of `size`, in z, y, x order.
 
     Args:
         whole: region to cover.
-        size: tile extent in voxels; cut down to the region where the region is smaller.
-        stride: step in voxels, at most `size` on each axis so that no voxel is left out.
+        size: tile extent in voxels; reduced to the region's extent where the region is smaller.
+        stride: step in voxels, at most `size` on each axis, so that no voxel is missed.
 
     Yields:
-        Tiles inside `whole`; the last one of an axis is moved back to end at the border, never cut narrower.
+        Tiles inside `whole`; the last one along an axis is shifted to end at the border and keeps its size.
 
     Raises:
         DistillError: a size or stride is below 1, or a stride exceeds the size.
@@ -100,7 +100,7 @@ def tiles(whole: Box, size: Triple, stride: Triple) -> Iterator[Box]:
 
 
 def grid(whole: Box, step: Triple) -> list[Box]:
-    """Boxes of `step` voxels, in z, y, x order, that cover `whole` without overlap; those at its far borders cut."""
+    """Partition `whole` into boxes of `step` voxels, in z, y, x order; boxes at the far borders are clipped."""
     starts = [range(a, b, n) for a, b, n in zip(whole.start, whole.stop, step, strict=True)]
     return [
         Box((z, y, x), (z + step[0], y + step[1], x + step[2])).intersect(whole)
@@ -109,7 +109,7 @@ def grid(whole: Box, step: Triple) -> list[Box]:
 
 
 def parse_triple(text: str, name: str) -> Triple:
-    """Three whole numbers from `Z,Y,X`.
+    """Parse three integers from `Z,Y,X`.
 
     Raises:
         DistillError: the text is anything else; the message names `name`.
@@ -122,7 +122,7 @@ def parse_triple(text: str, name: str) -> Triple:
 
 
 def parse_numbers(text: str, name: str) -> Nanometres:
-    """Three numbers from `Z,Y,X`.
+    """Parse three numbers from `Z,Y,X`.
 
     Raises:
         DistillError: the text is anything else; the message names `name`.
@@ -135,7 +135,7 @@ def parse_numbers(text: str, name: str) -> Nanometres:
 
 
 def of_another_shape(one: Nanometres, other: Nanometres) -> bool:
-    """Whether voxels differ so much, by more than half along an axis, that a network sees other things in them."""
+    """Return whether two voxel sizes differ by more than half along an axis, enough to change what a network sees."""
     ratio = [a / b for a, b in zip(one, other, strict=True)]
     return max(ratio) > 1.5 or min(ratio) < 1 / 1.5
 

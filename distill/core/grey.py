@@ -1,8 +1,8 @@
-"""Count the grey values of sections, and summarise those of tissue.
+"""Histograms of the grey values of sections, and statistics of the tissue in them.
 
-Statistics come from histograms of whole numbers, whose sums do not depend on the order in which pixels are counted.
-Padding, saturated pixels and masked pixels are left out: a grey value that is far more frequent than its neighbours in
-the histogram is no tissue.
+Statistics are computed from histograms of integer counts, so they do not depend on the order in which pixels are
+counted. Padding, saturated pixels and masked pixels are excluded. Padding is recognised as a grey value that is far
+more frequent than its neighbours in the histogram.
 
 Legend: H W = y x of a section, h w = of a part of it.
 """
@@ -20,8 +20,8 @@ from distill.core.errors import ShapeError
 
 Bools = NDArray[np.bool_]
 
-_STRIP = 2**22  # pixels that are counted at once
-_FLOAT_BITS = 20  # leading bits of a float32 that tell one bin from the next: steps of 0.05 % of the value
+_STRIP = 2**22  # pixels counted at a time
+_FLOAT_BITS = 20  # leading bits of a float32 that define its bin: steps of 0.05 % of the value
 _SPIKE_SHARE, _SPIKE_RATIO, _NEIGHBOURS = 0.005, 8.0, 17
 _END_SHARE, _END_RATIO = 0.0005, 2.0
 
@@ -29,17 +29,17 @@ _END_SHARE, _END_RATIO = 0.0005, 2.0
 class Histogram:
     """Counts of grey values, summed over any number of parts of a section in any order.
 
-    Integers of up to 16 bits have a bin for each value; other types are counted in bins of 0.05 % of the value.
+    Integers of up to 16 bits have one bin per value; other types are counted in bins of 0.05 % of the value.
     """
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
-        """Start without pixels.
+        """Create an empty histogram.
 
         Args:
             dtype: of the pixels.
 
         Raises:
-            ShapeError: not a type of grey values.
+            ShapeError: the type cannot hold grey values.
         """
         self.check(dtype)
         self._exact = dtype.kind in "iu" and dtype.itemsize <= 2
@@ -48,16 +48,16 @@ class Histogram:
 
     @staticmethod
     def check(dtype: np.dtype[Any]) -> None:
-        """Refuse a type that holds no grey values.
+        """Check that a type can hold grey values.
 
         Raises:
-            ShapeError: it is one.
+            ShapeError: it cannot.
         """
         if dtype.kind not in "iuf":
             raise ShapeError(f"raw: found {dtype}, expected grey values: integers or floating-point numbers")
 
     def add(self, pixels: NDArray[Any], mask: Bools | None = None) -> Histogram:
-        """Count pixels (h, w), those where `mask` is set if one is given; values that are no numbers are left out."""
+        """Count pixels (h, w), only those where `mask` is set if one is given; non-finite values are ignored."""
         rows = max(1, _STRIP // max(1, pixels.shape[-1]))
         for start in range(0, len(pixels), rows):
             strip = pixels[start : start + rows]
@@ -66,15 +66,15 @@ class Histogram:
         return self
 
     def bins(self, values: NDArray[Any]) -> NDArray[Any]:
-        """The bin of each value; values that are no numbers have none and must not be given."""
+        """Return the bin of each value; the values must be finite."""
         if self._exact:
             return values.astype(np.int32) - self._first if self._first else values
         bits = values.astype(np.float32).view(np.uint32)
-        ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))  # negative values count downwards
+        ordered = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))  # negative values have decreasing bins
         return (ordered >> np.uint32(32 - _FLOAT_BITS)).astype(np.int64)
 
     def values(self, bins: NDArray[Any]) -> NDArray[np.float64]:
-        """Grey value at the centre of each bin."""
+        """Return the grey value at the centre of each bin."""
         if self._exact:
             return (bins + self._first).astype(np.float64)
         ordered = (bins.astype(np.uint32) << np.uint32(32 - _FLOAT_BITS)) | np.uint32(1 << (31 - _FLOAT_BITS))
@@ -82,12 +82,12 @@ class Histogram:
         return bits.astype(np.uint32).view(np.float32).astype(np.float64)
 
     def tissue(self) -> Bools:
-        """Which bins hold tissue.
+        """Return which bins hold tissue.
 
-        A value is left out as padding where it holds at least 0.5 % of the pixels and at least 8 times as many as the
-        median of its 16 nearest neighbours in the histogram, and the lowest or highest value as saturated where it
-        holds at least 0.05 % of the pixels and twice as many as the next one. No rule looks at the values themselves,
-        so that gain, offset and type of the file do not matter. Where nothing would remain, every value counts.
+        A value is excluded as padding if it holds at least 0.5 % of the pixels and at least 8 times as many as the
+        median of its 16 nearest neighbours in the histogram. The lowest or highest value is excluded as saturated if it
+        holds at least 0.05 % of the pixels and twice as many as the next value. The rules use counts and not grey
+        values, so gain, offset and type of the file have no effect. If nothing would remain, all values count.
         """
         at = np.flatnonzero(self.counts)
         counts = self.counts[at]
@@ -105,7 +105,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Grey values of the tissue of a section, in the units of the file."""
+    """Grey-value statistics of the tissue of a section, in the units of the file."""
 
     mean: float
     std: float
@@ -114,12 +114,12 @@ class Statistics:
 
     @classmethod
     def of(cls, histogram: Histogram, low: float = 1.0, high: float = 99.0) -> Statistics:
-        """Summarise a histogram; all 0 without a single pixel.
+        """Summarise a histogram; all values are 0 if it is empty.
 
         Args:
             histogram: of a whole section.
-            low: percentile, 0 to 100.
-            high: likewise.
+            low: lower percentile, 0 to 100.
+            high: upper percentile, 0 to 100.
         """
         at = np.flatnonzero(histogram.tissue())
         if not len(at):

@@ -1,8 +1,8 @@
-"""Choose the precision that a processor or a GPU computes fast.
+"""Select the precision that a processor or a GPU computes efficiently.
 
-`auto` is bfloat16 (convolutions and matrix products; weights and sums stay in float32) where the hardware has it, and
-float32 everywhere else: a CPU that lacks bfloat16 emulates it, ten to a hundred times slower. No other module names the
-type; torch is imported where it is needed, so that the command line starts quickly.
+`auto` is bfloat16 (convolutions and matrix products; weights and sums stay in float32) where the hardware supports it,
+and float32 elsewhere: a CPU without bfloat16 emulates it, ten to a hundred times slower. No other module names the
+type. torch is imported inside functions, so that the command line starts quickly.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ FULL: Precision = "32-true"
 MIXED: Precision = "bf16-mixed"
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
-_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # oneDNN's own names for the instruction sets that it may use
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # oneDNN's names of instruction sets
 _WITHOUT = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 _PARTLY = ("AVX2_VNNI_2",)  # converts, but multiplies in float32
-_GAIN = 1.2  # a timed convolution must be so much faster than in float32
+_GAIN = 1.2  # required speed-up of a timed convolution over float32
 _REPEATS = 3
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A precision and how it came about.
+    """A selected precision and the reason for it.
 
     Attributes:
         precision: `FULL` or `MIXED`.
         reason: `auto`, `as asked for` or `as the run began`.
-        device: in words.
-        warning: what the precision costs on this device; None where it costs nothing.
+        device: description of the device.
+        warning: cost of the precision on this device; None if there is none.
     """
 
     precision: Precision
@@ -49,25 +49,25 @@ class Chosen:
 
     @property
     def line(self) -> str:
-        """For the first line of a run."""
+        """Format the choice for the first line of a run."""
         return f"device {self.device}, precision {self.precision} ({self.reason})"
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The first line of a run, and what the precision costs where it costs something."""
+        """Return the first line of a run, and the warning if there is one."""
         return (self.line,) if self.warning is None else (self.line, self.warning)
 
     def record(self) -> dict[str, str]:
-        """For run.json."""
+        """Return the choice for run.json."""
         return {"hardware": self.device, "precision": self.precision, "precision_by": self.reason}
 
 
 def check_precision(name: str, key: str = "--precision") -> Precision:
-    """Refuse an unknown precision.
+    """Check the name of a precision.
 
     Args:
-        name: what was given.
-        key: for the message.
+        name: the name given.
+        key: name of the option, for the message.
 
     Raises:
         DistillError: it is none of `PRECISIONS`.
@@ -79,12 +79,12 @@ def check_precision(name: str, key: str = "--precision") -> Precision:
 
 
 def choose(precision: str, device: torch.device, *, begun: str | None = None) -> Chosen:
-    """Choose the precision of a run on a device.
+    """Select the precision of a run on a device.
 
     Args:
         precision: one of `PRECISIONS`.
-        device: where to compute.
-        begun: precision of the run that is continued; `auto` keeps it.
+        device: computing device.
+        begun: precision of the run that is being resumed; `auto` keeps it.
 
     Raises:
         DistillError: an unknown precision.
@@ -102,7 +102,7 @@ def choose(precision: str, device: torch.device, *, begun: str | None = None) ->
 
 
 def resolved(precision: str, device: torch.device) -> Precision:
-    """`FULL` or `MIXED` for any of `PRECISIONS`.
+    """Resolve any of `PRECISIONS` to `FULL` or `MIXED`.
 
     Raises:
         DistillError: an unknown precision.
@@ -114,10 +114,10 @@ def resolved(precision: str, device: torch.device) -> Precision:
 
 
 def computing(device: torch.device, precision: str) -> torch.autocast:
-    """Let torch compute in a precision inside a `with` block; weights keep their type.
+    """Return a context in which torch computes in a precision; weights keep their type.
 
     Args:
-        device: where to compute.
+        device: computing device.
         precision: one of `PRECISIONS`.
     """
     import torch
@@ -126,10 +126,11 @@ def computing(device: torch.device, precision: str) -> torch.autocast:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 faster than in float32.
+    """Return whether the device computes in bfloat16 faster than in float32.
 
-    For a CPU the flags of the processor decide, within the limit that the user sets for oneDNN by its environment
-    variable; where they say too little (other architectures), one convolution is timed in both, once per process.
+    For a CPU, the flags of the processor decide, within the limit that the user sets for oneDNN by its environment
+    variable. Where the flags are not sufficient (other architectures), one convolution is timed in both types, once per
+    process.
     """
     import torch
 
@@ -146,7 +147,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def describe(device: torch.device) -> str:
-    """A device in words, such as `cpu (AVX2, no bfloat16)`."""
+    """Describe a device, for example `cpu (AVX2, no bfloat16)`."""
     import torch
 
     able = "bfloat16" if has_bfloat16(device) else "no bfloat16"
@@ -160,10 +161,12 @@ def describe(device: torch.device) -> str:
 
 @functools.lru_cache(maxsize=8)
 def slowdown(device: torch.device) -> tuple[float, float]:
-    """Times that a small convolution and a matrix product take in bfloat16, as multiples of float32; measured once."""
+    """Measure the times of a small convolution and a matrix product in bfloat16 relative to float32, once per
+    process.
+    """
     import torch
 
-    clock = time.thread_time if device.type == "cpu" else time.perf_counter  # other processes do not count
+    clock = time.thread_time if device.type == "cpu" else time.perf_counter  # not affected by other processes
 
     def least(kind: torch.dtype, run: Any) -> float:
         taken = []
@@ -198,13 +201,13 @@ def _cost(device: torch.device) -> str:
 
 
 def _limit() -> str | None:
-    """Instruction sets that the user lets oneDNN use at most; None = all."""
+    """Return the highest instruction set that the user allows oneDNN; None = no limit."""
     found = next((os.environ[name].upper() for name in _LIMITS if os.environ.get(name)), None)
     return None if found in ("DEFAULT", "ALL") else found
 
 
 def _flags() -> dict[str, Any]:
-    """What torch knows of the processor; empty where this torch does not say."""
+    """Return the processor flags known to torch; empty where torch does not report them."""
     import torch
 
     ask: Any = getattr(torch.cpu, "get_capabilities", dict)
@@ -212,7 +215,7 @@ def _flags() -> dict[str, Any]:
 
 
 def _by_flags(flags: dict[str, Any], limit: str | None) -> bool | None:
-    """Whether a CPU has bfloat16 by its flags; None = they do not decide."""
+    """Return whether a CPU supports bfloat16 according to its flags; None = undecided."""
     if limit in _WITHOUT:
         return False
     if flags.get("architecture") != "x86_64" or "avx512_bf16" not in flags:

@@ -1,4 +1,4 @@
-"""Ids of segments: grouping pairs of them, replacing them, joining them."""
+"""Group, replace and compact segment ids."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Integers = NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class PairSums:
-    """Sums over the distinct pairs of ids, in ascending order of (u, v).
+    """Counts and sums over the distinct pairs of ids, in ascending order of (u, v).
 
     Attributes:
         u: (P,) uint64.
         v: (P,) uint64.
-        count: (P,) int64, how often the pair occurs.
-        total: (P,) float64, sum of the values at the pair.
+        count: (P,) int64, number of occurrences of the pair.
+        total: (P,) float64, sum of the values of the pair.
     """
 
     u: NDArray[np.uint64]
@@ -33,19 +33,19 @@ class PairSums:
 def sum_pairs(
     u: Integers, v: Integers, *, count: Integers | None = None, values: NDArray[np.floating[Any]] | None = None
 ) -> PairSums:
-    """Group pairs of ids and add up what belongs to each.
+    """Group pairs of ids and sum their counts and values.
 
-    Neighbouring voxels mostly carry the same pair, so runs are summed before anything is sorted.
+    Neighbouring voxels usually carry the same pair, so runs are summed before sorting.
 
     Args:
         u: ids of any integer type and shape; negative ids are taken modulo 2**64.
         v: ids of the same shape.
-        count: how often each entry counts; once by default.
-        values: what to add up into `total`; 0 by default.
+        count: weight of each entry; 1 by default.
+        values: values summed into `total`; 0 by default.
 
     Returns:
-        Each pair that occurs, once, in ascending order; the order of addition, hence every bit, depends on the
-        entries' order only.
+        Each distinct pair once, in ascending order. The order of summation, and therefore every bit of the result,
+        depends only on the order of the entries.
     """
     flat_u, flat_v = np.ravel(u), np.ravel(v)
     if not flat_u.size:
@@ -65,7 +65,7 @@ def sum_pairs(
 
 
 def _run_starts(u: Integers, v: Integers) -> NDArray[np.intp]:
-    """Positions at which the pair (u, v) differs from the one before."""
+    """Return the positions at which the pair (u, v) differs from the previous one."""
     new = np.empty(u.size, bool)
     new[0] = True
     np.not_equal(u[1:], u[:-1], out=new[1:])
@@ -75,7 +75,7 @@ def _run_starts(u: Integers, v: Integers) -> NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class Relabelling:
-    """New id of every old id; background 0 stays 0.
+    """Map from old to new ids; background 0 stays 0.
 
     Attributes:
         old: (N,) uint64, ascending, without 0.
@@ -86,7 +86,7 @@ class Relabelling:
     new: NDArray[np.uint64]
 
     def apply(self, labels: Integers) -> NDArray[np.uint64]:
-        """A copy of the labels with every id replaced.
+        """Replace every id of a volume and return a copy.
 
         Args:
             labels: ids of any shape; each is 0 or listed in `old`.
@@ -106,25 +106,25 @@ class Relabelling:
 
 
 def compact(labels: Integers) -> NDArray[np.uint64]:
-    """A copy of the labels with ids 1..n in ascending order of the old ids; 0 stays 0."""
+    """Relabel a volume to ids 1..n in ascending order of the old ids; 0 stays 0. Returns a copy."""
     ids = distinct_ids(labels)
     return Relabelling(ids, ranks(ids)).apply(labels)
 
 
 def distinct_ids(labels: Integers) -> NDArray[np.uint64]:
-    """Distinct ids of a volume but 0, ascending."""
+    """Return the distinct non-zero ids of a volume, ascending."""
     ids: NDArray[np.uint64] = np.unique(_runs(labels)[1])
     return ids[np.flatnonzero(ids)]
 
 
 def ranks(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """1-based rank of each entry among the distinct entries."""
+    """Return the 1-based rank of each entry among the distinct entries."""
     position: NDArray[np.intp] = np.unique(ids, return_inverse=True)[1]
     return (position + 1).astype(np.uint64)
 
 
 def _runs(labels: Integers) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
-    """Where runs of one id start in C order, and their ids: volumes are much shorter that way."""
+    """Return the starts of runs of one id in C order, and their ids. Runs are far fewer than voxels."""
     flat = np.ravel(labels)
     starts = np.flatnonzero(np.concatenate([np.ones(min(flat.size, 1), bool), flat[1:] != flat[:-1]]))
     return starts, flat[starts].astype(np.uint64)

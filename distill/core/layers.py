@@ -1,4 +1,4 @@
-"""Network parts that the teachers, the students' adapter and the shared decoder have in common.
+"""Network layers shared by teachers, the students' adapter and the decoder.
 
 Legend: B batch, C channels, D H W = z y x.
 """
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 
 class Conv(nn.Module):
-    """3D convolution with replicate padding that keeps the size (before stride).
+    """3D convolution with replicate padding that preserves the size (before stride).
 
-    Kernels that span one section only run as 2D convolutions over all sections, which is the same arithmetic and
+    Kernels that span a single section run as 2D convolutions over all sections, which is arithmetically identical and
     several times faster on a CPU. Parameters have the names and shapes of `torch.nn.Conv3d`.
     """
 
@@ -34,7 +34,7 @@ class Conv(nn.Module):
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, D, H, W) -> (B, outputs, ceil(D / stride), ...)."""
+        """Map (B, inputs, D, H, W) to (B, outputs, ceil(D / stride), ...)."""
         front, top, left = (k // 2 for k in self.kernel)
         if self.kernel[0] != 1 or self.stride[0] != 1:
             padded = F.pad(x, (left, left, top, top, front, front), mode="replicate")
@@ -49,7 +49,7 @@ class Conv(nn.Module):
 
 
 class ConvStack(nn.Module):
-    """`depth` layers of convolution (no bias) and ELU, then a 1x1x1 projection with bias: the AGQ branches."""
+    """`depth` layers of convolution (no bias) and ELU, then a 1x1x1 projection with bias: the branches of AGQ."""
 
     def __init__(self, inputs: int, width: int, depth: int, outputs: int, *, kernel: tuple[int, int, int]) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class ConvStack(nn.Module):
         self.projection = Conv(width if depth else inputs, outputs, (1, 1, 1), bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, D, H, W) -> (B, outputs, D, H, W)."""
+        """Map (B, inputs, D, H, W) to (B, outputs, D, H, W)."""
         for conv in self.convs:
             x = F.elu(conv(x))
         found: Tensor = self.projection(x)
@@ -65,7 +65,9 @@ class ConvStack(nn.Module):
 
 
 def coordinates(like: Tensor) -> Tensor:
-    """Three channels z, x, y (the published order), each from -1 to 1 along its axis: (B, 3, D, H, W)."""
+    """Return three coordinate channels z, x, y (the published order), each from -1 to 1 along its axis: (B, 3, D, H,
+    W).
+    """
     batch, _, *shape = like.shape
     z, y, x = (torch.linspace(-1, 1, n, dtype=like.dtype, device=like.device) for n in shape)
     grid = torch.stack(torch.meshgrid(z, y, x, indexing="ij"))
@@ -73,7 +75,7 @@ def coordinates(like: Tensor) -> Tensor:
 
 
 def resize(x: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
-    """Trilinear resize to (D, H, W); bilinear, section by section, where the depth stays."""
+    """Resize to (D, H, W) trilinearly, or bilinearly by section if the depth is unchanged."""
     wanted = tuple(size)
     if tuple(x.shape[-3:]) == wanted:
         return x

@@ -1,4 +1,4 @@
-"""Rates and times as a person reads them."""
+"""Format rates and durations."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import math
 
 
 def number(value: float) -> str:
-    """Three significant digits without an exponent: 1234 -> `1230`, 1.5 -> `1.50`, 0.00123 -> `0.00123`."""
+    """Format a number with three significant digits and no exponent: 1234 -> `1230`, 1.5 -> `1.50`, 0.00123 ->
+    `0.00123`.
+    """
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     places = 2 - math.floor(math.log10(abs(value)))
     rounded = round(value, places)
-    places = 2 - math.floor(math.log10(abs(rounded)))  # 9.999 has become 10
+    places = 2 - math.floor(math.log10(abs(rounded)))  # rounding 9.999 gives 10
     return f"{rounded:.{max(0, places)}f}"
 
 
 def span(seconds: float) -> str:
-    """A length of time: `8 s`, `12 min`, `3 h 05 min`, `2 d 4 h`; never `0 s`."""
+    """Format a duration: `8 s`, `12 min`, `3 h 05 min`, `2 d 4 h`; never `0 s`."""
     if not math.isfinite(seconds):
         return "unknown time"
     if seconds < 90:
@@ -29,11 +31,11 @@ def span(seconds: float) -> str:
 
 
 def each(seconds: float, unit: str) -> str:
-    """Time of one of many: `2.30 s per step`, `4.20 min per block`.
+    """Format the time per item: `2.30 s per step`, `4.20 min per block`.
 
     Args:
-        seconds: of one.
-        unit: its name in the plural.
+        seconds: per item.
+        unit: plural name of the items.
     """
     one = unit[:-1] if unit.endswith("s") else unit
     for name, length in (("h", 3600), ("min", 60)):
@@ -43,12 +45,12 @@ def each(seconds: float, unit: str) -> str:
 
 
 def rate(count: float, seconds: float, unit: str) -> str:
-    """A rate: `4.20 steps/s`, or the time of one where that is a second or more; empty where there is none.
+    """Format a rate: `4.20 steps/s`, or the time per item if it is at least a second; empty if there is no rate.
 
     Args:
-        count: how many.
-        seconds: in what time.
-        unit: their name in the plural.
+        count: number of items.
+        seconds: elapsed time.
+        unit: plural name of the items.
     """
     if count <= 0 or seconds <= 0:
         return ""
