@@ -1,1 +1,1 @@
-"""The query decoder that teacher and student share."""
+"""Query decoder shared by teacher and student."""

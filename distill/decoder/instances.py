@@ -1,7 +1,7 @@
-"""One block: from the decoder's masks to instances.
+"""Convert the masks of one decoded block to instances.
 
-Chen et al., ICLR 2025 (inference): logits to full resolution, softmax over queries, small queries dropped, arg-max,
-and, as the paper's reviewers asked, every object split into its connected components.
+Chen et al., ICLR 2025 (inference): resize logits to full resolution, softmax over queries, drop small queries, arg-max,
+and split every object into its connected components, as the reviewers of the paper asked.
 
 Legend: Q queries, D H W = z y x at full, h w at half resolution.
 """
@@ -21,22 +21,23 @@ from torch import Tensor
 from distill.core.labels import compact
 from distill.decoder.decoder import DecoderOutput
 
-_STRIP = 4  # half-resolution rows that are upsampled together on a CPU: 100 queries of 272 pixels stay in its cache
+_STRIP = 4  # half-resolution rows upsampled together on a CPU, so that 100 queries of 272 pixels stay in its cache
 _SECTION_STEP = (5.0, 1.0, 1.0)  # pixels: sections are about five times as thick as pixels are wide
 
 
 def block_instances(
     output: DecoderOutput, block: int, size: tuple[int, int], *, min_voxels: int, min_piece: int = 0, fill: bool
 ) -> NDArray[np.uint64]:
-    """Instances of one decoded block.
+    """Return the instances of one decoded block.
 
     Args:
         output: of the shared decoder.
-        block: which block of the batch.
+        block: index of the block in the batch.
         size: (H, W) at full resolution.
-        min_voxels: queries whose summed probability is below this many voxels are dropped.
-        min_piece: connected components smaller than this many voxels go to the nearest larger one; 0 keeps them.
-        fill: give every voxel to a query; off keeps the background channel.
+        min_voxels: queries whose probabilities sum to fewer voxels are dropped.
+        min_piece: connected components smaller than this many voxels are assigned to the nearest larger one; 0 keeps
+            them.
+        fill: assign every voxel to a query; otherwise the background channel competes.
 
     Returns:
         (D, H, W) ids 1..n, 0 = background, every instance one connected component (26 neighbours).
@@ -48,11 +49,11 @@ def block_instances(
 
 
 def absorb(labels: NDArray[np.integer[Any]], min_voxels: int) -> NDArray[np.integer[Any]]:
-    """Give the voxels of objects below `min_voxels` to the nearest larger object, background where there is none.
+    """Assign the voxels of objects below `min_voxels` to the nearest larger object, or to background if there is none.
 
     Args:
-        labels: (D, H, W) ids from 0, small enough to count.
-        min_voxels: objects of at least this size stay.
+        labels: (D, H, W) ids from 0, small enough for `bincount`.
+        min_voxels: objects of at least this size are kept.
     """
     sizes = np.bincount(labels.ravel())
     small = sizes < min_voxels
@@ -70,14 +71,14 @@ def absorb(labels: NDArray[np.integer[Any]], min_voxels: int) -> NDArray[np.inte
 
 
 def arg_max(logits: Tensor, size: tuple[int, int], min_voxels: int, fill: bool) -> Tensor:
-    """Winning channel of every full-resolution voxel.
+    """Return the winning channel of every full-resolution voxel.
 
-    The softmax needs all queries of a voxel but few voxels at a time: no more than a strip of one section exists at
-    full resolution. Sections in which a dropped query wins are done again.
+    The softmax needs all queries of a voxel but only few voxels at a time: at most a strip of one section is held at
+    full resolution. Sections in which a dropped query wins are recomputed.
 
     Args:
-        logits: (1 + Q, D, h, w), channel 0 = background, -inf for queries that the block does not have; fastest where
-            the channels of a voxel lie side by side in memory.
+        logits: (1 + Q, D, h, w), channel 0 = background, -inf for queries that the block does not have; fastest if the
+            channels of a voxel are contiguous in memory.
         size: (H, W).
         min_voxels: see `block_instances`.
         fill: see `block_instances`.
@@ -112,29 +113,29 @@ def arg_max(logits: Tensor, size: tuple[int, int], min_voxels: int, fill: bool) 
 
 
 def _upsampled(section: Tensor, channels: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
-    """Strips of a section (h, w, 1 + Q) at full resolution, with their rows: (rows, W, channels) float32.
+    """Iterate over strips of a section (h, w, 1 + Q) at full resolution, with their rows: (rows, W, channels) float32.
 
-    Half resolution is rounded up: of an odd size the last row or column is cut off.
+    Half resolution is rounded up: for an odd size, the last row or column is cropped.
     """
     step = len(section) if section.is_cuda else _STRIP
     for first in range(0, len(section), step):
         stop = min(first + step, len(section))
-        low, high = max(first - 1, 0), min(stop + 1, len(section))  # what the outermost rows lie between
+        low, high = max(first - 1, 0), min(stop + 1, len(section))  # neighbours of the outermost rows
         larger = _doubled(_doubled(_taken(section[low:high], channels).float(), 0), 1)
         rows = slice(2 * first, min(2 * stop, size[0]))
         yield rows, larger[rows.start - 2 * low : rows.stop - 2 * low, : size[1]]
 
 
 def _taken(x: Tensor, channels: Tensor) -> Tensor:
-    """These channels of (h, w, C), ascending; without a copy where they are neighbours."""
+    """Select ascending channels of (h, w, C), without a copy if they are contiguous."""
     first, last = int(channels[0]), int(channels[-1])
     return x[..., first : last + 1] if last - first + 1 == len(channels) else x.index_select(-1, channels)
 
 
 def _doubled(x: Tensor, axis: int) -> Tensor:
-    """Twice as many places along an axis, linear between the centres, constant beyond the outermost.
+    """Double the samples along an axis, linear between the centres and constant beyond the outermost.
 
-    What `F.interpolate` does without aligned corners; with the channels last it takes a quarter of its time on a CPU.
+    Equals `F.interpolate` without aligned corners; with the channels last, it takes a quarter of its time on a CPU.
     """
     count = x.shape[axis]
     pairs = x.new_empty(*x.shape[:axis], count, 2, *x.shape[axis + 1 :])
@@ -149,5 +150,5 @@ def _doubled(x: Tensor, axis: int) -> Tensor:
 
 
 def _largest(x: Tensor) -> Tensor:
-    """Place of the largest value along the last axis, the first of equal ones; numpy is the faster on a CPU."""
+    """Return the index of the first maximum along the last axis; numpy is faster than torch on a CPU."""
     return x.argmax(-1) if x.is_cuda else torch.from_numpy(x.numpy().argmax(-1))

@@ -1,4 +1,4 @@
-"""Which query answers for which instance: Hungarian matching on Dice.
+"""Match queries to instances: Hungarian matching on Dice.
 
 Chen et al., ICLR 2025 (matching): computed once on the first masks and reused in every round.
 
@@ -25,14 +25,14 @@ class Match:
 
 
 def dice_matrix(masks: Tensor, instances: Tensor) -> Tensor:
-    """Dice score of every query's mask with every instance.
+    """Compute the Dice score of every query's mask with every instance.
 
     Args:
         masks: (1 + Q, D, h, w) logits of one block, channel 0 = background.
-        instances: (D, h, w) int64, 1..N compact, 0 = background, UNKNOWN (`distill.core.known`) = not counted.
+        instances: (D, h, w) int64, 1..N compact, 0 = background, UNKNOWN (`distill.core.known`) = ignored.
 
     Returns:
-        (Q, N) in [0, 1]: 2 sum(p t) / (sum p + sum t) over all voxels that count, p = softmax over all channels.
+        (Q, N) in [0, 1]: 2 sum(p t) / (sum p + sum t) over all known voxels, p = softmax over all channels.
     """
     share = masks.float().softmax(0)[1:].flatten(1)
     flat = instances.flatten()
@@ -46,14 +46,14 @@ def dice_matrix(masks: Tensor, instances: Tensor) -> Tensor:
 
 @torch.no_grad()
 def match(masks: Tensor, instances: Tensor) -> list[Match]:
-    """One-to-one assignment of queries to instances with the largest summed Dice, block by block.
+    """Assign queries to instances one to one with the largest total Dice, for each block.
 
     Args:
         masks: (B, 1 + Q, D, h, w) logits of the first masks, -inf for queries that a block does not have.
-        instances: (B, D, h, w) int64, compact in every block, UNKNOWN where nothing is known.
+        instances: (B, D, h, w) int64, compact in every block, UNKNOWN where there is no ground truth.
 
     Returns:
-        One `Match` a block with min(Q of the block, N) pairs.
+        One `Match` per block with min(Q of the block, N) pairs.
     """
     found = []
     for block, labels in zip(masks, instances, strict=True):

@@ -1,8 +1,9 @@
-"""The query decoder's rounds on a trained network: piece by piece of a block, the last masks alone.
+"""Memory-efficient inference of the query decoder: all rounds in pieces of a block, returning only the last masks.
 
-The same arithmetic as the modules of `distill.decoder.blocks` (kind `agq`). They hold several maps of all queries over
-the whole block at a time, and spend their time on moving them; here the logits of some thousand voxels are made,
-weighed and summed up before the next. Everything lies voxel by voxel, the channels of a voxel side by side.
+The arithmetic is that of the modules of `distill.decoder.blocks` (kind `agq`). Those modules hold several maps of all
+queries over the whole block at a time, and most of their time is memory traffic. This module computes, weights and sums
+the logits of a few thousand voxels before the next piece. Arrays are voxel-major: the channels of a voxel are
+contiguous.
 
 Legend: Q queries, C channels, V voxels of the block at half y/x resolution.
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 from distill.decoder.blocks import KernelUpdater, MaskPredictor, Queries, SelfAttention
 from distill.decoder.queries import Pull
 
-_PIECE = 2048  # voxels; the logits of 150 queries stay in a core's cache
+_PIECE = 2048  # voxels per piece; the logits of 150 queries fit into the cache of a core
 _PIECE_CUDA = 1 << 18
 
 
@@ -30,19 +31,19 @@ def last_masks(
     updaters: Sequence[KernelUpdater],
     interactors: Sequence[SelfAttention],
 ) -> tuple[Tensor, Tensor]:
-    """Run all rounds on one block.
+    """Run all rounds on one block and return the last masks.
 
     Args:
-        values: (Q, C) first queries, at least one.
+        values: (Q, C) initial queries, at least one.
         features: (V, C) mask features, float32.
         instance: (V, C) instance features, float32.
-        pull: prior of the masks, of this block alone.
-        predictors: one more than rounds; in evaluation.
-        updaters: one a round.
-        interactors: one a round.
+        pull: mask prior of this block.
+        predictors: one more than rounds; in evaluation mode.
+        updaters: one per round.
+        interactors: one per round.
 
     Returns:
-        Logits (V, 1 + Q) float32 of the last round, with column 0 left for the background at 0, and its kernels (Q, C).
+        Logits (V, 1 + Q) float32 of the last round, with the background logit 0 in column 0, and its kernels (Q, C).
     """
     here = torch.ones(1, len(values), dtype=torch.bool, device=values.device)
     given = torch.cat([features, features.new_ones(len(features), 1)], 1)
@@ -70,7 +71,7 @@ def last_masks(
 
 
 def _weights(predictor: MaskPredictor, kernels: Tensor, pull: Pull | None) -> Tensor:
-    """What the columns of a voxel are multiplied with: (C + 1 or C + 2, Q)."""
+    """Return the weights that multiply the columns of a voxel: (C + 1 or C + 2, Q)."""
     factor, summand = predictor.scale()
     rows = [kernels.float().T * factor, summand.expand(1, len(kernels))]
     if pull is not None:
@@ -80,7 +81,7 @@ def _weights(predictor: MaskPredictor, kernels: Tensor, pull: Pull | None) -> Te
 
 
 def _logits(given: Tensor, weights: Tensor, pull: Pull | None, piece: slice) -> Tensor:
-    """(v, Q) of a piece."""
+    """Compute the logits (v, Q) of a piece."""
     found = given[piece] @ weights
     if pull is not None:
         found.scatter_add_(1, pull.owner.view(-1, 1)[piece] - 1, pull.own.view(-1, 1)[piece])
@@ -88,5 +89,5 @@ def _logits(given: Tensor, weights: Tensor, pull: Pull | None, piece: slice) -> 
 
 
 def by_voxel(x: Tensor) -> Tensor:
-    """(1, C, D, h, w) -> (V, C) float32."""
+    """Rearrange (1, C, D, h, w) to (V, C) float32."""
     return x[0].flatten(1).T.float().contiguous()

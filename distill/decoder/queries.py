@@ -1,6 +1,6 @@
-"""Affinity-guided queries: seed components of an affinity block, their pooling, and the mask prior around them.
+"""Affinity-guided queries: seed components of an affinity block, their pooled features, and the mask prior.
 
-Chen et al., ICLR 2025, for the published rule (`mean`); the rule `edges` and the prior are ours.
+Chen et al., ICLR 2025, for the published rule (`mean`). The rule `edges` and the prior are additions.
 
 Legend: B batch, Q queries, C channels, D H W = z y x (the decoder's half resolution).
 """
@@ -22,14 +22,14 @@ from distill.segmentation.components import edge_components, mask_components, ne
 
 Order = Literal["size", "id", "random"]
 
-# cc3d's bit for "may step in this direction", for the two ends of an edge along z, y, x.
+# cc3d's bits for "connected in this direction", at the two ends of an edge along z, y, x.
 _STEP_BACK = (1 << 5, 1 << 3, 1 << 1)
 _STEP_FORTH = (1 << 4, 1 << 2, 1 << 0)
 
 
 @dataclass(frozen=True)
 class SeedRule:
-    """How seed components are cut out of an affinity block.
+    """Rule by which seed components are derived from an affinity block.
 
     `mean`: foreground where the mean of the three affinities exceeds its global mean, 26-connected (published).
     `edges`: voxels joined by single edges whose affinity exceeds the threshold of their direction.
@@ -37,7 +37,7 @@ class SeedRule:
 
     kind: Literal["mean", "edges"] = "mean"
     thresholds: tuple[float, float, float] = (0.5, 0.9, 0.9)  # z, y, x; for `edges`
-    min_voxels: int = 100  # components must be larger than this
+    min_voxels: int = 100  # size that components must exceed
     max_count: int = 100
 
 
@@ -50,30 +50,30 @@ class Seeds:
 
 
 def find_seeds(affinity: Tensor, rule: SeedRule, order: Order, rng: np.random.Generator | None = None) -> Seeds:
-    """Seed components of every block of a batch.
+    """Find the seed components of every block of a batch.
 
-    On a GPU nothing but a few counts leaves the device.
+    On a GPU, only a few counts are transferred to the host.
 
     Args:
         affinity: (B, 3, D, H, W) in [0, 1], channels z, y, x.
-        rule: which voxels belong together, which components are kept.
-        order: numbering, and which ones stay if there are too many: largest first, by first voxel, or at random.
-        rng: needed for the random order.
+        rule: which voxels are joined, and which components are kept.
+        order: numbering, and which components are kept if there are too many: largest first, by first voxel, or random.
+        rng: required for the random order.
 
     Returns:
-        At most `rule.max_count` components a block, each of more than `rule.min_voxels` voxels.
+        At most `rule.max_count` components per block, each of more than `rule.min_voxels` voxels.
     """
     components = propagated_components if affinity.device.type == "cuda" else scanned_components
     return _keep(components(affinity.detach().float(), rule), rule, order, rng)
 
 
 def given_seeds(components: Tensor) -> Seeds:
-    """Seeds from components numbered 1..n in each block, (B, D, H, W)."""
+    """Build seeds from components numbered 1..n in each block, (B, D, H, W)."""
     return Seeds(components.long(), tuple(int(block.max()) for block in components))
 
 
 def scanned_components(affinity: Tensor, rule: SeedRule) -> Tensor:
-    """Components of a batch, (B, D, H, W) numbered by their first voxels, by cc3d: the faster way on a CPU."""
+    """Label the components of a batch with cc3d, (B, D, H, W) numbered by their first voxels; faster on a CPU."""
     if rule.kind == "mean":
         masks = _foreground(affinity).cpu().numpy()
         found = [cc3d.connected_components(mask, connectivity=26, out_dtype=np.uint32) for mask in masks]
@@ -83,14 +83,14 @@ def scanned_components(affinity: Tensor, rule: SeedRule) -> Tensor:
 
 
 def propagated_components(affinity: Tensor, rule: SeedRule) -> Tensor:
-    """The same as `scanned_components` without leaving the device: the faster way on a GPU."""
+    """Label components as `scanned_components` does, without leaving the device; faster on a GPU."""
     if rule.kind == "mean":
         return mask_components(_foreground(affinity)).numbers
     return edge_components(_joined(affinity, rule)).numbers
 
 
 def _foreground(affinity: Tensor) -> Tensor:
-    """Where the three affinities' mean exceeds its mean over the block; sums are compared, exact if all are equal."""
+    """Mark voxels whose mean affinity exceeds the block mean. Sums are compared, which is exact if all are equal."""
     total = (affinity[:, 0] + affinity[:, 1] + affinity[:, 2]).double()
     return total * total[0].numel() > total.sum((1, 2, 3), keepdim=True)
 
@@ -106,20 +106,20 @@ def _scan_edges(joined: NDArray[np.bool_]) -> NDArray[np.uint32]:
         there = tuple(slice(None, -1) if a == axis else slice(None) for a in range(3))
         allowed[here] |= joined[axis][here] * np.uint8(_STEP_BACK[axis])
         allowed[there] |= joined[axis][here] * np.uint8(_STEP_FORTH[axis])
-    graph = np.asfortranarray(allowed.T)  # cc3d reads x, y, z
+    graph = np.asfortranarray(allowed.T)  # cc3d expects x, y, z
     coloured: NDArray[np.uint32] = cc3d.color_connectivity_graph(graph, connectivity=6).T
     return np.ascontiguousarray(coloured, dtype=np.uint32)
 
 
 def _keep(labels: Tensor, rule: SeedRule, order: Order, rng: np.random.Generator | None) -> Seeds:
-    """Seeds out of components (B, D, H, W) numbered 1..n in each block."""
+    """Select seeds from components (B, D, H, W) numbered 1..n in each block."""
     flat = labels.flatten(1)
     count = int(flat.max()) + 1
     sizes = flat.new_zeros(len(flat), count).scatter_add_(1, flat, torch.ones_like(flat))
     large = sizes > rule.min_voxels
     large[:, 0] = False
     places = torch.arange(count, device=flat.device)
-    merit = (sizes if order == "size" else torch.ones_like(sizes)) * count - places  # never equal, so never a tie
+    merit = (sizes if order == "size" else torch.ones_like(sizes)) * count - places  # distinct, so no ties
     lengths = large.sum(1)
     found: list[int] = lengths.tolist()
     best = merit.masked_fill(~large, 0).topk(max(found)).indices
@@ -134,14 +134,14 @@ def _keep(labels: Tensor, rule: SeedRule, order: Order, rng: np.random.Generator
 
 
 def pool_seeds(features: Tensor, seeds: Seeds) -> list[Tensor]:
-    """Mean feature of every seed, in one scatter for the whole batch.
+    """Average the features of every seed, in one scatter for the whole batch.
 
     Args:
         features: (B, C, D, H, W).
         seeds: components of the same blocks.
 
     Returns:
-        Per block (counts[b], C).
+        (counts[b], C) per block.
     """
     batch, channels = features.shape[:2]
     most = max(seeds.counts, default=0) + 1
@@ -156,14 +156,14 @@ def pool_seeds(features: Tensor, seeds: Seeds) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """For every voxel outside the seeds, the nearest seed and its distance."""
+    """Nearest seed, and its distance, of every voxel outside the seeds."""
 
     nearest: Tensor  # (B, D, H, W) int64, seed number; 0 where the block has no seed
     distance: Tensor  # (B, D, H, W) float32, in units of the y/x voxel; 0 inside seeds
 
 
 def surroundings(seeds: Seeds, sampling: Sequence[float]) -> Surroundings:
-    """Nearest seed of every voxel by Euclidean distance; on a GPU without leaving the device.
+    """Find the nearest seed of every voxel by Euclidean distance; on a GPU, without leaving the device.
 
     Args:
         seeds: components of a batch.
@@ -186,16 +186,16 @@ def surroundings(seeds: Seeds, sampling: Sequence[float]) -> Surroundings:
 
 @dataclass(frozen=True)
 class Pull:
-    """What the seeds alone say about the masks, by voxel; see `mask_prior`."""
+    """Mask prior in sparse form, one value per voxel; see `mask_prior`."""
 
-    owner: Tensor  # (B, D, H, W) int64: seed that the voxel belongs or is drawn to; 0 where the block has none
+    owner: Tensor  # (B, D, H, W) int64: seed that contains or attracts the voxel; 0 where the block has none
     own: Tensor  # (B, D, H, W) float32: added to the logit of that seed's query
     every: Tensor  # (B, D, H, W) float32: added to the logits of all seeds' queries
     counts: tuple[int, ...]  # seeds of each block
 
 
 def seed_pull(seeds: Seeds, around: Surroundings, inside: Tensor, near: Tensor, fade: Tensor) -> Pull:
-    """The prior of `mask_prior`, which has the arguments too, without a map for every query."""
+    """Compute the prior of `mask_prior`, with the same arguments, without one map per query."""
     seeded = seeds.components > 0
     return Pull(
         torch.where(seeded, seeds.components, around.nearest),
@@ -206,10 +206,10 @@ def seed_pull(seeds: Seeds, around: Surroundings, inside: Tensor, near: Tensor, 
 
 
 def mask_prior(seeds: Seeds, around: Surroundings, queries: int, inside: Tensor, near: Tensor, fade: Tensor) -> Tensor:
-    """What the seeds alone say about the masks: added to the logits.
+    """Compute the mask prior, a term added to the mask logits that depends on the seeds only.
 
-    +inside in a query's own seed, -inside in the others', and near * exp(-distance / fade) for the nearest seed's query
-    elsewhere. Learned queries, which have no seed, get 0.
+    The prior is +inside within a query's own seed, -inside within other seeds, and near * exp(-distance / fade)
+    elsewhere for the query of the nearest seed. It is 0 for learned queries, which have no seed.
 
     Args:
         seeds: components of a batch.

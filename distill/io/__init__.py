@@ -1,1 +1,1 @@
-"""Volumes in and out: readers and writers of every format, and what a file holds."""
+"""Readers and writers of volumes in every supported format, and descriptions of files."""

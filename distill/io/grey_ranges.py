@@ -1,7 +1,7 @@
-"""`distill info --grey`: how grey values differ between the sections of a volume, and within them.
+"""Measure the grey-value variation between and within the sections of a volume (`distill info --grey`).
 
-What a training has to cover is what is left once each section's mean and standard deviation are set: the shape of the
-histogram (gamma) and contrast that varies within the section.
+After each section is normalised to a mean and a standard deviation, two kinds of variation remain that a training has
+to cover: the shape of the histogram (gamma), and contrast that varies within the section.
 
 Legend: H W = y x of a section, T = tiles of a section, P = percentiles 1 to 99.
 """
@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 TILE = 64  # pixels
 _PERCENTS = np.arange(1, 100)
 _FITTED = slice(9, 90)  # percentiles 10 to 90
-_FLOOR = 1e-3  # of the range between the percentiles 1 and 99
+_FLOOR = 1e-3  # fraction of the range between percentiles 1 and 99
 _LINES = {
     "mean": ("mean", 1),
     "std": ("standard deviation", 1),
@@ -45,20 +45,20 @@ _SUMMARY = (0, 5, 50, 95, 100)  # percent of the sections
 
 @dataclass(frozen=True)
 class SectionGrey:
-    """Grey values of one section, of its tissue where nothing else is said.
+    """Grey-value statistics of one section, of its tissue unless stated otherwise.
 
     Attributes:
         section: number.
         mean: in units of the file.
-        std: likewise.
-        percentiles: 1, 25, 50, 75 and 99, likewise.
-        gain: `std` over the mean of all sections' `std`.
-        offset: `mean` less `gain` times the mean of all sections' `mean`.
+        std: in units of the file.
+        percentiles: 1, 25, 50, 75 and 99, in units of the file.
+        gain: `std` divided by the mean of all sections' `std`.
+        offset: `mean` minus `gain` times the mean of all sections' `mean`.
         gamma: exponent from the volume's typical histogram to this one (see `gamma_of`).
         local_contrast: standard deviation over tiles of the logarithm (base 2) of their standard deviation.
         local_brightness: standard deviation over tiles of their mean, in units of `std`.
-        saturated: share of all pixels that hold a left-out value and do not lie in constant areas.
-        constant: share of all pixels in areas of one left-out value, such as padding.
+        saturated: fraction of all pixels that have an excluded value and do not lie in constant areas.
+        constant: fraction of all pixels in areas of one excluded value, such as padding.
     """
 
     section: int
@@ -76,15 +76,16 @@ class SectionGrey:
 
 @dataclass(frozen=True)
 class GreyRanges:
-    """Grey values of a volume.
+    """Grey-value statistics of a volume.
 
     Attributes:
-        source: what was read.
+        source: name of the source.
         dtype: of the file.
-        sections: those that hold tissue, in order.
+        sections: statistics of the sections with tissue, in order.
         empty: numbers of sections without a tile of tissue.
-        contrast_change: of a tile from one section to the next, octaves; percentiles 5 and 95. None for one section.
-        brightness_change: the same of its mean, in standard deviations of the section.
+        contrast_change: change of a tile's contrast between consecutive sections, octaves; percentiles 5 and 95. None
+            for one section.
+        brightness_change: change of a tile's mean, in standard deviations of the section; percentiles 5 and 95.
     """
 
     source: str
@@ -95,7 +96,7 @@ class GreyRanges:
     brightness_change: tuple[float, float] | None
 
     def ranges(self) -> dict[str, tuple[float, ...]]:
-        """Lowest, 5 %, median, 95 % and highest of each number over the sections, by name."""
+        """Return the minimum, 5 %, median, 95 % and maximum of each statistic over the sections, by name."""
         rows = [asdict(one) for one in self.sections]
         named = {name: [row[name] for row in rows] for name in rows[0] if name not in ("section", "percentiles")}
         for k, percent in ((0, 1), (2, 50), (4, 99)):
@@ -105,13 +106,13 @@ class GreyRanges:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers by name, ready for JSON."""
+        """Return all statistics by name, ready for JSON."""
         return {**asdict(self), "ranges": {name: list(values) for name, values in self.ranges().items()}}
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """One section before it is compared with others; tiles without enough tissue are NaN."""
+    """Statistics of one section before comparison with others; tiles without enough tissue are NaN."""
 
     section: int
     mean: float
@@ -128,15 +129,15 @@ def grey_ranges(
     sections: tuple[int, int | None] | None = None,
     on_section: Callable[[int, int], None] = lambda *_: None,
 ) -> GreyRanges:
-    """Measure the grey values of a volume section by section.
+    """Measure the grey values of a volume by section.
 
     Args:
         volume: grey values (z, y, x).
-        sections: first and last (exclusive, None for the end); default all.
-        on_section: called with sections done and their number.
+        sections: first and last (exclusive, None for the end); default: all.
+        on_section: called with the number of sections done and their total.
 
     Raises:
-        ShapeError: channels, a type that holds no grey values, or no tissue anywhere.
+        ShapeError: the volume has channels, its type cannot hold grey values, or no section has tissue.
         SourceError: a section cannot be read.
     """
     if volume.channels is not None:
@@ -166,11 +167,11 @@ def grey_ranges(
 
 
 def gamma_of(shape: Floats, typical: Floats) -> float:
-    """The exponent that turns one histogram into another.
+    """Fit the exponent that maps one histogram to another.
 
-    Both are given by their percentiles, stretched so that the first is 0 and the 99th is 1. Fitted is
-    log(shape) = gamma log(typical) over the percentiles 10 to 90 by least squares; gain and offset drop out. The 1st
-    percentile stands for the darkest value, which draws the result towards 1: of 0.6 and 1.6 it makes 0.65 and 1.6.
+    Both are given by their percentiles, stretched so that the 1st is 0 and the 99th is 1. log(shape) = gamma
+    log(typical) is fitted over the percentiles 10 to 90 by least squares; gain and offset cancel. The 1st percentile
+    stands in for the darkest value, which biases the result towards 1: 0.6 and 1.6 are estimated as 0.65 and 1.6.
 
     Args:
         shape: (P,) of a section.
@@ -181,7 +182,7 @@ def gamma_of(shape: Floats, typical: Floats) -> float:
 
 
 def format_grey_ranges(found: GreyRanges) -> str:
-    """A table in plain text: each number over the sections."""
+    """Format the statistics over the sections as a plain-text table."""
     ranges = found.ranges()
     lines = [f"{found.source}: {found.dtype}, {len(found.sections)} sections with tissue"]
     if found.empty:
@@ -227,7 +228,7 @@ def _measure(z: int, image: NDArray[Any]) -> _Measured | None:
 
 
 def _tiles(image: NDArray[Any], tissue: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of tiles, those at least half tissue; the whole section where it is smaller."""
+    """Compute mean and standard deviation of tiles with at least half tissue; a smaller section is one tile."""
     height, width = (size // min(size, TILE) for size in image.shape)
     tall, wide = (min(size, TILE) for size in image.shape)
     cut = (slice(height * tall), slice(width * wide))
@@ -243,7 +244,7 @@ def _tiles(image: NDArray[Any], tissue: NDArray[np.bool_]) -> tuple[Floats, Floa
 
 
 def _alike(image: NDArray[Any]) -> NDArray[np.bool_]:
-    """Pixels that equal a neighbour in y and one in x."""
+    """Mark pixels that equal a neighbour in y and one in x."""
     alike: NDArray[np.bool_] = np.zeros((2, *image.shape), bool)
     for k, axis in enumerate((0, 1)):
         same = np.diff(image.astype(np.float64), axis=axis) == 0
@@ -282,7 +283,7 @@ def _compared(one: _Measured, mean: float, std: float, gamma: float) -> SectionG
 
 
 def _spread(changes: Sequence[Floats]) -> tuple[float, float] | None:
-    """Percentiles 5 and 95 of all finite changes."""
+    """Return percentiles 5 and 95 of all finite changes."""
     found = np.concatenate(changes) if changes else np.zeros(0)
     found = found[np.isfinite(found)]
     if not len(found):

@@ -1,1 +1,1 @@
-"""Build networks, load and save their weights, and the models that ship with the package."""
+"""Build networks, load and save their weights, and locate the bundled models."""

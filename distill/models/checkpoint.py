@@ -1,7 +1,8 @@
-"""Weights files: ours (safetensors that carry their configuration) and the published ones (pickles, weights only).
+"""Read and write weights files (safetensors with their configuration), and read published checkpoints (weights only).
 
-A file of ours holds one network with everything that it needs to segment: `teacher.*` and `decoder.*`, or `student.*`,
-`slab.*` and `decoder.*`. Its metadata say which kind it is, its configuration as JSON, and what was measured with it.
+A weights file contains one network with everything needed for segmentation: `teacher.*` and `decoder.*`, or
+`student.*`, `slab.*` and `decoder.*`. Its metadata contain its kind, its configuration as JSON, and notes on its
+training and scores.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ _FORMAT = "affinity-distill 1"
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file in memory."""
+    """Contents of a weights file."""
 
     kind: Kind
     config: dict[str, Any]  # teacher: TeacherConfig; student: its own keys and `decoder`
-    notes: dict[str, Any]  # where it comes from, step, scores, thresholds
+    notes: dict[str, Any]  # origin, step, scores, thresholds
     tensors: dict[str, Tensor]
     path: Path
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """Tensors of one module, without its prefix; empty where the file has none."""
+        """Return the tensors of one module without its prefix; empty if the file has none."""
         return {key.removeprefix(f"{name}."): t for key, t in self.tensors.items() if key.startswith(f"{name}.")}
 
 
@@ -58,7 +59,7 @@ def write_tensors(
     """Write named tensors as a weights file.
 
     Raises:
-        CheckpointError: the place cannot be written.
+        CheckpointError: the file cannot be written.
     """
     metadata = {"format": _FORMAT, "kind": kind, "config": json.dumps(dict(config)), "notes": json.dumps(dict(notes))}
     try:
@@ -70,7 +71,7 @@ def write_tensors(
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a weights file of ours.
+    """Read a weights file of this package.
 
     Raises:
         CheckpointError: no such file, not safetensors, or not written by this package.
@@ -95,20 +96,21 @@ def read_weights(path: Path) -> Weights:
     return Weights(kind, config, notes, tensors, path)
 
 
-_BUNDLED = Path(__file__).parent / "bundled"  # one folder a model, as `distill bundle` makes it
+_BUNDLED = Path(__file__).parent / "bundled"  # one folder per model, as written by `distill bundle`
 
 
 def bundled_models() -> dict[str, Path]:
-    """Folders of the models that come with the package, by name."""
+    """Return the folders of the bundled models by name."""
     found = sorted(_BUNDLED.glob("*/student.safetensors"))
     return {file.parent.name: file.parent for file in found}
 
 
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Fill a module, naming the first thing that does not fit.
+    """Load tensors into a module, with an error that names the first mismatch.
 
     Raises:
-        CheckpointError: a missing or unknown tensor or another shape: the weights are of another architecture.
+        CheckpointError: a tensor is missing, unknown or of another shape, so the weights belong to another
+            architecture.
     """
     wanted = module.state_dict()
     for key, value in wanted.items():
@@ -129,18 +131,18 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
 
 @dataclass(frozen=True)
 class Published:
-    """A published checkpoint with our names."""
+    """A published checkpoint under the parameter names of this package."""
 
     method: Literal["agq", "cad"]
     tensors: dict[str, Tensor]  # teacher.* and decoder.*, or student.*
-    unplaced: list[str]  # keys that have no place here
+    unplaced: list[str]  # keys without a counterpart
 
 
 def read_published(path: Path) -> Published:
-    """Read a published AGQ or CAD checkpoint (a pickle, by torch's weights-only loader; or safetensors).
+    """Read a published AGQ or CAD checkpoint (a pickle through torch's weights-only loader, or safetensors).
 
     Raises:
-        CheckpointError: not loadable without running foreign code, or of neither method.
+        CheckpointError: it cannot be loaded without executing code, or belongs to neither method.
     """
     state = {key.removeprefix("module."): value for key, value in _state_dict(path).items()}
     for method, rename in (("cad", cad_name), ("agq", agq_name)):
@@ -183,7 +185,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def cad_name(key: str) -> str | None:
-    """Our name of a published Y-shape parameter; None where there is none."""
+    """Translate the name of a published Y-shape parameter; None if it has no counterpart."""
     match = re.fullmatch(r"(inc|up[12]|up[34]_tn?)\.conv\.conv\.([0134]\.\w+)", key)
     if match:
         return f"student.{match[1]}.{match[2]}"
@@ -223,7 +225,7 @@ _AGQ_RULES: tuple[Rule, ...] = (
 
 
 def agq_name(key: str) -> str | None:
-    """Our name of a published AGQ parameter; None where there is none."""
+    """Translate the name of a published AGQ parameter; None if it has no counterpart."""
     for pattern, replacement in _AGQ_RULES:
         match = re.fullmatch(pattern, key)
         if match:

@@ -1,8 +1,9 @@
-"""Connected components and nearest labels of blocks, in tensor operations alone: nothing leaves the tensor's device.
+"""Connected components and nearest labels of blocks by tensor operations only, without leaving the tensor's device.
 
-Components by minimum labels: every voxel points at a voxel of its component, roots hook onto the lowest neighbour, and
-pointers jump ahead (algorithm S of Liu and Tarjan, "Simple Concurrent Connected Components Algorithms", ACM Trans.
-Parallel Comput. 2022, with a fixed number of jumps a round). On the CPU a scan such as cc3d's is faster.
+Components are computed by minimum labels: every voxel points to a voxel of its component, roots hook onto the lowest
+neighbour, and pointers are shortened (algorithm S of Liu and Tarjan, "Simple Concurrent Connected Components
+Algorithms", ACM Trans. Parallel Comput. 2022, with a fixed number of pointer jumps per round). On a CPU, a scan such as
+that of cc3d is faster.
 
 Legend: B batch, D H W = z y x.
 """
@@ -24,8 +25,8 @@ _HALF: tuple[Triple, ...] = tuple(
     (z, y, x) for z, y, x in itertools.product((-1, 0, 1), repeat=3) if (z, y, x) < (0, 0, 0)
 )  # 13 of the 26 neighbours
 _JUMPS = 3
-_ROUNDS = 3  # between two looks at whether anything changed; each look waits for the device
-_ENTRIES = 2**24  # of a distance table
+_ROUNDS = 3  # rounds between two convergence checks; each check synchronises with the device
+_ENTRIES = 2**24  # size of a distance table
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Components:
 
 
 def mask_components(mask: Tensor) -> Components:
-    """Components of 26 neighbours.
+    """Label 26-connected components of a mask.
 
     Args:
         mask: (B, D, H, W) bool.
@@ -51,11 +52,11 @@ def mask_components(mask: Tensor) -> Components:
 
 
 def edge_components(joined: Tensor) -> Components:
-    """Components of the graph whose edges are given; every voxel lies in one.
+    """Label the components of the graph with the given edges; every voxel belongs to one.
 
     Args:
-        joined: (B, 3, D, H, W) bool, whether a voxel is joined to its predecessor along z, y, x; at the first voxels
-            of an axis, which have none, it is not looked at.
+        joined: (B, 3, D, H, W) bool, whether a voxel is joined to its predecessor along z, y, x; ignored at the first
+            voxels of an axis, which have no predecessor.
     """
 
     def lowest(parent: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ def edge_components(joined: Tensor) -> Components:
 
 
 def label_components(labels: Tensor) -> Components:
-    """Components of 26 neighbours that carry the same label.
+    """Label 26-connected components of equal labels.
 
     Args:
         labels: (B, D, H, W) integer, 0 = background.
@@ -84,10 +85,10 @@ def label_components(labels: Tensor) -> Components:
 
 
 def compact_blocks(labels: Tensor) -> Tensor:
-    """Ids 1..n in each block in ascending order of the old ones; 0 stays 0, UNKNOWN (`distill.core.known`) UNKNOWN.
+    """Relabel each block to ids 1..n in ascending order of the old ids; 0 and UNKNOWN (`distill.core.known`) are kept.
 
     Args:
-        labels: (B, D, H, W) int64 from 0, or UNKNOWN, small enough to count.
+        labels: (B, D, H, W) int64 from 0, or UNKNOWN, small enough for `bincount`.
     """
     unknown = labels == UNKNOWN
     flat = labels.masked_fill(unknown, 0).flatten(1)
@@ -97,15 +98,15 @@ def compact_blocks(labels: Tensor) -> Tensor:
 
 
 def nearest_labels(labels: Tensor, sampling: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Nearest labelled voxel of every voxel by Euclidean distance, exactly, one axis after the other.
+    """Find the nearest labelled voxel of every voxel by exact Euclidean distance, one axis after the other.
 
     Args:
         labels: (B, D, H, W) int64, 0 = none.
         sampling: voxel extent along z, y, x.
 
     Returns:
-        That voxel's label (B, D, H, W), any of them in a tie, and its distance, float32, in the units of `sampling`;
-        both 0 where a block has no label.
+        The label of that voxel (B, D, H, W), an arbitrary one in a tie, and its distance, float32, in the units of
+        `sampling`; both are 0 where a block has no label.
     """
     square = torch.zeros_like(labels, dtype=torch.float32).masked_fill(labels == 0, torch.inf)
     for axis in (3, 2, 1):
@@ -114,7 +115,7 @@ def nearest_labels(labels: Tensor, sampling: Sequence[float]) -> tuple[Tensor, T
 
 
 def _nearest_in_line(square: Tensor, labels: Tensor, axis: int, extent: float) -> tuple[Tensor, Tensor]:
-    """Least of each line's squared distances plus the squared way along the line, and the label that it belongs to."""
+    """Minimise squared distance plus squared displacement along each line, and return the minimum with its label."""
     place = torch.arange(square.shape[axis], device=square.device, dtype=torch.float32) * extent
     way = (place - place.unsqueeze(1)).square()
     shape = square.movedim(axis, -1).shape
@@ -129,7 +130,7 @@ def _nearest_in_line(square: Tensor, labels: Tensor, axis: int, extent: float) -
 
 
 def _propagate(lowest: Callable[[Tensor], Tensor], inside: Tensor) -> Components:
-    """Components, given the lowest value among a voxel and its neighbours (its own position where there are none)."""
+    """Compute components from a function that gives the lowest value among a voxel and its neighbours."""
     parent, rounds = _positions(inside).flatten(), 0
     while True:
         before = parent
@@ -138,7 +139,7 @@ def _propagate(lowest: Callable[[Tensor], Tensor], inside: Tensor) -> Components
             for _ in range(_JUMPS):
                 parent = parent[parent]
         rounds += _ROUNDS
-        if torch.equal(before, parent):  # pointers only ever fall, so nothing changed in between either
+        if torch.equal(before, parent):  # pointers only decrease, so nothing changed in between either
             break
     first = (parent.view_as(inside) == _positions(inside)) & inside
     numbers = first.flatten(1).cumsum(1).flatten()[parent].view_as(inside)
@@ -150,7 +151,7 @@ def _positions(like: Tensor) -> Tensor:
 
 
 def _lowest_in_window(values: Tensor) -> Tensor:
-    """Least value of the 3 x 3 x 3 window, axis by axis."""
+    """Return the minimum over the 3 x 3 x 3 window, axis by axis."""
     for axis in (1, 2, 3):
         low, rest = values.clone(), values.shape[axis] - 1
         for to, source in ((1, 0), (0, 1)):
@@ -161,7 +162,7 @@ def _lowest_in_window(values: Tensor) -> Tensor:
 
 
 def _lowest_partner(values: Tensor, offsets: Sequence[Triple], joined: Sequence[Tensor]) -> Tensor:
-    """Least value among a voxel and the partners that it is joined to, in the offsets' and the opposite directions."""
+    """Return the minimum among a voxel and the partners it is joined to, along the offsets and their opposites."""
     low = values.clone()
     for offset, edges in zip(offsets, joined, strict=True):
         at, partner = _ends(offset, values)

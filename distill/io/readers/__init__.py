@@ -1,1 +1,1 @@
-"""Readers of one format each."""
+"""Readers, one module per format."""

@@ -1,6 +1,6 @@
-"""A volume, block by block, into the arrays of a pyramid that tensorstore writes.
+"""Write a volume block by block into the arrays of a pyramid through tensorstore.
 
-Memory: two blocks of the volume, or one block of a level and what it is made of.
+Memory: two blocks of the volume, or one block of a level and the data that it is computed from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from distill.io.writers.metadata import Layout, Written, block_step
 from distill.io.writers.store import writing
 
 BLOCK_BYTES = 64 * 2**20
-_COARSE_BYTES = 8 * 2**20  # of a block of a coarser level, which is made of up to eight times as much
+_COARSE_BYTES = 8 * 2**20  # bytes of a block of a coarser level, which is computed from up to eight times as much data
 
 OnBlock = Callable[[int, int], None]
 
@@ -28,9 +28,9 @@ class OpenLevel:
     """An array open for writing.
 
     Attributes:
-        chunk: extent of what is written at once, z, y, x.
+        chunk: extent of the writing unit, z, y, x.
         whole: its voxels in its own grid.
-        limit: bytes of what is written at a time, where chunks are not larger.
+        limit: bytes written at a time, unless a chunk is larger.
     """
 
     chunk: Triple
@@ -40,16 +40,16 @@ class OpenLevel:
 
 
 def open_levels(place: Place, plan: Layout, written: Written, first: int = 0) -> list[OpenLevel]:
-    """Open the levels of a pyramid for writing, in a folder that holds nothing of them yet; writes no metadata.
+    """Open the levels of a pyramid for writing in a folder that contains none of them; writes no metadata.
 
     Args:
         place: the folder.
-        plan: of the pyramid.
+        plan: layout of the pyramid.
         written: the pyramid.
-        first: level to begin with.
+        first: first level to open.
 
     Raises:
-        SourceError: tensorstore refuses.
+        SourceError: tensorstore cannot open a level.
     """
     import tensorstore
 
@@ -58,7 +58,7 @@ def open_levels(place: Place, plan: Layout, written: Written, first: int = 0) ->
         for k in range(first, len(written.levels)):
             spec, path, level = plan.specs[k], plan.paths[k], written.levels[k]
             folder = place / path if path else place
-            # Chunks of zeros are written, too: some readers of precomputed take a missing file for an error.
+            # Chunks of zeros are written too, because some readers of precomputed treat a missing file as an error.
             more = {"store_data_equal_to_fill_value": True} if spec["driver"] == "neuroglancer_precomputed" else {}
             store = tensorstore.open(
                 {**spec, **more, "kvstore": kvstore(folder)}, open=True, read=True, write=True, assume_metadata=True
@@ -68,23 +68,23 @@ def open_levels(place: Place, plan: Layout, written: Written, first: int = 0) ->
 
 
 def reopen_level(store: Any) -> OpenLevel:
-    """A level of an array that is there: a tensorstore of z, y, x or c, z, y, x from 0 on."""
+    """Open a level of an existing array: a tensorstore of z, y, x or c, z, y, x that starts at 0."""
     z, y, x = store.shape[-3:]
     return _open_level(store, (0, 0, 0), (z, y, x), 0)
 
 
 def count_blocks(levels: Sequence[OpenLevel], written: Written) -> int:
-    """Parts in which levels are written."""
+    """Count the blocks in which levels are written."""
     return sum(len(_blocks(level, written)) for level in levels)
 
 
 def copy_volume(source: Volume, finest: OpenLevel, written: Written, on_block: Callable[[], None]) -> None:
-    """Write a volume; reading goes on while the block before is written.
+    """Write a volume; the next block is read while the previous one is written.
 
     Args:
-        source: of the finest level's size.
-        finest: where to.
-        written: what is written.
+        source: volume of the finest level's size.
+        finest: destination.
+        written: description of the pyramid.
         on_block: called after each block.
 
     Raises:
@@ -102,7 +102,7 @@ def copy_volume(source: Volume, finest: OpenLevel, written: Written, on_block: C
         _wait(pending, written, on_block)
     except BaseException:
         if pending is not None:
-            pending.exception()  # nothing is written any more when the caller cleans up
+            pending.exception()  # all writes have ended before the caller cleans up
         raise
 
 
@@ -114,11 +114,11 @@ def _wait(pending: Any, written: Written, on_block: Callable[[], None]) -> None:
 
 
 def coarsen(levels: Sequence[OpenLevel], written: Written, on_block: Callable[[], None]) -> None:
-    """Fill the coarser levels, each from the one before it.
+    """Compute the coarser levels, each from the previous one.
 
     Args:
-        levels: the finest first, which is full.
-        written: what is written; labels take the most frequent id, and so do booleans.
+        levels: finest first; the finest is complete.
+        written: description of the pyramid; labels and booleans take the most frequent value.
         on_block: called after each block.
 
     Raises:
@@ -144,7 +144,7 @@ def _open_level(store: Any, start: Triple, size: Triple, k: int) -> OpenLevel:
 
 
 def _turned(store: Any, plan: Layout, channels: int | None) -> Any:
-    """The store with axes z, y, x or c, z, y, x."""
+    """Return the store with axes z, y, x or c, z, y, x."""
     if not plan.reverse:
         return store
     turned = store.T

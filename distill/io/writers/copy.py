@@ -1,4 +1,4 @@
-"""`distill copy`: a volume into another format, on this machine or in a bucket."""
+"""Copy a volume to another format, locally or in a bucket (`distill copy`)."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from distill.io.writers.levels import plan_levels
 from distill.io.writers.metadata import Format, Written, layout, voxel_offset
 from distill.io.writers.target import Target, check_file, check_target, check_writable, parse_target, placing
 
-_ID_BYTES = 4  # integers as wide as this are taken for ids
+_ID_BYTES = 4  # integers of these sizes are treated as ids
 
 
 @dataclass(frozen=True)
 class Copying:
-    """How to copy.
+    """Options of a copy.
 
     Attributes:
         form: one of `distill.io.writers.target.FORMATS`; None = by the target's name.
-        levels: of the pyramid, the finest included; None for as many as make sense.
-        labels: whether the numbers are ids; None = integers of 32 and 64 bits are.
+        levels: number of pyramid levels including the finest; None = as many as are useful.
+        labels: whether the values are ids; None = true for integers of 32 and 64 bits.
         sections: first and one past the last; None = all.
-        resolution: nm, wins over what the source says.
-        offset: nm of the source's first voxel, wins over what the source says.
-        overwrite: replace a target that exists.
-        every: take only every so many-th section, which makes them as much thicker.
+        resolution: nm, overrides that of the source.
+        offset: nm of the source's first voxel, overrides that of the source.
+        overwrite: replace an existing target.
+        every: take every n-th section only, which multiplies the section thickness.
     """
 
     form: str | None = None
@@ -56,13 +56,13 @@ class Copying:
 
 @dataclass(frozen=True)
 class Copied:
-    """What was written.
+    """Description of a finished copy.
 
     Attributes:
         name: of the target, as a source.
         form: of the target.
-        volume: what was copied.
-        labels: whether as ids.
+        volume: the volume that was copied.
+        labels: whether it was copied as ids.
         levels: extents z, y, x of the pyramid's levels.
     """
 
@@ -74,17 +74,17 @@ class Copied:
 
 
 def copy(source: str, target: str, how: Copying, on_part: Callable[[int, int], None]) -> Copied:
-    """Copy a volume.
+    """Copy a volume to another format.
 
     Args:
         source: see `open_volume`.
         target: path or address; `path:dataset` in Zarr, N5 and HDF5.
-        how: see `Copying`.
-        on_part: called with parts done and their number.
+        how: options.
+        on_part: called with the number of parts done and their total.
 
     Raises:
-        DistillError: the source cannot be read, the target exists or cannot be written or cannot hold the numbers; what
-            was at the target is untouched.
+        DistillError: the source cannot be read, or the target exists, cannot be written or cannot store the values; an
+            existing target is untouched.
     """
     to = parse_target(target, how.form)
     volume, labels = _open(source, how)
@@ -92,7 +92,7 @@ def copy(source: str, target: str, how: Copying, on_part: Callable[[int, int], N
         return _copy_file(volume, to, labels, how, on_part)
     place = (
         voxel_offset(str(to), volume.resolution, volume.offset) if to.form == "precomputed" else None
-    )  # the grids of precomputed have a common border
+    )  # the grids of all precomputed levels share a border
     levels = tuple(plan_levels(volume.size, volume.resolution, volume.offset, how.levels, place))
     written = Written(str(to), volume.channels, volume.dtype, labels, levels)
     plan = layout(cast(Format, to.form), written)
@@ -112,7 +112,7 @@ def copy(source: str, target: str, how: Copying, on_part: Callable[[int, int], N
 
 
 def _open(source: str, how: Copying) -> tuple[Volume, bool]:
-    """The volume, its sections chosen, and whether it holds ids."""
+    """Open the selected sections of the volume, and determine whether it holds ids."""
     volume = open_volume(source, resolution=how.resolution, offset=how.offset)
     labels = how.labels
     if labels is None:

@@ -1,4 +1,4 @@
-"""HDF5 and TIFF files, written section by section beside their target and then moved there."""
+"""Write HDF5 and TIFF files section by section under a temporary name, then rename them."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from distill.io.writers.store import replacing_file, writing
 
 OnSection = Callable[[int, int], None]
 _TIFF_TYPES = ("uint8", "uint16", "float32")
-_TIFF_BYTES = 4 * 10**9 - 2**20  # positions in the file are 32 bit
+_TIFF_BYTES = 4 * 10**9 - 2**20  # file offsets are 32 bit
 _LARGEST_ID = np.iinfo(np.uint16).max
 
 
 def write_hdf5(path: Path, dataset: str, source: Volume, labels: bool, overwrite: bool, on_section: OnSection) -> None:
-    """Write a dataset into a new file or, in a copy of it that takes its place, into an existing one.
+    """Write a dataset to a new file, or to a copy of an existing file that then replaces it.
 
     Args:
         path: the file.
         dataset: path inside it.
-        source: what to write, with resolution and offset in nm, z, y, x.
-        labels: whether the numbers are ids; they pack better that way.
+        source: volume to write, with resolution and offset in nm, z, y, x.
+        labels: whether the values are ids, which use a more effective compression.
         overwrite: replace a dataset of that name.
-        on_section: called with sections done and their number.
+        on_section: called with the number of sections done and their total.
 
     Raises:
-        SourceError: the dataset is there, the file is none of HDF5, or a section cannot be read or written; what was
-            there is untouched.
+        SourceError: the dataset exists, the file is not HDF5, or a section cannot be read or written; an existing file
+            is untouched.
     """
     import h5py
 
@@ -80,13 +80,13 @@ def write_tiff(path: Path, source: Volume, labels: bool, on_section: OnSection) 
 
     Args:
         path: the file.
-        source: uint8, uint16 or float32; of labels, ids up to 65,535, which are written as uint16.
-        labels: whether the numbers are ids.
-        on_section: called with sections done and their number.
+        source: uint8, uint16 or float32; for labels, ids up to 65,535, which are written as uint16.
+        labels: whether the values are ids.
+        on_section: called with the number of sections done and their total.
 
     Raises:
-        ShapeError: a type, size or id that such a file cannot hold.
-        SourceError: a section cannot be read or written; what was there is untouched.
+        ShapeError: a type, size or id that TIFF cannot store.
+        SourceError: a section cannot be read or written; an existing file is untouched.
     """
     import tifffile
 
@@ -101,7 +101,7 @@ def write_tiff(path: Path, source: Volume, labels: bool, on_section: OnSection) 
     shape = source.shape if source.channels is None else (source.shape[1], source.shape[0], *source.shape[2:])
     z, y, x = source.resolution
     metadata: dict[str, Any] = {"axes": "ZYX" if source.channels is None else "ZCYX", "unit": "nm", "spacing": z}
-    # ImageJ's origin is the pixel that lies at 0.
+    # ImageJ's origin is the pixel index of position 0.
     origin = [-o / r for o, r in zip(source.offset, source.resolution, strict=True)]
     metadata |= {f"{axis}origin": n for axis, n in zip("zyx", origin, strict=True) if n}
     with writing(path), replacing_file(path) as temporary:
@@ -119,7 +119,7 @@ def write_tiff(path: Path, source: Volume, labels: bool, on_section: OnSection) 
 def _pages(
     path: Path, source: Volume, dtype: np.dtype[Any], labels: bool, on_section: OnSection
 ) -> Iterator[NDArray[Any]]:
-    """Sections, of channels one after another."""
+    """Iterate over the pages: sections, with their channels one after another."""
     depth = source.size[0]
     for z, section in enumerate(source.sections()):
         if labels and section.max() > _LARGEST_ID:

@@ -1,7 +1,7 @@
-"""Pyramids: coarser and coarser levels of one volume, and how OME-Zarr places them.
+"""Plan image pyramids and their OME-Zarr metadata.
 
-Every level is made from the one before it, by 2 along the axes whose voxels are short: labels by their most frequent
-id, so that no id arises, everything else by the mean. Axes are z, y, x; resolution and offset are in nm.
+Every level is computed from the previous one by halving the axes with short voxels. Labels take the most frequent id,
+so no new ids arise; all other types take the mean. Axes are z, y, x; resolution and offset are in nm.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 from distill.core.geometry import Nanometres, Triple
 
-_ALIKE = 1.5  # axes whose voxels are less than so many times as long as the shortest are halved
-_SMALL = 256  # pixels, along y and x, of a level that needs no coarser one
+_ALIKE = 1.5  # axes with a voxel size below this multiple of the shortest one are halved
+_SMALL = 256  # pixels along y and x of the coarsest level
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Level:
     """One level of a pyramid.
 
     Attributes:
-        step: voxels of the level before that make up one of this, per axis.
-        factor: voxels of the finest level that make up one of this, per axis.
+        step: voxels of the previous level per voxel of this one, for each axis.
+        factor: voxels of the finest level per voxel of this one, for each axis.
         start: first voxel in the level's own grid, which has a border at position 0.
         size: extent in voxels.
         resolution: voxel size in nm.
@@ -40,16 +40,16 @@ class Level:
 def plan_levels(
     size: Triple, resolution: Nanometres, offset: Nanometres, count: int | None, start: Triple | None = None
 ) -> list[Level]:
-    """The levels of a pyramid, the finest first.
+    """Plan the levels of a pyramid, finest first.
 
     Args:
         size: extent of the finest level in voxels.
         resolution: its voxel size in nm.
         offset: position of its first voxel in nm.
-        count: number of levels, the finest included; None for as many as it takes until a section has at most 256
-            pixels along y and x. Fewer where nothing is left to halve.
-        start: first voxel of the finest level, where the grids of all levels have a border at position 0; by default
-            they begin with the volume.
+        count: number of levels including the finest; None = until a section has at most 256 pixels along y and x. Fewer
+            if no axis can be halved further.
+        start: first voxel of the finest level, if the grids of all levels have a border at position 0; by default the
+            grids begin with the volume.
     """
     levels = [Level((1, 1, 1), (1, 1, 1), start or (0, 0, 0), size, resolution, offset)]
     while count is None or len(levels) < count:
@@ -69,15 +69,15 @@ def plan_levels(
 
 
 def ome_image(name: str, paths: Sequence[str], levels: Sequence[Level], channels: bool) -> dict[str, Any]:
-    """One entry of `multiscales` (OME-Zarr 0.4 and 0.5), in nm.
+    """Return one entry of `multiscales` (OME-Zarr 0.4 and 0.5), in nm.
 
-    OME-Zarr places the centres of voxels: the first voxel of a coarser level has its centre half of what it gained in
-    length further.
+    OME-Zarr gives positions of voxel centres: the centre of the first voxel of a coarser level is shifted by half of
+    the increase in voxel size.
 
     Args:
         name: of the image.
-        paths: of the levels' arrays, from the group on.
-        levels: the finest first.
+        paths: of the levels' arrays, relative to the group.
+        levels: finest first.
         channels: whether there is an axis c before z, y, x.
     """
     front = [1.0] if channels else []
@@ -95,7 +95,7 @@ def ome_image(name: str, paths: Sequence[str], levels: Sequence[Level], channels
 
 
 def _step(level: Level) -> Triple:
-    """By what to halve next: the axes with short voxels that are longer than one."""
+    """Return the factors of the next halving: 2 along axes with short voxels that are longer than one voxel."""
     shortest = min((r for r, n in zip(level.resolution, level.size, strict=True) if n > 1), default=0.0)
     z, y, x = (2 if r < _ALIKE * shortest and n > 1 else 1 for r, n in zip(level.resolution, level.size, strict=True))
     return z, y, x

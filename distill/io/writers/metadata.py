@@ -1,4 +1,4 @@
-"""What Zarr v2 and v3, N5 and Neuroglancer precomputed say about an array and its pyramid in their metadata.
+"""Metadata of arrays and pyramids in Zarr v2 and v3, N5 and Neuroglancer precomputed.
 
 Shapes are z, y, x (c, z, y, x with channels), resolution and offset in nm; N5 and precomputed name their axes x, y, z.
 """
@@ -18,8 +18,8 @@ from distill.io.writers.levels import Level, ome_image
 from distill.io.writers.store import AXES, array_metadata
 
 Format = Literal["zarr2", "zarr3", "n5", "precomputed"]
-CHUNK = (16, 128, 128)  # as many voxels as 64 x 64 x 64, for sections that are thicker than pixels are wide
-_SHARD = 1024  # of a file along y and x
+CHUNK = (16, 128, 128)  # as many voxels as 64 x 64 x 64, for sections thicker than the pixel size
+_SHARD = 1024  # extent of a file along y and x
 _SHARD_BYTES = 64 * 2**20
 _WHOLE_VOXELS = 1e-3
 _N5 = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32", "float64")
@@ -32,14 +32,14 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Written:
-    """An array that is to be written.
+    """Description of an array to be written.
 
     Attributes:
-        name: in messages.
-        channels: extent of the axis before z, y, x; None without one.
-        dtype: of what is written.
-        labels: whether the numbers are ids.
-        levels: of the pyramid, the finest first.
+        name: for messages.
+        channels: extent of the axis before z, y, x; None without channels.
+        dtype: of the stored values.
+        labels: whether the values are ids.
+        levels: of the pyramid, finest first.
     """
 
     name: str
@@ -49,16 +49,16 @@ class Written:
     levels: tuple[Level, ...]
 
     def shape(self, level: Level) -> tuple[int, ...]:
-        """Extent of a level, with channels where there are some."""
+        """Return the extent of a level, including channels if there are any."""
         return level.size if self.channels is None else (self.channels, *level.size)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a format lays a pyramid out.
+    """Layout of a pyramid in a format.
 
     Attributes:
-        specs: what tensorstore has to know about each level, without the place.
+        specs: tensorstore specification of each level, without the location.
         paths: folder of each level below the target; empty for the target itself.
         documents: metadata by path below the target.
         reverse: whether the format's axes are x, y, z.
@@ -71,10 +71,10 @@ class Layout:
 
 
 def layout(form: Format, written: Written) -> Layout:
-    """Metadata of a pyramid.
+    """Build the layout and metadata of a pyramid.
 
     Raises:
-        ShapeError: a type, shape or offset that the format cannot hold.
+        ShapeError: a type, shape or offset that the format cannot store.
     """
     allowed = _TYPES.get(form, _NUMBERS)
     if written.dtype.name not in allowed:
@@ -84,10 +84,10 @@ def layout(form: Format, written: Written) -> Layout:
 
 
 def voxel_offset(name: str, resolution: Nanometres, offset: Nanometres) -> Triple:
-    """An offset in whole voxels, which is all that precomputed knows.
+    """Convert an offset to whole voxels, the only offsets that precomputed supports.
 
     Raises:
-        ShapeError: it is no whole number of voxels.
+        ShapeError: it is not a whole number of voxels.
     """
     exact = [o / r for o, r in zip(offset, resolution, strict=True)]
     z, y, x = (round(e) for e in exact)
@@ -144,7 +144,7 @@ def _zarr2(written: Written) -> Layout:
 
 
 def _n5(written: Written) -> Layout:
-    """A dataset, or with coarser levels a group of s0, s1, ... as N5 viewers want it."""
+    """Lay out a dataset, or with coarser levels a group of s0, s1, ... as expected by N5 viewers."""
     documents: dict[str, Any] = {}
     specs = []
     many = len(written.levels) > 1
@@ -225,7 +225,7 @@ def _chunks(shape: tuple[int, ...]) -> list[int]:
 
 
 def _shard_side(written: Written) -> int:
-    """Side of a shard that all channels together fit in memory."""
+    """Return the side of a shard so that all its channels fit into memory."""
     side = _SHARD
     section = (written.channels or 1) * written.dtype.itemsize * CHUNK[0]
     while side > CHUNK[1] and section * side**2 > _SHARD_BYTES:
@@ -234,13 +234,13 @@ def _shard_side(written: Written) -> int:
 
 
 def block_step(chunk: Triple, size: Triple, voxel_bytes: int, limit: int) -> Triple:
-    """Extent of blocks that are whole chunks, as wide and then as high and deep as a limit in bytes allows.
+    """Return the extent of blocks of whole chunks, extended along x, then y and z, within a limit in bytes.
 
     Args:
-        chunk: extent of what is written at once, z, y, x.
+        chunk: extent of the writing unit, z, y, x.
         size: extent of the array.
         voxel_bytes: of all channels of a voxel.
-        limit: bytes of a block; one chunk may take more.
+        limit: bytes of a block; a single chunk may exceed it.
     """
     step = list(chunk)
     for axis in (2, 1, 0):
