@@ -27,6 +27,7 @@ from pydantic import (
 
 from distill.config.data import DataConfig, Strict
 from distill.core.errors import ConfigError
+from distill.core.geometry import Triple
 from distill.core.hardware import AUTO, Precision
 
 
@@ -250,10 +251,19 @@ class TeacherConfig(Strict):
         return self
 
 
+LONG_RANGE: tuple[Triple, ...] = (  # the teacher's offsets beyond the nearest neighbours (`distill.affinity.MULTI`)
+    *((-2, 0, 0), (0, -3, 0), (0, 0, -3)),
+    *((-3, 0, 0), (0, -9, 0), (0, 0, -9)),
+    *((-4, 0, 0), (0, -27, 0), (0, 0, -27)),
+)
+
+
 class DistillLoss(Strict):
     """Weights of the student's terms (specified by the student paper); 0 switches a term off."""
 
     slice: float = Field(1.0, ge=0)
+    multi_offset: float = Field(0.0, ge=0)  # affinities of the labels at `offsets`, an auxiliary task
+    offsets: tuple[Triple, ...] = LONG_RANGE  # (-k, 0, 0) sections, or (0, y, x) pixels
     cross: float = Field(1.0, ge=0)
     cross_from: Literal["embedding", "logits"] = "embedding"
     graft: float = Field(1.0, ge=0)
@@ -261,6 +271,16 @@ class DistillLoss(Strict):
     graft_from: Literal["labels", "teacher"] = "labels"  # targets: of the labels, or the teacher's own clamped cosines
     masks: float = Field(0.0, ge=0)  # the teacher's soft instance masks, times the query losses' own weights
     detach_teacher: bool = False  # stop cross and graft gradients at the teacher; masks never reach it
+
+    @field_validator("offsets")
+    @classmethod
+    def _between_sections_or_within(cls, offsets: tuple[Triple, ...]) -> tuple[Triple, ...]:
+        for z, y, x in offsets:
+            if not ((z < 0 and y == x == 0) or (z == 0 and (y or x))):
+                raise ValueError(
+                    f"found {[z, y, x]}, expected [-k, 0, 0] with k > 0, or [0, y, x] other than [0, 0, 0]"
+                )
+        return offsets
 
 
 AUGMENTATIONS = (

@@ -19,6 +19,7 @@ from distill.core.affinity import (
     Targets,
     affinity_targets,
     class_balance,
+    edge_slices,
     embedding_affinity,
     section_labels,
     unit,
@@ -73,6 +74,47 @@ def multi_offset_loss(embedding: Tensor, labels: Tensor, offsets: Sequence[Tripl
         loss = affinity_loss(predicted[:, k : k + 1], targets.target[:, k : k + 1], targets.valid[:, k : k + 1])
         total = total + (_NEAR_WEIGHT if k < 3 else 1.0) * loss
     return total
+
+
+def student_offset_loss(
+    previous: Tensor, current: Tensor, labels: Tensor, offsets: Sequence[Triple] = MULTI[3:]
+) -> Tensor:
+    """Compute the class-balanced MSE of the student's cosine affinities at offsets beyond the nearest neighbours.
+
+    In-plane offsets compare the current branch's embedding with itself. An offset of k sections compares the current
+    branch of section z with the previous branch of section z - k, as the pair affinity does for k = 1. The offsets are
+    those of the teacher's loss (Liu et al., CVPR 2024); affinities at many offsets as an auxiliary task follow Lee et
+    al., 2017, and Huang et al., 2022.
+
+    Args:
+        previous: (B, E, D - 1, H, W) previous-branch embeddings of sections 0 .. D - 2, any scale.
+        current: (B, E, D - 1, H, W) current-branch embeddings of sections 1 .. D - 1.
+        labels: (B, D, H, W) int64.
+        offsets: (-k, 0, 0) with k > 0, or (0, y, x). Offsets that leave the block are left out.
+
+    Returns:
+        Mean over the offsets that fit; 0 if none does.
+    """
+    before, now = unit(previous), unit(current)
+    depth, *plane = labels.shape[1:]
+    losses = []
+    for offset in offsets:
+        targets = affinity_targets(labels, [offset])
+        if offset[0]:
+            k = -offset[0]
+            if k > depth - 1:
+                continue
+            cosine = (before[:, :, : depth - k] * now[:, :, k - 1 :]).sum(1)
+            there: tuple[slice, ...] = (slice(None), slice(k, None))
+        else:
+            at, partner = edge_slices((0, *offset[1:]), (depth - 1, *plane))
+            if 0 in now[(..., *at)].shape:
+                continue
+            cosine = (now[(..., *at)] * now[(..., *partner)]).sum(1)
+            there = (slice(None), slice(at[0].start + 1, at[0].stop + 1), *at[1:])
+        target, valid = targets.target[:, 0][there], targets.valid[:, 0][there]
+        losses.append(weighted_mse(cosine, target, class_balance(target, valid), valid))
+    return torch.stack(losses).mean() if losses else current.new_zeros((), dtype=torch.float32)
 
 
 def cross_dimension_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ from distill.training.objective.losses import (
     grafting_loss,
     instance_targets,
     multi_offset_loss,
+    student_offset_loss,
 )
 from distill.training.objective.query_terms import mask_terms, split_instances, taught_masks_term
 from distill.training.objective.soft_masks import pairs_by_instance, pairs_by_overlap
@@ -134,6 +135,7 @@ class Joint(nn.Module):
             seen = self.view(raw, with_queries and (self.config.teacher.queries.student > 0 or phases.masks(step)))
             self.clock.mark("student")
             terms.update(self._slice_term(seen, targets))
+            terms.update(self._offset_term(seen, labels))
         if taught is not None:
             terms.update(self._teacher_terms(taught, labels, targets))
             if seen is not None and phases.distils(step):
@@ -206,6 +208,13 @@ class Joint(nn.Module):
         if not weight:
             return {}
         return {"slice": weight * affinity_loss(seen.affinity, targets.target[:, :, 1:], targets.valid[:, :, 1:])}
+
+    def _offset_term(self, seen: StudentVolume, labels: Tensor) -> dict[str, Tensor]:
+        loss = self.config.student.loss
+        if not loss.multi_offset:
+            return {}
+        found = student_offset_loss(seen.previous.float(), seen.current.float(), labels, loss.offsets)
+        return {"offsets": loss.multi_offset * found}
 
     def _teacher_terms(self, taught: TeacherOutput, labels: Tensor, targets: Targets) -> dict[str, Tensor]:
         weights = self.config.teacher.loss
