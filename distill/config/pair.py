@@ -264,6 +264,7 @@ class DistillLoss(Strict):
     slice: float = Field(1.0, ge=0)
     multi_offset: float = Field(0.0, ge=0)  # affinities of the labels at `offsets`, an auxiliary task
     offsets: tuple[Triple, ...] = LONG_RANGE  # (-k, 0, 0) sections, or (0, y, x) pixels
+    offset_grid: int = Field(2, ge=1)  # every how many pixels such an edge begins; all are drawn in turn
     cross: float = Field(1.0, ge=0)
     cross_from: Literal["embedding", "logits"] = "embedding"
     graft: float = Field(1.0, ge=0)

@@ -142,14 +142,28 @@ def affinity_targets(
         first: _Index = (..., *at)
         second: _Index = (..., *partner)
         edges: _Index = (..., k, *at)
-        here, there = labels_DHW[first], labels_DHW[second]
-        same = here == there
-        if not background_connects:
-            same &= here != 0
-        told = _known_edges(here, there)
-        target[edges] = (same & told).float()
-        valid[edges] = told
+        target[edges], valid[edges] = edge_targets(
+            labels_DHW[first], labels_DHW[second], background_connects=background_connects
+        )
     return Targets(target, valid)
+
+
+def edge_targets(here: Tensor, there: Tensor, *, background_connects: bool = False) -> tuple[Tensor, Tensor]:
+    """Compute affinities from the labels at both ends of edges.
+
+    Args:
+        here: labels of the edges' first ends, any integer type and shape; see `distill.known`.
+        there: of their second ends; the same shape and type.
+        background_connects: as for `affinity_targets`.
+
+    Returns:
+        Target (float32, 0 or 1; 0 where invalid) and validity (bool) of the same shape.
+    """
+    same = here == there
+    if not background_connects:
+        same &= here != 0
+    told = _known_edges(here, there)
+    return (same & told).float(), told
 
 
 def unknown_edges(labels_DHW: Tensor, offsets: Sequence[Triple] = NEAREST) -> Tensor:

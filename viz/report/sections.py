@@ -26,6 +26,7 @@ _LINE = 96  # characters of a command's line
 _NETWORKS = ("student", "teacher")
 _TERMS = {
     "slice": "Student: affinities",
+    "offsets": "Student: longer offsets",
     "cross": "Student from teacher: affinities",
     "graft": "Student from teacher: features",
     "teacher_offsets": "Teacher: 12 offsets",

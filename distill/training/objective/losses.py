@@ -20,6 +20,7 @@ from distill.core.affinity import (
     affinity_targets,
     class_balance,
     edge_slices,
+    edge_targets,
     embedding_affinity,
     section_labels,
     unit,
@@ -77,7 +78,13 @@ def multi_offset_loss(embedding: Tensor, labels: Tensor, offsets: Sequence[Tripl
 
 
 def student_offset_loss(
-    previous: Tensor, current: Tensor, labels: Tensor, offsets: Sequence[Triple] = MULTI[3:]
+    previous: Tensor,
+    current: Tensor,
+    labels: Tensor,
+    offsets: Sequence[Triple] = MULTI[3:],
+    *,
+    grid: int = 1,
+    phase: tuple[int, int] = (0, 0),
 ) -> Tensor:
     """Compute the class-balanced MSE of the student's cosine affinities at offsets beyond the nearest neighbours.
 
@@ -91,29 +98,32 @@ def student_offset_loss(
         current: (B, E, D - 1, H, W) current-branch embeddings of sections 1 .. D - 1.
         labels: (B, D, H, W) int64.
         offsets: (-k, 0, 0) with k > 0, or (0, y, x). Offsets that leave the block are left out.
+        grid: edges begin at every `grid`-th row and column; with random phases the mean over steps is that of all
+            edges, up to the class balance.
+        phase: (y, x) of the first row and column, 0 to `grid` - 1.
 
     Returns:
         Mean over the offsets that fit; 0 if none does.
     """
     before, now = unit(previous), unit(current)
-    depth, *plane = labels.shape[1:]
+    every: tuple[slice, ...] = tuple(slice(first, None, grid) for first in phase)
     losses = []
-    for offset in offsets:
-        targets = affinity_targets(labels, [offset])
-        if offset[0]:
-            k = -offset[0]
-            if k > depth - 1:
-                continue
-            cosine = (before[:, :, : depth - k] * now[:, :, k - 1 :]).sum(1)
-            there: tuple[slice, ...] = (slice(None), slice(k, None))
+    for z, y, x in offsets:
+        if z:
+            at, partner = (slice(-1 - z, None), *every), (slice(0, z + 1 or None), *every)
+            ends = labels[(..., slice(-z, None), *every)], labels[(..., slice(0, z), *every)]
+            one, other = now[(..., *at)], before[(..., *partner)]
         else:
-            at, partner = edge_slices((0, *offset[1:]), (depth - 1, *plane))
-            if 0 in now[(..., *at)].shape:
-                continue
-            cosine = (now[(..., *at)] * now[(..., *partner)]).sum(1)
-            there = (slice(None), slice(at[0].start + 1, at[0].stop + 1), *at[1:])
-        target, valid = targets.target[:, 0][there], targets.valid[:, 0][there]
-        losses.append(weighted_mse(cosine, target, class_balance(target, valid), valid))
+            inside, moved = edge_slices((0, y, x), now.shape[-3:])
+            at = (slice(None), *(slice(s.start + p, s.stop, grid) for s, p in zip(inside[1:], phase, strict=True)))
+            partner = (slice(None), *(slice(s.start + p, s.stop, grid) for s, p in zip(moved[1:], phase, strict=True)))
+            below = labels[:, 1:]
+            ends = below[(..., *at)], below[(..., *partner)]
+            one, other = now[(..., *at)], now[(..., *partner)]
+        if 0 in one.shape:
+            continue
+        target, valid = edge_targets(*ends)
+        losses.append(weighted_mse((one * other).sum(1), target, class_balance(target, valid), valid))
     return torch.stack(losses).mean() if losses else current.new_zeros((), dtype=torch.float32)
 
 

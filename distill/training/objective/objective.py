@@ -135,7 +135,7 @@ class Joint(nn.Module):
             seen = self.view(raw, with_queries and (self.config.teacher.queries.student > 0 or phases.masks(step)))
             self.clock.mark("student")
             terms.update(self._slice_term(seen, targets))
-            terms.update(self._offset_term(seen, labels))
+            terms.update(self._offset_term(seen, labels, step))
         if taught is not None:
             terms.update(self._teacher_terms(taught, labels, targets))
             if seen is not None and phases.distils(step):
@@ -209,11 +209,14 @@ class Joint(nn.Module):
             return {}
         return {"slice": weight * affinity_loss(seen.affinity, targets.target[:, :, 1:], targets.valid[:, :, 1:])}
 
-    def _offset_term(self, seen: StudentVolume, labels: Tensor) -> dict[str, Tensor]:
+    def _offset_term(self, seen: StudentVolume, labels: Tensor, step: int) -> dict[str, Tensor]:
         loss = self.config.student.loss
         if not loss.multi_offset:
             return {}
-        found = student_offset_loss(seen.previous.float(), seen.current.float(), labels, loss.offsets)
+        y, x = torch.randint(loss.offset_grid, (2,), generator=self._drawing(step)).tolist()
+        found = student_offset_loss(
+            seen.previous.float(), seen.current.float(), labels, loss.offsets, grid=loss.offset_grid, phase=(y, x)
+        )
         return {"offsets": loss.multi_offset * found}
 
     def _teacher_terms(self, taught: TeacherOutput, labels: Tensor, targets: Targets) -> dict[str, Tensor]:
