@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.affinity import MULTI, class_balance, unit
-from distill.config import LONG_RANGE, DistillLoss
-from distill.geometry import Triple
-from distill.known import UNKNOWN
-from distill.losses import student_offset_loss, weighted_mse
+from distill.config.pair import LONG_RANGE, DistillLoss
+from distill.core.affinity import MULTI, class_balance, unit
+from distill.core.geometry import Triple
+from distill.core.known import UNKNOWN
+from distill.training.objective.losses import student_offset_loss, weighted_mse
 
 OFFSETS: tuple[Triple, ...] = ((-2, 0, 0), (-4, 0, 0), (0, -3, 0), (0, 0, 2), (0, 2, -1))
 
