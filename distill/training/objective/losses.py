@@ -105,26 +105,29 @@ def student_offset_loss(
     Returns:
         Mean over the offsets that fit; 0 if none does.
     """
-    before, now = unit(previous), unit(current)
-    every: tuple[slice, ...] = tuple(slice(first, None, grid) for first in phase)
+    before, now, below = unit(previous), unit(current), labels[:, 1:]
     losses = []
     for z, y, x in offsets:
         if z:
-            at, partner = (slice(-1 - z, None), *every), (slice(0, z + 1 or None), *every)
-            ends = labels[(..., slice(-z, None), *every)], labels[(..., slice(0, z), *every)]
-            one, other = now[(..., *at)], before[(..., *partner)]
+            rows, columns = (slice(first, None, grid) for first in phase)
+            ends = labels[:, -z:, rows, columns], labels[:, :z, rows, columns]
+            one, other = now[:, :, -1 - z :, rows, columns], before[:, :, : z + 1 or None, rows, columns]
         else:
             inside, moved = edge_slices((0, y, x), now.shape[-3:])
-            at = (slice(None), *(slice(s.start + p, s.stop, grid) for s, p in zip(inside[1:], phase, strict=True)))
-            partner = (slice(None), *(slice(s.start + p, s.stop, grid) for s, p in zip(moved[1:], phase, strict=True)))
-            below = labels[:, 1:]
-            ends = below[(..., *at)], below[(..., *partner)]
-            one, other = now[(..., *at)], now[(..., *partner)]
+            (rows, columns), (down, right) = (_every(grid, phase, found[1:]) for found in (inside, moved))
+            ends = below[:, :, rows, columns], below[:, :, down, right]
+            one, other = now[..., rows, columns], now[..., down, right]
         if 0 in one.shape:
             continue
         target, valid = edge_targets(*ends)
         losses.append(weighted_mse((one * other).sum(1), target, class_balance(target, valid), valid))
     return torch.stack(losses).mean() if losses else current.new_zeros((), dtype=torch.float32)
+
+
+def _every(grid: int, phase: tuple[int, int], plane: Sequence[slice]) -> tuple[slice, slice]:
+    """Rows and columns of a plane, every `grid`-th from `phase` on."""
+    rows, columns = (slice(s.start + first, s.stop, grid) for s, first in zip(plane, phase, strict=True))
+    return rows, columns
 
 
 def cross_dimension_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
