@@ -1,1 +1,1 @@
-"""2D student networks, their adapter to the shared decoder, and the section stream."""
+"""2D student networks, their adapter to the decoder, and the section stream."""

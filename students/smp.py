@@ -1,12 +1,12 @@
 """The Y-shape student on an encoder of segmentation-models-pytorch.
 
-The shape is that of Liu et al., CVPR 2024: stages that each section passes alone, a trunk that sees both, one decoder
-branch for each section. Different from the paper's network, the whole encoder runs once per section (it can be cached,
-and encoders of any kind fit) and fusion happens where the decoder takes the deeper maps in; upsampling has fixed
-sampling positions (align_corners=False), so that a tile computes what the whole section computes. That holds for
+The structure is that of Liu et al., CVPR 2024: stages that process each section separately, a trunk that combines both,
+and one decoder branch per section. In contrast to the paper's network, the whole encoder runs once per section, so its
+output can be cached and any encoder fits; fusion takes place where the decoder receives the deeper maps. Upsampling has
+fixed sampling positions (align_corners=False), so that a tile computes the same as the whole section. This holds for
 encoders without global pooling or attention: see `students.streaming.receptive_field`.
 
-Level l has stride 2^l; level 0 is a small convolution of our own, for these encoders begin at half resolution.
+Level l has stride 2^l. Level 0 is an additional small convolution, because these encoders start at half resolution.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class SmpYShape(Student):
         """Build the network.
 
         Args:
-            encoder: a name that segmentation-models-pytorch knows, `tu-NAME` for encoders of timm.
+            encoder: an encoder name of segmentation-models-pytorch, `tu-NAME` for encoders of timm.
             depth: levels of the encoder, 3 to 5; the coarsest has stride 2^depth.
-            fuse: the levels 0 .. fuse belong to one section, deeper ones to both; the paper's network has 1.
+            fuse: levels 0 .. fuse process one section, deeper levels both; the paper's network has 1.
             width: decoder channels at full resolution.
             embedding: channels of each embedding.
-            weights: pretrained encoder weights from a hub (`imagenet`), None for random ones.
+            weights: pretrained encoder weights from a hub (`imagenet`), None for random weights.
 
         Raises:
-            ConfigError: no such encoder, one that cannot be built so, or weights that cannot be had.
+            ConfigError: the encoder is unknown or cannot be built with these options, or its weights are not available.
         """
         super().__init__()
         if not 0 <= fuse < depth:
@@ -79,13 +79,13 @@ class SmpYShape(Student):
         self.half_channels, self.full_channels, self.embedding_channels = wide[1], wide[0], embedding
 
     def encode(self, section: Tensor) -> SectionFeatures:
-        """See `Student.encode`: the whole encoder."""
+        """Run the whole encoder; see `Student.encode`."""
         height, width = section.shape[-2:]
         padded = (pad_to_stride(section, self.stride) - 0.5) / 0.25
         return SectionFeatures((self.stem(padded), *self.encoder(padded)[1:]), (height, width))
 
     def decode(self, previous: SectionFeatures, current: SectionFeatures) -> PairOutput:
-        """See `Student.decode`."""
+        """Fuse two encoded sections; see `Student.decode`."""
         fused = [
             merge(torch.cat([previous.maps[level], current.maps[level]], 1))
             for level, merge in enumerate(self.merge, start=self.fuse + 1)
@@ -117,7 +117,7 @@ def _encoder(name: str, depth: int, weights: str | None) -> nn.Module:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # old names of encoders still work
+            warnings.simplefilter("ignore", DeprecationWarning)  # deprecated encoder names still work
             encoder: nn.Module = encoders.get_encoder(name, in_channels=1, depth=depth, weights=None)
             strides = _strides(encoder)
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError, TypeError) as error:
@@ -145,16 +145,16 @@ def _pretrained(encoders: ModuleType, name: str, depth: int, weights: str) -> nn
 
 
 def _strides(encoder: nn.Module) -> list[int]:
-    """Strides of the maps behind the first."""
+    """Return the strides of the maps after the first."""
     with torch.no_grad():
         maps = encoder.eval()(torch.zeros(1, 1, 64, 64))
     return [64 // found.shape[-1] for found in maps[1:]]
 
 
 def _least_size(encoder: nn.Module, stride: int) -> int:
-    """The stride, or the multiple of it that is the smallest size the encoder takes (at most 64, see `_strides`).
+    """Return the smallest multiple of the stride that the encoder accepts as size (at most 64, see `_strides`).
 
-    Some pool their maps before attention, some have branches coarser than the last map.
+    Some encoders pool their maps before attention, and some have branches coarser than the last map.
     """
     encoder.eval()
     while stride < 64:
@@ -170,9 +170,9 @@ def _least_size(encoder: nn.Module, stride: int) -> int:
 
 
 def _drop_unused(encoder: nn.Module) -> None:
-    """Remove layers behind the last map that is taken; some encoders keep their whole classifier.
+    """Remove layers after the last map that is used; some encoders include their whole classifier.
 
-    Where the encoder does not run without them they stay, but frozen.
+    If the encoder does not run without them, they are kept but frozen.
     """
     encoder.eval()
     image = torch.zeros(1, 1, 64, 64)
@@ -209,7 +209,7 @@ class _Removed(nn.Module):
 
 
 def _library() -> ModuleType:
-    """The encoders of segmentation-models-pytorch, imported late: they take a second."""
+    """Import the encoders of segmentation-models-pytorch when needed; the import takes a second."""
     heal_torchvision()
     from segmentation_models_pytorch import encoders
 

@@ -1,4 +1,4 @@
-"""What every 2D student has in common: it encodes a section once and decodes pairs of neighbours.
+"""Interface of all 2D students: encode a section once, decode pairs of neighbours.
 
 Legend: B pairs, H W = y x, E embedding channels, L levels, N map length.
 """
@@ -16,23 +16,25 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class SectionFeatures:
-    """What one section leaves behind for the pairs that it belongs to (padded to the stride)."""
+    """Features of one section for the pairs that it belongs to (padded to the stride)."""
 
-    maps: tuple[Tensor, ...]  # fine to coarse, (B, C, H', W') each with its own channels and stride
-    size: tuple[int, int] | None  # (H, W) before padding; None where an exported function takes whole strides only
+    maps: tuple[Tensor, ...]  # fine to coarse, (B, C, H', W'), each with its own channels and stride
+    size: tuple[int, int] | None  # (H, W) before padding; None if an exported function accepts whole strides only
     samples: tuple[Samples, ...] = ()  # of a tile, fine to coarse: see `Student.aligned_levels`
 
     def rows(self, index: Tensor) -> SectionFeatures:
-        """The features of some sections of a batch, in this order."""
+        """Select the features of some sections of a batch, in this order."""
         return SectionFeatures(tuple(part[index] for part in self.maps), self.size, self.samples)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Where the doubled map of a tile samples the smaller one, for each axis (y, x): between `lower` and the next."""
+    """Sampling positions of a tile's upsampled map in the smaller map, for each axis (y, x): between `lower` and the
+    next.
+    """
 
     lower: tuple[Tensor, Tensor]  # (2 N,) int64, index in the tile
-    weight: tuple[Tensor, Tensor]  # (2 N,) float32, of the next one
+    weight: tuple[Tensor, Tensor]  # (2 N,) float32, weight of the next index
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,18 @@ class PairOutput:
 
 
 class Student(nn.Module, ABC):
-    """A 2D network that streams: `encode` once a section, `decode` once a pair."""
+    """A 2D network for streaming: `encode` once per section, `decode` once per pair."""
 
     stride: int  # sections are padded to multiples of this
     half_channels: int
     full_channels: int
     embedding_channels: int
-    entry: str | None = None  # convolution of grey values that stays in float32: see `students.backends.fuse.Exact`
+    entry: str | None = None  # convolution of grey values that is kept in float32: see `students.backends.fuse.Exact`
     aligned_levels: int = 0  # finest upsampling steps whose sampling positions depend on the size of the whole map
 
     @abstractmethod
     def encode(self, section: Tensor) -> SectionFeatures:
-        """Per-section stages, shared by every pair that the section belongs to.
+        """Run the per-section stages, which are shared by every pair that the section belongs to.
 
         Args:
             section: (B, 1, H, W), grey values in [0, 1], any size (reflected up to a multiple of the stride).
@@ -65,28 +67,28 @@ class Student(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, previous: SectionFeatures, current: SectionFeatures) -> PairOutput:
-        """Fuse two encoded sections of one size and give each its embedding."""
+        """Fuse two encoded sections of the same size and compute an embedding for each."""
 
     def forward(self, previous: Tensor, current: Tensor) -> PairOutput:
-        """Both sections at once: exactly `decode(encode(previous), encode(current))`; (B, 1, H, W) each."""
+        """Run both sections, (B, 1, H, W) each; exactly `decode(encode(previous), encode(current))`."""
         return self.decode(self.encode(previous), self.encode(current))
 
 
 def pad_to_stride(section: Tensor, stride: int) -> Tensor:
     """Reflect the lower and right border until both sides are multiples of `stride`.
 
-    Works for sections smaller than the stride too: the reflection goes back and forth.
+    Sections smaller than the stride are reflected repeatedly.
     """
     for axis in (-2, -1):
         if section.shape[axis] % stride != 0:
-            size = int(section.shape[axis])  # a number, not a step of a trace
+            size = int(section.shape[axis])  # a Python number, not part of a trace
             wanted = -(-size // stride) * stride
             section = section.index_select(axis, reflected(torch.arange(wanted, device=section.device), size))
     return section
 
 
 def reflected(position: Tensor, size: int) -> Tensor:
-    """Which pixel of an axis of this size stands at a position from 0 on, when the axis is reflected to and fro."""
+    """Return the index of the pixel at a position from 0 on when an axis of this size is reflected repeatedly."""
     period = max(1, 2 * (size - 1))
     within = position % period
     return torch.where(within < size, within, period - within)
@@ -95,7 +97,7 @@ def reflected(position: Tensor, size: int) -> Tensor:
 def cropped(
     size: tuple[int, int] | None, *, previous: Tensor, current: Tensor, half: Tensor, full: Tensor
 ) -> PairOutput:
-    """Padded maps cut back to a section of this size; None: of a size that needs no padding."""
+    """Crop padded maps to a section of this size; None: a size that needs no padding."""
     if size is None:
         return PairOutput(previous, current, half, full)
     height, width = size
@@ -108,7 +110,7 @@ def cropped(
 
 
 def double_conv(inputs: int, outputs: int) -> nn.Sequential:
-    """Twice convolution 3x3, BatchNorm, ReLU."""
+    """Build two blocks of convolution 3x3, BatchNorm, ReLU."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1),
         nn.BatchNorm2d(outputs),
@@ -120,13 +122,13 @@ def double_conv(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def join(skip: Tensor, deep: Tensor, *, align_corners: bool) -> Tensor:
-    """The deeper map at twice its size behind the skipped one."""
+    """Upsample the deeper map to twice its size and concatenate it after the skip connection."""
     larger = F.interpolate(deep, scale_factor=2, mode="bilinear", align_corners=align_corners)
     return torch.cat([skip, larger], 1)
 
 
 def join_samples(skip: Tensor, deep: Tensor, samples: Samples) -> Tensor:
-    """As `join` with aligned corners, but for a tile: sampled where the whole section would be."""
+    """Join maps as `join` with aligned corners, but for a tile: sampled at the positions of the whole section."""
     for axis, (lower, weight) in enumerate(zip(samples.lower, samples.weight, strict=True), start=2):
         upper = (lower + 1).clamp(max=deep.shape[axis] - 1)
         along = weight.to(deep.dtype).view(-1, 1) if axis == 2 else weight.to(deep.dtype)
@@ -138,16 +140,18 @@ def join_samples(skip: Tensor, deep: Tensor, samples: Samples) -> Tensor:
 def tile_samples(
     origin: Sequence[int], size: Sequence[int], section: Sequence[int], levels: int, device: torch.device
 ) -> tuple[Samples, ...]:
-    """Sampling positions of a tile's upsampling steps, fine to coarse, with aligned corners of the whole section.
+    """Compute the sampling positions of a tile's upsampling steps, fine to coarse, with the aligned corners of the
+    whole
+    section.
 
     The arithmetic is that of torch's own upsampling in float32, so that weights agree to the last bit.
 
     Args:
         origin: (y, x) of the tile in the padded section, multiples of the student's stride.
-        size: (H, W) of the tile, likewise.
+        size: (H, W) of the tile, multiples of the student's stride.
         section: (H, W) of the padded section.
-        levels: how many steps, the finest one doubles a map of stride 2.
-        device: where the positions are wanted.
+        levels: number of steps; the finest one doubles a map of stride 2.
+        device: of the positions.
     """
     found = []
     for level in range(1, levels + 1):

@@ -1,8 +1,8 @@
-"""Lets a torchvision that was built for CUDA be imported beside a torch for the CPU.
+"""Import a torchvision built for CUDA together with a torch for the CPU.
 
-Such a pair fails with 'operator torchvision::nms does not exist', because torchvision's compiled operators are not
-loaded while its Python side registers shape functions for them. Declaring the two schemas is all that the import needs;
-nothing here calls the operators.
+This combination fails with 'operator torchvision::nms does not exist', because torchvision's compiled operators are not
+loaded while its Python code registers shape functions for them. Declaring the two schemas is sufficient for the import;
+the operators are never called.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_declared: list[torch.library.Library] = []  # a library's definitions live as long as the object
+_declared: list[torch.library.Library] = []  # a library's definitions exist as long as the object
 
 
 def heal_torchvision() -> None:
-    """Import torchvision, with the schemas declared first where it fails without them."""
+    """Import torchvision; if this fails without the schemas, declare them first."""
     try:
         importlib.import_module("torchvision")
     except RuntimeError as error:

@@ -55,14 +55,14 @@ class YShape(Student):
         self.half_channels, self.full_channels, self.embedding_channels = w, 2 * w, embedding
 
     def encode(self, section: Tensor) -> SectionFeatures:
-        """See `Student.encode`: the stages at full and half resolution."""
+        """Run the stages at full and half resolution; see `Student.encode`."""
         height, width = section.shape[-2:]
         full = self.inc(pad_to_stride(section, self.stride))
         half = self.down[0](F.max_pool2d(full, 2))
         return SectionFeatures((full, half), (height, width))
 
     def decode(self, previous: SectionFeatures, current: SectionFeatures) -> PairOutput:
-        """See `Student.decode`."""
+        """Fuse two encoded sections; see `Student.decode`."""
         (previous_full, previous_half), (current_full, current_half) = previous.maps, current.maps
         stage2 = self.down[1](F.max_pool2d(torch.cat([previous_half, current_half], 1), 2))
         stage3 = self.down[2](F.max_pool2d(stage2, 2))

@@ -1,4 +1,4 @@
-"""MONAI's network parts, imported only when a teacher is built of them."""
+"""Network modules of MONAI, imported only when a teacher is built from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from distill.core.errors import DistillError
 
 @dataclass(frozen=True)
 class MonaiParts:
-    """Classes of MONAI; its own type annotations are not used here."""
+    """Classes of MONAI, without its type annotations."""
 
     ViT: Any
     SwinTransformer: Any
@@ -19,13 +19,13 @@ class MonaiParts:
 
 
 def monai_parts(kind: str) -> MonaiParts:
-    """Import them.
+    """Import the modules.
 
     Args:
-        kind: teacher that asks, for the message.
+        kind: teacher that needs them, for the message.
 
     Raises:
-        DistillError: MONAI, or einops that its transformers call, is not installed or too old.
+        DistillError: MONAI, or einops, which its transformers use, is not installed or too old.
     """
     try:
         import einops  # noqa: F401 - MONAI imports without it and fails only when the network runs

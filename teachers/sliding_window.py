@@ -1,6 +1,6 @@
-"""Sliding-window inference of a 3D teacher: blocks with overlap, blended into one volume.
+"""Sliding-window inference of a 3D teacher: overlapping windows, blended into one volume.
 
-The windows' seams that this leaves in the embeddings are what the seam score measures.
+The seam score measures the seams that the windows leave in the embeddings.
 
 Legend: E embedding channels, D H W = z y x.
 """
@@ -23,7 +23,7 @@ from teachers.teacher import Teacher, TeacherOutput
 
 @dataclass(frozen=True)
 class TeacherVolume:
-    """What the sliding window leaves."""
+    """Outputs of a teacher for a volume."""
 
     affinity: NDArray[np.float32]  # (3, D, H, W) in [0, 1]
     windows: list[Box]
@@ -45,10 +45,10 @@ def run_teacher(
         teacher: in evaluation mode, on the device.
         raw: (D, H, W) in [0, 1].
         windows: blocks that cover the volume, run in this order (see `sliding_windows`).
-        device: where to compute.
+        device: computing device.
         precision: see `distill.core.hardware`.
-        blend: weigh windows by a pyramid that falls towards their borders; off, the last window wins (the
-            checkerboard as it is).
+        blend: weight windows by a pyramid that decreases towards their borders; otherwise the last window is kept (the
+            unblended checkerboard).
         on_block: called with every window, the teacher's output and its own affinities (3, D, H, W).
     """
     affinity = np.zeros((3, *raw.shape), dtype=np.float32)
@@ -82,14 +82,15 @@ def slide_embedding(
     blend: bool = True,
     kept: range | None = None,
 ) -> NDArray[np.float32]:
-    """An embedding of some sections of a volume in memory, stitched from windows; other sections are not held.
+    """Compute the embedding of some sections of a volume in memory from windows; other sections are not kept.
 
     Args:
         teacher: in evaluation mode, on the device.
         raw: (D, H, W) in [0, 1].
         windows: blocks that cover the volume, run in this order (see `sliding_windows`).
-        embed: what to take of a window's output, (E, D, H, W) at full resolution, e.g. `head_embedding`.
-        device: where to compute.
+        embed: function that extracts the embedding (E, D, H, W) at full resolution from a window's output, e.g.
+            `head_embedding`.
+        device: computing device.
         precision: see `distill.core.hardware`.
         blend: as for `run_teacher`.
         kept: consecutive sections of the volume; all of them by default.
@@ -122,7 +123,7 @@ def slide_embedding(
 
 
 def sliding_windows(shape: Triple, block: Triple, overlap: Triple) -> list[Box]:
-    """Windows of `block` voxels that share `overlap` voxels with the next, over a whole volume."""
+    """Cover a volume with windows of `block` voxels that share `overlap` voxels with the next."""
     z, y, x = (max(1, b - o) for b, o in zip(block, overlap, strict=True))
     return list(tiles(Box.of_shape(shape), block, (z, y, x)))
 
@@ -135,13 +136,16 @@ def _run(teacher: Teacher, raw: NDArray[np.float32], device: torch.device, preci
 
 
 def head_embedding(output: TeacherOutput) -> Tensor:
-    """The embedding head's voxel embedding of one block, (E, D, H, W)."""
+    """Return the voxel embedding of the embedding head for one block, (E, D, H, W)."""
     assert output.embedding is not None, "a teacher without an embedding head"
     return output.embedding[0]
 
 
 def block_affinity(output: TeacherOutput, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Full-resolution affinities (3, D, H, W) of one block: of the embedding head, else the branch's, upsampled."""
+    """Return full-resolution affinities (3, D, H, W) of one block, of the embedding head or else of the affinity
+    branch,
+    upsampled.
+    """
     if output.embedding is not None:
         return embedding_affinity(output.embedding.float(), NEAREST)[0].cpu().numpy()
     half: Tensor = output.decoder_input.affinity_logits[0].float().sigmoid()
@@ -150,14 +154,16 @@ def block_affinity(output: TeacherOutput, size: tuple[int, int]) -> NDArray[np.f
 
 
 def _edges_inside(shape: Triple) -> NDArray[np.float32]:
-    """(3, D, H, W): 1 where the edge to the previous voxel is inside a window, 0 on its first section, row, column."""
+    """Return (3, D, H, W): 1 where the edge to the previous voxel is inside a window, 0 in its first section, row,
+    column.
+    """
     inside = np.ones((3, *shape), dtype=np.float32)
     inside[0, 0], inside[1, :, 0], inside[2, :, :, 0] = 0, 0, 0
     return inside
 
 
 def _pyramid(shape: Triple) -> NDArray[np.float32]:
-    """Weight 1 in the middle, falling linearly to 1 / (n / 2) at the border of each axis."""
+    """Return weights of 1 in the centre that decrease linearly to 1 / (n / 2) at the border of each axis."""
     axes = []
     for n in shape:
         ramp = np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32)

@@ -1,13 +1,15 @@
-"""Swin UNETR as an embedding teacher, on MONAI's Swin transformer and convolution blocks.
+"""Swin UNETR as an embedding teacher, built from MONAI's Swin transformer and convolution blocks.
 
 Hatamizadeh et al., "Swin UNETR: Swin Transformers for Semantic Segmentation of Brain Tumors in MRI Images", BrainLes
 2021: four stages of two blocks with windows of 7 voxels, 48 features, convolutional decoder.
 
-Chosen here for thin blocks of anisotropic voxels: all five halvings (patches and merges) act within the section only,
-as in the student paper's own teacher. Nothing is then padded in z, and one section runs as MONAI's 2D network does.
+Adapted to thin blocks of anisotropic voxels: all five halvings (patches and merges) act within the section only, as in
+the student paper's own teacher. Therefore no padding is needed in z, and a single section runs as MONAI's 2D network
+does.
 
-Where a map is smaller than a window, MONAI numbers the window's relative positions by their order alone: right for
-fewer sections, wrong for fewer rows or columns. With windows of 7, blocks from 112 rows and columns on are free of it.
+Where a map is smaller than a window, MONAI numbers the window's relative positions by their order alone. This is
+correct for fewer sections, but not for fewer rows or columns. With windows of 7, blocks of at least 112 rows and
+columns are not affected.
 
 Legend: B batch, C channels, D H W = z y x.
 """
@@ -42,14 +44,14 @@ class SwinUNETRTeacher(Teacher):
         fused: int = 64,
         embedding: int = 16,
     ) -> None:
-        """Build the network; the defaults are the published one but for the strides.
+        """Build the network; the defaults are those of the publication except for the strides.
 
         Args:
             features: channels of the finest map and of the first stage; they double with every stage.
             depths: transformer blocks of the four stages.
             heads: attention heads of the four stages, divisors of their channels.
             window: voxels of attention windows, at the stage's resolution.
-            fused: channels that go to the shared decoder (the contract's 64).
+            fused: channels passed to the shared decoder (64 in its interface).
             embedding: channels of the voxel embedding.
 
         Raises:
@@ -85,7 +87,7 @@ class SwinUNETRTeacher(Teacher):
         """Run a block.
 
         Args:
-            volume: (B, 1, D, H, W), grey values in [0, 1]; mapped to [-1, 1] and its sections extended here.
+            volume: (B, 1, D, H, W), grey values in [0, 1]; mapped to [-1, 1], with sections extended, internally.
         """
         _, _, _, height, width = volume.shape
         whole = extended((volume - 0.5) / 0.5, _WHOLE, _LEAST)
@@ -99,14 +101,14 @@ class SwinUNETRTeacher(Teacher):
 
 
 class SectionMerging(nn.Module):
-    """Patch merging of 2x2 neighbours within the section; called by MONAI's transformer."""
+    """Patch merging of 2x2 neighbours within the section, used by MONAI's transformer."""
 
     def __init__(self, dim: int, norm_layer: type[nn.LayerNorm], spatial_dims: int) -> None:
         """Build the layer.
 
         Args:
-            dim: channels C that come in; twice as many leave.
-            norm_layer: norm of the joined channels.
+            dim: input channels C; the output has 2 C.
+            norm_layer: norm of the concatenated channels.
             spatial_dims: 3.
         """
         super().__init__()
@@ -115,7 +117,7 @@ class SectionMerging(nn.Module):
         self.norm = norm_layer(4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D, H, W, C) with even H and W -> (B, D, H / 2, W / 2, 2 C)."""
+        """Map (B, D, H, W, C) with even H and W to (B, D, H / 2, W / 2, 2 C)."""
         corners = [x[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         merged: Tensor = self.reduction(self.norm(torch.cat(corners, -1)))
         return merged

@@ -1,11 +1,11 @@
-"""UNETR as an embedding teacher, on MONAI's vision transformer and convolution blocks.
+"""UNETR as an embedding teacher, built from MONAI's vision transformer and convolution blocks.
 
 Hatamizadeh et al., "UNETR: Transformers for 3D Medical Image Segmentation", WACV 2022: 12 layers of width 768 (ViT-B)
 on patches of 16 voxels, convolutional decoder of 16 features.
 
-Chosen here for thin blocks of anisotropic voxels: a patch spans `patch_depth` sections instead of 16 (4 of 30 nm beside
-16 of 6 nm are near a cube), and only as many of the decoder's four steps, the coarse ones, act in z. With a depth of 16
-this is MONAI's own UNETR. The position embedding is learnt for one size of block and interpolated for others.
+Adapted to thin blocks of anisotropic voxels: a patch spans `patch_depth` sections instead of 16 (4 sections of 30 nm by
+16 pixels of 6 nm are nearly a cube), and only the corresponding coarse steps of the decoder's four act in z. With a
+depth of 16, this is MONAI's own UNETR. The position embedding is learnt for one block size and interpolated for others.
 
 Legend: B batch, C channels, N patches in the order z y x, D H W = z y x, d g g = grid of patches.
 """
@@ -41,17 +41,17 @@ class UNETRTeacher(Teacher):
         fused: int = 64,
         embedding: int = 16,
     ) -> None:
-        """Build the network; the defaults are the published one but for the patch's depth.
+        """Build the network; the defaults are those of the publication except for the patch depth.
 
         Args:
             features: channels of the finest map.
             hidden: width of the transformer, a multiple of `heads`.
             mlp: width of its inner layers.
             heads: attention heads.
-            layers: a multiple of 4; three skip connections leave at the quarters.
+            layers: a multiple of 4; three skip connections start at the quarters.
             patch_depth: sections of a patch: 1, 2, 4, 8 or 16.
-            block: voxels z, y, x that the position embedding is learnt for.
-            fused: channels that go to the shared decoder (the contract's 64).
+            block: block size z, y, x in voxels for which the position embedding is learnt.
+            fused: channels passed to the shared decoder (64 in its interface).
             embedding: channels of the voxel embedding.
 
         Raises:
@@ -70,7 +70,7 @@ class UNETRTeacher(Teacher):
             num_layers=layers,
             num_heads=heads,
         )
-        for layer in self.vit.blocks:  # parameters that MONAI makes and, without a second input, never uses
+        for layer in self.vit.blocks:  # parameters that MONAI creates but does not use without a second input
             layer.norm_cross_attn = layer.cross_attn = nn.Identity()
         self.taps = [layers // 4 * quarter for quarter in (1, 2, 3)]
         f, in_z = features, patch_depth.bit_length() - 1
@@ -91,7 +91,7 @@ class UNETRTeacher(Teacher):
         """Run a block.
 
         Args:
-            volume: (B, 1, D, H, W), grey values in [0, 1]; mapped to [-1, 1] and extended to whole patches here.
+            volume: (B, 1, D, H, W), grey values in [0, 1]; mapped to [-1, 1] and extended to whole patches internally.
         """
         _, _, depth, height, width = volume.shape
         whole = extended((volume - 0.5) / 0.5, self.patch)
@@ -104,7 +104,7 @@ class UNETRTeacher(Teacher):
         return found
 
     def _transformed(self, whole: Tensor) -> list[Tensor]:
-        """Maps (B, hidden, d, g, g) at three depths of the transformer and at its end."""
+        """Return maps (B, hidden, d, g, g) at three depths of the transformer and at its end."""
         patches = self.vit.patch_embedding.patch_embeddings(whole)
         grid = patches.shape[-3:]
         tokens = patches.flatten(2).transpose(1, 2) + self._positions(grid)
@@ -116,7 +116,7 @@ class UNETRTeacher(Teacher):
         return [t.transpose(1, 2).unflatten(2, grid) for t in (*tapped, self.vit.norm(tokens))]
 
     def _positions(self, grid: torch.Size) -> Tensor:
-        """The position embedding (1, N, hidden) for another grid of patches."""
+        """Interpolate the position embedding (1, N, hidden) to another grid of patches."""
         learnt: Tensor = self.vit.patch_embedding.position_embeddings
         if tuple(grid) == self.grid:
             return learnt
@@ -125,7 +125,9 @@ class UNETRTeacher(Teacher):
 
 
 def _encoder(parts: MonaiParts, inputs: int, outputs: int, strides: list[Triple]) -> nn.Sequential:
-    """From the transformer's grid up by `strides`, with a residual block after each step but the first."""
+    """Build the path from the transformer's grid up by `strides`, with a residual block after each step except the
+    first.
+    """
     steps: list[Any] = [_doubled(inputs, outputs, strides[0])]
     for stride in strides[1:]:
         steps += [_doubled(outputs, outputs, stride), parts.UnetResBlock(3, outputs, outputs, 3, 1, "instance")]

@@ -1,1 +1,1 @@
-"""Data to train and evaluate on: public volumes, phantoms, crops."""
+"""Training and evaluation data: public volumes, phantoms, crops, augmentation."""

@@ -1,7 +1,7 @@
-"""Public volumes with neuron labels on which the field's papers report: where they are, and on what terms.
+"""Catalogue of public volumes with neuron labels: locations, licences and published splits.
 
-Facts are from the data's own pages and from published code that downloads them; what neither says is None and is shown
-as unknown. None of the addresses could be tried where this was written.
+The entries were taken from the data sets' own pages and from published code that downloads them. What neither states is
+None and is shown as unknown. None of the addresses has been tested.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from distill.core.geometry import Nanometres, Triple
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to download.
+    """A downloadable file.
 
     Attributes:
-        name: on disk, a folder before it with `/`.
-        url: None where a browser or an account is needed.
+        name: file name on disk, optionally with a folder and `/`.
+        url: None if a browser or an account is needed.
         checksum: `sha256:...` or `md5:...`; None = unknown.
-        megabytes: about; None = unknown.
+        megabytes: approximate size; None = unknown.
     """
 
     name: str
@@ -32,14 +32,14 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Cut:
-    """A volume to make of the files: NAME.h5 in CREMI layout.
+    """A volume to extract from the files: NAME.h5 in CREMI layout.
 
     Attributes:
-        name: of the volume, also of its file.
+        name: of the volume and of its file.
         raw: FILE[:DATASET] or a pattern of section images, `/` separated, matched from the end of a path.
-        labels: likewise; None = there are none.
+        labels: as `raw`; None = no labels.
         shape: z, y, x; None = unknown.
-        bodies: dataset beside the labels with pairs (id, neuron), where the labels are pieces of neurons.
+        bodies: dataset with pairs (id, neuron), stored next to labels that are supervoxels.
     """
 
     name: str
@@ -51,20 +51,20 @@ class Cut:
 
 @dataclass(frozen=True)
 class PublicData:
-    """A data set.
+    """A public data set.
 
     Attributes:
-        name: as `distill data get` takes it.
-        title: what it is.
+        name: name for `distill data get`.
+        title: short description.
         resolution: nm, z y x.
-        files: what it consists of.
-        cuts: volumes in it; none where the file is a CREMI file already.
-        page: to open in a browser.
-        by_hand: what to do there and what to save; None where the files can be downloaded.
+        files: files of the data set.
+        cuts: volumes to extract; none if the file is already a CREMI file.
+        page: web page.
+        by_hand: instructions for a manual download; None if the files can be downloaded directly.
         licence: None = unknown.
         citation: with DOI if there is one.
-        split: as the papers use it.
-        note: what else one should know.
+        split: split used in publications.
+        note: further remarks.
     """
 
     name: str
@@ -99,7 +99,7 @@ _KASTHURI = (
 
 
 def _cremi(letter: str) -> tuple[PublicData, ...]:
-    """Training volume, the same with context, and test volume of one sample."""
+    """Return the training volume, the padded training volume and the test volume of one sample."""
     upper, nm = letter.upper(), (40.0, 4.0, 4.0)
     page, split = "https://cremi.org/data", "first 100 sections for training, last 25 for test (125 in all)"
     plain, padded = f"sample_{upper}_20160501.hdf", f"sample_{upper}_padded_20160501.hdf"
@@ -261,10 +261,10 @@ DATASETS: tuple[PublicData, ...] = (
 
 
 def dataset(name: str) -> PublicData:
-    """A data set by its name.
+    """Return a data set by its name.
 
     Raises:
-        DistillError: there is none; the message names the nearest ones.
+        DistillError: the name is unknown; the message suggests the nearest ones.
     """
     known = {one.name: one for one in DATASETS}
     if name not in known:

@@ -1,8 +1,7 @@
-"""One file over HTTP, gone on with where it broke off, under its own name only when it is whole.
+"""Resumable HTTP download, renamed into place once complete and verified.
 
-What has arrived lies beside the target as NAME.part, with a note of what it is a part of (NAME.part.json). A server
-that cannot go on, or holds another file by now, makes the download start anew; nothing is ever put together from two
-files.
+The partial file is NAME.part next to the target, with a record of its origin in NAME.part.json. If the server does not
+support resuming, or the file has changed, the download restarts; data of two files are never combined.
 """
 
 from __future__ import annotations
@@ -30,21 +29,21 @@ OnBytes = Callable[[int, int | None], None]
 Note = Callable[[str], None]
 
 _BLOCK = 2**18
-_AGAIN = (408, 425, 429, 500, 502, 503, 504)  # answers that may be another one a little later
+_AGAIN = (408, 425, 429, 500, 502, 503, 504)  # status codes that may be temporary
 _TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
 class _Known:
-    """What a server said of the file that a part belongs to."""
+    """Record of the file, as described by the server, to which a part belongs."""
 
     url: str
     total: int | None
-    validator: str | None  # strong ETag, else Last-Modified
+    validator: str | None  # strong ETag, otherwise Last-Modified
 
 
 class _BrokenOff(Exception):
-    """The connection ended early, or the server asked to come again."""
+    """The connection was lost, or the server asked to retry later."""
 
 
 def fetch(
@@ -57,23 +56,23 @@ def fetch(
     retries: int = 5,
     pause: float = 2.0,
 ) -> bool:
-    """Download a file unless it is there.
+    """Download a file unless it already exists.
 
     Args:
         url: http or https.
-        target: its name on disk; the folder is made.
+        target: path on disk; its folder is created.
         checksum: `sha256:...` or `md5:...` of the whole file; None = only its size is checked.
-        on_bytes: called with bytes on disk and the file's size, None where the server does not say.
-        note: called with a line before another attempt.
-        retries: attempts in a row that may end without more of the file than ever before.
-        pause: seconds before the second of these, doubled for each one after.
+        on_bytes: called with the bytes on disk and the size of the file, None if unknown.
+        note: called with a message before each new attempt.
+        retries: consecutive attempts without progress that are allowed.
+        pause: seconds before the second of them, doubled for each further one.
 
     Returns:
-        Whether anything was downloaded; False = a file of this name and checksum was there.
+        Whether anything was downloaded; False if a file of this name and checksum existed.
 
     Raises:
-        SourceError: the server refuses, breaks off too often or sends a web page, the file is not the expected one, or
-            the disk is full. What has arrived stays for the next attempt, unless it is wrong.
+        SourceError: the server refuses, disconnects too often or sends a web page, the file is not the expected one, or
+            the disk is full. The partial file is kept for the next attempt, unless it is invalid.
     """
     if target.exists():
         _check(target, checksum, kept=True)
@@ -112,7 +111,7 @@ def fetch(
 
 
 def verify(path: Path, checksum: str) -> None:
-    """Compare a file with its checksum.
+    """Compare the checksum of a file.
 
     Raises:
         SourceError: they differ, or the file cannot be read.
@@ -122,7 +121,7 @@ def verify(path: Path, checksum: str) -> None:
 
 
 def _go_on(url: str, file: IO[bytes], note: Path, target: Path, on_bytes: OnBytes) -> None:
-    """Ask for what is missing and append it, until the file is whole."""
+    """Request the missing part and append it until the file is complete."""
     have, known = file.seek(0, os.SEEK_END), _read_note(note)
     if have and (known is None or known.url != url or known.validator is None):
         have = _empty(file)
@@ -162,7 +161,7 @@ def _go_on(url: str, file: IO[bytes], note: Path, target: Path, on_bytes: OnByte
 
 @contextmanager
 def _answer(url: str, headers: dict[str, str]) -> Iterator[Any]:
-    """The server's answer, 416 included."""
+    """Open the server's response, including 416."""
     if not url.startswith(("http://", "https://")):
         raise SourceError(f"{url}: expected an address that begins with http:// or https://")
     try:
@@ -194,7 +193,7 @@ def _read(answer: Any) -> bytes:
 
 
 def _continues(answer: Any, have: int, known: _Known | None) -> bool:
-    """Whether a partial answer begins where the part ends, and is of the same file."""
+    """Return whether a partial response begins where the part ends, and belongs to the same file."""
     span = answer.headers.get("Content-Range", "")
     total = _total(answer)
     same = known is not None and (known.total is None or known.total == total)
@@ -202,7 +201,7 @@ def _continues(answer: Any, have: int, known: _Known | None) -> bool:
 
 
 def _total(answer: Any) -> int | None:
-    """Size of the whole file as the answer tells it."""
+    """Return the size of the whole file as given by the response."""
     span = answer.headers.get("Content-Range")
     text = span.rpartition("/")[2] if span is not None else answer.headers.get("Content-Length", "")
     return int(text) if text.isdecimal() else None
@@ -256,7 +255,7 @@ def _writing(target: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(target: Path, part: Path) -> Iterator[IO[bytes]]:
-    """The part, open for appending and for this process alone."""
+    """Open the partial file for appending, locked for this process."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with part.open("a+b") as file:
         try:

@@ -1,6 +1,6 @@
-"""A seeded cartoon of serial-section transmission EM of cortex, with the neurons that it shows.
+"""Draw a seeded synthetic serial-section TEM volume of cortex with its neuron labels.
 
-Everything is defined in nm, so any voxel size shows the same tissue. Typical sizes are those of published
+All sizes are defined in nm, so every voxel size shows the same tissue. Typical sizes are those of published
 reconstructions of mouse cortex and of textbook ultrastructure:
 
 - dendrites 0.5-1.5 um across with about one spine per 0.6 um (neck 80-120 nm, head 250-450 nm);
@@ -9,9 +9,9 @@ reconstructions of mouse cortex and of textbook ultrastructure:
 - two dark membranes with a narrow gap between all neighbours, hardly any other extracellular space;
 - mitochondria 150-300 nm thick and 0.5-1.5 um long, postsynaptic densities 30 nm thick and 200-400 nm wide.
 
-A voxel belongs to the cell whose tube has the smallest field (`distill.data.tissue`), and half of the lead over the
-second cell is the distance to the membrane between them. The fields are interpolated at the top and the bottom of each
-section; what lies between is integrated, so that a membrane cut obliquely turns wide and grey as it does in a
+A voxel belongs to the cell whose tube has the smallest field (`distill.data.tissue`), and half of the difference to the
+second smallest field is the distance to the membrane between the two cells. The fields are interpolated at the top and
+bottom of each section and integrated in between, so that obliquely cut membranes appear wide and grey, as in a
 microscope.
 """
 
@@ -37,11 +37,11 @@ Window = tuple[slice, slice]
 Taps = tuple[NDArray[np.intp], Floats]
 
 SMALLEST = (1, 32, 32)
-COARSEST_NM = 100.0  # the thinnest axons are hardly wider
+COARSEST_NM = 100.0  # the thinnest axons are only slightly wider
 SLIDE_NM = 120.0  # how far they may drift
-GAP_NM = 7.5  # from the middle of the gap between two cells to the middle of either membrane
-WALL_NM = 15.0  # labels leave out what lies this close to the middle of the gap
-SLIVER_NM2 = 3500.0  # smaller profiles stay unlabelled, as they do under an annotator's brush
+GAP_NM = 7.5  # from the centre of the gap between two cells to the centre of either membrane
+WALL_NM = 15.0  # labels exclude voxels this close to the centre of the gap
+SLIVER_NM2 = 3500.0  # smaller profiles stay unlabelled, as in manual annotation
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,17 @@ def make_phantom(
 ) -> Phantom:
     """Draw a synthetic serial-section EM volume and its neurons.
 
-    The same arguments give the same bytes. Calibres are capped at about a fifth of the volume's width, so that a small
-    volume still holds several neurites.
+    The same arguments give the same bytes. Calibres are limited to about a fifth of the volume's width, so that a small
+    volume still contains several neurites.
 
     Args:
         shape: voxels z, y, x, at least 1, 32, 32.
         resolution: nm per voxel z, y, x, above 0, at most 100 (thin axons vanish); z is the section's thickness.
         seed: 0 or above.
-        on_section: called with (sections drawn, sections in all) after each section.
+        on_section: called with (sections drawn, total) after each section.
 
     Returns:
-        The volume; its labels are compact and free of specks.
+        The volume; its labels are compact and contain no isolated specks.
 
     Raises:
         DistillError: an argument is outside the range given above.
@@ -110,7 +110,7 @@ def make_phantom(
 
 @dataclass(frozen=True)
 class _Plane:
-    """Where one section's pixels lie in the tissue: depth, rows and columns in nm, nodes that they interpolate."""
+    """Position of one section's pixels in the tissue: depth, rows and columns in nm, and the nodes to interpolate."""
 
     grid: float
     depth: float
@@ -118,7 +118,9 @@ class _Plane:
     taps: tuple[Taps, Taps]
 
     def sample(self, piece: Piece, aside: float = 0.0) -> tuple[Window, Floats] | None:
-        """Field of a piece `aside` nm from the depth and the window of pixels that it reaches, if it does."""
+        """Return the field of a piece `aside` nm from the depth, with the window of pixels that it reaches; None if it
+        reaches none.
+        """
         (z, *start), (depth, *count) = piece.start, piece.field.shape
         level = (self.depth + aside) / self.grid - z
         if not 1 <= level < depth - 2:
@@ -134,14 +136,16 @@ class _Plane:
         return np.s_[y0:y1, x0:x1], _stretch(layer, rows, columns)
 
     def around(self, point: Floats, reach: float) -> tuple[Window, Floats]:
-        """Window of pixels within `reach` of a point, and their distance from it in the plane."""
+        """Return the window of pixels within `reach` of a point, and their in-plane distance from it."""
         (y0, y1), (x0, x1) = (at.searchsorted([p - reach, p + reach]) for at, p in zip(self.at, point[1:], strict=True))
         return np.s_[y0:y1, x0:x1], np.hypot(self.at[0][y0:y1, None] - point[1], self.at[1][x0:x1] - point[2])
 
 
 @dataclass(frozen=True)
 class _Scene:
-    """Per pixel of a section: its cell, the nearest other cell, nm to the wall between them, grey value."""
+    """Per pixel of a section: its cell, the nearest other cell, distance to the membrane between them in nm, grey
+    value.
+    """
 
     cell: Ints
     other: Ints
@@ -150,7 +154,7 @@ class _Scene:
 
 
 class _Camera:
-    """Draws section after section: walls, organelles, then what knife and microscope add."""
+    """Renders sections one after another: membranes, organelles, then artefacts of knife and microscope."""
 
     def __init__(self, tissue: Tissue, shape: Triple, resolution: Nanometres, rng: Generator) -> None:
         self.tissue, self.shape, self.resolution, self.rng = tissue, shape, resolution, rng
@@ -166,7 +170,7 @@ class _Camera:
         self.shading = 0.045 * (shading - shading.mean((1, 2), keepdims=True))
 
     def section(self, z: int) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
-        """One section: grey values, and cell numbers with 0 between cells."""
+        """Render one section: grey values, and cell numbers with 0 between cells."""
         thick, pixel, grid = self.resolution[0], self.resolution[1:], self.tissue.grid
         y, x = (MARGIN_NM + self.shift[z, a] + (np.arange(self.shape[a + 1]) + 0.5) * pixel[a] for a in (0, 1))
         plane = _Plane(grid, MARGIN_NM + (z + 0.5) * thick, (y, x), (_spline(y / grid), _spline(x / grid)))
@@ -174,7 +178,7 @@ class _Camera:
         low_cell, low_other, below, _ = self._nearest(plane, thick / 2)
         below = np.where(cell == low_cell, below, -below)
         slope = np.sqrt(sum(g**2 for g in np.gradient(above, *pixel)) + ((below - above) / thick) ** 2)
-        # Two fields do not always fall in opposite directions; their slope turns the lead into a distance in nm.
+        # The gradients of two fields are not always opposite; their slope converts the difference to a distance in nm.
         slope = np.clip(maximum_filter(slope, 3), 0.45, 1)
         above, below = above / slope, below / slope
         middle = (above + below) / 2
@@ -183,7 +187,7 @@ class _Camera:
         self._mitochondria(scene, plane)
         self._synapses(scene, plane)
         sheath, grey = self.sheath[cell], scene.grey
-        # Myelin ends where the axon's tube does, so it fills the corners between its neighbours.
+        # Myelin extends to the surface of the axon's tube, so it fills the corners between its neighbours.
         myelin = np.clip((sheath - core) / 12 + 0.5, 0, 1) * (sheath > 0)
         grey += myelin * (0.14 + 0.06 * np.sin(core * (2 * math.pi / 22)) - grey)
         grey += _wall(above, below, math.hypot(4.5, 0.35 * max(pixel))) * (0.13 - grey)
@@ -193,7 +197,10 @@ class _Camera:
         return self._expose(grey, z), cc3d.dust(cells, threshold=sliver, connectivity=4, in_place=True)
 
     def _nearest(self, plane: _Plane, aside: float) -> tuple[Ints, Ints, Floats, Floats]:
-        """Nearest and second nearest cell of each pixel, nm by half of the first one's lead and into its own tube."""
+        """Return nearest and second nearest cell of each pixel, half the difference of their fields in nm, and the
+        depth
+        inside the first cell's tube in nm.
+        """
         size = self.shape[1:]
         first, second = np.zeros(size, np.int32), np.zeros(size, np.int32)
         near, far = np.zeros(size, np.float32), np.zeros(size, np.float32)
@@ -214,7 +221,7 @@ class _Camera:
         return first, second, (far - near) / 2, -near - np.float32(REACH_NM)
 
     def _cytoplasm(self, cell: Ints, inside: Floats, plane: _Plane) -> Floats:
-        """Ground colour of each cell with grain, microtubules and reticulum."""
+        """Draw the base grey value of each cell with grain, microtubules and reticulum."""
         grain, mottle = (noise(list(cell.shape), [nm / px for px in self.resolution[1:]], self.rng) for nm in (10, 26))
         grey = 0.69 + self.shade[cell] + 0.05 * grain + 0.04 * mottle - 0.10 * np.clip(grain - 1.3, 0, 2)
         level = _stretch(_layer(self.reticulum, plane.depth / plane.grid), *plane.taps)
@@ -223,7 +230,7 @@ class _Camera:
         return drawn
 
     def _mitochondria(self, scene: _Scene, plane: _Plane) -> None:
-        """Dark matrix with cristae inside two membranes, kept clear of the cell's own membrane."""
+        """Draw a dark matrix with cristae inside two membranes, at a distance from the cell's own membrane."""
         for number, piece in enumerate(self.tissue.mitochondria):
             if (found := plane.sample(piece)) is None:
                 continue
@@ -237,7 +244,7 @@ class _Camera:
             scene.grey[there] += body * (0.43 + 0.09 * cristae - 0.28 * rim - scene.grey[there])
 
     def _synapses(self, scene: _Scene, plane: _Plane) -> None:
-        """Rings of vesicles in the swelling, and a dark density behind the wall of the cells at its contact."""
+        """Draw rings of vesicles in the swelling, and a dark density behind the membrane of the contacted cells."""
         for synapse in self.tissue.synapses:
             for point in synapse.vesicles[np.abs(synapse.vesicles[:, 0] - plane.depth) < 20]:
                 there, away = plane.around(point, 32)
@@ -254,7 +261,7 @@ class _Camera:
                 scene.grey[there] *= 1 - 0.7 * spread * (behind + before)
 
     def _expose(self, grey: Floats, z: int) -> NDArray[np.uint8]:
-        """Blur, uneven background, contrast and noise of the section's exposure."""
+        """Apply blur, uneven background, contrast and noise of the section's exposure."""
         image = gaussian_filter(grey, [self.blur[z] / nm for nm in self.resolution[1:]])
         rows, columns = (_spline(np.linspace(1.5, 5.5, n)) for n in grey.shape)
         image = (image + _stretch(self.shading[z], rows, columns) - 0.5) * self.gain[z] + 0.45 + self.lift[z]
@@ -266,7 +273,9 @@ class _Camera:
 
 
 def _wall(above: Floats, below: Floats, sharp: float) -> Floats:
-    """Share of a section's thickness that two membranes darken; the distance runs linearly from top to bottom."""
+    """Return the fraction of a section's thickness darkened by two membranes; the distance varies linearly from top to
+    bottom.
+    """
     middle, run = (above + below) / 2, below - above
     run = np.where(np.abs(run) < 1, np.float32(1), run)
     ends = [sum(erf((middle + half * run + side * GAP_NM) / sharp) for side in (-1, 1)) for half in (-0.5, 0.5)]
@@ -275,7 +284,9 @@ def _wall(above: Floats, below: Floats, sharp: float) -> Floats:
 
 
 def _spline(at: Floats) -> Taps:
-    """First of the four nodes about each position (N), and their weights (4, N) in a smoothing cubic B-spline."""
+    """Return the first of the four nodes around each position (N), and their weights (4, N) in a smoothing cubic
+    B-spline.
+    """
     node = np.floor(at).astype(np.intp) - 1
     t = np.abs(at - node - np.arange(4)[:, None])
     weights = np.where(t < 1, 2 / 3 - t * t * (1 - t / 2), np.clip(2 - t, 0, None) ** 3 / 6)
@@ -290,7 +301,10 @@ def _layer(volume: Floats, level: float) -> Floats:
 
 
 def _stretch(layer: Floats, rows: Taps, columns: Taps) -> Floats:
-    """Interpolate a layer of nodes at rows and columns; no matrix product, whose bytes depend on its threads."""
+    """Interpolate a layer of nodes at rows and columns. A matrix product is avoided, as its bytes depend on the number
+    of
+    threads.
+    """
     wide: Floats = sum(v * layer[:, columns[0] + t] for t, v in enumerate(columns[1]))
     full: Floats = sum(u[:, None] * wide[rows[0] + t] for t, u in enumerate(rows[1]))
     return full

@@ -1,7 +1,7 @@
-"""Neurites of cortex, grown one after the other as random walks with inertia into the space that is left.
+"""Grow neurites of cortex, one after the other, as random walks with inertia into the remaining space.
 
-A tube's field is the distance to its centre line less its radius. The fields live on a coarse isotropic grid in nm, so
-that they do not depend on the voxels through which they are looked at.
+The field of a tube is the distance to its centre line minus its radius. Fields are stored on a coarse isotropic grid in
+nm, so they do not depend on the voxel size of the rendered volume.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from distill.core.geometry import Nanometres, Triple
 
 Floats = NDArray[np.floating]
 
-GRID_NM = 30.0  # of the fields: finer than the thinnest neck, whose radius is 40 nm
-MARGIN_NM = 240.0  # tissue around the volume: neurites must not end at its faces, and sections slide
+GRID_NM = 30.0  # grid spacing: finer than the thinnest neck, whose radius is 40 nm
+MARGIN_NM = 240.0  # margin around the volume: neurites must not end at its faces, and sections are shifted
 REACH_NM = 160.0  # a field is cut off this far outside its tube
 MITO_REACH_NM = 60.0
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """One kind of neurite: radius and sheath in nm, share of the space that it takes, events per um of its length."""
+    """Type of neurite: radius and sheath in nm, fraction of space to fill, events per um of length."""
 
     radius: tuple[float, float]
     share: float
@@ -38,19 +38,19 @@ class _Kind:
     sheath: float = 0.0
 
 
-# Thick ones first: thin neurites find their way between thick ones, not the other way round.
+# Thick neurites first: thin ones fit between thick ones, but not vice versa.
 _KINDS = (
     _Kind((500, 720), 0.06, 0.10, spines=0.8, mitochondria=1.5),  # trunks
     _Kind((270, 400), 0.03, 0.10, sheath=90.0),  # myelinated axons
     _Kind((200, 400), 0.28, 0.15, branches=0.3, spines=1.6, mitochondria=0.6),  # dendrites
     _Kind((105, 190), 0.45, 0.22, branches=0.2, swellings=0.7),  # axons
-    _Kind((75, 110), 1.00, 0.28, branches=0.2, swellings=0.5),  # the thinnest axons take what is left
+    _Kind((75, 110), 1.00, 0.28, branches=0.2, swellings=0.5),  # the thinnest axons fill the remaining space
 )
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Field of a stretch of tube on the coarse grid, less its cut-off: below zero near the tube, zero elsewhere."""
+    """Field of a stretch of tube on the coarse grid, minus its cut-off: negative near the tube, zero elsewhere."""
 
     cell: int
     start: Triple
@@ -59,7 +59,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Synapse:
-    """Vesicles of a swelling and where on its surface the density lies, with its radius (0: none); nm, z, y, x."""
+    """Vesicles of a swelling, and position and radius (0: none) of the density on its surface; nm, z, y, x."""
 
     cell: int
     vesicles: Floats
@@ -69,10 +69,10 @@ class Synapse:
 
 @dataclass
 class Tissue:
-    """What has grown so far, on a grid whose node (0, 0, 0) lies MARGIN_NM outside the volume's corner."""
+    """Neurites grown so far, on a grid whose node (0, 0, 0) lies MARGIN_NM outside the volume's corner."""
 
     grid: float
-    warped: Floats  # (3, Z, Y, X) nm: where each node looks; bends all straight walls
+    warped: Floats  # (3, Z, Y, X) nm: displacement of each node; bends all straight membranes
     clear: Floats  # (Z, Y, X) nm to the nearest surface, below zero inside
     thickest: float
     pieces: list[Piece] = field(default_factory=list)
@@ -82,17 +82,17 @@ class Tissue:
     shade: list[float] = field(default_factory=lambda: [-0.12])
 
     def node(self, points: Floats) -> tuple[NDArray[np.intp], ...]:
-        """Index of the nodes nearest to points (..., 3) in nm; beyond the grid, of its border."""
+        """Return the index of the nodes nearest to points (..., 3) in nm; points outside the grid map to its border."""
         nearest = np.rint(points / self.grid).astype(np.intp)
         nearest = np.minimum(np.maximum(nearest, 0), np.array(self.clear.shape) - 1)
         return tuple(nearest.T)
 
     def tube(self, cell: int, points: Floats, reach: float) -> Piece:
-        """Field of spheres (N, 4: z, y, x, radius) cut off `reach` outside their surface."""
+        """Compute the field of spheres (N, 4: z, y, x, radius), cut off at `reach` outside their surface."""
         wide = points[:, 3:] + np.float32(reach + self.grid)
         firsts = np.floor((points[:, :3] - wide) / self.grid).astype(int).clip(0, self.clear.shape)
         lasts = (np.ceil((points[:, :3] + wide) / self.grid).astype(int) + 1).clip(0, self.clear.shape)
-        # Two nodes more all round, so that interpolation never looks beyond the array where it is not zero.
+        # Two more nodes on every side, so that interpolation never reads beyond the array where the field is not zero.
         low = (firsts.min(0) - 2).clip(0)
         values = np.zeros(np.minimum(lasts.max(0) + 2, self.clear.shape) - low, np.float32)
         for point, first, last in zip(points, firsts, lasts, strict=True):
@@ -103,7 +103,7 @@ class Tissue:
         return Piece(cell, (int(low[0]), int(low[1]), int(low[2])), values)
 
     def place(self, piece: Piece) -> int:
-        """Add a stretch of a cell; returns how many free nodes it took."""
+        """Add a stretch of a cell, and return the number of free nodes that it took."""
         there = tuple(slice(a, a + n) for a, n in zip(piece.start, piece.field.shape, strict=True))
         distance, clear = piece.field + np.float32(REACH_NM), self.clear[there]
         taken = int(np.count_nonzero((distance < 0) & (clear >= 0)))
@@ -134,7 +134,7 @@ def grow(shape: Triple, resolution: Nanometres, rng: Generator) -> Tissue:
 
 
 def _neuron(tissue: Tissue, kind: _Kind, start: Floats, radius: float, rng: Generator) -> int:
-    """Grow one neuron both ways from a point, with branches and spines; returns the free nodes that it took."""
+    """Grow one neuron in both directions from a point, with branches and spines; return the number of nodes it took."""
     heading = rng.standard_normal(3, np.float32) * np.array([2.0, 1, 1], np.float32)
     ends = [_walk(tissue, kind, start, sign * heading, radius, rng) for sign in (1, -1)]
     trunk = np.concatenate([ends[0][::-1], ends[1][1:]])
@@ -158,7 +158,10 @@ def _neuron(tissue: Tissue, kind: _Kind, start: Floats, radius: float, rng: Gene
 
 
 def _walk(tissue: Tissue, kind: _Kind, point: Floats, heading: Floats, radius: float, rng: Generator) -> Floats:
-    """Random walk with inertia that prefers free space; (N, 4) points and radii, until blocked or off the grid."""
+    """Follow a random walk with inertia that prefers free space, until blocked or off the grid; return (N, 4) points
+    and
+    radii.
+    """
     heading, here, gone, phase = _unit(heading), radius, 0.0, rng.uniform(0, 2 * math.pi)
     path = [np.append(point, np.float32(radius))]
     while all(0 <= p <= tissue.grid * (n - 1) for p, n in zip(point, tissue.clear.shape, strict=True)):
@@ -177,7 +180,7 @@ def _walk(tissue: Tissue, kind: _Kind, point: Floats, heading: Floats, radius: f
 
 
 def _spine(tissue: Tissue, at: Floats, rng: Generator) -> Floats:
-    """A thin neck and a round head beside a dendrite; stops where another cell is in the way."""
+    """Grow a thin neck and a round head on a dendrite; stops where another cell is in the way."""
     out = _unit(rng.standard_normal(3, np.float32))
     neck, head = rng.uniform(40, 60), rng.uniform(120, 220)
     along = np.arange(0, float(at[3]) + rng.uniform(200, 600), 30, dtype=np.float32)[:, None]
@@ -190,7 +193,7 @@ def _spine(tissue: Tissue, at: Floats, rng: Generator) -> Floats:
 
 
 def _organelles(tissue: Tissue, kind: _Kind, cell: int, path: Floats, rng: Generator) -> None:
-    """Mitochondria along a neurite, vesicles and perhaps a synapse in each of its swellings."""
+    """Place mitochondria along a neurite, and vesicles and possibly a synapse in each of its swellings."""
     wide = path[:, 3]
     for at in rng.integers(0, len(path), rng.poisson(kind.mitochondria * _length(path) / 1000)):
         if wide[at] >= 85:
@@ -216,7 +219,7 @@ def _length(path: Floats) -> float:
 
 
 def noise(shape: list[int], width: float | list[float], rng: Generator) -> Floats:
-    """Gaussian noise of unit variance, smooth over `width` nodes or pixels."""
+    """Return Gaussian noise of unit variance, smooth over `width` nodes or pixels."""
     smooth: Floats = gaussian_filter(rng.standard_normal(shape, np.float32), width)
     return smooth / np.float32(max(float(smooth.std()), 1e-6))
 

@@ -1,8 +1,9 @@
-"""The stream's two functions for other runtimes: any height and width that are multiples of the student's stride.
+"""Export the student's two streaming functions to other runtimes, for any height and width that are multiples of its
+stride.
 
 encode: grey (1, 1, H, W) float32 in [0, 1] -> the section's maps. decode: linked (1, 1, 1, 1) float32, 0 for the first
-section of a stream, else 1; the maps of the previous section; those of the current one -> affinity (1, 3, H, W) uint8,
-channels z, y, x, and embedding (1, E, H, W) float32 of length one.
+section of a stream, otherwise 1; the maps of the previous section; those of the current one -> affinity (1, 3, H, W)
+uint8, channels z, y, x, and embedding (1, E, H, W) float32 of unit length.
 
 Legend: E embedding channels, H W = y x, K maps of an encoded section.
 """
@@ -37,18 +38,18 @@ _OPSET = 18
 
 @dataclass(frozen=True)
 class Function:
-    """One of the two, with names for what goes in and comes out."""
+    """One of the two functions, with the names of its inputs and outputs."""
 
     name: str
     module: nn.Module
     example: tuple[Tensor, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    strides: tuple[int, ...]  # of each input's rows and columns; 0 where they are fixed
+    strides: tuple[int, ...]  # divisor of each input's rows and columns; 0 where they are fixed
 
 
 def functions(student: Student) -> tuple[Function, Function]:
-    """Encode and decode of a student in evaluation mode on the CPU, batch norms folded."""
+    """Build encode and decode of a student in evaluation mode on the CPU, with batch norms folded."""
     network = fused(student).float().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     side = 4 * student.stride
     grey = torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(0))
@@ -72,20 +73,20 @@ def functions(student: Student) -> tuple[Function, Function]:
 
 
 def program(function: Function, stride: int) -> ExportedProgram:
-    """A function as torch's exported program, with free height and width."""
+    """Convert a function to torch's exported program, with free height and width."""
     rows, columns = Dim("rows", min=1, max=2**16), Dim("columns", min=1, max=2**16)
     shapes = [{2: stride // own * rows, 3: stride // own * columns} if own else {} for own in function.strides]
     wanted = (shapes[0],) if function.name == "encode" else (shapes[0], tuple(shapes[1:]))
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch's exporter warns about its own parts
+        warnings.simplefilter("ignore")  # torch's exporter warns about its own modules
         return torch.export.export(function.module, function.example, dynamic_shapes=wanted)
 
 
 def write(student: Student, function: Function, form: Format, folder: Path) -> Path:
-    """Write a function into a folder.
+    """Write a function to a folder.
 
     Returns:
-        The file; OpenVINO's weights lie in a .bin beside it.
+        The file; OpenVINO stores weights in a .bin file next to it.
 
     Raises:
         DistillError: the format's package is not installed.
@@ -126,7 +127,7 @@ def _onnx(function: Function, exported: ExportedProgram) -> ONNXProgram:
 
 
 def run(path: Path, form: Format, given: Sequence[Tensor]) -> list[NDArray[Any]]:
-    """Run a written function as another program would.
+    """Run an exported function in its own runtime.
 
     Raises:
         DistillError: the runtime is not installed.
@@ -145,22 +146,22 @@ def run(path: Path, form: Format, given: Sequence[Tensor]) -> list[NDArray[Any]]
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest difference of a written function from torch on a pair of sections."""
+    """Largest difference between an exported function and torch on a pair of sections."""
 
-    maps: float  # of their largest value
+    maps: float  # relative to the largest value
     affinity: float  # in [0, 1]
-    embedding: float  # of vectors of length one
+    embedding: float  # between unit vectors
 
 
 def compare(student: Student, encode: Path, decode: Path, form: Format, pair: NDArray[np.float32]) -> Difference:
-    """Run both written functions and torch on two sections.
+    """Run both exported functions and torch on two sections.
 
     Args:
-        student: what was written.
+        student: the exported student.
         encode: its file.
         decode: its file.
         form: of both.
-        pair: (2, H, W) float32 in [0, 1], sides at least the stride; cut to multiples of it.
+        pair: (2, H, W) float32 in [0, 1], sides at least the stride; cropped to multiples of it.
 
     Raises:
         DistillError: the sections are smaller than the stride.

@@ -1,7 +1,7 @@
-"""The stream's two functions, in a form that every backend can take: encode a section once, decode a pair.
+"""The two streaming functions that every backend runs: encode a section once, decode a pair.
 
-Both are modules of tensors alone, so that they can be run as they are, compiled, traced and exported. What depends on a
-section's size is fixed when they are built; a backend builds them once a size.
+Both are modules with tensor inputs and outputs only, so they can be run, compiled, traced and exported. Values that
+depend on the section size are fixed at construction; a backend builds the modules once per size.
 
 Legend: B sections or pairs, E embedding channels, H W = y x, h w half resolution, K maps of an encoded section.
 """
@@ -22,64 +22,66 @@ from students.student import Samples, SectionFeatures, Student
 
 @dataclass(frozen=True)
 class Wanted:
-    """What `Decode` gives beside the affinities."""
+    """Outputs of `Decode` in addition to the affinities."""
 
     current: bool = False  # unit embedding of the current section
-    previous: bool = False  # and of the previous one
-    features: bool = False  # what the slab adapter takes of the section
+    previous: bool = False  # unit embedding of the previous section
+    features: bool = False  # inputs of the slab adapter
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What is known of a section once it and the one before it are encoded."""
+    """Outputs for a section, computed from it and the previous section."""
 
     affinity: Tensor  # (B, 3, H, W) uint8
-    current: Tensor | None = None  # (B, E, H, W) float32 of length one
+    current: Tensor | None = None  # (B, E, H, W) float32 of unit length
     previous: Tensor | None = None
     joined: Tensor | None = None  # (B, J, h, w): see `SlabAdapter.joined`
     logits: Tensor | None = None  # (B, 3, h, w) float32
 
 
 class Encode(nn.Module):
-    """Sections to maps."""
+    """Convert sections to feature maps."""
 
     def __init__(self, student: Student) -> None:
         super().__init__()
         self.student = student
 
     def forward(self, grey: Tensor) -> tuple[Tensor, ...]:
-        """(B, 1, H, W) float32 in [0, 1] -> K maps, padded to the student's stride."""
+        """Map (B, 1, H, W) float32 in [0, 1] to K maps, padded to the student's stride."""
         return self.student.encode(grey).maps
 
 
 class Decode(nn.Module):
-    """A pair's maps to uint8 affinities, and what else is wanted, as a flat tuple in the order of `Decoded`."""
+    """Convert the maps of a pair to uint8 affinities and the requested outputs, as a flat tuple in the order of
+    `Decoded`.
+    """
 
     ones: Tensor
 
     def __init__(
         self, student: Student, slab: SlabAdapter | None, size: tuple[int, int] | None, wanted: Wanted, *, maps: int
     ) -> None:
-        """Fix what depends on the size.
+        """Build the module for a section size.
 
         Args:
             student: in evaluation mode.
-            slab: its adapter, needed for the features.
-            size: (H, W) of a section (or tile) before padding; None: any that needs none.
-            wanted: which results.
-            maps: K, how many maps `Encode` gives.
+            slab: its adapter, required for the features.
+            size: (H, W) of a section (or tile) before padding; None: any size that needs no padding.
+            wanted: requested outputs.
+            maps: K, number of maps of `Encode`.
         """
         super().__init__()
         self.student, self.slab, self.size, self.wanted, self.maps = student, slab, size, wanted, maps
         self.register_buffer("ones", torch.ones(1, student.embedding_channels, 1, 1), persistent=False)
 
     def forward(self, linked: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
-        """Run the pairs.
+        """Decode the pairs.
 
         Args:
-            linked: (B, 1, 1, 1) float32, 0 where there is no previous section, else 1.
+            linked: (B, 1, 1, 1) float32, 0 where there is no previous section, otherwise 1.
             given: K maps of the previous and K of the current section. For a tile of a student with aligned upsampling
-                levels then `lower` and `weight` of each level's `Samples`, rows before columns.
+                levels, these are followed by `lower` and `weight` of each level's `Samples`, rows before columns.
         """
         k = self.maps
         samples = tuple(
@@ -104,7 +106,7 @@ class Decode(nn.Module):
         return tuple(found)
 
     def named(self, found: tuple[Tensor, ...]) -> Decoded:
-        """The results of `forward` with their names."""
+        """Name the outputs of `forward`."""
         rest = iter(found[1:])
         return Decoded(
             found[0],
@@ -114,10 +116,10 @@ class Decode(nn.Module):
         )
 
     def _total(self, values: Tensor) -> Tensor:
-        """`channel_sum` as a convolution: a sum over few channels is slow on a CPU, a convolution is not."""
+        """Compute `channel_sum` as a convolution, which is faster on a CPU than a sum over few channels."""
         return F.conv2d(values, self.ones.to(values.dtype))
 
 
 def flat(samples: Sequence[Samples]) -> tuple[Tensor, ...]:
-    """Sampling positions in the order that `Decode` takes them."""
+    """Flatten sampling positions to the order expected by `Decode`."""
     return tuple(part for level in samples for part in (*level.lower, *level.weight))

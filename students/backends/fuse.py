@@ -1,4 +1,4 @@
-"""Networks made ready to run: batch norms folded into the convolutions before them, the entry kept in float32."""
+"""Optimise networks for inference: fold batch norms into convolutions, and keep the first layer in float32."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from students.student import Student
 
 _Network = TypeVar("_Network", bound=Student)
-_TOLERANCE = 1e-4  # of the largest value
+_TOLERANCE = 1e-4  # relative to the largest value
 
 
 def fused(student: _Network) -> _Network:
-    """A copy in evaluation mode whose batch norms have become part of the convolutions that feed them.
+    """Return a copy in evaluation mode with batch norms folded into the convolutions that precede them.
 
-    Which norm follows which convolution is seen in a run, whatever the encoder is built like. The copy is compared with
-    the original on noise and given up where it differs, as it would where another layer too reads a convolution's
-    result.
+    The pairs of convolution and norm are found by a trial run, for any encoder. The copy is compared with the original
+    on noise and discarded if it differs, as it would if another layer also read the output of a convolution.
     """
     original = copy.deepcopy(student).eval()
     network = copy.deepcopy(original)
@@ -31,10 +30,10 @@ def fused(student: _Network) -> _Network:
 
 
 class Exact(nn.Module):
-    """A layer that computes in float32 under autocast and gives its result in autocast's type.
+    """A layer that computes in float32 under autocast and returns the type of autocast.
 
-    The paper's network begins with kernels that take differences of grey values: their weights nearly cancel. In
-    half the bits both factors are rounded before they cancel, and that one layer makes most of the network's error.
+    The paper's network begins with kernels that compute differences of grey values, whose weights nearly cancel. In
+    bfloat16, both factors are rounded before they cancel, and this single layer causes most of the network's error.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -42,7 +41,7 @@ class Exact(nn.Module):
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the layer."""
+        """Apply the layer."""
         device = x.device.type
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         with torch.autocast(device, enabled=False):
@@ -51,13 +50,13 @@ class Exact(nn.Module):
 
 
 def keep_entry_exact(student: Student) -> None:
-    """Let the layer that takes the grey values compute in float32, where the student has such a layer."""
+    """Make the layer that reads the grey values compute in float32, if the student has such a layer."""
     if student.entry is not None:
         _replace(student, student.get_submodule(student.entry), Exact(student.get_submodule(student.entry)))
 
 
 def take_entry(student: Student) -> nn.Module | None:
-    """Take the layer of `Student.entry` out of a network, which from then on takes what that layer gives."""
+    """Remove the layer of `Student.entry` from a network, which then takes the output of that layer as input."""
     if student.entry is None:
         return None
     entry = student.get_submodule(student.entry)
@@ -66,8 +65,8 @@ def take_entry(student: Student) -> nn.Module | None:
 
 
 def _pairs(network: Student) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions and the norm that reads their result, each once."""
-    made: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # holds the results, so that no id comes twice
+    """Find convolutions and the norm that reads their output, each once."""
+    made: dict[int, tuple[Tensor, nn.Conv2d]] = {}  # keeps the outputs alive, so that no id is reused
     found: dict[nn.Conv2d, nn.BatchNorm2d] = {}
 
     def note_result(module: nn.Module, _given: tuple[Tensor, ...], result: Tensor) -> None:
@@ -88,7 +87,7 @@ def _pairs(network: Student) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
 
 
 def _after(norm: nn.BatchNorm2d) -> nn.Module:
-    """What a norm still does: timm's kind holds the activation."""
+    """Return the remaining operation of a norm: timm's norms include the activation."""
     layers = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if isinstance(part, nn.Module)]
     return nn.Sequential(*layers) if layers else nn.Identity()
 

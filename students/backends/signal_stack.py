@@ -1,7 +1,7 @@
-"""Keeps a thread's alternate signal stack over calls into a library that puts its own there and frees it later.
+"""Preserve a thread's alternate signal stack across calls into a library that replaces it and later frees it.
 
-Python's handlers run on the alternate stack where there is one. OpenVINO (seen with 2026.4) leaves one behind that is
-no longer there when the next signal comes: Ctrl-C would end the process with a segmentation fault.
+Python's handlers run on the alternate stack if there is one. OpenVINO (observed with 2026.4) leaves a pointer to a
+freed stack, and the next signal, such as Ctrl-C, would end the process with a segmentation fault.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ class _Stack(ctypes.Structure):
 
 
 def signal_stack() -> tuple[int | None, int, int]:
-    """Address, flags and bytes of the calling thread's alternate signal stack; zeros where the system has none."""
+    """Return address, flags and size in bytes of the calling thread's alternate signal stack; zeros if the system has
+    none.
+    """
     found = _Stack()
     if sys.platform == "linux":
         ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
@@ -28,7 +30,7 @@ def signal_stack() -> tuple[int | None, int, int]:
 
 @contextmanager
 def signal_stack_kept() -> Iterator[None]:
-    """Put the calling thread's alternate signal stack back in the end."""
+    """Restore the calling thread's alternate signal stack on exit."""
     before = signal_stack()
     try:
         yield

@@ -1,1 +1,1 @@
-"""The student on a stream of sections."""
+"""Run the student on a stream of sections."""

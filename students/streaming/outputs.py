@@ -1,4 +1,4 @@
-"""What the stream gives for a section, in host memory, and how a section is put together from tiles.
+"""Outputs of the stream for a section, in host memory, and assembly of a section from tiles.
 
 Legend: K offsets, E embedding channels, H W = y x, h w half resolution.
 """
@@ -19,16 +19,16 @@ EmbeddingType = Literal["uint8", "float16", "float32"]
 
 @dataclass(frozen=True)
 class SectionOutput:
-    """What the stream gives for a section, or for a tile of it."""
+    """Outputs of the stream for a section, or for a tile of it."""
 
-    affinity: NDArray[np.uint8]  # (K, H, W); edges to a section that the stream has not seen are 0
-    embedding: NDArray[Any] | None  # (E, H, W) of length one if asked for; uint8: -1..1 as 0..255
-    joined: Tensor | None  # (J, h, w): what the slab adapter mixes tile by tile, None without an adapter
+    affinity: NDArray[np.uint8]  # (K, H, W); edges to sections before the start of the stream are 0
+    embedding: NDArray[Any] | None  # (E, H, W) of unit length if requested; uint8: -1..1 as 0..255
+    joined: Tensor | None  # (J, h, w): input of the slab adapter, mixed tile by tile; None without an adapter
     logits: Tensor | None  # (3, h, w): affinity logits at half resolution
 
 
 def stored(embedding: Tensor, kind: EmbeddingType) -> Tensor:
-    """Embeddings in [-1, 1] as they are stored: uint8 takes -1..1 to 0..255, floats stay as they are."""
+    """Convert embeddings in [-1, 1] to the stored type: uint8 maps -1..1 to 0..255, floats are unchanged."""
     if kind == "uint8":
         embedding = (embedding * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
     elif kind == "float16":
@@ -37,7 +37,7 @@ def stored(embedding: Tensor, kind: EmbeddingType) -> Tensor:
 
 
 def assembled(pieces: Iterable[tuple[slice, slice, SectionOutput]], size: tuple[int, int]) -> SectionOutput:
-    """A section (H, W) from its tiles: rows and columns of each in the section, and its results."""
+    """Assemble a section (H, W) from its tiles, given as rows and columns in the section and outputs."""
     half = (size[0] + 1) // 2, (size[1] + 1) // 2
     whole: SectionOutput | None = None
     for rows, columns, piece in pieces:

@@ -1,7 +1,7 @@
-"""How far an output pixel of a student sees.
+"""Measure the receptive field of a student.
 
-Measured rather than added up from the layers: a NaN spreads to whatever is computed from it, through convolution,
-pooling, ReLU, bilinear upsampling and normalisation alike, whatever the weights are.
+The receptive field is measured instead of derived from the layers: NaN propagates to every value computed from it,
+through convolution, pooling, ReLU, bilinear upsampling and normalisation, for any weights.
 
 Legend: N positions, L length of a strip along the measured axis.
 """
@@ -22,9 +22,9 @@ _AT_ONCE = 8  # positions in one batch
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """Which input pixels of either section may change an output pixel."""
+    """The input pixels of either section that can change an output pixel."""
 
-    radius: tuple[int, int] | None  # (y, x) distance of the furthest one in pixels; None: the whole section
+    radius: tuple[int, int] | None  # (y, x) largest distance in pixels; None: the whole section
 
     @property
     def extent(self) -> tuple[int, int] | None:
@@ -33,22 +33,23 @@ class ReceptiveField:
 
 
 def receptive_field(student: Student, *, far: int = 4096) -> ReceptiveField:
-    """Measure how far the embeddings of both branches and the half and full maps see, in evaluation mode.
+    """Measure the receptive field of the embeddings of both branches and of the half and full maps, in evaluation mode.
 
-    The radius is the halo of a tile: further than that inside its borders, a tile that begins at a multiple of the
+    The radius is the halo of a tile: further than the radius from its borders, a tile that begins at a multiple of the
     student's stride is computed from the same pixels as the whole section. A half-resolution pixel counts as the pixels
     that it covers.
 
-    A line of NaN across a narrow strip takes every position of one stride, in the middle of a strip so long that none
-    arrives at its ends. Other positions see the same, for the stages repeat from stride to stride. That holds for
-    upsampling with align_corners=True too: its weights change with the map's size and along the map, but not which two
-    pixels it mixes; there a tile sees the section's pixels, but weighs them a little differently. It does not hold for
-    attention within windows wider than the stride, whose radius may be larger than what is measured. In float64 no
-    convolution is computed in tiles, which would spread NaN further.
+    A line of NaN across a narrow strip is placed at every position of one stride, in the middle of a strip long enough
+    that no NaN reaches its ends. Other positions behave alike, because the stages repeat with the stride. This also
+    holds for upsampling with align_corners=True: its weights change with the size of the map and along the map, but the
+    two pixels that it mixes do not; a tile then reads the same pixels as the section, with slightly different weights.
+    It does not hold for attention within windows wider than the stride, whose radius may exceed the measured one. In
+    float64, no convolution is computed in tiles, which would spread NaN further.
 
     Args:
         student: any mode, type and device; a copy is measured.
-        far: longest strip in pixels; what reaches its ends from the middle is said to reach everything.
+        far: longest strip in pixels; if NaN spreads from the middle to its ends, the receptive field is taken as
+            unlimited.
 
     Returns:
         The radius, None for encoders with global pooling (squeeze-excitation) or attention.
@@ -66,17 +67,18 @@ def receptive_field(student: Student, *, far: int = 4096) -> ReceptiveField:
 
 
 def has_global_context(student: Student, *, far: int = 4096) -> bool:
-    """Whether a pixel changes outputs at any distance, along y or x: then tiles differ from the whole section.
+    """Return whether a pixel changes outputs at any distance along y or x, so that tiles differ from the whole section.
 
     Args:
         student: any mode, type and device; a copy is measured.
-        far: longest strip in pixels; what reaches its ends from the middle is said to reach everything.
+        far: longest strip in pixels; if NaN spreads from the middle to its ends, the receptive field is taken as
+            unlimited.
     """
     return any(_room(student, axis, far) is None for axis in _AXES)
 
 
 def _room(student: Student, axis: int, far: int) -> int | None:
-    """Length of a strip that holds what sees the lines of its middle stride; None if that is longer than `far`."""
+    """Return the length of a strip that contains the receptive field of its middle stride; None if it exceeds `far`."""
     rough = _measurable(student, torch.float32)
     length = 8 * student.stride
     while length <= far:
@@ -93,7 +95,7 @@ def _measurable(student: Student, dtype: torch.dtype) -> Student:
 
 
 def _seen(student: Student, axis: int, length: int, lines: Tensor) -> Tensor:
-    """Output lines (N, L) along an axis that depend on each of these N input lines of a strip, bool."""
+    """Return the output lines (N, L) along an axis that depend on each of N input lines of a strip, bool."""
     shape = [len(lines), 1, student.stride, student.stride]
     shape[axis] = length
     strips = torch.zeros(shape, dtype=next(student.parameters()).dtype)
@@ -107,7 +109,7 @@ def _seen(student: Student, axis: int, length: int, lines: Tensor) -> Tensor:
 
 
 def _reach(seen: Tensor, lines: Tensor) -> int:
-    """Largest distance of lines that see one of these from it."""
+    """Return the largest distance between a line and the output lines that depend on it."""
     which, where = seen.nonzero(as_tuple=True)
     assert len(where), "NaN is lost on its way"
     assert not seen[:, [0, -1]].any(), "the strip is too short"

@@ -1,9 +1,8 @@
-"""Tiles of a section that give what the whole section gives.
+"""Divide a section into tiles that give the same result as the whole section.
 
-A tile is computed with a halo as wide as the network sees, from pixels that lie where the whole section's padding
-would have put them. It begins at a multiple of the stride, and what the halo's own borders change does not reach the
-core.
-All tiles of a section have one shape, so that a backend builds its functions once.
+A tile is computed with a halo as wide as the receptive field, from pixels at the positions that the padding of the
+whole section gives them. It begins at a multiple of the stride, and border effects of the halo do not reach the core.
+All tiles of a section have the same shape, so a backend builds its functions once.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from students.student import Student, reflected
 
 @dataclass(frozen=True)
 class Tile:
-    """A piece of a section and what it is computed from, in pixels; the section is padded to the stride."""
+    """Core of a tile and the region from which it is computed, in pixels; the section is padded to the stride."""
 
     start: tuple[int, int]  # (y, x) of the core
     stop: tuple[int, int]
@@ -33,12 +32,12 @@ class Tile:
 
     @property
     def core(self) -> tuple[slice, slice]:
-        """The core in the section."""
+        """Return the core in the section."""
         y, x = (slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
         return y, x
 
     def inside(self, scale: int) -> tuple[slice, slice]:
-        """The core in the region's maps, at full (1) or half (2) resolution."""
+        """Return the core in the region's maps, at full (1) or half (2) resolution."""
         y, x = (
             slice((a - o) // scale, -(-(b - o) // scale))
             for a, b, o in zip(self.start, self.stop, self.origin, strict=True)
@@ -46,12 +45,12 @@ class Tile:
         return y, x
 
     def window(self, section: Sequence[int]) -> tuple[slice, slice]:
-        """Which pixels of a section of size (H, W) the region is made of."""
+        """Return the pixels of a section of size (H, W) that the region is filled from."""
         rows, columns = self._sources(section)
         return slice(int(rows.min()), int(rows.max()) + 1), slice(int(columns.min()), int(columns.max()) + 1)
 
     def filled(self, window: NDArray[Any], section: Sequence[int]) -> NDArray[Any]:
-        """The region's pixels from those of `window` (..., h, w), reflected where the section (H, W) is padded."""
+        """Fill the region from `window` (..., h, w), with reflection where the section (H, W) is padded."""
         rows, columns = (lines - lines.min() for lines in self._sources(section))
         return window[(..., *np.ix_(rows, columns))]
 
@@ -64,14 +63,14 @@ class Tile:
 
 
 def halo(student: Student, offsets: Sequence[Triple]) -> tuple[int, int]:
-    """(y, x) pixels around a core that its affinities depend on.
+    """Return the (y, x) pixels around a core on which its affinities depend.
 
     Args:
         student: in evaluation mode.
         offsets: of the affinities.
 
     Raises:
-        DistillError: the student sees the whole section.
+        DistillError: the receptive field is the whole section.
     """
     radius = receptive_field(student).radius
     if radius is None:
@@ -84,7 +83,7 @@ def halo(student: Student, offsets: Sequence[Triple]) -> tuple[int, int]:
 
 
 def cut(size: Sequence[int], tile: int, halo: Sequence[int], stride: int) -> list[Tile]:
-    """Tiles that cover a section, in order of y, then x.
+    """Divide a section into tiles, in order of y, then x.
 
     Args:
         size: (H, W) of the section.
@@ -110,15 +109,15 @@ def around(
     *,
     least: int = 0,
 ) -> list[Tile]:
-    """Tiles with given cores, in order of y, then x.
+    """Build tiles with given cores, in order of y, then x.
 
     Args:
         size: (H, W) of the section.
         rows: start and stop of the cores along y; even, so that cores are whole at half resolution too.
-        columns: likewise along x.
+        columns: start and stop of the cores along x; even.
         halo: (y, x) around a core.
         stride: of the student.
-        least: pixels that regions are made for even where all cores are smaller.
+        least: minimum core size for which regions are dimensioned.
     """
     spans = [
         _spans(length, cores, least, reach, stride)

@@ -1,4 +1,4 @@
-"""Sections to the device and results back; on a GPU through pinned memory, beside the computation.
+"""Transfer sections to the device and results back; on a GPU through pinned memory, concurrently with the computation.
 
 Legend: N sections, H W = y x.
 """
@@ -17,7 +17,10 @@ from distill.core.normalisation import Correction
 
 
 class Transfer:
-    """Copies; on a GPU each direction has a stream of its own, so that neither waits for a kernel of a later step."""
+    """Copies to and from the device. On a GPU, each direction has its own stream, so neither waits for a kernel of a
+    later
+    step.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -28,7 +31,7 @@ class Transfer:
     def sections(self, sections: NDArray[Any], corrections: Sequence[Correction]) -> Tensor:
         """Normalise sections (N, H, W) to (N, 1, H, W) float32 in [0, 1] on the device.
 
-        On a GPU uint8 sections are copied as they are and normalised there, where one correction holds for all pixels.
+        On a GPU, uint8 sections are copied unchanged and normalised there if one correction holds for all pixels.
         """
         there = self._gpu and sections.dtype == np.uint8 and not any(one.tile for one in corrections)
         if not there:
@@ -51,7 +54,7 @@ class Transfer:
         return there
 
     def host(self, result: Tensor) -> NDArray[Any]:
-        """A result in host memory; from a GPU it is there after `wait`."""
+        """Copy a result to host memory; from a GPU, it is available after `wait`."""
         if not self._gpu:
             return np.ascontiguousarray(result.numpy())
         pinned = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)

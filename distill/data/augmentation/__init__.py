@@ -1,1 +1,1 @@
-"""Augmentation of training volumes: geometry and grey values."""
+"""Geometric and grey-value augmentation of training volumes."""

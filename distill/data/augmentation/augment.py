@@ -1,10 +1,10 @@
-"""Augmentation of training volumes: geometry on raw and labels alike, grey values and section defects on raw.
+"""Augment training volumes: geometry of raw and labels, grey values and section artefacts of raw.
 
-Everything acts on the volume before slice pairs are cut, so that teacher and student see the same. What is random is
-drawn on the CPU from one generator (`draw`); carrying it out (`apply`) draws nothing and runs on any device, with the
-same result.
+Augmentation acts on the volume before slice pairs are extracted, so teacher and student see the same data. Random
+parameters are drawn on the CPU from one generator (`draw`). Their application (`apply`) is deterministic and runs on
+any device, with the same result.
 
-Legend: D H W = z y x of the result, h w = y x of the window that it is cut from.
+Legend: D H W = z y x of the result, h w = y x of the window from which it is cut.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """One drawn augmentation: what happens to places, and what to grey values."""
+    """Parameters of one augmentation: geometry and grey values."""
 
     warp: Warp
     look: Look
 
     @property
     def margin(self) -> Pair:
-        """Pixels y, x that the window should have beyond the result on either side (see `apply`)."""
+        """Pixels y, x by which the window should extend beyond the result on either side (see `apply`)."""
         return warp_margin(self.warp)
 
 
 def draw(shape: Triple, config: AugmentConfig, rng: np.random.Generator) -> Plan:
-    """Draw one augmentation.
+    """Draw the parameters of one augmentation.
 
     Args:
         shape: (D, H, W) of the result.
-        config: which changes, how often, how strong.
-        rng: all randomness comes from here.
+        config: which augmentations, their probabilities and strengths.
+        rng: the only source of randomness.
     """
     return Plan(draw_warp(shape, config, rng), draw_look(shape, config, rng))
 
 
 def apply(raw: Tensor, labels: Tensor | None, plan: Plan, origin: Pair) -> tuple[Tensor, Tensor | None]:
-    """Carry an augmentation out.
+    """Apply an augmentation.
 
     Args:
         raw: window (D, h, w) float32 in [0, 1], on any device.
         labels: (D, h, w) of any integer type; None for a volume without labels.
         plan: from `draw`.
-        origin: where the unchanged result would begin in the window, y and x. Where the window has less than
-            `plan.margin` on some side, what is missing is mirrored, in raw and labels alike.
+        origin: position y, x of the unaugmented result in the window. Where the window extends less than `plan.margin`
+            beyond the result, the missing part is mirrored, in raw and labels alike.
 
     Returns:
-        Raw (D, H, W) in [0, 1] and labels, both on the device and with memory of their own.
+        Raw (D, H, W) in [0, 1] and labels, both on the device, sharing no memory with the input.
     """
     moved, known = warp_volume(raw, labels, plan.warp, origin)
     return apply_look(moved, plan.look), None if known is None else known.clone(memory_format=torch.contiguous_format)
@@ -69,13 +69,13 @@ def apply(raw: Tensor, labels: Tensor | None, plan: Plan, origin: Pair) -> tuple
 def augment(
     raw: Raw, labels: Labels | None, config: AugmentConfig, rng: np.random.Generator
 ) -> tuple[Raw, Labels | None]:
-    """One random augmentation of a whole array; what would come from beyond it is mirrored.
+    """Apply one random augmentation to an entire array; data beyond its borders are mirrored.
 
     Args:
         raw: (D, H, W) in [0, 1].
-        labels: (D, H, W); None for a volume without labels, which draws the same changes of raw.
-        config: which ones, how often.
-        rng: all randomness comes from here.
+        labels: (D, H, W); None for a volume without labels, for which raw is changed in the same way.
+        config: which augmentations, and their probabilities.
+        rng: the only source of randomness.
 
     Returns:
         Raw in [0, 1] and labels (None if there were none), same shapes; only square sections are transposed.

@@ -1,7 +1,7 @@
-"""Grey values of training volumes: contrast, noise, blur, and the defects of serial sections.
+"""Grey-value augmentation: contrast, noise, blur, and artefacts of serial sections.
 
-What is random is drawn as numbers first (`draw_look`) and carried out later, on any device (`apply_look`), in the order
-in which images go wrong: optics, detector, noise, lost tissue. Labels stay as they are: a network has to bridge a lost
+Random parameters are drawn first (`draw_look`) and applied later on any device (`apply_look`), in the order in which
+they arise in a microscope: optics, detector, noise, lost tissue. Labels are unchanged: a network has to bridge a lost
 section from its neighbours.
 
 Legend: D H W = z y x, K = side of a kernel, Y X = control points along y and x.
@@ -27,7 +27,9 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Tone:
-    """Contrast about 0.5, brightness and gamma: one value for all sections, one for each, or those of one section."""
+    """Contrast about 0.5, brightness and gamma: one value for all sections, one per section, or the values of one
+    section.
+    """
 
     contrast: Floats  # (1,) or (D,)
     brightness: Floats
@@ -40,9 +42,10 @@ class Shading:
     """Contrast about 0.5 and brightness that vary smoothly within each section, by cubic B-splines.
 
     Attributes:
-        contrast: (D, Y, X), logarithm to base 2 of the factor at the control points.
-        brightness: (D, Y, X), added there. No pixel is changed by more than the largest control value of its section.
-        spacing: pixels from one control point to the next in y and x.
+        contrast: (D, Y, X), log2 of the contrast factor at the control points.
+        brightness: (D, Y, X), value added at the control points. No pixel changes by more than the largest control
+            value of its section.
+        spacing: pixels between control points in y and x.
     """
 
     contrast: Floats
@@ -52,7 +55,7 @@ class Shading:
 
 @dataclass(frozen=True, eq=False)
 class Optics:
-    """One section convolved with a kernel (K, K), K odd, of sum 1."""
+    """Convolution of one section with a kernel (K, K), K odd, of sum 1."""
 
     section: int
     kernel: Floats
@@ -60,7 +63,7 @@ class Optics:
 
 @dataclass(frozen=True, eq=False)
 class Blank:
-    """One section, or the part of it where `mask` (H, W) is set, in one grey value; None is the volume's mean."""
+    """One grey value for a section, or for its part where `mask` (H, W) is set; None is the volume's mean."""
 
     section: int
     value: float | None
@@ -69,23 +72,23 @@ class Blank:
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """All changes of the grey values of one crop; the defaults change nothing."""
+    """All grey-value changes of one crop; the defaults change nothing."""
 
     optics: tuple[Optics, ...] = ()
     blur: Floats | None = None  # (K,) along y and x of every section
     tones: tuple[Tone, ...] = ()
     shading: Shading | None = None
-    noise: Floats | None = None  # (D, H, W), added
+    noise: Floats | None = None  # (D, H, W), additive
     blanks: tuple[Blank, ...] = ()
 
 
 def draw_look(shape: Triple, config: AugmentConfig, rng: np.random.Generator) -> Look:
-    """Draw the changes of grey values.
+    """Draw the grey-value changes of a crop.
 
     Args:
         shape: (D, H, W).
-        config: which ones, how often, how strong.
-        rng: all randomness comes from here.
+        config: which changes, their probabilities and strengths.
+        rng: the only source of randomness.
     """
     depth, height, width = shape
     optics, tones, blanks = [], [], []
@@ -112,19 +115,19 @@ def draw_look(shape: Triple, config: AugmentConfig, rng: np.random.Generator) ->
     if rng.random() < config.missing:
         blanks.append(Blank(int(rng.integers(depth)), _draw_blank(rng)))
     shading = None
-    # Last, and nothing is drawn where it is off: configurations from before this key keep their crops bit for bit.
+    # Last, and without random draws if it is off, so that configurations without this key keep their crops bit for bit.
     if config.local_contrast and rng.random() < config.local_contrast:
         shading = _draw_shading(shape, config.local_contrast_strength, config.local_contrast_pixels, rng)
     return Look(tuple(optics), blur, tuple(tones), shading, noise, tuple(blanks))
 
 
 def _draw_tone(count: int, strength: float, rng: np.random.Generator) -> Tone:
-    """Strength 1: contrast changed by up to 30 %, brightness by 0.15, gamma by a factor of up to 1.5."""
+    """Draw a tone. Strength 1: contrast changes by up to 30 %, brightness by 0.15, gamma by a factor of up to 1.5."""
     return _tone(rng.uniform(-strength, strength, (3, count)), None)
 
 
 def _draw_jump(section: int, strength: float, rng: np.random.Generator) -> Tone:
-    """As `_draw_tone`, but at least half as strong as it can be, so that the section stands out."""
+    """Draw a tone of at least half of the maximum strength, so that the section stands out."""
     return _tone(strength * rng.uniform(0.5, 1, (3, 1)) * rng.choice([-1, 1], (3, 1)), section)
 
 
@@ -139,7 +142,9 @@ def _tone(drawn: NDArray[np.float64], section: int | None) -> Tone:
 
 
 def _draw_shading(shape: Triple, strength: float, spacing: int, rng: np.random.Generator) -> Shading:
-    """Strength 1: contrast by a factor of up to 2 either way, brightness by 0.3; never less than a third of that."""
+    """Draw a shading. Strength 1: contrast by a factor of up to 2 up or down, brightness by 0.3; at least a third of
+    that.
+    """
     depth, *sides = shape
     reach = strength * rng.uniform(0.3, 1)
     controls = (depth, *((side - 1) // spacing + 4 for side in sides))
@@ -148,12 +153,14 @@ def _draw_shading(shape: Triple, strength: float, spacing: int, rng: np.random.G
 
 
 def _draw_blank(rng: np.random.Generator) -> float | None:
-    """Black, white or the mean."""
+    """Draw black, white or the mean."""
     return (0.0, 1.0, None)[rng.integers(3)]
 
 
 def _draw_part(height: int, width: int, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """A region around a random pixel: a wavy disc (a hole, a stain) or a polygon (a tear, a fold of the support)."""
+    """Draw a region around a random pixel: a wavy disc (a hole, a stain) or a polygon (a tear, a fold of the
+    support).
+    """
     radius = share * min(height, width) * rng.uniform(0.4, 1)
     turn, flat = rng.uniform(0, math.pi), rng.uniform(0.4, 1)
     y, x = np.ogrid[:height, :width]
@@ -174,14 +181,14 @@ def _draw_part(height: int, width: int, share: float, rng: np.random.Generator) 
 
 
 def gaussian(sigma: float) -> Floats:
-    """Gaussian weights (K,), cut off at three sigma."""
+    """Return Gaussian weights (K,), truncated at three sigma."""
     reach = max(1, math.ceil(3 * sigma))
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 1e-3)) ** 2)
     return _of_sum_one(weights)
 
 
 def disc(radius: float) -> Floats:
-    """The image of a point out of focus: a disc (K, K) with an edge one pixel soft."""
+    """Return the kernel (K, K) of an out-of-focus point: a disc with a soft edge of one pixel."""
     reach = math.ceil(radius)
     y, x = np.ogrid[-reach : reach + 1, -reach : reach + 1]
     weights = np.clip(radius + 0.5 - np.hypot(y, x), 0, 1)
@@ -189,7 +196,9 @@ def disc(radius: float) -> Floats:
 
 
 def line(length: float, angle: float) -> Floats:
-    """The image of a point that moves evenly along a line of so many pixels, its angle in radians from x to y."""
+    """Return the kernel of a point in uniform motion along a line of `length` pixels; the angle is in radians from x to
+    y.
+    """
     reach = math.ceil(length / 2)
     weights = np.zeros((2 * reach + 2, 2 * reach + 2))
     steps = np.linspace(-length / 2, length / 2, 8 * reach + 1)
@@ -199,7 +208,7 @@ def line(length: float, angle: float) -> Floats:
         for dx in (0, 1):
             share = (1 - np.abs(y - top - dy)) * (1 - np.abs(x - left - dx))
             np.add.at(weights, (top + dy, left + dx), share)
-    weights = weights[:-1, :-1]  # the last row and column take shares of 0 alone
+    weights = weights[:-1, :-1]  # the last row and column have weight 0 only
     return _of_sum_one(weights)
 
 
@@ -209,18 +218,18 @@ def _of_sum_one(weights: NDArray[np.float64]) -> Floats:
 
 
 def apply_look(raw: Tensor, look: Look) -> Tensor:
-    """Carry the changes out.
+    """Apply grey-value changes.
 
     Args:
-        raw: (D, H, W) float32 in [0, 1], on any device; not changed.
-        look: what to do.
+        raw: (D, H, W) float32 in [0, 1], on any device; not modified.
+        look: the changes.
 
     Returns:
-        (D, H, W) in [0, 1], a tensor of its own. A defect of one section leaves all others as they are, bit for bit.
+        (D, H, W) in [0, 1], a new tensor. An artefact in one section leaves all others unchanged, bit for bit.
     """
     raw = raw.clone(memory_format=torch.contiguous_format)
     for one in look.optics:
-        kernel = torch.from_numpy(one.kernel).to(raw.device, torch.float64)  # TF32 would make a GPU differ
+        kernel = torch.from_numpy(one.kernel).to(raw.device, torch.float64)  # TF32 would give other results on a GPU
         padded = functional.pad(raw[None, one.section, None], [len(kernel) // 2] * 4, mode="replicate").double()
         raw[one.section] = functional.conv2d(padded, kernel[None, None])[0, 0].float()
     if look.blur is not None:
@@ -246,7 +255,9 @@ def apply_look(raw: Tensor, look: Look) -> Tensor:
 
 
 def _blurred(raw: Tensor, weights: Floats) -> Tensor:
-    """Within the sections, first along y, then along x: sums of shifted copies, faster than a convolution here."""
+    """Blur within the sections, first along y, then along x. Sums of shifted copies are faster than a convolution for
+    these sizes.
+    """
     reach = len(weights) // 2
     padded = functional.pad(raw[None], [reach] * 4, mode="replicate")[0]
     for axis in (1, 2):

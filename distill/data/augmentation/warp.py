@@ -1,15 +1,15 @@
-"""Geometry of training volumes: all changes of one crop merged into a single resampling of raw and labels.
+"""Geometric augmentation: all transformations of one crop combined into a single resampling of raw and labels.
 
-What is random is drawn as numbers first (`draw_warp`) and carried out later, on any device (`warp_volume`). A voxel
-(z, p) of the result shows, in the flipped and transposed window, the place
+Random parameters are drawn first (`draw_warp`) and applied later on any device (`warp_volume`). A voxel (z, p) of the
+result takes the value, in the flipped and transposed window, at
 
     centre + A (p - centre + u(z, p)) + s(z)
 
-with A rotation and scale, u a free-form deformation (cubic B-splines over control points; Rueckert et al., IEEE TMI
-18:712, 1999) and s the misalignment of the section. Raw is bilinear, labels are nearest, both at the same place; where
-nothing but flips, transposes and shifts was drawn, both are copied exactly.
+where A is rotation and scale, u a free-form deformation (cubic B-splines over control points; Rueckert et al., IEEE TMI
+18:712, 1999) and s the misalignment of the section. Raw is interpolated bilinearly, labels take the nearest voxel, both
+at the same position. If only flips, transposes and shifts were drawn, both are copied exactly.
 
-Legend: D H W = z y x of the result, h w = y x of the window that it is cut from.
+Legend: D H W = z y x of the result, h w = y x of the window from which it is cut.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Bend:
 
     Attributes:
         values: (Z, 2, Y, X) float32, displacement in y and x, pixels; no voxel moves further than the largest of them.
-        spacing: pixels from one control point to the next in y and x.
-        sections: the same in z.
+        spacing: pixels between control points in y and x.
+        sections: sections between control points in z.
     """
 
     values: NDArray[np.float32]
@@ -46,7 +46,7 @@ class Bend:
 
 @dataclass(frozen=True, eq=False)
 class Warp:
-    """One drawn geometry; the defaults change nothing.
+    """Parameters of one geometric transformation; the defaults change nothing.
 
     Attributes:
         shape: of the result.
@@ -70,8 +70,8 @@ def draw_warp(shape: Triple, config: AugmentConfig, rng: np.random.Generator) ->
 
     Args:
         shape: (D, H, W) of the result; sections that are not square are not transposed.
-        config: which ones, how often, how far.
-        rng: all randomness comes from here.
+        config: which transformations, their probabilities and strengths.
+        rng: the only source of randomness.
     """
     z, y, x = (bool(config.flips and rng.random() < 0.5) for _ in range(3))
     transpose = config.transposes and rng.random() < 0.5 and shape[1] == shape[2]
@@ -87,7 +87,7 @@ def draw_warp(shape: Triple, config: AugmentConfig, rng: np.random.Generator) ->
 
 
 def rotation(degrees: float) -> NDArray[np.float64]:
-    """The matrix that turns the result by so many degrees, from y towards x as `numpy.rot90` does."""
+    """Return the matrix that rotates the result by `degrees`, from y towards x as `numpy.rot90` does."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return np.array([[c, s], [-s, c]])
 
@@ -103,7 +103,9 @@ def _draw_bend(shape: Triple, config: AugmentConfig, rng: np.random.Generator) -
 
 
 def _draw_shift(depth: int, pixels: int, rng: np.random.Generator) -> NDArray[np.int64] | None:
-    """From one section on (translation) or in one (slip); the first section stays."""
+    """Draw a shift of all sections from one onwards (translation) or of one (slip); the first section is never
+    shifted.
+    """
     if not pixels or depth < 2:
         return None
     shift = np.zeros((depth, 2), dtype=np.int64)
@@ -114,7 +116,9 @@ def _draw_shift(depth: int, pixels: int, rng: np.random.Generator) -> NDArray[np
 
 
 def warp_margin(warp: Warp) -> Pair:
-    """Pixels y, x that the window needs beyond the result on either side, so that every place lies inside it."""
+    """Return the pixels y, x by which the window must extend beyond the result, so that every position lies inside
+    it.
+    """
     centre = (np.array(warp.shape[1:]) - 1) / 2
     bend = np.zeros(2) if warp.bend is None else np.abs(warp.bend.values).max(axis=(0, 2, 3))
     matrix = np.eye(2) if warp.matrix is None else warp.matrix
@@ -126,17 +130,17 @@ def warp_margin(warp: Warp) -> Pair:
 
 
 def warp_volume(raw: Tensor, labels: Tensor | None, warp: Warp, origin: Pair) -> tuple[Tensor, Tensor | None]:
-    """Carry a warp out.
+    """Apply a warp.
 
     Args:
         raw: (D, h, w) float32.
         labels: (D, h, w) of any integer type, on the same device; None without labels.
-        warp: what to do.
-        origin: where the unchanged result would begin in the window, y and x. Places beyond the window are mirrored at
-            its outermost voxels, in raw and labels alike.
+        warp: the transformation.
+        origin: position y, x of the untransformed result in the window. Positions beyond the window are mirrored at its
+            outermost voxels, in raw and labels alike.
 
     Returns:
-        (D, H, W) each, perhaps views of the input; labels hold no id that the window does not.
+        (D, H, W) each, possibly views of the input; labels contain only ids of the window.
     """
     depth, height, width = warp.shape
     y, x = (
@@ -170,13 +174,13 @@ def _cut(volume: Tensor, origin: Pair, warp: Warp) -> Tensor:
 
 
 def _room(origin: Pair, warp: Warp, size: Pair) -> Pair:
-    """The smaller free space on the two sides of the result, y and x."""
+    """Return the smaller margin on the two sides of the result, y and x."""
     y, x = (min(o, n - length - o) for o, length, n in zip(origin, warp.shape[1:], size, strict=True))
     return y, x
 
 
 def _places(warp: Warp, origin: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where voxels come from: y and x in the oriented window, (D, H, W) or, where all sections agree, (1, H, W)."""
+    """Compute source positions y and x in the oriented window, (D, H, W) or, if equal for all sections, (1, H, W)."""
     _, height, width = warp.shape
     middle = ((height - 1) / 2, (width - 1) / 2)
     y = (torch.arange(height, device=device) - middle[0]).view(1, -1, 1)
@@ -196,7 +200,7 @@ def _places(warp: Warp, origin: Pair, device: torch.device) -> tuple[Tensor, Ten
 
 
 def _bent(bend: Bend, shape: Triple, device: torch.device) -> Tensor:
-    """Displacements (D, 2, H, W) in pixels."""
+    """Compute displacements (D, 2, H, W) in pixels."""
     z, y, x = (
         torch.from_numpy(splines(n, step)).to(device)
         for n, step in zip(shape, (bend.sections, bend.spacing, bend.spacing), strict=True)
@@ -207,7 +211,7 @@ def _bent(bend: Bend, shape: Triple, device: torch.device) -> Tensor:
 
 
 def splines(length: int, step: int) -> NDArray[np.float32]:
-    """Uniform cubic B-splines (length, control points): non-negative, rows sum to 1."""
+    """Return uniform cubic B-splines (length, control points): non-negative, rows sum to 1."""
     at = np.arange(length)
     k, t = at // step, at % step / step
     weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], axis=1) / 6
@@ -217,7 +221,7 @@ def splines(length: int, step: int) -> NDArray[np.float32]:
 
 
 def _mirror(place: Tensor, size: int) -> Tensor:
-    """Places beyond 0 .. size - 1 mirrored at the outermost voxels, as often as it takes."""
+    """Mirror positions beyond 0 .. size - 1 at the outermost voxels, repeatedly if necessary."""
     if size == 1:
         return torch.zeros_like(place)
     turn = size - 1
@@ -230,14 +234,14 @@ def _bilinear(volume: Tensor, y: Tensor, x: Tensor) -> Tensor:
     for channel, place, size in ((0, x, width), (1, y, height)):
         torch.mul(place, 2 / max(1, size - 1), out=grid[..., channel])
     grid -= 1
-    # One grid for all sections: they are the channels of one image, and the weights are computed once.
+    # With one grid for all sections, they form the channels of one image, and the weights are computed once.
     images = volume[None] if len(y) == 1 else volume[:, None]
     sampled = functional.grid_sample(images, grid, padding_mode="border", align_corners=True)
     return sampled.view(sections, *y.shape[1:])
 
 
 def _nearest(volume: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """By index, so that ids of 64 bits stay exact."""
+    """Sample the nearest voxel by index, so that ids of 64 bits stay exact."""
     sections, height, width = volume.shape
     row, column = ((place + 0.5).int().clamp_(0, size - 1) for place, size in ((y, height), (x, width)))
     flat = (row * width + column).long().flatten(1)
