@@ -1,1 +1,1 @@
-"""Run trained networks: over volumes in memory, block by block, or over a stream of sections."""
+"""Apply trained networks to volumes in memory, to volumes of any size in blocks, and to streams of sections."""

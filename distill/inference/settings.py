@@ -1,4 +1,4 @@
-"""The settings that a store was begun with, in a file inside it, and whether it goes on with the same."""
+"""Settings recorded in a store when it is created, and their comparison on resume."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from distill.io.readers.array import readable
 
 
 def read_settings(store: Path, folder: str, command: str) -> dict[str, Any]:
-    """The settings that a store was begun with.
+    """Read the settings recorded in a store.
 
     Args:
         store: the store.
-        folder: in it.
-        command: that makes such stores, for messages.
+        folder: inside the store.
+        command: command that writes such stores, for messages.
 
     Raises:
-        SourceError: it is not such a store.
+        SourceError: it is not a store of this command.
     """
     path = settings_path(store, folder)
     if not path.is_file():
@@ -33,18 +33,18 @@ def read_settings(store: Path, folder: str, command: str) -> dict[str, Any]:
 
 
 def settings_path(store: Path, folder: str) -> Path:
-    """Where they are."""
+    """Return the path of the settings file."""
     return store / folder / "job.json"
 
 
 def check_settings(store: Path, begun: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> None:
-    """Make sure that a store goes on as it was begun.
+    """Check that a store is resumed with the settings that it was created with.
 
     Args:
         store: for messages.
-        begun: the settings then.
-        now: the settings now.
-        free: those that may differ, for they change no bytes of what is done.
+        begun: recorded settings.
+        now: current settings.
+        free: settings that may differ, because they do not affect results already written.
 
     Raises:
         SourceError: a setting differs.

@@ -1,1 +1,1 @@
-"""`distill segment`: trained networks over volumes of any size, block by block, on one process or many."""
+"""Blockwise segmentation of volumes of any size, in one process or many (`distill segment`)."""

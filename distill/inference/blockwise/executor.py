@@ -1,7 +1,7 @@
-"""Where blocks are done: in this process, on workers of this machine, or on those of a dask scheduler elsewhere.
+"""Run the tasks of blocks in this process, on worker processes of this machine, or on an external dask scheduler.
 
-Nothing depends on the order in which tasks end. A task that fails is tried again a bounded number of times, and the
-others go on; a worker that dies has its tasks done by another one.
+Results do not depend on the order in which tasks finish. A failing task is retried a bounded number of times while the
+others continue. The tasks of a worker that dies are run by another one.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from distill.io.readers.array import reason
 OnDone = Callable[[Done], None]
 Note = Callable[[str], None]
 
-_MOST_FAILED = 10  # tasks; then something is wrong with more than a block
-_LOOK = 1.0  # seconds between looks at the scheduler
-_LOST = 10.0  # seconds without it
+_MOST_FAILED = 10  # failed tasks after which the cause is not a single block
+_LOOK = 1.0  # seconds between checks of the scheduler
+_LOST = 10.0  # seconds without contact
 
 
 @dataclass(frozen=True)
 class Task:
-    """A function of a module, for another process to call."""
+    """A module-level function with its arguments, to be called in another process."""
 
     name: str  # for messages
     function: Callable[..., Done]
@@ -39,40 +39,40 @@ class Task:
 
 @dataclass(frozen=True)
 class Failed:
-    """A task that failed for good."""
+    """A task that failed after all retries."""
 
     task: Task
     error: BaseException
 
     def __str__(self) -> str:
-        """For messages."""
+        """Format the failure for messages."""
         text = reason(self.error)
         return f"{self.task.name}: {text if isinstance(self.error, DistillError) else _cause(self.error, text)}"
 
 
 class Pool(Protocol):
-    """Carries tasks out."""
+    """Interface of all executors."""
 
     def run(self, tasks: Iterable[Task], on_done: OnDone) -> list[Failed]:
-        """Carry out all tasks.
+        """Run all tasks.
 
         Args:
-            tasks: in any number; not all are held at once.
+            tasks: any number; they are consumed lazily.
             on_done: called with the result of each.
 
         Returns:
-            Those that failed for good.
+            The tasks that failed after all retries.
         """
 
 
 class Here:
-    """This process, one task after the other."""
+    """Executor that runs tasks one after another in this process."""
 
     def __init__(self, retries: int) -> None:
         self._retries = retries
 
     def run(self, tasks: Iterable[Task], on_done: OnDone) -> list[Failed]:
-        """See `Pool.run`."""
+        """Run all tasks; see `Pool.run`."""
         failed: list[Failed] = []
         for task in tasks:
             for left in reversed(range(self._retries + 1)):
@@ -90,13 +90,13 @@ class Here:
 
 
 class Workers:
-    """Workers of a dask scheduler."""
+    """Executor on the workers of a dask scheduler."""
 
     def __init__(self, client: Any, address: str, retries: int, note: Note) -> None:
         self._client, self._address, self._retries, self._note = client, address, retries, note
 
     def run(self, tasks: Iterable[Task], on_done: OnDone) -> list[Failed]:
-        """See `Pool.run`."""
+        """Run all tasks; see `Pool.run`."""
         waiting, run, told = iter(tasks), secrets.token_hex(4), False
         running: dict[Any, Task] = {}
         failed: list[Failed] = []
@@ -158,10 +158,10 @@ class Workers:
             return 0
 
     def _check(self) -> None:
-        """Wait for a scheduler that is away for a moment.
+        """Wait for a scheduler that is temporarily unreachable.
 
         Raises:
-            DistillError: it does not come back.
+            DistillError: it remains unreachable.
         """
         began = time.monotonic()
         while self._client.status != "running":
@@ -177,13 +177,13 @@ class Workers:
 
 @contextmanager
 def open_pool(workers: int, scheduler: str | None, retries: int, note: Note) -> Iterator[Pool]:
-    """A pool for some time.
+    """Open an executor, and close it on exit.
 
     Args:
         workers: processes on this machine; 0 and 1: this process.
-        scheduler: host:port or a scheduler file of a dask scheduler, instead.
-        retries: of a task that fails.
-        note: told where the dashboard is.
+        scheduler: host:port or scheduler file of an external dask scheduler.
+        retries: of a failing task.
+        note: called with the address of the dashboard.
 
     Raises:
         DistillError: the scheduler cannot be reached.
@@ -193,7 +193,7 @@ def open_pool(workers: int, scheduler: str | None, retries: int, note: Note) -> 
         return
     from distributed import Client, LocalCluster
 
-    for name in ("distributed", "distributed.client"):  # what matters is raised, and told in one line
+    for name in ("distributed", "distributed.client"):  # errors are raised and reported in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
     if scheduler is not None:
@@ -233,7 +233,7 @@ def _reached(scheduler: str) -> Iterator[Any]:
     try:
         yield client
     finally:
-        with suppress(Exception):  # gone already
+        with suppress(Exception):  # already closed
             client.close(timeout=_LOST)
 
 

@@ -1,4 +1,4 @@
-"""What a user can ask of `distill segment`, beside what stream has too."""
+"""Options of `distill segment` that `distill stream` does not have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Method = Literal["query", "waterz", "mws"]
 
 @dataclass(frozen=True)
 class Blocking:
-    """How a volume is cut, and who does the blocks."""
+    """How a volume is divided into blocks, and who processes them."""
 
     block: Triple | None = None  # voxels; None: the decoder's depth and 1024 x 1024
     workers: int = 0

@@ -1,8 +1,8 @@
-"""Where blocks put their voxels until all are done: arrays with one file a block.
+"""Scratch arrays with one file per block, for voxels of completed blocks until all blocks are done.
 
-Owned boxes do not begin at multiples of one step (a shared section or row is the first block's), so that chunks of the
-volume's own grid would be written by two blocks. On the shelf every block has a cell of its own, as large as the
-largest; the last pass carries the voxels to the final arrays.
+Owned boxes do not start at multiples of one step (a shared section or row belongs to the first block), so two blocks
+would write to the same chunk of an array on the volume's own grid. In a scratch array, every block has its own cell,
+as large as the largest owned box. The last pass copies the voxels to the final arrays.
 
 Legend: K affinity channels, D H W = z y x of a block's owned box.
 """
@@ -25,12 +25,12 @@ from distill.io.writers.store import create_zarr, open_zarr_for_writing, writing
 
 INNER = 128  # voxels of a chunk along y and x
 NAMES = ("affinity", "supervoxels")
-_KEY = {"affinity": "0/", "supervoxels": ""}  # of a file, before the block's place
+_KEY = {"affinity": "0/", "supervoxels": ""}  # prefix of a file name, before the block's position
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """Cells of all blocks of a plan."""
+    """Scratch arrays with one cell for each block of a plan."""
 
     store: Path
     plan: Plan
@@ -42,7 +42,7 @@ class Shelf:
         return z, _whole(y), _whole(x)
 
     def create(self, resolution: Nanometres) -> None:
-        """Make the arrays."""
+        """Create the arrays."""
         z, y, x = (count * side for count, side in zip(self.plan.grid, self.cell, strict=True))
         inner = (self.cell[0], *(min(INNER, side) for side in self.cell[1:]))
         kinds: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -61,7 +61,7 @@ class Shelf:
             )
 
     def write(self, block: Block, affinity: NDArray[np.uint8], ids: NDArray[np.uint64]) -> None:
-        """Put a block's voxels away, (K, D, H, W) and (D, H, W), and wait until they are on disk."""
+        """Write the voxels of a block, (K, D, H, W) and (D, H, W), and wait until they are on disk."""
         place = self._place(block, block.owned)
         arrays: tuple[NDArray[Any], ...] = (affinity, ids)
         for name, array in zip(NAMES, arrays, strict=True):
@@ -73,7 +73,7 @@ class Shelf:
                         flush(at)
 
     def read(self, name: str, box: Box) -> NDArray[Any]:
-        """Voxels of a box of the volume, from all blocks that own some."""
+        """Read the voxels of a box of the volume from all blocks that own part of it."""
         array = open_zarr_for_writing(self.store / FOLDER, name).volume()
         channels = () if array.channels is None else (array.channels,)
         found = np.zeros((*channels, *box.shape), array.dtype)
@@ -83,7 +83,7 @@ class Shelf:
         return found
 
     def path(self, name: str, block: Block) -> Path:
-        """The file of a block; there is none where all its voxels are 0."""
+        """Return the file of a block; it does not exist if all voxels are 0."""
         return self.store / FOLDER / name / "c" / f"{_KEY[name]}{block.slab}/{block.row}/{block.column}"
 
     def _place(self, block: Block, part: Box) -> Box:

@@ -1,1 +1,1 @@
-"""Run a model on the voxel size that it was trained on, and return results on the source's own."""
+"""Apply a model at the voxel size of its training data, and return results on the source's own grid."""

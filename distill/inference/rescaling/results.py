@@ -1,13 +1,14 @@
-"""Results on the grid that sections were recorded on, computed on the grid of the pixels that a model was trained on.
+"""Transfer results from the model's grid to the grid of the source.
 
-Both grids begin at the border of the section; a pixel as recorded belongs to the model's pixel that its centre lies in.
+Both grids begin at the border of the section. A source pixel takes its value from the model pixel that contains its
+centre.
 
-Affinities: the edge between two neighbouring pixels as recorded follows the straight path between the model's pixels
-that they belong to, and is the least affinity on it. Where both belong to one pixel the path has no edge; that pixel is
-as connected to itself as to the in-plane neighbour that it is most connected to, so that edges inside neurites stay
-high and edges inside membranes, which belong to no object, stay low.
+Affinities: the edge between two neighbouring source pixels follows the straight path between their model pixels and
+takes the minimum affinity along it. If both lie in the same model pixel, the path contains no edge; the affinity is
+then the maximum of that pixel's in-plane affinities. Edges inside neurites thus stay high, and edges inside membranes,
+which belong to no object, stay low.
 
-Legend: K offsets, D H W = z y x as recorded, h w = y x on the model's grid; `...` any leading axes.
+Legend: K offsets, D H W = z y x of the source, h w = y x on the model's grid; `...` any leading axes.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from distill.core.affinity import NEAREST
 from distill.core.errors import DistillError
 from distill.core.geometry import Box, Nanometres, Triple
 
-SAME = 1e-3  # relative difference of pixel sizes that counts as none
-_MOST = 16.0  # times as large or as small: beyond it a resolution is rather wrong than meant
+SAME = 1e-3  # relative difference of pixel sizes that is ignored
+_MOST = 16.0  # maximum ratio of pixel sizes; beyond it, the resolution is probably wrong
 
 Kind = TypeVar("Kind", bound=np.generic)
 _Indices = NDArray[np.int64]
@@ -32,12 +33,12 @@ _Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Rescaling:
-    """Where sections as recorded lie on a model's grid.
+    """Mapping between the grid of the source and that of a model.
 
     Attributes:
-        recorded: (H, W) of a section as recorded.
+        recorded: (H, W) of a section of the source.
         model: (h, w) of the same section on the model's grid.
-        factor: pixels as recorded in one of the model's, along y and x.
+        factor: source pixels per model pixel, along y and x.
     """
 
     recorded: tuple[int, int]
@@ -45,7 +46,7 @@ class Rescaling:
     factor: tuple[float, float]
 
     def at(self, axis: int, start: int, stop: int) -> _Indices:
-        """The model's pixel that each of the pixels `start` to `stop` as recorded belongs to.
+        """Return the model pixel of each of the source pixels `start` to `stop`.
 
         Args:
             axis: 0 = y, 1 = x.
@@ -57,23 +58,23 @@ class Rescaling:
         return found
 
     def used(self, axis: int, start: int, stop: int) -> _Indices:
-        """Those of the model's pixels `start` to `stop` that some pixel as recorded belongs to."""
+        """Return those of the model pixels `start` to `stop` that contain the centre of a source pixel."""
         found: _Indices = np.unique(self.at(axis, 0, self.recorded[axis]))
         return found[(found >= start) & (found < stop)]
 
     def model_box(self, box: Box) -> Box:
-        """Voxels on the model's grid that ids and affinities of recorded voxels follow from."""
+        """Return the voxels on the model's grid that determine ids and affinities of a box of the source."""
         spans = [self._span(axis, box.start[axis + 1], box.stop[axis + 1]) for axis in (0, 1)]
         (y, y_stop), (x, x_stop) = spans
         return Box((box.start[0], y, x), (box.stop[0], y_stop, x_stop))
 
     def nearest(self, found: NDArray[Kind], box: Box, within: Box) -> NDArray[Kind]:
-        """Ids, or embeddings, of recorded voxels.
+        """Transfer ids or embeddings to source voxels.
 
         Args:
             found: (..., D, h, w) on the model's grid.
-            box: voxels as recorded.
-            within: voxels on the model's grid that `found` covers, those of `model_box` at least.
+            box: voxels of the source.
+            within: voxels on the model's grid that `found` covers, at least those of `model_box`.
 
         Returns:
             (..., D, H, W) of `box`.
@@ -83,16 +84,16 @@ class Rescaling:
         return np.take(np.take(found, rows, -2), columns, -1)
 
     def affinity(self, found: NDArray[Kind], offsets: Sequence[Triple], box: Box, within: Box) -> NDArray[Kind]:
-        """Affinities of recorded voxels, see above.
+        """Transfer affinities to source voxels, as defined in the module.
 
-        The first row of y and the first column of x have no partner and are filled by reflection, as on the model's
-        grid.
+        The first row of the y channel and the first column of the x channel have no partner and are filled by
+        reflection, as on the model's grid.
 
         Args:
-            found: (K, D, h, w) on the model's grid, of any number type.
-            offsets: K, the nearest ones or along z alone.
-            box: voxels as recorded.
-            within: voxels on the model's grid that `found` covers, those of `model_box` at least.
+            found: (K, D, h, w) on the model's grid, of any numeric type.
+            offsets: K, nearest neighbours or along z only.
+            box: voxels of the source.
+            within: voxels on the model's grid that `found` covers, at least those of `model_box`.
 
         Returns:
             (K, D, H, W) of `box`.
@@ -105,7 +106,7 @@ class Rescaling:
         kept: NDArray[Kind] | None = None
         for axis, channel in ((0, list(offsets).index(NEAREST[1])), (1, list(offsets).index(NEAREST[2]))):
             edges = self._partners(axis, box.start[axis + 1], box.stop[axis + 1])
-            if edges is None:  # one pixel: no edge at all
+            if edges is None:  # one pixel: no edge
                 result[channel] = _one(found.dtype)
                 continue
             there, here = (pixels - within.start[axis + 1] for pixels in edges)
@@ -124,7 +125,7 @@ class Rescaling:
         return result
 
     def _partners(self, axis: int, start: int, stop: int) -> tuple[_Indices, _Indices] | None:
-        """The model's pixels of the partner of each pixel as recorded, and of the pixel; None without any edge."""
+        """Return the model pixels of each source pixel's partner and of the pixel itself; None if there is no edge."""
         if self.recorded[axis] == 1:
             return None
         pixels = np.arange(start, stop)
@@ -141,13 +142,13 @@ class Rescaling:
         return begin, min(self.model[axis], end + 2)
 
     def _inside(self, found: NDArray[Kind], offsets: Sequence[Triple], within: Box) -> NDArray[Kind]:
-        """How connected pixels of the model's grid are to themselves, (D, h, w): the largest of four in-plane edges."""
+        """Return the affinity within each model pixel, (D, h, w): the maximum of its four in-plane edges."""
         listed = list(offsets)
         largest = np.zeros(found.shape[1:], found.dtype)
         for axis, offset in ((-2, NEAREST[1]), (-1, NEAREST[2])):
             edges = np.moveaxis(found[listed.index(offset)], axis, -1)
             into = np.moveaxis(largest, axis, -1)
-            first = 1 if within.start[axis] == 0 else 0  # the border's own edges are reflections
+            first = 1 if within.start[axis] == 0 else 0  # edges at the border are reflections
             np.maximum(into[..., first:], edges[..., first:], out=into[..., first:])
             np.maximum(into[..., :-1], edges[..., 1:], out=into[..., :-1])
         return largest
@@ -156,16 +157,16 @@ class Rescaling:
 def rescaling_of(
     source: str, size: tuple[int, int], resolution: Nanometres, pixel: tuple[float, float]
 ) -> Rescaling | None:
-    """Find the grid of a model on sections.
+    """Determine the mapping between the grid of sections and that of a model.
 
     Args:
         source: name of the sections, for messages.
-        size: (H, W) of a section as recorded.
+        size: (H, W) of a section of the source.
         resolution: of the sections, nm.
         pixel: y and x of the model's pixels, nm.
 
     Returns:
-        The two grids; None where they are the same.
+        The mapping; None if the grids are the same.
 
     Raises:
         DistillError: one pixel is more than 16 times as large as the other.
@@ -185,10 +186,10 @@ def rescaling_of(
 
 
 def check_offsets(offsets: Sequence[Triple]) -> None:
-    """Make sure that affinities can be carried from one grid to the other.
+    """Check that affinities at these offsets can be transferred between grids.
 
     Raises:
-        DistillError: an offset beyond the nearest ones leads to another place in the section.
+        DistillError: an offset beyond nearest neighbours has an in-plane component.
     """
     for offset in offsets:
         if offset not in NEAREST and any(offset[1:]):

@@ -1,10 +1,10 @@
-"""Sections on a grid of other pixels: a view of a volume that resamples what it reads.
+"""View of a volume that resamples sections to another pixel size as they are read.
 
-Every pixel is a weighted mean of those around it, by weights that follow from its place in the whole section, so that
-a pixel does not depend on which part of a section is read. Kernel: a triangle as wide as the larger of the two pixels:
-linear interpolation to smaller pixels; to larger ones a mean that takes out what they cannot hold.
+Every pixel is a weighted mean of its surroundings, with weights that depend on its position in the whole section, so it
+does not depend on which part of a section is read. The kernel is a triangle as wide as the larger of the two pixels:
+linear interpolation to smaller pixels, and an anti-aliasing mean to larger ones.
 
-Legend: H W = y x as recorded, h w = y x on the model's grid; `...` any leading axes.
+Legend: H W = y x of the source, h w = y x on the model's grid; `...` any leading axes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from distill.io.volume import Volume
 
 
 def resampled(volume: Volume, rescaling: Rescaling) -> Volume:
-    """A volume on the model's grid; nothing is read.
+    """Return a view of a volume on the model's grid; nothing is read.
 
     Args:
-        volume: z, y, x, with or without channels, of sections as recorded.
+        volume: z, y, x, with or without channels, at the source's pixel size.
         rescaling: of its sections.
     """
     *before, depth, _, _ = volume.shape
@@ -45,7 +45,7 @@ def resampled(volume: Volume, rescaling: Rescaling) -> Volume:
 
 
 def resample_section(image: NDArray[Any], rescaling: Rescaling) -> NDArray[Any]:
-    """A whole section (H, W) on the model's grid, (h, w) of the same type."""
+    """Resample a whole section (H, W) to the model's grid, (h, w) of the same type."""
     y, x = (_weights(rescaling, axis, 0, rescaling.model[axis])[1] for axis in (0, 1))
     return _applied(image, y, x)
 
@@ -68,7 +68,9 @@ def _open_resampled(opener: Opener, rescaling: Rescaling) -> Iterator[Cut]:
 
 
 def _weights(rescaling: Rescaling, axis: int, start: int, stop: int) -> tuple[slice, Any]:
-    """Which pixels as recorded some of the model's are made of, and the weights: a sparse matrix (model, recorded)."""
+    """Return the source pixels that contribute to a range of model pixels, and the weights, a sparse matrix (model,
+    source).
+    """
     size, factor = rescaling.recorded[axis], rescaling.factor[axis]
     reach = max(1.0, factor)
     centres = (np.arange(start, stop) + 0.5) * factor
@@ -85,7 +87,7 @@ def _weights(rescaling: Rescaling, axis: int, start: int, stop: int) -> tuple[sl
 
 
 def _applied(image: NDArray[Any], y: Any, x: Any) -> NDArray[Any]:
-    """Weigh rows, then columns; the result has the image's type."""
+    """Apply weights to rows, then to columns; the result has the type of the image."""
     whole_numbers = image.dtype.kind in "iu"
     wide = np.float32 if whole_numbers and image.dtype.itemsize <= 2 else np.float64
     y, x = y.astype(wide), x.astype(wide)

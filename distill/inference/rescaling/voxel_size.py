@@ -1,4 +1,4 @@
-"""The voxels that a model was trained on, against those that it is to work on."""
+"""Compare the voxel size of a model's training data with that of the data to segment."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from distill.core.errors import DistillError
 from distill.core.geometry import Nanometres
 from distill.inference.rescaling.results import Rescaling, rescaling_of
 
-PIXEL = 0.1  # relative difference in y or x that is worth a warning
-THICKNESS = 0.25  # the same of sections
+PIXEL = 0.1  # relative difference in y or x above which a message is printed
+THICKNESS = 0.25  # the same for section thickness
 
 Note = Callable[[str], None]
 
 
 def trained_resolution(notes: Mapping[str, Any]) -> Nanometres | None:
-    """Voxel size z, y, x in nm that a model's weights say they were trained on; None where they do not."""
+    """Return the voxel size z, y, x in nm recorded in a model's weights; None if none is recorded."""
     found = notes.get("resolution")
     if found is None:
         return None
@@ -36,24 +36,23 @@ def grid_for(
     note: Note,
     results: str = "results are on the source's own pixels",
 ) -> Rescaling | None:
-    """Find the grid that a model works on, and report voxels unlike those that it was trained on.
+    """Determine the grid on which a model is applied, and report voxel sizes that differ from its training data.
 
     Args:
-        model: file of the weights.
-        notes: what they say of their training.
+        model: weights file.
+        notes: of the weights file.
         source: name of the sections.
         size: (H, W) of a section.
         resolution: of the sections, nm.
-        rescale: whether to work on the model's pixels.
-        note: called with lines that the user should see.
-        results: of what is resampled, in words.
+        rescale: whether to use the model's pixel size.
+        note: called with lines for the user.
+        results: phrase that describes where results are written.
 
     Returns:
-        Both grids; None where the model works on the sections' own.
+        The mapping between the grids; None if the model is applied to the sections as they are.
 
     Raises:
-        DistillError: the weights do not say what they were trained on and `rescale` is asked for, or the sizes are too
-            far apart.
+        DistillError: `rescale` is set and the weights record no voxel size, or the pixel sizes differ too much.
     """
     trained = trained_resolution(notes)
     if trained is None:
@@ -78,16 +77,16 @@ def grid_for(
 
 
 def differs(found: float, wanted: float, least: float) -> bool:
-    """Whether the larger of two numbers is the smaller one and more than `least` of it."""
+    """Return whether two numbers differ by more than the fraction `least`, relative to the smaller one."""
     return max(found, wanted) > (1 + least) * min(found, wanted) * (1 + 1e-9)
 
 
 def record_of(rescaling: Rescaling | None, resolution: Nanometres) -> dict[str, Any] | None:
-    """What a store and run.json say of rescaling; None where there is none.
+    """Return the record of rescaling for the store and run.json; None without rescaling.
 
     Args:
         rescaling: of the sections.
-        resolution: of the sections as recorded, nm.
+        resolution: of the sections of the source, nm.
     """
     if rescaling is None:
         return None

@@ -1,1 +1,1 @@
-"""`distill stream`: sections of any number through the student, in bounded memory, none lost and none done twice."""
+"""Segment a stream of sections in bounded memory, resumable at any point (`distill stream`)."""

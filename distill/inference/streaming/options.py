@@ -1,4 +1,4 @@
-"""What a user can ask of a stream, beside what segment has too."""
+"""Options of `distill stream` that `distill segment` does not have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distill.inference.streaming.sections.watch import Following
 
 @dataclass(frozen=True)
 class Streaming:
-    """What is special to a stream."""
+    """Options specific to a stream."""
 
     segment: bool = True
     offsets: Sequence[Triple] = NEAREST
@@ -29,7 +29,7 @@ class Streaming:
 
 
 def parse_policies(texts: Sequence[str]) -> dict[str, str]:
-    """What to do about each kind of bad section, `fail` by default; later words win.
+    """Parse the policies for bad sections, by kind; the default is `fail`, and later entries override earlier ones.
 
     Raises:
         DistillError: an unknown kind or policy.

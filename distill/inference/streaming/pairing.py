@@ -1,6 +1,6 @@
-"""From sections to pairs and slabs: what follows what, over bad sections and the borders of slabs.
+"""Form pairs and slabs of consecutive sections, across bad sections and slab borders.
 
-Legend: L sections of a layer, which a slab moves on by; slab k covers k L to (k + 1) L, both included.
+Legend: L sections of a layer, the stride between slabs; slab k covers k L to (k + 1) L, both included.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from distill.core.normalisation import Correction
 from distill.inference.streaming.slabs import Run
 from students.streaming.runner import SectionOutput, SectionRunner
 
-LONGEST_BRIDGE = 3  # bad sections in a row; over more of them nothing is paired
+LONGEST_BRIDGE = 3  # maximum number of consecutive bad sections that a pair may span
 
 
 @dataclass(frozen=True)
 class Place:
-    """A section as it is taken: its image (H, W), None for a bad one, and whether to pair a bad one's neighbours."""
+    """Position in the stream: its image (H, W), None for a bad section, and whether the neighbours of a bad section are
+    paired.
+    """
 
     z: int
     image: NDArray[Any] | None
     bridge: bool = False
-    correction: Correction | None = None  # of the image's grey values
+    correction: Correction | None = None  # normalisation of the image's grey values
 
 
 Pieces = Iterator[tuple[slice, slice, SectionOutput]]  # rows, columns, results
@@ -34,31 +36,32 @@ Pieces = Iterator[tuple[slice, slice, SectionOutput]]  # rows, columns, results
 
 @dataclass(frozen=True)
 class Step:
-    """What came out for a place: nothing for a bad section, and whether its neighbours are paired."""
+    """Output for a position: None for a bad section, and whether its neighbours are paired."""
 
     z: int
     output: SectionOutput | None
     bridged: bool = False
-    pieces: Pieces | None = None  # instead of the output, to be taken before the next section
+    pieces: Pieces | None = None  # instead of the output; consume them before the next section
 
 
 class Chain:
-    """Pairs good sections that follow each other, a batch at a time."""
+    """Pairs consecutive good sections, in batches."""
 
     def __init__(self, runner: SectionRunner, *, in_pieces: bool) -> None:
         """Start before the first section.
 
         Args:
             runner: the student.
-            in_pieces: give every section as the runner's tiles, for sections whose results would not fit as a whole.
+            in_pieces: return every section as the tiles of the runner, for sections whose outputs would not fit into
+                memory.
         """
         self._runner, self._in_pieces = runner, in_pieces
         self._batch = 1 if in_pieces else runner.batch
         self._waiting: list[Place] = []
-        self._gap = 0  # bad places since the last good one
+        self._gap = 0  # bad positions since the last good section
 
     def push(self, place: Place) -> Iterator[Step]:
-        """Take the next place; gives what is ready, in order."""
+        """Add the next position, and return the outputs that are ready, in order."""
         if place.image is not None:
             self._gap = 0
             self._waiting.append(place)
@@ -73,7 +76,7 @@ class Chain:
             self._runner.reset()
 
     def flush(self) -> Iterator[Step]:
-        """Run what waits for its batch to fill."""
+        """Process an incomplete batch."""
         waiting, self._waiting = self._waiting, []
         if self._in_pieces:
             for place in waiting:
@@ -85,7 +88,7 @@ class Chain:
             yield Step(place.z, None if place.image is None else next(outputs), place.bridge)
 
     def _pushed(self, places: list[Place]) -> list[SectionOutput]:
-        """Results of places that have an image."""
+        """Return the outputs of positions with an image."""
         if not places:
             return []
         corrections = [place.correction for place in places if place.correction is not None]
@@ -93,13 +96,13 @@ class Chain:
         return self._runner.push(images, corrections if len(corrections) == len(places) else None)
 
     def replay(self, before: list[Place]) -> Step | None:
-        """Take up a stream in the middle.
+        """Restore the state for a stream that continues in the middle.
 
         Args:
-            before: the places right before its next one, in order.
+            before: the positions immediately before its next one, in order.
 
         Returns:
-            The last good section that the next one may be paired with; None where there is none.
+            The last good section that the next one may be paired with; None if there is none.
         """
         self._runner.reset()
         row: list[Place] = []
@@ -123,17 +126,17 @@ class Chain:
 
 @dataclass(frozen=True)
 class SlabJob:
-    """A slab that is complete: its runs of good sections, none if all it holds is another's."""
+    """A complete slab: its runs of consecutive good sections, none if all of its sections belong to another slab."""
 
     number: int
     runs: list[Run]
 
 
 class SlabBuilder:
-    """Gathers the sections of one slab after the other."""
+    """Collects the sections of one slab after another."""
 
     def __init__(self, depth: int, first: int, before: Step | None) -> None:
-        """Begin at section `first`, the start of a slab.
+        """Start at section `first`, the beginning of a slab.
 
         Args:
             depth: L.
@@ -146,7 +149,7 @@ class SlabBuilder:
         self._run: Run | None = None
 
     def add(self, step: Step) -> SlabJob | None:
-        """Take the next step; gives the slab that it completes."""
+        """Add the next output, and return the slab that it completes."""
         border = step.z % self._depth == 0 and step.z > 0
         if not border:
             self._append(step)
@@ -159,14 +162,14 @@ class SlabBuilder:
         return job
 
     def close(self) -> SlabJob:
-        """The slab so far."""
+        """Return the incomplete last slab."""
         runs = [*self._runs, *([self._run] if self._run is not None else [])]
         job = SlabJob(self._number, runs)
         self._number, self._runs, self._run = self._number + 1, [], None
         return job
 
     def _begin(self, step: Step) -> None:
-        """Begin a slab with the section at its border, or the one that is paired over it."""
+        """Start a slab with the section at its border, or with the section paired across it."""
         if step.output is not None:
             self._last = step
         elif not step.bridged:

@@ -1,4 +1,4 @@
-"""How a stream is cut: layers of sections that are written and counted at once, and shares of them for processes."""
+"""Divide a stream into layers, which are written and completed as units, and into shares for several processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WHOLE = Part()
 
 
 def parse_part(text: str | None) -> Part:
-    """A part from `I/N`, I counted from 0.
+    """Parse a part from `I/N`, I counted from 0.
 
     Raises:
         DistillError: the text is anything else.
@@ -36,15 +36,15 @@ def parse_part(text: str | None) -> Part:
 
 
 def share(part: Part, total: int | None, depth: int) -> tuple[range, bool]:
-    """Layers of one process, as even as they go.
+    """Return the layers of one process, divided as evenly as possible.
 
     Args:
-        part: which process of how many.
-        total: sections of the stream; None while it is unknown.
-        depth: sections of a layer.
+        part: number of the process, and number of processes.
+        total: sections of the stream; None if unknown.
+        depth: sections per layer.
 
     Returns:
-        The layers, and whether the stream ends with them; of a stream of unknown length, all.
+        The layers, and whether the stream ends with them; all layers of a stream of unknown length.
 
     Raises:
         DistillError: there are more processes than layers.
@@ -62,12 +62,12 @@ def share(part: Part, total: int | None, depth: int) -> tuple[range, bool]:
 
 
 def layer_depth(section_bytes: int, slab_step: int | None) -> int:
-    """Sections of a layer: as many as slabs of the decoder move on by.
+    """Return the number of sections per layer: the stride between slabs of the decoder.
 
     Args:
-        section_bytes: what one section's results take.
-        slab_step: sections of a slab less the one that it shares; None without segmentation: then 16, or fewer where
-            they would not fit in memory.
+        section_bytes: size of one section's outputs.
+        slab_step: sections of a slab minus the shared one. None without segmentation: then 16, or fewer if they would
+            not fit into memory.
     """
     if slab_step is not None:
         return slab_step

@@ -1,6 +1,6 @@
-"""A stream on the model's grid: sections are resampled as they are read, results brought back before they are written.
+"""Stream on the model's grid: resample sections as they are read, and transfer results back before they are written.
 
-Legend: K offsets, E embedding channels, D H W = z y x as recorded, h w = y x on the model's grid.
+Legend: K offsets, E embedding channels, D H W = z y x of the source, h w = y x on the model's grid.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from distill.inference.streaming.slabs import SlabResult
 
 
 class RescaledSource(Source):
-    """The sections of another source on the model's grid."""
+    """The sections of another source, resampled to the model's grid."""
 
     def __init__(self, recorded: Source, rescaling: Rescaling) -> None:
-        """Take a source whose sections have the size that the grids are of."""
+        """Wrap a source whose sections have the size of the mapping."""
         super().__init__()
         self._recorded, self._rescaling = recorded, rescaling
         z, y, x = recorded.kind.resolution
@@ -43,28 +43,28 @@ class RescaledSource(Source):
 
 
 class OnRecorded:
-    """Results of a stream on the pixels of the sections as recorded."""
+    """Transfers the results of a stream to the pixels of the source."""
 
     def __init__(self, rescaling: Rescaling, offsets: Sequence[Triple]) -> None:
-        """Bring results back from the model's grid.
+        """Set the mapping and the offsets.
 
         Args:
             rescaling: of the sections.
-            offsets: K of the affinities.
+            offsets: K affinity offsets.
         """
         self._rescaling, self._offsets = rescaling, offsets
 
     def affinity(self, found: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """(K, h, w) to (K, H, W)."""
+        """Transfer affinities from (K, h, w) to (K, H, W)."""
         box, within = self._boxes()
         return self._rescaling.affinity(found[:, None], self._offsets, box, within)[:, 0]
 
     def nearest(self, found: NDArray[Kind]) -> NDArray[Kind]:
-        """(..., h, w) to (..., H, W): ids, or an embedding."""
+        """Transfer ids or an embedding from (..., h, w) to (..., H, W)."""
         return self._rescaling.nearest(found, *self._boxes())
 
     def slab(self, found: SlabResult) -> SlabResult:
-        """Ids as recorded, and which of them own a voxel there."""
+        """Transfer a slab's ids, and find which of them own a voxel on the source's grid."""
         sections = [(z, self.nearest(ids)) for z, ids in found.sections]
         there = distinct_ids(np.concatenate([distinct_ids(ids) for _, ids in sections]))
         return replace(found, sections=sections, table=replace(found.table, seen=np.isin(found.table.ids, there)))

@@ -1,6 +1,6 @@
-"""Reading, computing and writing at the same time, in three threads with short queues between them.
+"""Read, compute and write concurrently, in three threads with short queues between them.
 
-Whatever a thread raises ends the others and is raised once, in the thread that computes; nothing waits for ever.
+An exception in any thread stops the others and is raised once, in the computing thread; no thread waits forever.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
-_LOOK = 0.1  # seconds after which a waiting thread looks whether another has failed
+_LOOK = 0.1  # seconds between checks of a waiting thread for failures of the others
 
 
 class Stopped(Exception):
-    """Another thread has failed, or the work was broken off."""
+    """Another thread has failed, or the work was aborted."""
 
 
 class Stages:
-    """Seconds spent in each stage, whichever thread it ran in."""
+    """Seconds spent in each stage, summed over threads."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -31,7 +31,7 @@ class Stages:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of a block of code to a stage."""
+        """Add the duration of a block of code to a stage."""
         began = time.perf_counter()
         try:
             yield
@@ -41,7 +41,7 @@ class Stages:
 
 
 class Threads:
-    """Threads that fail together."""
+    """Threads that stop together when one fails."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
@@ -51,16 +51,16 @@ class Threads:
 
     @property
     def stopped(self) -> bool:
-        """Whether a thread should end as soon as it can."""
+        """Return whether a thread should end as soon as possible."""
         return self._stop.is_set()
 
     @property
     def failed(self) -> bool:
-        """Whether a thread has failed."""
+        """Return whether a thread has failed."""
         return bool(self._failed)
 
     def start(self, name: str, work: Callable[[], None]) -> None:
-        """Run something beside the caller."""
+        """Run a function concurrently with the caller."""
 
         def run() -> None:
             try:
@@ -82,7 +82,7 @@ class Threads:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for all threads; raise what one of them raised in place of the `Stopped` that it caused here."""
+        """Wait for all threads, and raise the exception of a failed thread instead of the `Stopped` that it caused."""
         if error is not None:
             self._stop.set()
         for thread in self._running:
@@ -94,7 +94,7 @@ class Threads:
 
 
 class Pipe(Generic[Item]):
-    """A queue of a few items between two threads."""
+    """A short queue between two threads."""
 
     def __init__(self, threads: Threads, size: int) -> None:
         self._threads = threads
@@ -115,7 +115,7 @@ class Pipe(Generic[Item]):
                 continue
 
     def close(self, item: Item) -> None:
-        """Add a last item even while threads are ending; what was put in before it is still worked on."""
+        """Add a last item even while threads are ending; items before it are still processed."""
         while not self._threads.failed:
             try:
                 return self._queue.put(item, timeout=_LOOK)

@@ -1,1 +1,1 @@
-"""The store that a stream writes, and its manifest."""
+"""Store and manifest of a stream."""

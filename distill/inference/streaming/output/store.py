@@ -1,7 +1,7 @@
-"""The store of a stream while it grows: Zarr v3 arrays in shards of one layer, OME-Zarr 0.5 metadata.
+"""Store of a growing stream: Zarr v3 arrays in shards of one layer, with OME-Zarr 0.5 metadata.
 
-A layer is written when it is full and never touched again; it counts only once its files and the folders that name them
-are on disk. What an unfinished layer left behind is removed before the layer is written anew.
+A layer is written when it is full and is not modified afterwards. It is complete only once its files and the folders
+that contain them are on disk. The remains of an incomplete layer are removed before the layer is rewritten.
 
 Legend: K offsets, E embedding channels, L sections of a layer, H W = y x.
 """
@@ -31,7 +31,7 @@ from distill.io.writers.store import (
 )
 
 INNER = 128  # voxels of a chunk along y and x: with 16 sections as many as in 64 x 64 x 64
-SHARD = 1024  # of a layer's file: encoded in one go, hence smaller for the many channels of an embedding
+SHARD = 1024  # of a layer's file: smaller for an embedding, whose channels are encoded together
 EMBEDDING_SHARD = 512
 SECTION_SHARD, SECTION_INNER = 2048, 256
 Kept = Literal["none", "uint8", "float16"]
@@ -39,13 +39,13 @@ Kept = Literal["none", "uint8", "float16"]
 
 @dataclass(frozen=True)
 class Layout:
-    """What a store holds.
+    """Contents of a store.
 
     Attributes:
         size: (H, W).
-        depth: sections of a layer.
-        offsets: K affinities.
-        embedding: type of the kept embedding.
+        depth: sections per layer.
+        offsets: K affinity offsets.
+        embedding: type of the stored embedding.
         channels: E.
         segment: whether there are supervoxels.
         resolution: nm, z y x.
@@ -63,16 +63,16 @@ class Layout:
 
     @property
     def section_bytes(self) -> int:
-        """Bytes of what is buffered of a section until its layer is full."""
+        """Bytes buffered per section until its layer is full."""
         each = {"none": 0, "uint8": 1, "float16": 2}[self.embedding]
         return self.size[0] * self.size[1] * (len(self.offsets) + each * self.channels)
 
 
 class StreamStore:
-    """Arrays of a stream, open for writing, layer by layer."""
+    """Arrays of a stream, open for writing layer by layer."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
-        """Open the arrays that `create` made."""
+        """Open the arrays created by `create`."""
         self.path, self.layout = path, layout
         self.affinity = open_zarr_for_writing(path, "affinity")
         self.embedding = open_zarr_for_writing(path, "embedding") if layout.embedding != "none" else None
@@ -80,7 +80,7 @@ class StreamStore:
 
     @staticmethod
     def create(path: Path, layout: Layout, total: int | None) -> None:
-        """Make the arrays and their metadata; of an unknown number of sections, one layer to begin with."""
+        """Create the arrays and their metadata; if the number of sections is unknown, with one layer."""
         depth = total or layout.depth
         place: dict[str, Any] = {"resolution": layout.resolution, "offset": layout.offset}
         count, inner = len(layout.offsets), (layout.depth, INNER, INNER)
@@ -120,11 +120,11 @@ class StreamStore:
 
     @property
     def depth(self) -> int:
-        """Sections that the arrays have room for."""
+        """Number of sections that the arrays can hold."""
         return self.affinity.shape[1]
 
     def resize(self, depth: int) -> None:
-        """Give all arrays another number of sections."""
+        """Resize all arrays to another number of sections."""
         if depth == self.depth:
             return
         self.affinity = resize_zarr(self.path, "affinity", depth)
@@ -134,7 +134,7 @@ class StreamStore:
             self.supervoxels = resize_zarr(self.path, "supervoxels", depth)
 
     def write_layer(self, first: int, affinity: NDArray[np.uint8], embedding: NDArray[Any] | None) -> None:
-        """Write a layer from section `first` on, (K, L, H, W) and (E, L, H, W), and wait until it is on disk."""
+        """Write a layer from section `first`, (K, L, H, W) and (E, L, H, W), and wait until it is on disk."""
         box = self._box(first, affinity.shape[1])
         self.affinity.write(box, affinity)
         if self.embedding is not None and embedding is not None:
@@ -144,27 +144,27 @@ class StreamStore:
     def write_piece(
         self, z: int, rows: slice, columns: slice, affinity: NDArray[np.uint8], embedding: NDArray[Any] | None
     ) -> None:
-        """Write a part of a section, (K, h, w) and (E, h, w); it is on disk after `make_layer_durable`."""
+        """Write part of a section, (K, h, w) and (E, h, w); it is on disk after `make_layer_durable`."""
         box = Box((z, rows.start, columns.start), (z + 1, rows.stop, columns.stop))
         self.affinity.write(box, affinity[:, None])
         if self.embedding is not None and embedding is not None:
             self.embedding.write(box, embedding[:, None])
 
     def make_layer_durable(self, first: int) -> None:
-        """Wait until the layer that begins with section `first` is on disk."""
+        """Flush to disk the layer that begins with section `first`."""
         for array in (self.affinity, self.embedding):
             if array is not None:
                 _make_durable(array, f"0/{first // self.layout.depth}")
 
     def write_supervoxels(self, sections: Sequence[tuple[int, NDArray[np.uint64]]]) -> None:
-        """Write sections (H, W) of ids and wait until they are on disk."""
+        """Write sections (H, W) of ids, and wait until they are on disk."""
         assert self.supervoxels is not None
         for z, ids in sections:
             self.supervoxels.write(self._box(z, 1), ids[None])
             _make_durable(self.supervoxels, f"{z}")
 
     def clear(self, layers: range, owned: range) -> None:
-        """Remove what an interrupted run left of layers of affinities and of sections of supervoxels."""
+        """Remove the remains of an interrupted run from layers of affinities and sections of supervoxels."""
         for array in (self.affinity, self.embedding):
             if array is not None:
                 _remove(array, "0", layers)
@@ -176,14 +176,14 @@ class StreamStore:
 
 
 def embedding_attributes(kept: Kept) -> dict[str, Any]:
-    """How stored values give the unit vectors back: value * scale + shift."""
+    """Return the attributes that convert stored values to unit vectors: value * scale + shift."""
     if kept == "uint8":
         return {"scale": 2 / 255, "shift": -1.0, "normalised": True}
     return {"scale": 1.0, "shift": 0.0, "normalised": True}
 
 
 def ome(names: Sequence[str], resolution: Nanometres, offset: Nanometres) -> dict[str, Any]:
-    """OME-Zarr 0.5 metadata of arrays (z, y, x) or (c, z, y, x), one multiscale image each, in nm."""
+    """Build OME-Zarr 0.5 metadata of arrays (z, y, x) or (c, z, y, x), one multiscale image each, in nm."""
     whole = [Level((1, 1, 1), (1, 1, 1), (0, 0, 0), (1, 1, 1), resolution, offset)]
     images = [ome_image(name, [name], whole, name in ("affinity", "embedding")) for name in names]
     return {"version": "0.5", "multiscales": images}

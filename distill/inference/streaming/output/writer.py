@@ -1,4 +1,4 @@
-"""The thread that writes: it gathers a layer, makes it durable, then notes its sections as done.
+"""Writer thread: collect a layer, flush it to disk, then record its sections as complete in the manifest.
 
 Legend: K offsets, E embedding channels, L sections of a layer, H W = y x.
 """
@@ -21,7 +21,7 @@ from distill.inference.streaming.threads import Pipe, Stages
 
 @dataclass(frozen=True)
 class Done:
-    """A section's results, none for a bad one, and what will be noted of it."""
+    """Outputs of a section, None for a bad one, and its manifest entry."""
 
     line: Line
     affinity: NDArray[np.uint8] | None  # (K, H, W)
@@ -30,7 +30,7 @@ class Done:
 
 @dataclass(frozen=True)
 class PieceDone:
-    """A part of the section that comes next, written at once."""
+    """Part of the next section, written immediately."""
 
     z: int
     rows: slice
@@ -41,12 +41,12 @@ class PieceDone:
 
 @dataclass(frozen=True)
 class Commit:
-    """Everything that belongs to the sections so far has been sent: they may count as done."""
+    """Event: all data of the sections so far have been sent, so they may be recorded as complete."""
 
 
 @dataclass(frozen=True)
 class End:
-    """Nothing more comes; the number of sections if the stream is at its end."""
+    """Event: no more data follow; holds the number of sections if the stream has ended."""
 
     total: int | None
 
@@ -55,7 +55,7 @@ Event = Done | PieceDone | SlabResult | Commit | End
 
 
 class Writer:
-    """Takes events in order."""
+    """Processes events in order."""
 
     def __init__(
         self,
@@ -69,17 +69,17 @@ class Writer:
         in_pieces: bool,
         recorded: OnRecorded | None = None,
     ) -> None:
-        """Begin at section `first`, the start of a layer.
+        """Start at section `first`, the beginning of a layer.
 
         Args:
-            store: to write to.
-            journal: to note sections in.
+            store: store to write to.
+            journal: manifest that records completed sections.
             first: section.
-            stages: where time is counted.
-            on_section: called with the number of sections that are done.
-            grows: whether the arrays are made longer as layers come.
-            in_pieces: whether sections come in pieces, so that no layer is held.
-            recorded: brings results from the model's grid to the store's, where they are not the same.
+            stages: timer of the stages.
+            on_section: called with the number of completed sections.
+            grows: whether arrays are extended as layers are added.
+            in_pieces: whether sections arrive in parts, so that no layer is held in memory.
+            recorded: transfers results from the model's grid to that of the store, if they differ.
         """
         self._store, self._journal, self._stages, self._on_section = store, journal, stages, on_section
         self._first, self._grows, self._in_pieces, self._recorded = first, grows, in_pieces, recorded
@@ -89,7 +89,7 @@ class Writer:
         self._embedding: NDArray[Any] | None = None
 
     def run(self, events: Pipe[Event]) -> None:
-        """Work until the end."""
+        """Process events until the end."""
         while True:
             event = events.get()
             if isinstance(event, End):
@@ -100,7 +100,7 @@ class Writer:
                 self.take(event)
 
     def take(self, event: Event) -> None:
-        """Take one event."""
+        """Process one event."""
         if isinstance(event, Done):
             self._gather(event)
         elif isinstance(event, PieceDone):
@@ -131,7 +131,7 @@ class Writer:
         self._lines.append(done.line)
 
     def _commit(self) -> None:
-        """Data first, then the lines that make them count."""
+        """Flush the data first, then write the manifest lines that mark them as complete."""
         count = len(self._lines)
         if not count:
             return

@@ -1,1 +1,1 @@
-"""The sections of a stream: where they come from, and which of them are bad."""
+"""Sources of sections, and detection of bad sections."""

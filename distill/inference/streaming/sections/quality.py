@@ -1,7 +1,7 @@
-"""Sections that are not what they should be: found by what they hold and by the few that came before them.
+"""Detect bad sections from their content and from the few sections before them.
 
-What is said of a section follows from it and the `PAST` places before it alone, so that a stream that goes on, or a
-process that begins in the middle, says the same. Judged are thumbnails of at most 256 x 256 pixels.
+The verdict depends only on the section and the `PAST` positions before it, so a resumed stream, or a process that
+starts in the middle, reaches the same verdicts. Thumbnails of at most 256 x 256 pixels are compared.
 
 Positions: phase correlation, Kuglin and Hines, The Phase Correlation Image Alignment Method, 1975.
 """
@@ -18,23 +18,23 @@ from numpy.typing import NDArray
 
 from distill.core.normalisation import Correction
 
-PAST = 8  # places that a section is compared with
+PAST = 8  # positions that a section is compared with
 KINDS = ("missing", "corrupt", "size", "blank", "saturated", "contrast", "position")
 POLICIES = ("fail", "skip", "bridge")
 
 _SIDE = 256
-_BLANK = 0.995  # share of pixels that carry the commonest grey value
-_SATURATED = 0.5  # share of pixels at the end of the range, and more than the recent sections have by half of that
+_BLANK = 0.995  # fraction of pixels with the most frequent grey value
+_SATURATED = 0.5  # fraction of pixels at an end of the range, with an excess over recent sections of half of it
 _MEAN_JUMP, _SPREAD_JUMP = 0.12, 1.6  # of the range; ratio
-_STRONG = 5.0  # times the usual scatter of recent sections
-_SHIFT = 0.06  # of the shorter side
-_CLEAR = 8.0  # height of a correlation's peak over its scatter
-_LOST = 0.25  # of the usual height of recent peaks; small sections have low ones, and are not judged so
+_STRONG = 5.0  # multiples of the usual scatter of recent sections
+_SHIFT = 0.06  # relative to the shorter side
+_CLEAR = 8.0  # height of a correlation peak relative to its scatter
+_LOST = 0.25  # relative to the usual height of recent peaks; small sections have low peaks and are exempt
 
 
 @dataclass(frozen=True)
 class Flaw:
-    """Why a section is bad."""
+    """Kind of defect of a section, and its description."""
 
     kind: str
     why: str
@@ -42,34 +42,34 @@ class Flaw:
 
 @dataclass(frozen=True)
 class Look:
-    """What is remembered of a readable section."""
+    """Thumbnail and intensity statistics of a section."""
 
     mean: float  # grey values of the pixels within the range, 0 to 1
     spread: float
-    extreme: float  # share of pixels at an end of the range
+    extreme: float  # fraction of pixels at an end of the range
     size: tuple[int, int]  # of the thumbnail
     spectrum: NDArray[np.complex64]  # of the thumbnail
-    scale: int  # pixels of the section along a side of one of the thumbnail
+    scale: int  # pixels of the section per pixel of the thumbnail
 
 
 class Inspector:
-    """Looks at sections in order."""
+    """Inspects sections in order."""
 
     def __init__(self) -> None:
         self._past: deque[Look | None] = deque(maxlen=PAST)
-        self._moves: deque[Move | None] = deque(maxlen=PAST - 1)  # of each against the readable one before it
+        self._moves: deque[Move | None] = deque(maxlen=PAST - 1)  # relative to the previous readable one
 
     def look(self, image: NDArray[Any] | None, known: Flaw | None, correction: Correction | None = None) -> Flaw | None:
-        """Judge the next section.
+        """Inspect the next section.
 
         Args:
-            image: (H, W), None where there is none.
-            known: what reading it has shown already.
-            correction: of its grey values; brightness and contrast are judged as the network sees them. None: as they
-                are recorded.
+            image: (H, W), None if there is none.
+            known: a defect already found while reading.
+            correction: of its grey values; brightness and contrast are judged as the network sees them. None: as
+                recorded.
 
         Returns:
-            What is wrong with it; None for a good one.
+            The defect; None for a good section.
         """
         if known is not None or image is None:
             self._remember(None, None)
@@ -95,7 +95,7 @@ class Inspector:
 
 
 def look_at(image: NDArray[Any], correction: Correction | None = None) -> Look:
-    """Thumbnail and grey values of a section (H, W), after a correction if one is given."""
+    """Compute thumbnail and intensity statistics of a section (H, W), after the correction if one is given."""
     scale = max(1, -(-max(image.shape) // _SIDE))
     down, across = (min(scale, n) for n in image.shape)
     height, width = image.shape[0] // down, image.shape[1] // across
@@ -120,7 +120,7 @@ def _unit(cut: NDArray[np.float32], low: float, high: float) -> NDArray[np.float
 
 
 def _corrected(cut: NDArray[np.float32], correction: Correction, scale: int) -> NDArray[np.float32]:
-    """A thumbnail of the recorded grey values, normalised; `scale` pixels of the section to one of it."""
+    """Normalise a thumbnail of recorded grey values; one of its pixels covers `scale` pixels of the section."""
     return replace(correction, tile=correction.tile / scale).apply(cut)
 
 
@@ -150,7 +150,7 @@ def _saturated(seen: Look, past: Sequence[Look]) -> Flaw | None:
 
 
 def _contrast(seen: Look, past: Sequence[Look]) -> Flaw | None:
-    """Another brightness or contrast than the recent sections', and than the one right before."""
+    """Detect a brightness or contrast that differs from recent sections and from the previous one."""
     if len(past) < 3:
         return None
     for name, value, usual, last, least in (
@@ -173,7 +173,9 @@ def _contrast(seen: Look, past: Sequence[Look]) -> Flaw | None:
 
 
 def _position(seen: Look, near: Sequence[Move], usual: Sequence[Move]) -> Flaw | None:
-    """Elsewhere than both of the two sections before it: moved further than recent ones were, or unlike either."""
+    """Detect a section displaced against both previous ones by more than recent displacements, or not similar to
+    either.
+    """
     if len(near) < 2 or len(usual) < 3:
         return None
     found = [move.pixels for move in usual if move.height > _CLEAR]
@@ -192,18 +194,18 @@ def _position(seen: Look, near: Sequence[Move], usual: Sequence[Move]) -> Flaw |
 
 @dataclass(frozen=True)
 class Move:
-    """How far one section lies from another."""
+    """Displacement of one section relative to another."""
 
     pixels: float  # of the section
-    height: float  # of the correlation's peak, over its scatter
+    height: float  # height of the correlation peak relative to its scatter
 
 
 def displacement(before: Look, after: Look) -> Move:
-    """How far a section is moved against another of its size."""
+    """Measure the displacement of a section relative to another of the same size."""
     height, width = after.size
     cross = after.spectrum * np.conj(before.spectrum)
     fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
-    cross *= np.exp(-((fy**2 + fx**2) / (2 * 0.1**2)))  # what neighbouring sections share is coarse
+    cross *= np.exp(-((fy**2 + fx**2) / (2 * 0.1**2)))  # neighbouring sections have coarse structures in common
     surface = np.fft.irfft2(cross, (height, width))
     at = int(surface.argmax())
     y, x = divmod(at, width)
