@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.core.errors import DistillError, ShapeError, SourceError
+from distill.io.writers.output import check_place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,6 +168,13 @@ def save_figure(fig: Figure, out: Path) -> None:
         _remove(part)
 
 
+def legend(fig: Figure, entries: Mapping[str, Any]) -> None:
+    """Below the axes, in as many columns as fit."""
+    widest = 0.5 + 0.049 * max(map(len, entries))  # inches, at 6 points
+    columns = max(1, min(len(entries), int(fig.get_size_inches()[0] / widest)))
+    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=6)
+
+
 def figure_suffix(out: Path) -> str:
     """The format that a figure will be written in; asked before long work, it spares a user a late refusal.
 
@@ -177,6 +185,16 @@ def figure_suffix(out: Path) -> str:
     if suffix not in _UNDATED:
         raise DistillError(f"{out}: found the suffix {out.suffix!r}, expected one of {', '.join(_UNDATED)}")
     return suffix
+
+
+def check_figure(out: Path) -> None:
+    """Make sure, before long work begins, that a figure can be written at `out`.
+
+    Raises:
+        DistillError: another suffix than .png, .svg or .pdf, or a place where nothing can be written.
+    """
+    figure_suffix(out)
+    check_place(out)
 
 
 def _remove(part: Path) -> None:

@@ -15,7 +15,8 @@ from distill.core.affinity import NEAREST
 from distill.core.errors import DistillError
 from distill.core.geometry import Triple
 from distill.evaluation.edge_scores import Curves
-from distill.evaluation.metrics import ObjectBits
+from distill.evaluation.evaluate import Scorecard
+from distill.evaluation.metrics import ObjectBits, object_bits
 from distill.evaluation.run_length.scores import RunLength
 from viz.figures import COLOURS
 from viz.layout import STYLE, dress, save_figure
@@ -52,6 +53,17 @@ class Channel:
     def name(self) -> str:
         """The axis of a nearest neighbour, or the offset."""
         return "zyx"[NEAREST.index(self.offset)] if self.offset in NEAREST else ", ".join(map(str, self.offset))
+
+
+def draw_scorecard(card: Scorecard, out: Path) -> None:
+    """Write the figure of all that `distill evaluate` found to `out` (.png, .svg or .pdf)."""
+    channels = [
+        Channel(one.offset, curves, one.histogram.roc_auc or 0.0, one.histogram.boundary_average_precision or 0.0)
+        for one in (card.affinity.channels if card.affinity else ())
+        if (curves := one.histogram.curves()) is not None
+    ]
+    objects = object_bits(card.evaluation.table) if card.evaluation else None
+    scores_figure(objects, channels, card.run_length, out)
 
 
 def scores_figure(

@@ -12,9 +12,8 @@ from distill.core.geometry import Box
 from distill.core.normalisation import as_picture
 from distill.evaluation.segmentation import placed
 from distill.io.volume import Volume
-from distill.io.writers.output import check_place
 from viz.figures import section_figure
-from viz.layout import figure_suffix
+from viz.layout import check_figure
 from viz.viewer.view import Sources, open_layers
 
 
@@ -33,8 +32,7 @@ def section(store: Path, sources: Sources, number: int, out: Path) -> list[str]:
     Raises:
         DistillError: bad input, no image, a section that the store does not hold, or volumes that do not lie in it.
     """
-    check_place(out)
-    figure_suffix(out)
+    check_figure(out)
     notes: list[str] = []
     layers = {one.name: one.volume for one in open_layers(store, sources, notes.append)}
     image = layers.pop("raw", None)

@@ -62,7 +62,11 @@ def evaluate(
     from distill.core.geometry import parse_numbers, parse_triple
     from distill.evaluation.evaluate import Wanted, score_all
     from distill.io.truth import Known
+    from viz.layout import check_figure
+    from viz.scores import draw_scorecard
 
+    if plot is not None:
+        check_figure(plot)
     wanted = Wanted(
         preset=preset,
         resolution=parse_numbers(resolution, "--resolution") if resolution else None,
@@ -77,10 +81,11 @@ def evaluate(
         units=_units(skeleton_units),
         skeletonize=skeletonize,
         merge_nodes=merge_nodes,
-        plot=plot,
     )
     with Bar("blocks") as bar:
         found = score_all(source, labels, wanted, bar.update)
+    if plot is not None:
+        draw_scorecard(found, plot)
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return

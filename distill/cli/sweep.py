@@ -45,6 +45,7 @@ def sweep(
     from distill.evaluation.sweep import sweep as run
     from distill.inference.grey_values import GreyValues
     from distill.inference.thresholds import parse_thresholds
+    from viz.charts.sweep import draw_sweep
 
     given = {"query": query, "waterz": waterz, "mws": mws}
     asked = _methods(methods)
@@ -70,6 +71,7 @@ def sweep(
     with Recorded(out / "sweep") as record, Bar("methods") as bar:
         bar.head(*(() if chosen is None else chosen.lines))
         curves = run(affinity, labels, out, tried, preset=preset, network=network, on_step=bar.update, note=bar.line)
+        draw_sweep(curves, out / "sweep.png")
         record["methods"] = list(asked)
         record.update(chosen.record() if chosen is not None else {})
     _say_table(curves)

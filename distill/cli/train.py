@@ -175,6 +175,7 @@ def ablate(
     pair = load_pair(teacher, student, overrides or [])
 
     from distill.training.ablation.ablate import ablate as run
+    from viz.charts.ablation import draw_ablation
 
     with Bar("steps") as bar:
         found = run(
@@ -190,6 +191,8 @@ def ablate(
     say(found.text)
     for file in found.files:
         say(f"written: {file}")
+    draw_ablation(found.rows, out / "ablation.png")
+    say(f"written: {out / 'ablation.png'}")
 
 
 @app.command()
@@ -223,6 +226,7 @@ def bundle(
 def _progress(bar: Bar, before: int = 0, runs: int = 1) -> Progress:
     """Steps of a run on the bar, after those of the runs before it; validations as lines."""
     from distill.training.train import Progress
+    from viz.report.report import report_after_training
 
     def on_start(step: int, steps: int) -> None:
         bar.start(before * steps + step, runs * steps)
@@ -240,7 +244,7 @@ def _progress(bar: Bar, before: int = 0, runs: int = 1) -> Progress:
                 f"y {found.boundary_f1[1]:.3f}, x {found.boundary_f1[2]:.3f}"
             )
 
-    return Progress(on_start, on_step, on_validation, bar.line)
+    return Progress(on_start, on_step, on_validation, bar.line, report_after_training)
 
 
 def _seeds(text: str) -> list[int]:

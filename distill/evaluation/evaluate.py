@@ -1,4 +1,4 @@
-"""All that `distill evaluate` says about a result: volume scores, worst objects, run length, affinities, a figure."""
+"""All that `distill evaluate` says about a result: volume scores, worst objects, run length, affinities."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from distill.core.errors import DistillError
 from distill.core.geometry import Nanometres, Triple
 from distill.evaluation.affinities import AffinityScores, evaluate_affinity
 from distill.evaluation.aligned import OnBlock
-from distill.evaluation.metrics import object_bits
 from distill.evaluation.run_length.evaluate_skeletons import Units, evaluate_run_length, open_skeletons, skeletonize
 from distill.evaluation.run_length.scores import RunLength
 from distill.evaluation.segmentation import Evaluation, evaluate
@@ -19,9 +18,6 @@ from distill.evaluation.worst_objects.locate import Spot, find_spots
 from distill.io.source import find_array
 from distill.io.truth import EVERYWHERE, Known, open_known
 from distill.io.volume import LABELS_DATASET, Volume, open_labels
-from distill.io.writers.output import check_place
-from viz.layout import figure_suffix
-from viz.scores import Channel, scores_figure
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,6 @@ class Wanted:
         units: of its coordinates.
         skeletonize: make skeletons from the labels.
         merge_nodes: see `distill.evaluation.run_length.scores`.
-        plot: figure to write.
     """
 
     preset: str = "skimage"
@@ -58,7 +53,6 @@ class Wanted:
     units: Units = "nm"
     skeletonize: bool = False
     merge_nodes: int = 1
-    plot: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +105,7 @@ def score_all(source: str, labels: str | None, wanted: Wanted, on_block: OnBlock
     """
     _check(wanted)
     if holds_affinities(source):
-        return _draw(_affinity_alone(source, labels, wanted, on_block), wanted)
+        return _affinity_alone(source, labels, wanted, on_block)
     if labels is None and wanted.skeletons is None:
         raise DistillError("LABELS: found none, expected ground truth, or --skeletons")
     if labels is None and (
@@ -130,15 +124,12 @@ def score_all(source: str, labels: str | None, wanted: Wanted, on_block: OnBlock
     affinity = None
     if wanted.affinity is not None and labels is not None:
         affinity = _affinity(wanted.affinity, labels, wanted, on_block)
-    return _draw(Scorecard(segmentation, evaluation, spots, run, affinity), wanted)
+    return Scorecard(segmentation, evaluation, spots, run, affinity)
 
 
 def _check(wanted: Wanted) -> None:
     if wanted.listing is not None:
         check_list(wanted.listing)
-    if wanted.plot is not None:
-        figure_suffix(wanted.plot)
-        check_place(wanted.plot)
     if wanted.skeletonize and wanted.skeletons is not None:
         raise DistillError("--skeletonize: found --skeletons beside it, expected one of them")
 
@@ -203,15 +194,3 @@ def _run_length(
     return evaluate_run_length(
         source, skeletons, wanted.resolution, wanted.merge_nodes, workers=wanted.workers, on_block=on_block
     )
-
-
-def _draw(card: Scorecard, wanted: Wanted) -> Scorecard:
-    if wanted.plot is not None:
-        channels = [
-            Channel(one.offset, curves, one.histogram.roc_auc or 0.0, one.histogram.boundary_average_precision or 0.0)
-            for one in (card.affinity.channels if card.affinity else ())
-            if (curves := one.histogram.curves()) is not None
-        ]
-        objects = object_bits(card.evaluation.table) if card.evaluation else None
-        scores_figure(objects, channels, card.run_length, wanted.plot)
-    return card

@@ -37,7 +37,6 @@ from distill.io.writers.store import writing
 from distill.models.load import load_student
 from distill.segmentation.agglomeration import waterz
 from distill.segmentation.mutex_watershed import mutex_watershed
-from viz.charts import SweepPoint, sweep_figure
 
 Labels = NDArray[np.uint64]
 Affinity = NDArray[np.float32]
@@ -48,8 +47,6 @@ TRIED: dict[Method, tuple[float, ...]] = {
     "waterz": tuple(round(0.05 * n, 2) for n in range(1, 20)),
     "mws": (0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9),
 }
-_DRAWN = 2.5  # points of a higher VOI sum, relative to the least, would hide the others in the figure
-NAMES: dict[Method, str] = {"query": "query decoder", "waterz": "watershed + waterz", "mws": "mutex watershed"}
 
 
 @dataclass(frozen=True)
@@ -154,12 +151,12 @@ def sweep(
     on_step: OnStep,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Curve, ...]:
-    """Score every method at every threshold, choose the least VOI sum, and write all of it.
+    """Score every method at every threshold, choose the least VOI sum, and write sweep.json and thresholds.yaml.
 
     Args:
         affinity: source of stored affinities, K of them, on whose voxels the labels lie; read whole.
         labels: source of the ground truth, of the same size or larger.
-        out: folder to make, or one that holds an earlier sweep: sweep.json, thresholds.yaml, sweep.png.
+        out: folder to make, or one that holds an earlier sweep: sweep.json, thresholds.yaml.
         tried: thresholds by method.
         preset: see `distill.evaluation.metrics`.
         network: for `query`; None takes supervoxels and contacts of the store of a stream that holds the affinities.
@@ -304,11 +301,3 @@ def _write(out: Path, curves: tuple[Curve, ...], of: Provenance) -> None:
     with writing(path), replacing(path) as temporary:
         temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     write_thresholds(out / "thresholds.yaml", {curve.method: curve.chosen() for curve in curves}, of)
-    least = min(curve.best.scores.voi_sum for curve in curves)
-    points = [
-        SweepPoint(NAMES[curve.method], one.threshold, one.scores.voi_split, one.scores.voi_merge, one.scores.arand)
-        for curve in curves
-        for one in curve.tried
-        if one is curve.best or one.scores.voi_sum <= _DRAWN * least
-    ]
-    sweep_figure(points, out / "sweep.png", {NAMES[c.method]: c.best.threshold for c in curves}, ring="chosen here")

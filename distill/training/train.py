@@ -26,7 +26,7 @@ from distill.data.crops import Items, batches
 from distill.inference.in_memory import Runtime
 from distill.models.checkpoint import save_weights
 from distill.models.load import find_weights, pick_device, student_metadata, teacher_metadata
-from distill.training.data import Parts, check_normalisation, open_parts, training_crops
+from distill.training.data import Part, Parts, check_normalisation, open_parts, training_crops
 from distill.training.launch import compile_networks, launch, lay_out, leave
 from distill.training.loop.loop import MetricsLog, Objective, StepReport, fit, make_optimizer
 from distill.training.loop.state import Average, State, restored
@@ -39,13 +39,28 @@ from distill.training.schedule.planned_steps import FILE as STEPS
 from distill.training.schedule.planned_steps import Trial, planned, read_steps, write_steps
 from distill.training.schedule.trial import Seconds, time_steps
 from distill.training.validation import Judged, validate
-from viz.report.report import report_after_training
-from viz.run_figures import run_figures
 
 logger = logging.getLogger(__name__)
 
 _FEW_SECTIONS = 3  # of the validation that is timed before the first step
 _PART = "parts."  # before the names of a step's parts among the values of the log
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A training that has ended.
+
+    Attributes:
+        folder: run folder.
+        judged: the last validation by network; may be empty.
+        part: to validate on; of several the first.
+        runtime: where to run the networks.
+    """
+
+    folder: Path
+    judged: dict[str, Judged]
+    part: Part
+    runtime: Runtime
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,7 @@ class Progress:
     on_step: Callable[[StepReport, int, float | None], None]  # report, steps in all, seconds left
     on_validation: Callable[[int, dict[str, Judged], float], None]  # step, scores, seconds
     note: Callable[[str], None]  # lines that the user should see
+    on_finished: Callable[[Finished], None] = lambda run: None  # weights and record are on disk by then
 
 
 def train(
@@ -152,9 +168,7 @@ def train(
     with RunRecord(out / "run.json", command, config, state.step, ranks.size, book.split, chosen):
         follow(on_step=book.step, on_validate=lambda s: book.validation(s, joint, compiled=training.compile))
         leave()
-        if book.last:  # after the last state is safe: a figure must not cost a run
-            run_figures(out, book.last, parts.validation[0])
-    report_after_training(out, book.last, parts.validation[0], runtime)
+    progress.on_finished(Finished(out, book.last, parts.validation[0], runtime))
     return book.split
 
 

@@ -38,13 +38,12 @@ from distill.inference.in_memory import Runtime, student_sections
 from distill.inference.rescaling.sections import resampled
 from distill.inference.rescaling.voxel_size import grid_for, trained_resolution
 from distill.io.volume import Volume, open_volume
-from distill.io.writers.target import check_writable
 from distill.models.load import TrainedStudent, TrainedTeacher, load_student, load_teacher, pick_device
 from viz.embeddings.insets import Inset, check_insets
 from viz.embeddings.movie import MovieFrames, movie_suffix, write_movie
 from viz.embeddings.pca import Palette, fit_palettes
 from viz.figures import Panel, pca_figure
-from viz.layout import figure_suffix
+from viz.layout import check_figure
 
 _SAMPLE = 50_000  # pixels that the colours are fitted on
 _NEURITES = "inside neurites"
@@ -170,8 +169,7 @@ def pca(
     Raises:
         DistillError: bad input; the section is not there; a movie that cannot be written here.
     """
-    figure_suffix(out)
-    check_writable(out)
+    check_figure(out)
     if movie is not None:
         movie_suffix(movie.out)
     volume = open_volume(source, resolution=resolution)

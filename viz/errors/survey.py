@@ -25,9 +25,8 @@ from distill.evaluation.metrics import ObjectError, worst_objects
 from distill.evaluation.partners import MERGE, SPLIT, Partners, error_codes, largest_wrong_pieces, main_partners
 from distill.evaluation.segmentation import placed
 from distill.io.volume import Volume, open_labels, open_volume
-from distill.io.writers.output import check_place
 from viz.errors.figure import Kind, WrongObject, errors_figure
-from viz.layout import figure_suffix
+from viz.layout import check_figure
 
 _EVERY = 2**31  # more objects than there are
 OnSection = Callable[[int, int], None]
@@ -137,8 +136,7 @@ def errors(
     Raises:
         DistillError: bad input, volumes that do not lie in each other, or a section that is not there.
     """
-    check_place(out)
-    figure_suffix(out)
+    check_figure(out)
     if worst < 0:
         raise DistillError(f"--worst: found {worst}, expected 0 or more")
     image = open_volume(raw, resolution=resolution)

@@ -18,9 +18,8 @@ from distill.data.augmentation.intensity import Look
 from distill.data.augmentation.warp import Warp
 from distill.data.crops import as_unit_range
 from distill.io.volume import Volume, open_volume
-from distill.io.writers.output import check_place
 from viz.gallery.figure import Example, gallery_figure
-from viz.layout import figure_suffix
+from viz.layout import check_figure
 
 _CROP = 104  # pixels in y and x
 _SIDE = 60  # pixels of y that the side view is high
@@ -87,8 +86,7 @@ def gallery(
     Raises:
         DistillError: bad input, a section that is not there, or no augmentation that is on.
     """
-    check_place(out)
-    figure_suffix(out)
+    check_figure(out)
     config = load_pair(folder / "teacher.yaml", folder / "student.yaml").student.augment if folder else AugmentConfig()
     shown = [name for name in AUGMENTATIONS if getattr(config, name) or folder is None]
     if "misalign" in shown and not config.misalign_pixels:

@@ -21,11 +21,10 @@ from distill.core.geometry import Box, Nanometres, Triple
 from distill.evaluation.metrics import worst_objects
 from distill.evaluation.partners import MERGE
 from distill.io.volume import open_labels
-from distill.io.writers.output import check_place
 from viz.colour import label_colours
 from viz.errors.figure import COLOUR_OF
 from viz.errors.survey import OnSection, Survey, hull, survey
-from viz.layout import figure_suffix
+from viz.layout import check_figure
 from viz.meshes.figure import Neuron, Part, meshes_figure
 from viz.meshes.raster import Solid, surface
 
@@ -98,8 +97,7 @@ def render(
     Raises:
         DistillError: bad input, or an id that the segmentation does not meet.
     """
-    check_place(out)
-    figure_suffix(out)
+    check_figure(out)
     seen, truth = open_labels(segmentation, resolution=resolution), open_labels(labels, resolution=resolution)
     found = survey(seen, truth, on_section)
     chosen = tuple(neurons) or _worst(found)

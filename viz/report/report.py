@@ -24,6 +24,7 @@ from distill.io.writers.output import check_place
 from distill.io.writers.store import create_zarr
 from distill.training.data import Part as TrainingPart
 from distill.training.run_folder import RunFolder, read_run
+from distill.training.train import Finished
 from distill.training.validation import Judged
 from viz.report import seams as report_seams
 from viz.report import sections as report_parts
@@ -31,6 +32,7 @@ from viz.report import time as report_time
 from viz.report.crops import crop
 from viz.report.html import Cell, Html, Part, embed_pixels, figure, grid, heading, page, paragraph, table
 from viz.report.images import seam_image, sweep_image
+from viz.run_figures import run_figures
 
 LAST_VALIDATION = "last_validation.zarr"
 
@@ -113,28 +115,19 @@ def report(
     return target
 
 
-def report_after_training(
-    run: Path,
-    judged: Mapping[str, Judged],
-    part: TrainingPart,
-    runtime: Runtime,
-) -> None:
-    """Keep the section that the last validation was judged on, measure the seams, and write the report.
+def report_after_training(finished: Finished) -> None:
+    """Draw the run's figures, keep the section that the last validation was judged on, and write the report.
 
     A report that cannot be written does not fail the run, whose weights and record are on disk by now: what went wrong
     is logged, and `distill report` makes it good.
-
-    Args:
-        run: run folder.
-        judged: the last validation; may be empty.
-        part: to validate on; of several the first.
-        runtime: where to run the networks.
     """
+    run, judged = finished.folder, finished.judged
     try:
         if judged:
-            _keep_section(run, judged, part)
+            run_figures(run, judged, finished.part)
+            _keep_section(run, judged, finished.part)
         found = read_run(run)
-        _seams(found, judged, runtime, logger.info)
+        _seams(found, judged, finished.runtime, logger.info)
         _sweep(found, logger.warning)
         scored = _score_those_there(_last_validation(found), found, "skimage", logger.warning)
         _write(run / "report.html", _document(found, scored))

@@ -23,11 +23,10 @@ from distill.training.ablation.scores import (
     waterz_is_here,
     write_text,
 )
-from distill.training.ablation.table import Row, bars, markdown
+from distill.training.ablation.table import Row, markdown
 from distill.training.data import open_data, read_part
 from distill.training.ranks import from_environment
 from distill.training.train import Progress, differing_file, train
-from viz.charts import ablation_figure
 
 # terms that are on; a weight that the configuration has at 0 is 1 where the variant has the term
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -58,7 +57,7 @@ class Ablation:
 
     rows: list[Row]
     text: str  # Markdown
-    files: tuple[Path, Path, Path]  # ablation.md, ablation.json, ablation.png
+    files: tuple[Path, Path]  # ablation.md, ablation.json
 
 
 def variant_of(config: Pair, variant: str, seed: int) -> Pair:
@@ -110,7 +109,7 @@ def ablate(
     note: Callable[[str], None],
     command: list[str],
 ) -> Ablation:
-    """Train what is not trained yet, score everything, write table, numbers and bars into the folder.
+    """Train what is not trained yet, score everything, write table and numbers into the folder.
 
     Args:
         config: the pair; the variants differ from it in their terms alone.
@@ -240,8 +239,8 @@ def _write(
     text: str,
     scored: PartName,
     command: list[str],
-) -> tuple[Path, Path, Path]:
-    table, numbers, figure = out / "ablation.md", out / "ablation.json", out / "ablation.png"
+) -> tuple[Path, Path]:
+    table, numbers = out / "ablation.md", out / "ablation.json"
     write_text(table, text)
     values = {
         "version": distill.__version__,
@@ -253,6 +252,4 @@ def _write(
         "rows": [asdict(row) for row in rows],
     }
     write_text(numbers, json.dumps(values, indent=2) + "\n")
-    runs, teachers = bars(rows)
-    ablation_figure(runs, figure, teachers)
-    return table, numbers, figure
+    return table, numbers

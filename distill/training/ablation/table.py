@@ -1,4 +1,4 @@
-"""The table and the bars of an ablation: mean and range over seeds."""
+"""The table of an ablation: mean and range over seeds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from distill.training.ablation.scores import MethodScores, Network, NetworkScores
-from viz.charts import RunScore
 
 METHODS: dict[str, Callable[[NetworkScores], MethodScores | None]] = {
     "query decoder": lambda scores: scores.query,
@@ -77,23 +76,6 @@ def comparison(rows: Sequence[Row]) -> list[str]:
             if said:
                 lines.append(f"- VOI of {variant}, {method}: {', '.join(said)}")
     return lines
-
-
-def bars(rows: Sequence[Row]) -> tuple[list[RunScore], list[RunScore]]:
-    """Students as bars, teachers as lines (mean over seeds), for `viz.charts.ablation_figure`."""
-    runs, lines = [], []
-    for method, pick in METHODS.items():
-        for row in rows:
-            found = pick(row.scores)
-            if row.network == "student" and found is not None:
-                runs += [RunScore(row.variant, name, getattr(found, name), method) for name in ("voi", "arand")]
-        for name in dict.fromkeys(row.name for row in rows if row.network == "teacher"):
-            picked = [one for one in (pick(row.scores) for row in rows if row.name == name) if one is not None]
-            if picked and method == "query decoder":
-                for key in ("voi", "arand"):
-                    mean = float(np.mean([getattr(one, key) for one in picked]))
-                    lines.append(RunScore(f"{name}, {method}", key, mean))
-    return runs, lines
 
 
 def spread(values: Sequence[float]) -> str:

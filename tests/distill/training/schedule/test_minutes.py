@@ -77,11 +77,9 @@ def nothing_judged(*given: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True, scope="module")
 def only_steps() -> Iterator[None]:
-    """Validations, figures and report are tested elsewhere, and take longer than the steps."""
+    """Validations are tested elsewhere, and take longer than the steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distill.training.train.validate", nothing_judged)
-        for name in ("report_after_training", "run_figures"):
-            patch.setattr(f"distill.training.train.{name}", lambda *given: None)
         yield
 
 

@@ -1,4 +1,4 @@
-"""Charts of scores: merge thresholds traced through split and merge errors, and variants beside each other."""
+"""Merge thresholds of segmentation methods, traced through split and merge errors."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.core.errors import DistillError
+from distill.evaluation.sweep import Curve
+from distill.inference.thresholds import Method
 from viz.figures import COLOURS, MARKERS
-from viz.layout import STYLE, dress, save_figure
+from viz.layout import STYLE, dress, legend, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
+_DRAWN = 2.5  # points of a higher VOI sum, relative to the least, would hide the others in the figure
+NAMES: dict[Method, str] = {"query": "query decoder", "waterz": "watershed + waterz", "mws": "mutex watershed"}
 _CONTOUR, _NUMBER = "0.7", "0.35"  # grey of contours and of their numbers
-_BARS = ("#B3B3B3", "#0072B2", "#E69F00", "#009E73")  # light, dark, light, mid: told apart in grey too
-_SCORES = {"voi": "VOI (bits)", "voi_split": "VOI split (bits)", "voi_merge": "VOI merge (bits)", "arand": "ARAND"}
 
 
 @dataclass(frozen=True)
@@ -37,14 +39,16 @@ class SweepPoint:
     arand: float | None = None
 
 
-@dataclass(frozen=True)
-class RunScore:
-    """One score of one run: several rows of a variant, series and score are its seeds."""
-
-    variant: str
-    score: str
-    value: float
-    series: str = ""
+def draw_sweep(curves: Sequence[Curve], out: Path) -> None:
+    """Write the figure of a sweep's curves to `out`; points far above the least VOI sum are left out."""
+    least = min(curve.best.scores.voi_sum for curve in curves)
+    points = [
+        SweepPoint(NAMES[curve.method], one.threshold, one.scores.voi_split, one.scores.voi_merge, one.scores.arand)
+        for curve in curves
+        for one in curve.tried
+        if one is curve.best or one.scores.voi_sum <= _DRAWN * least
+    ]
+    sweep_figure(points, out, {NAMES[c.method]: c.best.threshold for c in curves}, ring="chosen here")
 
 
 def sweep_figure(
@@ -117,93 +121,8 @@ def build_sweep_figure(
         what = ring if chosen is not None else "lowest sum of these scores"
         rings = axes[0].plot([], [], "o", markersize=7, markerfacecolor="none", color="black", label=what)
         equal = axes[0].plot([], [], color=_CONTOUR, lw=0.5, label="equal sum (bits)")
-        _legend(fig, {str(line.get_label()): line for line in (*drawn, *rings, *equal)})
+        legend(fig, {str(line.get_label()): line for line in (*drawn, *rings, *equal)})
         _threshold_labels(fig, axes[0], methods, marked)
-    return fig
-
-
-def ablation_rows(found: Mapping[str, Any]) -> tuple[list[RunScore], list[RunScore]]:
-    """Runs and baselines of what `benchmarks/decoder_ablation.py` writes.
-
-    Args:
-        found: `variants` by name, each with `runs` that hold scores under `plain` and `merged`; `watershed + waterz`
-            with scores under a name each.
-
-    Returns:
-        VOI and ARAND of every run, the series being `plain` or `merged`; and of every baseline.
-
-    Raises:
-        DistillError: other keys.
-    """
-    try:
-        runs = [
-            RunScore(variant, score, float(run[series][score]), series)
-            for variant, entry in found["variants"].items()
-            for run in entry["runs"]
-            for series in ("plain", "merged")
-            for score in ("voi", "arand")
-        ]
-        baseline = "watershed + waterz"
-        levels = [
-            RunScore(f"{baseline}, {name.replace('_', ' ')}", score, float(scores[score]))
-            for name, scores in found.get(baseline, {}).items()
-            for score in ("voi", "arand")
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DistillError(f"ablation: found no {error} where expected; see benchmarks/decoder_ablation.py") from None
-    return runs, levels
-
-
-def ablation_figure(runs: Sequence[RunScore], out: Path, baselines: Sequence[RunScore] = (), dpi: int = 300) -> None:
-    """Write the figure of `build_ablation_figure` to `out` (.png, .svg or .pdf), whole or not at all.
-
-    Raises:
-        DistillError: as `build_ablation_figure`, or an `out` that cannot be written.
-    """
-    save_figure(build_ablation_figure(runs, baselines, dpi), out)
-
-
-def build_ablation_figure(runs: Sequence[RunScore], baselines: Sequence[RunScore] = (), dpi: int = 300) -> Figure:
-    """Variants from top to bottom: the mean as a bar from zero, every seed as a point; baselines as lines.
-
-    Args:
-        runs: variants, series and scores in the order in which they appear.
-        baselines: one value per name (`variant`) and score; scores that no run has are left out.
-        dpi: device pixels per inch.
-
-    Returns:
-        Figure with one axes per score. Baseline lines carry their name as gid.
-
-    Raises:
-        DistillError: no runs, or a value that is negative or not finite.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    for run in (*runs, *baselines):
-        if not (math.isfinite(run.value) and run.value >= 0):
-            raise DistillError(f"ablation: found {run.score} {run.value} of {run.variant!r}, expected 0 or more")
-    variants, series, scores = (_distinct(getattr(run, key) for run in runs) for key in ("variant", "series", "score"))
-    if not variants:
-        raise DistillError("ablation: found no runs, expected one at least")
-    with rc_context(STYLE):
-        tall = 0.9 + len(variants) * (0.09 + 0.1 * len(series))
-        fig = Figure(figsize=(1.4 + 2.45 * min(len(scores), 2), tall), dpi=dpi, layout="constrained")
-        axes = fig.subplots(1, len(scores), squeeze=False, sharey=True)[0]
-        for k, (ax, score) in enumerate(zip(axes, scores, strict=True)):
-            _bars(ax, [run for run in runs if run.score == score], variants, series)
-            lines = [level for level in baselines if level.score == score]
-            for level, style in zip(lines, ("--", ":", "-.", (0, (1, 4))) * len(lines), strict=False):
-                ax.axvline(level.value, color="black", lw=0.8, ls=style, label=level.variant, gid=level.variant)
-            dress(ax, _SCORES.get(score, score.replace("_", " ")), "")
-            ax.set_xlim(left=0)
-            ax.tick_params(axis="y", length=0)
-            if len(scores) > 1:
-                ax.set_title(chr(ord("a") + k), loc="left", fontsize=8, fontweight="bold", pad=4)
-        axes[0].set_yticks(range(len(variants)), labels=variants)
-        axes[0].set_ylim(len(variants) - 0.5, -0.5)
-        entries = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-        _legend(fig, dict(sorted(entries.items(), key=lambda entry: not entry[0].startswith("mean"))))
     return fig
 
 
@@ -235,13 +154,6 @@ def _marked(methods: Mapping[str, Sequence[SweepPoint]], chosen: Mapping[str, fl
             raise DistillError(f"chosen: found {chosen.get(method)} for {method!r}, expected one of {known}")
         marked[method] = near
     return marked
-
-
-def _legend(fig: Figure, entries: Mapping[str, Any]) -> None:
-    """Below the axes, in as many columns as fit."""
-    widest = 0.5 + 0.049 * max(map(len, entries))  # inches, at 6 points
-    columns = max(1, min(len(entries), int(fig.get_size_inches()[0] / widest)))
-    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=6)
 
 
 def _ring(ax: Axes, x: float, y: float) -> None:
@@ -314,27 +226,3 @@ def _candidates(ax: Axes, point: SweepPoint, colour: str) -> Iterable[Annotation
         )
         text.set(fontsize=5, color=colour, gid="threshold")
         yield text
-
-
-def _bars(ax: Axes, runs: Sequence[RunScore], variants: Sequence[str], series: Sequence[str]) -> None:
-    thick = 0.8 / len(series)
-    for k, name in enumerate(series):
-        places, means = [], []
-        for row, variant in enumerate(variants):
-            values = [run.value for run in runs if (run.variant, run.series) == (variant, name)]
-            if values:
-                y = row - 0.4 + thick * (k + 0.5)
-                places.append(y)
-                means.append(float(np.mean(values)))
-                _seeds(ax, values, [y] * len(values))
-        label = f"mean, {name}" if name else "mean"
-        ax.barh(places, means, thick * 0.92, color=_BARS[k % len(_BARS)], label=label)
-    _seeds(ax, [], [], label="one seed")
-
-
-def _seeds(ax: Axes, x: Sequence[float], y: Sequence[float], label: str | None = None) -> None:
-    ax.scatter(x, y, s=5, facecolor="white", edgecolor="black", linewidth=0.5, zorder=3, label=label)
-
-
-def _distinct(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))
