@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.core.errors import DistillError
 from distill.core.hardware import FULL
-from students.backends.choose import Maps
+from students.backends.base import Maps
 from students.backends.functions import Decode, Decoded, Encode, Wanted, flat
 from students.slab_adapter import SlabAdapter
 from students.student import Samples, Student

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from distill.core.errors import DistillError
 from distill.core.hardware import MIXED
-from students.backends.choose import Maps
+from students.backends.base import Maps
 from students.backends.functions import Decode, Decoded, Encode, Wanted, flat
 from students.backends.fuse import fused, take_entry
 from students.backends.signal_stack import signal_stack_kept

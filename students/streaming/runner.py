@@ -23,7 +23,8 @@ from distill.core.affinity import NEAREST, section_affinity, to_uint8
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Triple
 from distill.core.normalisation import UNCHANGED, Correction, Normaliser
-from students.backends.choose import Maps, make_backend
+from students.backends.base import Maps
+from students.backends.choose import make_backend
 from students.backends.functions import Decoded, Wanted
 from students.slab_adapter import SlabAdapter
 from students.streaming.outputs import EmbeddingType, SectionOutput, assembled, stored

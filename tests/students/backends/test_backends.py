@@ -20,11 +20,12 @@ from torch import nn
 from distill.core.affinity import NEAREST
 from distill.core.errors import DistillError
 from distill.core.geometry import Triple
-from students.backends.choose import TorchBackend, make_backend
+from students.backends.choose import make_backend
 from students.backends.functions import Wanted
 from students.backends.fuse import fused
 from students.backends.openvino import load_openvino
 from students.backends.signal_stack import signal_stack
+from students.backends.torch import TorchBackend
 from students.slab_adapter import SlabAdapter
 from students.streaming.runner import SectionOutput, SectionRunner
 from students.student import Student

@@ -1,0 +1,37 @@
+"""What every runtime of the student provides.
+
+Legend: B sections of a step, H W = y x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from students.backends.functions import Decoded
+from students.student import Samples
+
+Maps = tuple[Any, ...]  # an encoded section as the backend keeps it
+
+
+class Backend(Protocol):
+    """Runs `Encode` and `Decode` for sections of any size; the same input always gives the same bits."""
+
+    name: str
+    batch: int  # most sections that it takes at once
+
+    def encode(self, grey: Tensor) -> Maps:
+        """Encode (B, 1, H, W) float32 in [0, 1]; the result lives until the second next call."""
+
+    def decode(
+        self, previous: Maps, current: Maps, linked: Tensor, size: tuple[int, int], samples: Sequence[Samples] = ()
+    ) -> Decoded:
+        """Decode pairs of sections (or tiles) of this size before padding; see `Decode.forward`."""
+
+    def previous(self, last: Maps | None, current: Maps) -> Maps:
+        """Maps of the sections before those of a step: the last one of the step before, then all but its own last."""
+
+    def last(self, current: Maps, place: int) -> Maps:
+        """Maps of one section of a step, for `previous` in the next."""
