@@ -18,8 +18,7 @@ from distill.evaluation.edge_scores import Curves
 from distill.evaluation.evaluate import Scorecard
 from distill.evaluation.metrics import ObjectBits, object_bits
 from distill.evaluation.run_length.scores import RunLength
-from viz.figures import COLOURS
-from viz.layout import STYLE, dress, save_figure
+from viz.style import COLOURS, STYLE, dress, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

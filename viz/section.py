@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
-from distill.core.errors import DistillError
+from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Box
 from distill.core.normalisation import as_picture
 from distill.evaluation.segmentation import placed
 from distill.io.volume import Volume
-from viz.figures import section_figure
-from viz.layout import check_figure
+from viz.style import STYLE, check_figure, image_grid, overlay, save_figure, scale_bar, show
 from viz.viewer.view import Sources, open_layers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Image = npt.NDArray[np.uint8]
 
 
 def section(store: Path, sources: Sources, number: int, out: Path) -> list[str]:
@@ -71,3 +77,80 @@ def _section(volume: Volume, anchor: Volume, where: Box) -> NDArray[Any]:
     """(Y, X) or (C, Y, X) of one section of a volume of the same store."""
     start = placed(anchor, volume).start
     return volume.read(where.shift(start))[..., 0, :, :]
+
+
+def section_figure(
+    raw: Image,
+    affinity: npt.NDArray[Any] | None,
+    segmentation: npt.NDArray[Any] | None,
+    labels: npt.NDArray[Any] | None,
+    resolution: tuple[float, float],
+    out: Path,
+    dpi: int = 300,
+) -> None:
+    """Write the figure of `build_section_figure` to `out` (.png, .svg or .pdf), whole or not at all.
+
+    Raises:
+        DistillError: as `build_section_figure`, or an `out` that cannot be written.
+    """
+    save_figure(build_section_figure(raw, affinity, segmentation, labels, resolution, dpi), out)
+
+
+def build_section_figure(
+    raw: Image,
+    affinity: npt.NDArray[Any] | None,
+    segmentation: npt.NDArray[Any] | None,
+    labels: npt.NDArray[Any] | None,
+    resolution: tuple[float, float],
+    dpi: int = 300,
+) -> Figure:
+    """One section with what there is of segmentation, ground truth and affinities.
+
+    Args:
+        raw: (Y, X) uint8.
+        affinity: (3, Y, X) in channel order z, y, x; uint8 0..255 or float 0..1, 1 = same neuron; or none.
+        segmentation: (Y, X) label ids, 0 = background, or none.
+        labels: (Y, X) ground truth ids, or none.
+        resolution: nm per voxel in y and x.
+        dpi: device pixels per inch of the layout.
+
+    Returns:
+        Figure whose axes are raw, segmentation and ground truth if any, the affinities below them, their colour bar.
+
+    Raises:
+        DistillError: shapes or types that do not fit.
+    """
+    from matplotlib import rc_context
+
+    images: list[tuple[str, npt.NDArray[Any]]] = [("Section", raw)]
+    images += [
+        (title, overlay(raw, ids))
+        for title, ids in (("Segmentation", segmentation), ("Ground truth", labels))
+        if ids is not None
+    ]
+    first = len(images)
+    if affinity is not None:
+        images += [(f"Affinity {axis}", c) for axis, c in zip("zyx", _unit_affinity(affinity, raw.shape), strict=True)]
+    with rc_context(STYLE):
+        titles, below = [title for title, _ in images], 0.0 if affinity is None else 0.42
+        fig, axes = image_grid(titles, [""] * len(titles), raw.shape, resolution, 3, dpi, below, first)
+        shown = [show(ax, image, resolution) for ax, (_, image) in zip(axes, images, strict=True)]
+        scale_bar(axes[0], raw.shape[1], resolution[1])
+        if affinity is not None:
+            _affinity_bar(fig, shown[-1])
+    return fig
+
+
+def _unit_affinity(affinity: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """(3, Y, X) from 0 to 1."""
+    if affinity.shape != (3, *shape) or not (affinity.dtype == np.uint8 or affinity.dtype.kind == "f"):
+        raise ShapeError(f"affinity: found {affinity.shape} {affinity.dtype}, expected {(3, *shape)} uint8 or float")
+    return affinity / np.float32(255) if affinity.dtype == np.uint8 else affinity
+
+
+def _affinity_bar(fig: Figure, shown: Any) -> None:
+    height = fig.get_size_inches()[1]
+    bar = fig.colorbar(shown, cax=fig.add_axes((0.35, 0.30 / height, 0.30, 0.07 / height)), orientation="horizontal")
+    bar.set_label("Affinity (0 = boundary, 1 = same neuron)", labelpad=1)
+    bar.set_ticks([0, 0.5, 1], labels=["0", "0.5", "1"])
+    bar.ax.tick_params(width=0.6, length=2, pad=1.5)

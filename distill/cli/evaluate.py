@@ -62,8 +62,8 @@ def evaluate(
     from distill.core.geometry import parse_numbers, parse_triple
     from distill.evaluation.evaluate import Wanted, score_all
     from distill.io.truth import Known
-    from viz.layout import check_figure
     from viz.scores import draw_scorecard
+    from viz.style import check_figure
 
     if plot is not None:
         check_figure(plot)

@@ -13,13 +13,15 @@ from distill.evaluation.metrics import worst_objects
 from distill.evaluation.partners import main_partners
 from distill.evaluation.seams.border import seam_profile, seam_score
 from viz.charts import RunScore, SweepPoint, build_ablation_figure, build_sweep_figure
+from viz.curves import build_curves_figure
+from viz.embeddings.draw import Panel, build_pca_figure
 from viz.embeddings.insets import Inset
 from viz.embeddings.movie import MovieFrames
 from viz.errors.figure import WrongObject, build_errors_figure
-from viz.figures import Panel, build_curves_figure, build_pca_figure, build_section_figure
 from viz.gallery.figure import Example, build_gallery_figure
 from viz.meshes.figure import Neuron, Part, build_meshes_figure
 from viz.meshes.raster import Solid, View, surface
+from viz.section import build_section_figure
 
 DPI = 100
 NM = 6.0  # per voxel along y and x

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from distill.core.errors import DistillError
-from viz.colour import label_colours, overlay
+from viz.style import label_colours, overlay
 
 
 def test_golden_colours() -> None:

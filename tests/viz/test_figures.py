@@ -18,16 +18,10 @@ from PIL import Image
 
 from distill.core.errors import DistillError
 from distill.evaluation.seams.border import seam_profile, seam_score
-from viz.figures import (
-    Panel,
-    build_curves_figure,
-    build_pca_figure,
-    build_section_figure,
-    curves_figure,
-    pca_figure,
-    section_figure,
-)
-from viz.layout import save_figure, scale_bar
+from viz.curves import build_curves_figure, curves_figure
+from viz.embeddings.draw import Panel, build_pca_figure, pca_figure
+from viz.section import build_section_figure, section_figure
+from viz.style import save_figure, scale_bar
 
 RNG = np.random.default_rng(0)
 RAW = RNG.integers(0, 256, (64, 64), dtype=np.uint8)

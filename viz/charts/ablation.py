@@ -12,7 +12,7 @@ import numpy as np
 
 from distill.core.errors import DistillError
 from distill.training.ablation.table import METHODS, Row
-from viz.layout import STYLE, dress, legend, save_figure
+from viz.style import STYLE, dress, legend, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,8 +15,7 @@ import numpy.typing as npt
 from distill.core.errors import DistillError
 from distill.evaluation.sweep import Curve
 from distill.inference.thresholds import Method
-from viz.figures import COLOURS, MARKERS
-from viz.layout import STYLE, dress, legend, save_figure
+from viz.style import COLOURS, MARKERS, STYLE, dress, legend, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

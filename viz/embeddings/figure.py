@@ -39,11 +39,11 @@ from distill.inference.rescaling.sections import resampled
 from distill.inference.rescaling.voxel_size import grid_for, trained_resolution
 from distill.io.volume import Volume, open_volume
 from distill.models.load import TrainedStudent, TrainedTeacher, load_student, load_teacher, pick_device
+from viz.embeddings.draw import Panel, pca_figure
 from viz.embeddings.insets import Inset, check_insets
 from viz.embeddings.movie import MovieFrames, movie_suffix, write_movie
 from viz.embeddings.pca import Palette, fit_palettes
-from viz.figures import Panel, pca_figure
-from viz.layout import check_figure
+from viz.style import check_figure
 
 _SAMPLE = 50_000  # pixels that the colours are fitted on
 _NEURITES = "inside neurites"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from distill.core.errors import DistillError
-from viz.layout import scale_bar, show
+from viz.style import scale_bar, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

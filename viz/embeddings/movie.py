@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.core.errors import DistillError, ShapeError, SourceError
-from viz.figures import Panel, build_pca_figure
-from viz.layout import STYLE
+from viz.embeddings.draw import Panel, build_pca_figure
+from viz.style import STYLE
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

@@ -16,8 +16,7 @@ from distill.core.geometry import Box
 from distill.core.labels import Integers
 from distill.evaluation.metrics import ObjectError
 from distill.evaluation.partners import MERGE, SPLIT, Partners, error_codes
-from viz.colour import label_colours, overlay
-from viz.layout import STYLE, image_grid, save_figure, scale_bar, show
+from viz.style import STYLE, image_grid, label_colours, overlay, save_figure, scale_bar, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

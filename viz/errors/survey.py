@@ -26,7 +26,7 @@ from distill.evaluation.partners import MERGE, SPLIT, Partners, error_codes, lar
 from distill.evaluation.segmentation import placed
 from distill.io.volume import Volume, open_labels, open_volume
 from viz.errors.figure import Kind, WrongObject, errors_figure
-from viz.layout import check_figure
+from viz.style import check_figure
 
 _EVERY = 2**31  # more objects than there are
 OnSection = Callable[[int, int], None]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Nanometres
-from viz.layout import STYLE, image_grid, save_figure, scale_bar, show
+from viz.style import STYLE, image_grid, save_figure, scale_bar, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,7 +19,7 @@ from distill.data.augmentation.warp import Warp
 from distill.data.crops import as_unit_range
 from distill.io.volume import Volume, open_volume
 from viz.gallery.figure import Example, gallery_figure
-from viz.layout import check_figure
+from viz.style import check_figure
 
 _CROP = 104  # pixels in y and x
 _SIDE = 60  # pixels of y that the side view is high

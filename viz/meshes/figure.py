@@ -13,8 +13,8 @@ from scipy import ndimage
 from distill.core.errors import DistillError
 from distill.core.geometry import Nanometres
 from viz.errors.figure import BADGE
-from viz.layout import STYLE, image_grid, save_figure, scale_bar, show
 from viz.meshes.raster import Drawing, Solid, View, draw, fitting_height
+from viz.style import STYLE, image_grid, save_figure, scale_bar, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

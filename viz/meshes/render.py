@@ -21,12 +21,11 @@ from distill.core.geometry import Box, Nanometres, Triple
 from distill.evaluation.metrics import worst_objects
 from distill.evaluation.partners import MERGE
 from distill.io.volume import open_labels
-from viz.colour import label_colours
 from viz.errors.figure import COLOUR_OF
 from viz.errors.survey import OnSection, Survey, hull, survey
-from viz.layout import check_figure
 from viz.meshes.figure import Neuron, Part, meshes_figure
 from viz.meshes.raster import Solid, surface
+from viz.style import check_figure, label_colours
 
 _CELLS = 256  # along the longest edge of a drawing
 _SHOWN = 0.01  # of the neuron: a smaller piece is drawn with the others

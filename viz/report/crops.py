@@ -13,7 +13,7 @@ from distill.core.geometry import Box, Triple
 from distill.core.normalisation import as_picture
 from distill.evaluation.worst_objects.locate import Spot
 from distill.io.volume import Volume, voxel_shift
-from viz.colour import overlay
+from viz.style import overlay
 
 _SIDE = (128, 320)  # pixels of a crop
 _PAINT = 0.5  # of the colour over the section

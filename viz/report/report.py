@@ -26,13 +26,13 @@ from distill.training.data import Part as TrainingPart
 from distill.training.run_folder import RunFolder, read_run
 from distill.training.train import Finished
 from distill.training.validation import Judged
+from viz.curves import run_figures
 from viz.report import seams as report_seams
 from viz.report import sections as report_parts
 from viz.report import time as report_time
 from viz.report.crops import crop
 from viz.report.html import Cell, Html, Part, embed_pixels, figure, grid, heading, page, paragraph, table
 from viz.report.images import seam_image, sweep_image
-from viz.run_figures import run_figures
 
 LAST_VALIDATION = "last_validation.zarr"
 

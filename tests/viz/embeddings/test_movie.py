@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageSequence
 
 from distill.core.errors import DistillError
+from viz.embeddings.draw import Panel
 from viz.embeddings.movie import MovieFrames, movie_suffix, write_movie
-from viz.figures import Panel
 
 RNG = np.random.default_rng(0)
 RAW = RNG.integers(0, 256, (40, 40), dtype=np.uint8)

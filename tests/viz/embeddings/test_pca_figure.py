@@ -17,8 +17,8 @@ from PIL import Image
 
 from distill.core.errors import DistillError
 from distill.evaluation.seams.border import seam_profile, seam_score
+from viz.embeddings.draw import Panel, build_pca_figure, pca_figure
 from viz.embeddings.insets import Inset, zooms
-from viz.figures import Panel, build_pca_figure, pca_figure
 
 RNG = np.random.default_rng(0)
 RAW = RNG.integers(40, 200, (96, 96), dtype=np.uint8)
@@ -209,7 +209,7 @@ def test_no_display_and_no_network(tmp_path: Path) -> None:
         "import socket, sys\n"
         "def refuse(*a, **k): raise AssertionError('network')\n"
         "socket.socket = socket.create_connection = refuse\n"
-        "from pathlib import Path\nimport numpy as np\nfrom viz.figures import Panel, pca_figure\n"
+        "from pathlib import Path\nimport numpy as np\nfrom viz.embeddings.draw import Panel, pca_figure\n"
         "raw = np.zeros((32, 32), np.uint8)\n"
         f"panel, out = Panel('a', np.zeros((32, 32, 3), np.uint8)), Path({str(tmp_path)!r}) / 'a.png'\n"
         "pca_figure(raw, [panel], (6, 6), None, [], out)\n"

@@ -20,8 +20,8 @@ from distill.core.geometry import Box
 from distill.evaluation.contingency import Contingency
 from distill.evaluation.metrics import ObjectError, worst_objects
 from distill.evaluation.partners import MERGE, SPLIT, Partners, main_partners
-from viz.colour import label_colours, overlay
 from viz.errors.figure import COLOUR_OF, WrongObject, build_errors_figure, errors_figure
+from viz.style import label_colours, overlay
 
 RAW = np.random.default_rng(0).integers(60, 200, (128, 128), dtype=np.uint8)
 

@@ -14,9 +14,9 @@ import viz.meshes.render as recipe
 from distill.core.errors import DistillError
 from distill.core.geometry import Box
 from distill.io.writers.store import write_cremi
-from viz.colour import label_colours
 from viz.meshes.figure import Neuron
 from viz.meshes.render import Foreign, Piece, Rendered, render
+from viz.style import label_colours
 
 RESOLUTION = (30.0, 10.0, 10.0)
 Cli = Callable[..., Any]

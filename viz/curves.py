@@ -1,0 +1,130 @@
+"""Figures of a run: losses and validation over the steps, and one validation section as both networks segment it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distill.core.errors import DistillError
+from distill.core.normalisation import as_picture
+from distill.training.data import Part
+from distill.training.validation import Judged
+from viz.section import section_figure
+from viz.style import COLOURS, MARKERS, STYLE, dress, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_NO_LOSS = ("step", "lr", "seconds", "waited", "validation_seconds")
+
+
+def run_figures(run: Path, judged: Mapping[str, Judged], part: Part) -> None:
+    """Write figures/curves.png and, for each network, figures/validation_NETWORK.png.
+
+    Args:
+        run: run folder with metrics.jsonl.
+        judged: the last validation.
+        part: to validate on; of several the first.
+    """
+    folder = run / "figures"
+    folder.mkdir(exist_ok=True)
+    curves_figure(list(_rows(run / "metrics.jsonl")), folder / "curves.png")
+    middle, resolution = len(part.raw) // 2, part.volume.resolution
+    grey = as_picture(part.raw[middle])
+    for name, found in judged.items():
+        section_figure(
+            grey,
+            found.affinity_section,
+            found.labels_section,
+            part.counted[middle],
+            (resolution[1], resolution[2]),
+            folder / f"validation_{name}.png",
+        )
+
+
+def _rows(metrics: Path) -> Iterator[dict[str, float]]:
+    """Rows of metrics.jsonl with the names that the figure looks for."""
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if "loss" in row:
+            terms = {name: value for name, value in row.items() if name not in _NO_LOSS and name != "loss"}
+            yield {"step": row["step"], **{f"{name} loss": value for name, value in terms.items()}}
+        for name in ("student", "teacher"):
+            if f"validation_{name}" in row:
+                yield {"step": row["step"], f"{name} + queries VOI": row[f"validation_{name}"]["voi"]}
+
+
+def curves_figure(rows: Sequence[Mapping[str, Any]], out: Path, dpi: int = 300) -> None:
+    """Write the figure of `build_curves_figure` to `out` (.png, .svg or .pdf), whole or not at all.
+
+    Raises:
+        DistillError: as `build_curves_figure`, or an `out` that cannot be written.
+    """
+    save_figure(build_curves_figure(rows, dpi), out)
+
+
+def build_curves_figure(rows: Sequence[Mapping[str, Any]], dpi: int = 300) -> Figure:
+    """Loss terms (log scale) and validation VOI over training steps.
+
+    Args:
+        rows: records with `step` and any of the named values; a name with `loss` in it is a loss term, one with `voi`
+            a VOI in bits; other names, and values that are missing or not finite, are left out.
+        dpi: device pixels per inch.
+
+    Returns:
+        Figure with the axes losses, VOI; one without values is left out.
+
+    Raises:
+        DistillError: a row without a step, or no value to show.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    if any("step" not in row for row in rows):
+        raise DistillError("curves_figure: found a row without a `step`")
+    kinds = {"loss": "Training loss", "voi": "Validation VOI (bits)"}
+    curves = {kind: _curves(rows, kind) for kind in kinds}
+    shown = [kind for kind in kinds if curves[kind]]
+    if not shown:
+        raise DistillError(f"curves_figure: found no finite `loss` or `voi` value in {len(rows)} rows")
+    with rc_context(STYLE):
+        fig = Figure(figsize=(3.5 * len(shown), 2.6), dpi=dpi, layout="constrained")
+        for ax, kind in zip(fig.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+            for i, (name, (steps, values)) in enumerate(curves[kind].items()):
+                turn, which = divmod(i, len(COLOURS))
+                ax.plot(
+                    steps,
+                    values,
+                    color=COLOURS[which],
+                    linestyle=("-", "--", ":")[turn % 3],
+                    marker=MARKERS[which] if len(steps) <= 40 else None,
+                    markersize=3,
+                    label=name.replace("_", " ").removesuffix(" loss"),
+                )
+            positive = [float(np.nanmax(values)) > 0 for _, values in curves[kind].values()]
+            ax.set_yscale("log" if kind == "loss" and any(positive) else "linear")
+            dress(ax, "Training step", kinds[kind])
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            if len(shown) > 1:
+                ax.set_title("ab"[shown.index(kind)], loc="left", fontsize=8, fontweight="bold", pad=4)
+            ax.legend(
+                frameon=False, handlelength=2.0, fontsize=6, loc="upper center", ncol=2, bbox_to_anchor=(0.5, -0.2)
+            )
+    return fig
+
+
+def _curves(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, tuple[list[float], list[float]]]:
+    names = dict.fromkeys(name for row in rows for name in row if kind in name.lower())
+    curves = {}
+    for name in names:
+        points = [(float(row["step"]), float(row[name])) for row in rows if isinstance(row.get(name), int | float)]
+        finite = sorted(point for point in points if math.isfinite(point[1]))
+        if finite:
+            curves[name] = ([step for step, _ in finite], [value for _, value in finite])
+    return curves
