@@ -25,7 +25,7 @@ from distill.core.hardware import computing
 from distill.decoder.decoder import DecoderInput, DecoderOutput, QueryDecoder
 from distill.decoder.instances import block_instances
 from distill.decoder.queries import Seeds, find_seeds
-from distill.inference.in_memory import Runtime
+from distill.inference.options import Runtime
 from distill.models.load import build_decoder, build_teacher, load_teacher, seed_rule
 from distill.segmentation.agglomeration import fragments, waterz
 from teachers.agq import AGQTeacher

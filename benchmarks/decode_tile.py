@@ -23,7 +23,8 @@ from distill.core.allocator import keep_freed_memory
 from distill.core.geometry import Box
 from distill.core.hardware import AUTO, PRECISIONS, choose, computing
 from distill.decoder.instances import block_instances
-from distill.inference.in_memory import Runtime, student_sections
+from distill.inference.in_memory import student_sections
+from distill.inference.options import Runtime
 from distill.io.volume import open_volume
 from distill.models.load import load_student, seed_rule
 

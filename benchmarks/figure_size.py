@@ -96,7 +96,7 @@ def _looked(run: str, side: int) -> tuple[Looked, float]:
     """A made section as the run's networks see it, and the seconds that they take."""
     from distill.data.phantom import make_phantom
     from distill.inference.embeddings import Windows
-    from distill.inference.in_memory import Runtime
+    from distill.inference.options import Runtime
     from distill.io.volume import volume_from_array
     from distill.models.load import load_student, load_teacher
     from viz.embeddings.figure import Networks, look

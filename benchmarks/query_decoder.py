@@ -30,7 +30,7 @@ from tables import milliseconds, provenance, table, write_json
 from distill.core.errors import DistillError
 from distill.core.geometry import Triple, parse_triple
 from distill.core.hardware import FULL
-from distill.inference.in_memory import Runtime
+from distill.inference.options import Runtime
 from distill.models.load import pick_device
 
 SIZES = ("9,129,129", "9,193,193", "17,257,257", "17,385,385")

@@ -19,7 +19,8 @@ from distill.core.errors import DistillError
 from distill.core.geometry import Box, Triple
 from distill.data.crops import as_unit_range
 from distill.decoder.queries import SeedRule, Seeds, find_seeds
-from distill.inference.in_memory import Runtime, student_affinity
+from distill.inference.in_memory import student_affinity
+from distill.inference.options import Runtime
 from distill.io.volume import open_labels, open_volume
 from distill.models.load import load_student
 

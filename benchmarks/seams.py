@@ -33,7 +33,7 @@ from distill.evaluation.seams.border import seam_score
 from distill.evaluation.seams.shift import ShiftScore, shift_score
 from distill.evaluation.seams.stride import stride_score
 from distill.inference.embeddings import Embedding, Mask
-from distill.inference.in_memory import Runtime
+from distill.inference.options import Runtime
 from distill.io.volume import open_volume
 from distill.models.load import load_student, load_teacher, pick_device
 from viz.embeddings.pca import fit_palettes

@@ -27,7 +27,8 @@ from distill.core.hardware import AUTO, computing
 from distill.data.crops import Crops
 from distill.evaluation.edge_scores import affinity_scores
 from distill.evaluation.metrics import score
-from distill.inference.in_memory import Runtime, student_affinity
+from distill.inference.in_memory import student_affinity
+from distill.inference.options import Runtime
 from distill.models.load import TrainedStudent
 from distill.segmentation.agglomeration import waterz
 from distill.training.data import open_parts

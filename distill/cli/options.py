@@ -12,8 +12,7 @@ from distill.core.hardware import PRECISIONS, check_precision
 
 if TYPE_CHECKING:
     from distill.core.hardware import Chosen
-    from distill.inference.in_memory import Runtime
-    from distill.inference.options import Options
+    from distill.inference.options import Options, Runtime
 
 
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
@@ -84,7 +83,7 @@ def run_options(
 def runtime_of(device: str, precision: str) -> tuple[Runtime, Chosen]:
     """Device and precision of a command that keeps no store."""
     from distill.core.hardware import choose
-    from distill.inference.in_memory import Runtime
+    from distill.inference.options import Runtime
     from distill.models.load import pick_device
 
     chosen = choose(precision, pick_device(device))

@@ -25,7 +25,8 @@ from distill.evaluation.contingency import Scores
 from distill.evaluation.metrics import score
 from distill.evaluation.segmentation import placed
 from distill.inference.grey_values import AS_RECORDED, GreyValues, check_grey, normaliser_of
-from distill.inference.in_memory import Runtime, student_volume
+from distill.inference.in_memory import student_volume
+from distill.inference.options import Runtime
 from distill.inference.rescaling.sections import resampled
 from distill.inference.rescaling.voxel_size import grid_for
 from distill.inference.streaming.finish import final_ids

@@ -18,7 +18,8 @@ from torch import Tensor
 from distill.core.affinity import from_uint8
 from distill.core.errors import DistillError
 from distill.core.geometry import Box, Triple
-from distill.inference.in_memory import Runtime, student_sections
+from distill.inference.in_memory import student_sections
+from distill.inference.options import Runtime
 from distill.io.volume import Volume
 from distill.models.load import TrainedStudent, TrainedTeacher
 from students.streaming.runner import SectionOutput

@@ -10,7 +10,6 @@ import torch
 
 from distill.core.hardware import AUTO, FULL, MIXED, Chosen, check_precision, choose
 from distill.inference.grey_values import AS_RECORDED, GreyValues
-from distill.inference.in_memory import Runtime
 from distill.models.load import pick_device
 from students.backends.choose import settled
 
@@ -102,3 +101,25 @@ def start(options: Options, begun: Mapping[str, Any], *, elsewhere: bool = False
         lines.append("warning: OpenVINO computes the student in float32 here; --backend eager keeps to the precision")
     older = backend == begun.get("backend") == "auto"  # of a store from before backends were settled at the start
     return Start(device, chosen, backend if older else taken, tuple(lines))
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how networks run; what is `auto` is settled as it is made.
+
+    Attributes:
+        device: where to compute.
+        precision: see `distill.core.hardware`.
+        backend: of the student, see `students.backends.choose`; others than `eager` are worth their start for long
+            streams.
+    """
+
+    device: torch.device
+    precision: str = AUTO
+    backend: str = "eager"
+
+    def __post_init__(self) -> None:
+        """Settle what is `auto`."""
+        backend, precision = settled(self.backend, self.precision, self.device)
+        object.__setattr__(self, "backend", backend)
+        object.__setattr__(self, "precision", precision)

@@ -18,7 +18,8 @@ from distill.config.data import Part, part_box
 from distill.core.errors import CheckpointError, DistillError, SourceError
 from distill.core.geometry import Box, Nanometres
 from distill.core.hardware import FULL
-from distill.inference.in_memory import Runtime, student_affinity, teacher_volume
+from distill.inference.in_memory import student_affinity, teacher_volume
+from distill.inference.options import Runtime
 from distill.io.volume import every_section, open_volume
 from distill.io.writers.output import check_place
 from distill.models.checkpoint import Kind, Weights, read_weights, write_tensors

@@ -23,7 +23,7 @@ from distill.core.atomic import replacing
 from distill.core.errors import CheckpointError, DistillError, SourceError
 from distill.core.hardware import AUTO, Chosen, Precision, choose
 from distill.data.crops import Items, batches
-from distill.inference.in_memory import Runtime
+from distill.inference.options import Runtime
 from distill.models.checkpoint import save_weights
 from distill.models.load import find_weights, pick_device, student_metadata, teacher_metadata
 from distill.training.data import Part, Parts, check_normalisation, open_parts, training_crops

@@ -20,7 +20,9 @@ from distill.core.known import counted_truth
 from distill.evaluation.contingency import Scores
 from distill.evaluation.edge_scores import affinity_scores
 from distill.evaluation.metrics import score
-from distill.inference.in_memory import Assembly, Runtime, Segmented, student_volumes, teacher_volumes
+from distill.inference.assembly import Assembly
+from distill.inference.in_memory import Segmented, student_volumes, teacher_volumes
+from distill.inference.options import Runtime
 from distill.models.load import TrainedStudent, TrainedTeacher
 from distill.training.data import Part
 from distill.training.objective.objective import Joint

@@ -17,7 +17,7 @@ from scenes import noisy_truth, read_scene, seeds_of
 from distill.core.affinity import half_resolution
 from distill.core.errors import DistillError
 from distill.data.phantom import make_phantom
-from distill.inference.in_memory import Runtime
+from distill.inference.options import Runtime
 from distill.io.writers.store import write_cremi
 
 STAGES = [stage for titles in GROUPS.values() for stage in titles]

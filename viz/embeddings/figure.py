@@ -34,7 +34,8 @@ from distill.inference.embeddings import (
     teacher_sections,
 )
 from distill.inference.grey_values import AS_RECORDED, GreyValues, check_grey, normaliser_of
-from distill.inference.in_memory import Runtime, student_sections
+from distill.inference.in_memory import student_sections
+from distill.inference.options import Runtime
 from distill.inference.rescaling.sections import resampled
 from distill.inference.rescaling.voxel_size import grid_for, trained_resolution
 from distill.io.volume import Volume, open_volume

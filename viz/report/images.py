@@ -12,7 +12,7 @@ from distill.core.errors import SourceError
 from distill.evaluation.seams.bench import cropped
 from distill.inference.embeddings import Windows
 from distill.inference.grey_values import GreyValues
-from distill.inference.in_memory import Runtime
+from distill.inference.options import Runtime
 from distill.io.volume import open_volume
 from distill.models.load import load_student, load_teacher
 from distill.training.run_folder import RunFolder

@@ -17,7 +17,7 @@ from distill.core.geometry import Box
 from distill.evaluation.contingency import Scores
 from distill.evaluation.segmentation import evaluate
 from distill.evaluation.worst_objects.locate import Spot, find_spots
-from distill.inference.in_memory import Runtime
+from distill.inference.options import Runtime
 from distill.io.readers.zarr import zarr_node, zarr_ranks
 from distill.io.volume import Volume, open_labels, open_volume
 from distill.io.writers.output import check_place

@@ -22,7 +22,7 @@ from distill.evaluation.seams.profile import ALONG, changes_of
 from distill.evaluation.seams.shift import ShiftScore
 from distill.evaluation.seams.stride import StrideScore
 from distill.inference.embeddings import Embedding, Mask, Sliding, Windows, student_section, teacher_section
-from distill.inference.in_memory import Runtime
+from distill.inference.options import Runtime
 from distill.io.volume import Volume, volume_from_array
 from distill.models.load import TrainedStudent, TrainedTeacher
 

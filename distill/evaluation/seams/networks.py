@@ -15,7 +15,7 @@ from distill.evaluation.seams.profile import Changes
 from distill.evaluation.seams.shift import ShiftScore, shift_score
 from distill.evaluation.seams.stride import StrideScore, stride_of_changes
 from distill.inference.embeddings import Embedding, Mask, Sliding, student_section
-from distill.inference.in_memory import Runtime
+from distill.inference.options import Runtime
 from distill.models.load import TrainedStudent
 
 DECODER_GRID = 2  # both networks end with an upsampling by two; borders are compared on the same phase of it

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from distill.core.atomic import replacing
 from distill.core.errors import SourceError
 from distill.core.labels import Relabelling, ranks
+from distill.inference.assembly import final_relabelling
 from distill.inference.blockwise.plan import Plan
 from distill.inference.blockwise.tables import FOLDER, pair_path, read_evidence, read_table, table_path
-from distill.inference.joining import final_relabelling
 from distill.io.readers.array import readable
 from distill.io.writers.store import writing
 from distill.segmentation.agglomeration import RegionGraph, agglomerate_graph

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from distill.core.affinity import NEAREST, from_uint8
 from distill.core.geometry import Box
+from distill.inference.assembly import Slab
 from distill.inference.blockwise.corrections import Sections
 from distill.inference.blockwise.plan import Block, Plan
-from distill.inference.in_memory import Runtime, Slab, decode_slab, decode_tile
+from distill.inference.decode import decode_slab, decode_tile
+from distill.inference.options import Runtime
 from distill.models.load import TrainedStudent, TrainedTeacher
 from distill.segmentation.agglomeration import waterz
 from distill.segmentation.mutex_watershed import mutex_watershed

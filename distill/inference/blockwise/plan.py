@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from distill.config import DecoderConfig
 from distill.core.errors import DistillError
 from distill.core.geometry import Box, Triple
-from distill.inference.in_memory import decoder_tiles
+from distill.inference.decode import decoder_tiles
 
 SIDE = 1024  # of a block along y and x where nobody asks for another, or as many tiles as come closest
 

@@ -28,6 +28,7 @@ from distill.core.errors import CheckpointError
 from distill.core.geometry import Box, Nanometres, Triple
 from distill.core.labels import distinct_ids
 from distill.core.normalisation import UNCHANGED, Normaliser
+from distill.inference.assembly import Piece, lay_blocks
 from distill.inference.blockwise.corrections import Sections, read_corrections
 from distill.inference.blockwise.faces import Laid, compare_pieces, compare_tiles, piece_faces, tile_faces
 from distill.inference.blockwise.networks import Instances, StudentBlocks, TeacherBlocks
@@ -43,7 +44,7 @@ from distill.inference.blockwise.tables import (
     write_evidence,
     write_table,
 )
-from distill.inference.in_memory import Piece, Runtime, lay_blocks
+from distill.inference.options import Runtime
 from distill.inference.rescaling.results import Rescaling
 from distill.inference.rescaling.sections import resampled
 from distill.io.volume import Volume, open_volume

@@ -23,7 +23,7 @@ from distill.core.atomic import replacing
 from distill.core.errors import SourceError
 from distill.core.geometry import Box, grid
 from distill.core.labels import Relabelling
-from distill.inference.joining import final_relabelling
+from distill.inference.assembly import final_relabelling
 from distill.inference.streaming.output.manifest import FOLDER, Line, all_lines, read_job
 from distill.inference.streaming.output.store import INNER, ome
 from distill.inference.streaming.slabs import SlabTable, read_table, seam

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from distill.core.errors import ShapeError, SourceError
 from distill.core.normalisation import Correction, Normaliser
-from distill.inference.in_memory import Runtime
+from distill.inference.options import Runtime
 from distill.inference.streaming.output.manifest import Journal, Line, read_lines
 from distill.inference.streaming.output.store import StreamStore
 from distill.inference.streaming.output.writer import Commit, Done, End, Event, PieceDone, Writer

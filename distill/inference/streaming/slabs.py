@@ -21,7 +21,9 @@ from distill.config import DecoderConfig
 from distill.core.atomic import replacing
 from distill.core.geometry import Triple
 from distill.core.labels import distinct_ids, sum_pairs
-from distill.inference.in_memory import Piece, Runtime, Slab, decode_slab, decoder_overlap, decoder_tiles, lay_blocks
+from distill.inference.assembly import Piece, Slab, lay_blocks
+from distill.inference.decode import decode_slab, decoder_overlap, decoder_tiles
+from distill.inference.options import Runtime
 from distill.io.readers.array import readable
 from distill.io.writers.store import writing
 from distill.models.load import TrainedStudent

@@ -13,7 +13,7 @@ import distill
 from distill.config import DataConfig, Pair, checked_pair
 from distill.config.data import PartName, spans
 from distill.core.errors import CheckpointError, DistillError, SourceError
-from distill.inference.in_memory import Runtime
+from distill.inference.options import Runtime
 from distill.models.load import find_weights, pick_device
 from distill.training.ablation.scores import (
     Network,

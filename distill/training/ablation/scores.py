@@ -22,8 +22,8 @@ from distill.core.errors import SourceError
 from distill.evaluation.contingency import Scores
 from distill.evaluation.edge_scores import affinity_scores
 from distill.evaluation.metrics import score
-from distill.inference.in_memory import Runtime, Segmented, student_volume, teacher_volume
-from distill.inference.options import WATERZ_THRESHOLD
+from distill.inference.in_memory import Segmented, student_volume, teacher_volume
+from distill.inference.options import WATERZ_THRESHOLD, Runtime
 from distill.models.load import load_student, load_teacher
 from distill.segmentation.agglomeration import waterz
 from distill.training.data import Part

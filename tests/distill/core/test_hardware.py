@@ -17,8 +17,7 @@ from distill.config import TrainingConfig
 from distill.core import hardware
 from distill.core.errors import DistillError
 from distill.core.hardware import check_precision, choose, computing, resolved
-from distill.inference.in_memory import Runtime
-from distill.inference.options import Options
+from distill.inference.options import Options, Runtime
 
 CPU = torch.device("cpu")
 REPO = Path(__file__).resolve().parents[3]

@@ -18,14 +18,9 @@ from skimage.measure import label
 from distill.config import DecoderConfig
 from distill.core.errors import DistillError
 from distill.core.geometry import Triple
+from distill.inference.assembly import Assembly, Piece, slabs
+from distill.inference.decode import decode_slab, decoder_overlap, decoder_tiles
 from distill.inference.in_memory import (
-    Assembly,
-    Piece,
-    Runtime,
-    decode_slab,
-    decoder_overlap,
-    decoder_tiles,
-    slabs,
     student_affinity,
     student_sections,
     student_volume,
@@ -33,6 +28,7 @@ from distill.inference.in_memory import (
     teacher_volume,
     teacher_volumes,
 )
+from distill.inference.options import Runtime
 from distill.io.volume import open_volume
 from distill.models.load import load_student, load_teacher
 from students.streaming.runner import SectionOutput

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from distill.core.errors import CheckpointError, SourceError
-from distill.inference.in_memory import Runtime, student_affinity
+from distill.inference.in_memory import student_affinity
+from distill.inference.options import Runtime
 from distill.io.volume import open_volume
 from distill.models import checkpoint
 from distill.models.checkpoint import bundled_models, read_weights, save_weights

@@ -17,7 +17,8 @@ from distill.config import Pair, load_pair
 from distill.core.errors import CheckpointError, ConfigError, ShapeError, SourceError
 from distill.core.geometry import Box
 from distill.core.hardware import Chosen
-from distill.inference.in_memory import Runtime, student_volume
+from distill.inference.in_memory import student_volume
+from distill.inference.options import Runtime
 from distill.io.volume import open_labels, open_volume
 from distill.io.writers.store import write_cremi
 from distill.models.load import load_student, load_teacher

@@ -10,7 +10,8 @@ from distill.config import DecoderConfig, SeedConfig
 from distill.core.geometry import Box
 from distill.core.known import OTHER_ID, UNKNOWN_ID
 from distill.evaluation.metrics import score
-from distill.inference.in_memory import Assembly, Piece, Segmented
+from distill.inference.assembly import Assembly, Piece
+from distill.inference.in_memory import Segmented
 from distill.training.validation import (
     MERGE_THRESHOLDS,
     SEED_THRESHOLDS,

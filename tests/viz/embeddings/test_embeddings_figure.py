@@ -15,7 +15,7 @@ import viz.embeddings.figure as recipe
 from distill.core.errors import DistillError
 from distill.core.geometry import Box
 from distill.inference.embeddings import Sliding, Windows, teacher_section, teacher_sections, teacher_slab
-from distill.inference.in_memory import Runtime
+from distill.inference.options import Runtime
 from distill.io.volume import open_volume
 from distill.models.load import load_student, load_teacher
 from students.streaming.runner import SectionRunner

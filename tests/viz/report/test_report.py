@@ -20,7 +20,7 @@ from PIL import Image
 
 from distill.core.errors import DistillError, SourceError
 from distill.evaluation.segmentation import evaluate
-from distill.inference.in_memory import Runtime
+from distill.inference.options import Runtime
 from distill.io.volume import open_labels, open_volume, volume_from_array
 from distill.io.writers.store import create_zarr
 from distill.training.data import Part

@@ -14,7 +14,7 @@ from distill.core.errors import DistillError
 from distill.core.geometry import Box, Triple, grid
 from distill.inference.blockwise.plan import make_plan
 from distill.inference.blockwise.worker import device_of, worker_number
-from distill.inference.in_memory import decoder_tiles
+from distill.inference.decode import decoder_tiles
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 90), st.integers(1, 90))
 CONFIGS = st.builds(

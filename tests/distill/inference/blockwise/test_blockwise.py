@@ -19,9 +19,10 @@ import distill.inference.blockwise.worker as work_module
 from distill.core.errors import DistillError, SourceError
 from distill.core.geometry import Box, Triple
 from distill.core.labels import compact
+from distill.inference.assembly import Assembly, Piece
 from distill.inference.blockwise.executor import Here, OnDone, Task
 from distill.inference.blockwise.plan import Plan
-from distill.inference.in_memory import Assembly, Piece, decoder_overlap
+from distill.inference.decode import decoder_overlap
 from distill.inference.options import Options
 from distill.io.volume import open_labels, open_volume
 from distill.segmentation.stitching import stitch

@@ -1,0 +1,199 @@
+"""Assemble decoded pieces of slabs to one volume, and merge their contacts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distill.core.affinity import from_uint8
+from distill.core.geometry import Box, Triple
+from distill.core.labels import Relabelling, ranks, sum_pairs
+from distill.segmentation.agglomeration import RegionGraph, agglomerate_graph, region_graph
+from distill.segmentation.stitching import Shares, Stitcher, unite
+from students.streaming.runner import SectionOutput
+
+Affinity = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Consecutive sections that are decoded together."""
+
+    first: int  # section number of the first
+    sections: list[SectionOutput]
+
+    @property
+    def stop(self) -> int:
+        """One past the last section."""
+        return self.first + len(self.sections)
+
+    def affinity(self) -> Affinity:
+        """(3, D, H, W) of the slab's sections: the nearest offsets."""
+        return from_uint8(np.stack([s.affinity[:3] for s in self.sections], 1))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A segmented block with its own ids."""
+
+    box: Box
+    labels: NDArray[np.uint64]
+
+
+def slabs(results: Iterable[SectionOutput], depth: int) -> Iterator[Slab]:
+    """Group a stream into slabs of `depth` sections; neighbouring slabs share one section.
+
+    The last slab may be thinner, but never repeats only what is already there.
+    """
+    held: list[SectionOutput] = []
+    first = 0
+    fresh = 0
+    for result in results:
+        held.append(result)
+        fresh += 1
+        if len(held) == depth:
+            yield Slab(first, held)
+            first += depth - 1
+            held, fresh = held[-1:], 0
+    if fresh:
+        yield Slab(first, held)
+
+
+class Assembly:
+    """Segmented blocks on their way to one volume: supervoxel ids at once, final ids at the end.
+
+    Blocks of one slab are decoded independently; what they share decides which of their instances are one (`Stitcher`).
+    Beside that, the mean affinity along every contact is collected, so that `finish` can also merge what the queries
+    left split. Memory: faces of the last slab, one entry per supervoxel and per contact; no voxels.
+    """
+
+    def __init__(self, overlap: Triple) -> None:
+        """Start empty.
+
+        Args:
+            overlap: most voxels per axis that two neighbouring blocks share.
+        """
+        self._stitcher = Stitcher(overlap)
+        self._contacts: list[RegionGraph] = []
+        self._next = 0
+
+    def add(self, pieces: Sequence[Piece], affinity: Affinity) -> NDArray[np.uint64]:
+        """Take the blocks of one slab in; slabs come in z order and share one section, which the earlier one owns.
+
+        Args:
+            pieces: blocks that cover the slab, in z, y, x order, all of the same depth.
+            affinity: (3, D, H, W) of the slab.
+
+        Returns:
+            (D, H, W) supervoxel ids of the slab, unique in the whole volume.
+        """
+        origin = pieces[0].box.start
+        shape: Triple = affinity.shape[1], affinity.shape[2], affinity.shape[3]
+        numbers = range(self._next, self._next + len(pieces))
+        ids = lay_blocks(self._stitcher, pieces, numbers, shape).ids
+        self._next += len(pieces)
+        self._stitcher.retire(origin[0])
+        counted = np.ones(affinity.shape, dtype=bool)
+        if origin[0] > 0:
+            counted[1:, 0] = False  # in-plane contacts of the shared section are the earlier slab's
+        self._contacts.append(region_graph(ids, affinity, counted))
+        return ids
+
+    def finish(self, threshold: float | None) -> Relabelling:
+        """Final ids.
+
+        Args:
+            threshold: merge objects whose contact has a mean affinity above this; None = go by shared voxels alone.
+
+        Returns:
+            For every supervoxel id its final id, 1..n.
+        """
+        stitched = self._stitcher.finish()
+        if threshold is None or not self._contacts:
+            return stitched
+        return merge_contacts(stitched, self._contacts, threshold)
+
+
+@dataclass(frozen=True)
+class Laid:
+    """Blocks of a slab under ids that are unique in the whole volume."""
+
+    ids: NDArray[np.uint64]  # (D, H, W): a shared voxel belongs to the first block
+    blocks: list[NDArray[np.uint64]]  # (D, h, w) of each block
+
+
+def lay_blocks(stitcher: Stitcher, pieces: Sequence[Piece], numbers: Iterable[int], shape: Triple) -> Laid:
+    """Number the blocks of a slab, compare them, and lay them into one array.
+
+    Args:
+        stitcher: takes the blocks in.
+        pieces: blocks that cover the slab, in z, y, x order.
+        numbers: of the blocks, ascending.
+        shape: (D, H, W) of the slab.
+    """
+    origin = pieces[0].box.start
+    ids = np.zeros(shape, dtype=np.uint64)
+    free = np.ones(shape, dtype=bool)
+    blocks = []
+    for number, piece in zip(numbers, pieces, strict=True):
+        unique = stitcher.add(number, piece.box, piece.labels)
+        here = piece.box.relative_to(origin).slices
+        np.copyto(ids[here], unique, where=free[here])
+        free[here] = False
+        blocks.append(unique)
+    return Laid(ids, blocks)
+
+
+def merge_contacts(stitched: Relabelling, contacts: Sequence[RegionGraph], threshold: float) -> Relabelling:
+    """Merge objects whose contact has a mean affinity above a threshold, strongest first.
+
+    Args:
+        stitched: final ids by shared voxels alone.
+        contacts: of supervoxels; those of one pair add up.
+        threshold: mean affinity that a contact must exceed.
+
+    Returns:
+        For every supervoxel id its final id, 1..n.
+    """
+    u, v, total, count = (
+        np.concatenate([getattr(graph, name) for graph in contacts]) for name in ("u", "v", "total", "count")
+    )
+    u, v = stitched.apply(u), stitched.apply(v)
+    apart = u != v
+    low, high = np.minimum(u, v)[apart], np.maximum(u, v)[apart]
+    pairs = sum_pairs(low, high, count=count[apart], values=total[apart])
+    merged = agglomerate_graph(RegionGraph(pairs.u, pairs.v, pairs.total, pairs.count), threshold)
+    roots = stitched.new.copy()
+    touched = np.isin(roots, merged.old)
+    roots[touched] = merged.new[np.searchsorted(merged.old, roots[touched])]
+    return Relabelling(stitched.old, np.unique(roots, return_inverse=True)[1].astype(np.uint64) + np.uint64(1))
+
+
+def final_relabelling(
+    ids: Sequence[NDArray[np.uint64]],
+    seen: Sequence[NDArray[np.bool_]],
+    shares: Sequence[Shares],
+    contacts: list[RegionGraph],
+    threshold: float | None,
+) -> Relabelling:
+    """Final ids 1..n of the supervoxels that own a voxel.
+
+    Args:
+        ids: supervoxels, ascending over all parts.
+        seen: whether each owns a voxel.
+        shares: of all parts.
+        contacts: of all parts; the list is emptied, so that its arrays can go.
+        threshold: see `merge_contacts`; None = go by shared voxels alone.
+    """
+    every = np.concatenate([np.zeros(0, np.uint64), *ids])
+    mapping = unite(every, Shares.joined(shares))
+    if threshold is not None and contacts:
+        names = ("u", "v", "total", "count")
+        joined = RegionGraph(*(np.concatenate([getattr(graph, name) for graph in contacts]) for name in names))
+        contacts.clear()
+        mapping = merge_contacts(mapping, [joined], threshold)
+    there = np.concatenate([np.zeros(0, bool), *seen])
+    return Relabelling(mapping.old[there], ranks(mapping.new[there]))

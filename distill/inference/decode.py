@@ -1,0 +1,94 @@
+"""Decode a slab of sections into instances, tile by tile.
+
+Legend: D H W = z y x, h w half resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distill.config import DecoderConfig
+from distill.core.errors import DistillError
+from distill.core.geometry import Box, Triple, tiles
+from distill.core.hardware import computing
+from distill.decoder.decoder import DecoderInput, QueryDecoder
+from distill.decoder.instances import block_instances
+from distill.inference.assembly import Piece, Slab
+from distill.inference.options import Runtime
+from distill.models.load import TrainedStudent, seed_rule
+from distill.segmentation.stitching import largest_overlap
+
+
+def decode_slab(model: TrainedStudent, slab: Slab, runtime: Runtime, tiles: Sequence[Box] | None = None) -> list[Piece]:
+    """Instances of a slab, in tiles of the decoder's block size, boxes in volume coordinates.
+
+    Args:
+        model: with a decoder.
+        slab: sections, whole or one region of them.
+        runtime: where and how.
+        tiles: places in the slab; by default those that cover it.
+
+    Raises:
+        DistillError: the model has no decoder.
+    """
+    if model.slab is None or model.decoder is None:
+        raise DistillError(f"{model.path}: has no query decoder; expected --no-segment, or --method waterz")
+    height, width = slab.sections[0].affinity.shape[-2:]
+    joined = torch.stack([s.joined for s in slab.sections if s.joined is not None])
+    logits = torch.stack([s.logits for s in slab.sections if s.logits is not None], 1)
+    depth = len(slab.sections)
+    pieces = []
+    for tile in decoder_tiles((depth, height, width), model.decoding) if tiles is None else tiles:
+        z, y, x = tile.slices
+        half = tuple(slice(s.start // 2, -(-s.stop // 2)) for s in (y, x))
+        with _computing(runtime):
+            mixed = model.slab.mix(joined[z, :, *half]).transpose(0, 1)
+            given = model.slab.slab(mixed[None], logits[:, z, *half][None])
+        labels = decode_tile(model.decoder, given, tile, model.decoding, runtime)
+        pieces.append(Piece(tile.shift((slab.first, 0, 0)), labels))
+    return pieces
+
+
+def decoder_tiles(shape: Triple, config: DecoderConfig) -> list[Box]:
+    """Tiles of the decoder over a slab, whole depth; they begin at even y and x, for it works at half resolution."""
+    block, overlap = config.block[1:], config.overlap[1:]
+    stride = [max(2, (b - o) - (b - o) % 2) for b, o in zip(block, overlap, strict=True)]
+    found = []
+    for tile in tiles(Box.of_shape(shape), (shape[0], *block), (shape[0], stride[0], stride[1])):
+        z, y, x = tile.start
+        found.append(Box((z, y - y % 2, x - x % 2), tile.stop))
+    return found
+
+
+def decoder_overlap(shape: Triple, config: DecoderConfig) -> Triple:
+    """Most voxels that two blocks share when a volume is cut into slabs and tiles."""
+    _, y, x = largest_overlap(decoder_tiles((1, *shape[1:]), config))
+    return 1, y, x
+
+
+def _computing(runtime: Runtime) -> ExitStack:
+    stack = ExitStack()
+    stack.enter_context(torch.inference_mode())
+    stack.enter_context(computing(runtime.device, runtime.precision))
+    return stack
+
+
+def decode_tile(
+    decoder: QueryDecoder, given: DecoderInput, tile: Box, config: DecoderConfig, runtime: Runtime
+) -> NDArray[np.uint64]:
+    """Instances (D, h, w) of one tile of the decoder, given what it takes of the tile."""
+    with _computing(runtime):
+        output = decoder.last(given, rule=seed_rule(config), background=not config.fill)
+        return block_instances(
+            output,
+            0,
+            tile.shape[1:],
+            min_voxels=config.min_instance,
+            min_piece=config.min_piece,
+            fill=config.fill,
+        )
