@@ -26,7 +26,8 @@ from distill.decoder.decoder import DecoderInput, DecoderOutput, QueryDecoder
 from distill.decoder.instances import block_instances
 from distill.decoder.queries import Seeds, find_seeds
 from distill.inference.options import Runtime
-from distill.models.load import build_decoder, build_teacher, load_teacher, seed_rule
+from distill.models.build import build_decoder, build_teacher, seed_rule
+from distill.models.load import load_teacher
 from distill.segmentation.agglomeration import fragments, waterz
 from teachers.agq import AGQTeacher
 from teachers.teacher import TeacherOutput

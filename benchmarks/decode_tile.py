@@ -26,7 +26,8 @@ from distill.decoder.instances import block_instances
 from distill.inference.in_memory import student_sections
 from distill.inference.options import Runtime
 from distill.io.volume import open_volume
-from distill.models.load import load_student, seed_rule
+from distill.models.build import seed_rule
+from distill.models.load import load_student
 
 
 def main(argv: Sequence[str] | None = None) -> int:

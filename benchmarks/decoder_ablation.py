@@ -36,7 +36,8 @@ from distill.decoder.instances import block_instances
 from distill.decoder.matching import match
 from distill.evaluation.metrics import score
 from distill.io.volume import open_labels, open_volume
-from distill.models.load import TrainedStudent, build_decoder, load_student
+from distill.models.build import build_decoder
+from distill.models.load import TrainedStudent, load_student
 from distill.segmentation.agglomeration import merge_by_mean_affinity, waterz
 from distill.training.loop.state import Average
 from distill.training.objective.losses import instance_discrimination, instance_targets, mask_cross_entropy, mask_dice

@@ -37,8 +37,9 @@ from distill.data.crops import as_unit_range
 from distill.evaluation.metrics import score
 from distill.inference.options import WATERZ_THRESHOLD
 from distill.io.volume import open_volume
+from distill.models.build import build_student
 from distill.models.checkpoint import load_module, read_published
-from distill.models.load import build_student, load_student, pick_device
+from distill.models.load import load_student, pick_device
 from distill.segmentation.agglomeration import waterz
 from students.backends.functions import Wanted
 from students.backends.openvino import OpenVINOBackend

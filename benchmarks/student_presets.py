@@ -25,7 +25,8 @@ from tables import milliseconds, provenance, table, write_json
 
 from distill.config import StudentNetwork
 from distill.core.errors import DistillError
-from distill.models.load import build_student, pick_device
+from distill.models.build import build_student
+from distill.models.load import pick_device
 from students.streaming.receptive_field import receptive_field
 from students.student import Student
 

@@ -27,7 +27,8 @@ from distill.core.geometry import Box
 from distill.core.hardware import AUTO
 from distill.data.crops import as_unit_range
 from distill.io.volume import open_volume
-from distill.models.load import build_teacher, load_student, load_teacher, pick_device
+from distill.models.build import build_teacher
+from distill.models.load import load_student, load_teacher, pick_device
 from students.streaming.runner import SectionRunner
 from teachers.sliding_window import run_teacher, sliding_windows
 from teachers.teacher import Teacher

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.core.affinity import half_resolution
-from distill.core.layers import Conv
 from distill.decoder.decoder import DecoderInput
+from distill.decoder.layers import Conv
 
 _CERTAIN = 1e-3
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from distill.core.layers import Conv, ConvStack, coordinates, resize
 from distill.decoder.decoder import DecoderInput
+from distill.decoder.layers import Conv, ConvStack, coordinates, resize
 from teachers.teacher import Teacher, TeacherOutput
 from teachers.unet3d import ResidualUNet3d, conv_block
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.core.layers import Conv
+from distill.decoder.layers import Conv
 from teachers.teacher import EmbeddingHead, Teacher, TeacherOutput
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from distill.core.affinity import embedding_affinity, half_resolution
 from distill.core.geometry import Triple
-from distill.core.layers import Conv
 from distill.decoder.decoder import DecoderInput
+from distill.decoder.layers import Conv
 from teachers.unet3d import conv_block
 
 _CERTAIN = 1e-3

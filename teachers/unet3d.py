@@ -13,7 +13,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.core.layers import Conv, resize
+from distill.decoder.layers import Conv, resize
 
 _GROUPS = 8
 

@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from distill.core.errors import DistillError
 
@@ -146,3 +147,39 @@ def _add(a: Triple, b: Triple) -> Triple:
 
 def _zip(pick: Callable[[int, int], int], a: Triple, b: Triple) -> Triple:
     return pick(a[0], b[0]), pick(a[1], b[1]), pick(a[2], b[2])
+
+
+def owned_boxes(boxes: Sequence[Box]) -> list[Box]:
+    """What each block of a grid writes when shared voxels belong to the first block in z, y, x order.
+
+    Args:
+        boxes: a full grid, as from `tiles`, in any order.
+
+    Returns:
+        For each box its own part; together they cover what the boxes cover, every voxel once.
+
+    Raises:
+        DistillError: the boxes form no grid.
+    """
+    starts: list[dict[tuple[int, int], int]] = []
+    for axis in range(3):
+        spans = sorted({(box.start[axis], box.stop[axis]) for box in boxes})
+        ends = [span[1] for span in spans]
+        starts.append({span: max(span[0], ends[k - 1]) if k else span[0] for k, span in enumerate(spans)})
+    if len(set(boxes)) != len(boxes) or len(boxes) != len(starts[0]) * len(starts[1]) * len(starts[2]):
+        raise DistillError(f"boxes: found {len(boxes)}, expected a full grid of distinct tiles")
+    return [Box(as_triple([starts[k][box.start[k], box.stop[k]] for k in range(3)]), box.stop) for box in boxes]
+
+
+def largest_overlap(boxes: Sequence[Box]) -> Triple:
+    """Most voxels per axis that a box shares with the next one along this axis; what a `Stitcher` has to be told."""
+    result = []
+    for axis in range(3):
+        spans = sorted({(box.start[axis], box.stop[axis]) for box in boxes})
+        result.append(max((a[1] - b[0] for a, b in pairwise(spans)), default=0))
+    return as_triple([max(0, n) for n in result])
+
+
+def as_triple(numbers: Sequence[int]) -> Triple:
+    z, y, x = numbers
+    return z, y, x

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.core.layers import coordinates
+from distill.decoder.layers import coordinates
 
 Refine = Literal["agq", "knet", "transformer"]
 

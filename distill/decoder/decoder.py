@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from distill.core.affinity import affinity_targets, unit
 from distill.core.errors import ShapeError
-from distill.core.layers import Conv, ConvStack, coordinates
 from distill.decoder.blocks import PARTS, KernelUpdater, MaskPredictor, Queries, Refine, SelfAttention
+from distill.decoder.layers import Conv, ConvStack, coordinates
 from distill.decoder.predict import by_voxel, last_masks
 from distill.decoder.queries import (
     Order,

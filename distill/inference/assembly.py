@@ -12,7 +12,8 @@ from distill.core.affinity import from_uint8
 from distill.core.geometry import Box, Triple
 from distill.core.labels import Relabelling, ranks, sum_pairs
 from distill.segmentation.agglomeration import RegionGraph, agglomerate_graph, region_graph
-from distill.segmentation.stitching import Shares, Stitcher, unite
+from distill.segmentation.shared_voxels import Shares, unite
+from distill.segmentation.stitching import Stitcher
 from students.streaming.runner import SectionOutput
 
 Affinity = NDArray[np.float32]

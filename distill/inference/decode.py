@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from distill.config import DecoderConfig
 from distill.core.errors import DistillError
-from distill.core.geometry import Box, Triple, tiles
+from distill.core.geometry import Box, Triple, largest_overlap, tiles
 from distill.core.hardware import computing
 from distill.decoder.decoder import DecoderInput, QueryDecoder
 from distill.decoder.instances import block_instances
 from distill.inference.assembly import Piece, Slab
 from distill.inference.options import Runtime
-from distill.models.load import TrainedStudent, seed_rule
-from distill.segmentation.stitching import largest_overlap
+from distill.models.build import seed_rule
+from distill.models.load import TrainedStudent
 
 
 def decode_slab(model: TrainedStudent, slab: Slab, runtime: Runtime, tiles: Sequence[Box] | None = None) -> list[Piece]:

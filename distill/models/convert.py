@@ -14,8 +14,8 @@ from distill.core.errors import CheckpointError
 from distill.core.geometry import Nanometres
 from distill.io.volume import checked_resolution
 from distill.io.writers.output import check_place
+from distill.models.build import build_decoder, build_student, build_teacher
 from distill.models.checkpoint import Published, load_module, read_published, write_tensors
-from distill.models.load import build_decoder, build_student, build_teacher
 
 _RESOLUTION = (30.0, 6.0, 6.0)  # nm, of the mouse cortex volumes that the AGQ paper trains on
 _NAMED: dict[str, Nanometres] = {  # nm, of the volumes that the names of the published CAD checkpoints begin with

@@ -17,103 +17,13 @@ from distill.core.errors import CheckpointError, DistillError
 from distill.core.geometry import Nanometres
 from distill.core.normalisation import NONE, UNCHANGED, Normalisation, Normaliser
 from distill.decoder.decoder import QueryDecoder
-from distill.decoder.queries import SeedRule
+from distill.models.build import build_decoder, build_slab, build_student, build_teacher
 from distill.models.checkpoint import Kind, Weights, bundled_models, load_module, read_weights
 from students.slab_adapter import SlabAdapter
-from students.smp import SmpYShape
 from students.student import Student
-from students.yshape import YShape
-from teachers.agq import AGQTeacher
-from teachers.superhuman import SuperHumanTeacher
-from teachers.swin_unetr import SwinUNETRTeacher
 from teachers.teacher import Teacher
-from teachers.unetr import UNETRTeacher
 
 logger = logging.getLogger(__name__)
-
-
-def build_teacher(config: TeacherConfig) -> Teacher:
-    """The 3D network.
-
-    Raises:
-        DistillError: it is built of MONAI's parts and MONAI is not installed.
-    """
-    fused, embedding = config.fused, config.embedding
-    if config.kind == "superhuman":
-        return SuperHumanTeacher(filters=config.filters, fused=fused, embedding=embedding)
-    if config.kind == "unetr":
-        vit = config.unetr
-        return UNETRTeacher(
-            features=vit.features,
-            hidden=vit.hidden,
-            mlp=vit.mlp,
-            heads=vit.heads,
-            layers=vit.layers,
-            patch_depth=vit.patch_depth,
-            block=vit.block,
-            fused=fused,
-            embedding=embedding,
-        )
-    if config.kind == "swinunetr":
-        swin = config.swinunetr
-        return SwinUNETRTeacher(
-            features=swin.features,
-            depths=swin.depths,
-            heads=swin.heads,
-            window=swin.window,
-            fused=fused,
-            embedding=embedding,
-        )
-    return AGQTeacher(
-        filters=config.filters,
-        fused=fused,
-        branch_width=config.branch_width,
-        branch_depth=config.branch_depth,
-        embedding=embedding,
-    )
-
-
-def build_student(config: StudentNetwork, *, weights: str | None = None) -> Student:
-    """The 2D network.
-
-    Args:
-        config: which one.
-        weights: pretrained encoder weights from a hub, for the preset `smp`.
-    """
-    if config.kind == "cad":
-        return YShape(width=config.width, embedding=config.embedding)
-    return SmpYShape(
-        config.encoder,
-        depth=config.depth,
-        fuse=config.fuse,
-        width=config.width,
-        embedding=config.embedding,
-        weights=weights,
-    )
-
-
-def build_slab(student: Student, fused: int) -> SlabAdapter:
-    """The student's adapter to the shared decoder."""
-    return SlabAdapter(half=student.half_channels, full=student.full_channels, features=fused)
-
-
-def build_decoder(config: DecoderConfig, fused: int, resolution: Nanometres) -> QueryDecoder:
-    """The shared decoder; the resolution (nm, full) sets the distances of its mask prior."""
-    z, y, x = resolution
-    return QueryDecoder(
-        features=fused,
-        width=config.width,
-        depth=config.depth,
-        instance_depth=config.instance_depth,
-        rounds=config.rounds,
-        refine=config.refine,
-        learned=2 * config.learned if config.queries == "double-learned" else config.learned,
-        cues=None if config.cues == "queries" and not config.queries.startswith("guided") else config.cues,
-        seeds=seed_rule(config),
-        prior=config.prior,
-        momentum=config.norm_momentum,
-        sampling=(z / (2 * x), y / x, 1.0),
-    )
 
 
 def start_teacher(teacher: Teacher, decoder: QueryDecoder, weights: str) -> bool:
@@ -172,12 +82,6 @@ def _fill_where_it_fits(modules: Mapping[str, nn.Module], found: Weights) -> boo
     for name, module in modules.items():
         module.load_state_dict(found.part(name))
     return True
-
-
-def seed_rule(config: DecoderConfig) -> SeedRule:
-    """The rule that a configuration asks for."""
-    seeds = config.seeds
-    return SeedRule(seeds.kind, seeds.thresholds, seeds.min_voxels, seeds.max_count)
 
 
 @dataclass(frozen=True)

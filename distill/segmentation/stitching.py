@@ -12,18 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from distill.core.errors import DistillError, ShapeError
-from distill.core.geometry import Box, Triple
-from distill.core.labels import Integers, Relabelling, distinct_ids, ranks, sum_pairs
+from distill.core.geometry import Box, Triple, as_triple, largest_overlap
+from distill.core.labels import Integers, Relabelling, distinct_ids, sum_pairs
 from distill.segmentation.agglomeration import RegionGraph, agglomerate_graph
+from distill.segmentation.shared_voxels import Shares, shared_voxels, unite
 
 Affinity = NDArray[np.floating[Any]]
 
@@ -61,63 +59,6 @@ class _Evidence:
     overlap: NDArray[np.float64]
     total: NDArray[np.float64]
     count: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Shares:
-    """How much of what they have in common two blocks call one: pairs (a, b) of their segments, arrays (P,).
-
-    Attributes:
-        a: uint64 id in the one block.
-        b: uint64 id in the other.
-        share: float64, voxels that both cover relative to the larger of the two inside what the blocks share.
-    """
-
-    a: NDArray[np.uint64]
-    b: NDArray[np.uint64]
-    share: NDArray[np.float64]
-
-    @classmethod
-    def joined(cls, parts: Iterable[Shares]) -> Shares:
-        """Pairs of several, in order."""
-        none = np.zeros(0, np.uint64)
-        every = [cls(none, none, np.zeros(0)), *parts]
-        return cls(*(np.concatenate([getattr(part, name) for part in every]) for name in ("a", "b", "share")))
-
-
-def shared_voxels(a: Integers, b: Integers) -> Shares:
-    """Pairs of segments that cover the same voxels.
-
-    Args:
-        a: ids of one block where both blocks are, any shape, 0 = background.
-        b: ids of the other, same shape.
-    """
-    inside = sum_pairs(a, b)
-    sizes = []
-    for ids in (inside.u, inside.v):
-        where = np.unique(ids, return_inverse=True)[1]
-        sizes.append(np.bincount(where, weights=inside.count)[where])
-    both = (inside.u != 0) & (inside.v != 0)
-    return Shares(inside.u[both], inside.v[both], (inside.count / np.maximum(*sizes))[both])
-
-
-def unite(ids: NDArray[np.uint64], shares: Shares, threshold: float = 0.5) -> Relabelling:
-    """Make one of segments whose shares suffice (rule (1) of `Stitcher`, without affinities).
-
-    Args:
-        ids: (N,) all ids, ascending.
-        shares: pairs of them.
-        threshold: least share.
-
-    Returns:
-        For every id its final id; final ids are 1..n, in order of the smallest id of an object.
-    """
-    agreed = shares.share >= threshold
-    a, b = (np.searchsorted(ids, ends[agreed]) for ends in (shares.a, shares.b))
-    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(len(ids), len(ids)))
-    members = connected_components(graph, directed=False)[1]
-    _, first, where = np.unique(members, return_index=True, return_inverse=True)
-    return Relabelling(ids, ranks(first[where].astype(np.uint64)))
 
 
 class Stitcher:
@@ -271,7 +212,7 @@ class Stitcher:
             if overlap:
                 first, last = list(whole.stop), list(whole.start)
                 first[axis], last[axis] = whole.start[axis] + thick, whole.stop[axis] - thick
-                boxes += [Box(whole.start, _triple(first)), Box(_triple(last), whole.stop)]
+                boxes += [Box(whole.start, as_triple(first)), Box(as_triple(last), whole.stop)]
         for box in boxes:
             part = block.cut(box)
             yield _Part(box, part.labels.copy(), None if part.affinity is None else part.affinity.copy())
@@ -342,37 +283,6 @@ def assemble(blocks: Sequence[tuple[Box, Integers]], whole: Box, mapping: Relabe
     return result
 
 
-def owned_boxes(boxes: Sequence[Box]) -> list[Box]:
-    """What each block of a grid writes when shared voxels belong to the first block in z, y, x order.
-
-    Args:
-        boxes: a full grid, as from `tiles`, in any order.
-
-    Returns:
-        For each box its own part; together they cover what the boxes cover, every voxel once.
-
-    Raises:
-        DistillError: the boxes form no grid.
-    """
-    starts: list[dict[tuple[int, int], int]] = []
-    for axis in range(3):
-        spans = sorted({(box.start[axis], box.stop[axis]) for box in boxes})
-        ends = [span[1] for span in spans]
-        starts.append({span: max(span[0], ends[k - 1]) if k else span[0] for k, span in enumerate(spans)})
-    if len(set(boxes)) != len(boxes) or len(boxes) != len(starts[0]) * len(starts[1]) * len(starts[2]):
-        raise DistillError(f"boxes: found {len(boxes)}, expected a full grid of distinct tiles")
-    return [Box(_triple([starts[k][box.start[k], box.stop[k]] for k in range(3)]), box.stop) for box in boxes]
-
-
-def largest_overlap(boxes: Sequence[Box]) -> Triple:
-    """Most voxels per axis that a box shares with the next one along this axis; what a `Stitcher` has to be told."""
-    result = []
-    for axis in range(3):
-        spans = sorted({(box.start[axis], box.stop[axis]) for box in boxes})
-        result.append(max((a[1] - b[0] for a, b in pairwise(spans)), default=0))
-    return _triple([max(0, n) for n in result])
-
-
 def _across_face(a: Box, b: Box) -> bool:
     """Whether two blocks of a grid share voxels across a face, not only along an edge or at a corner."""
     same = [a.start[k] == b.start[k] and a.stop[k] == b.stop[k] for k in range(3)]
@@ -407,12 +317,12 @@ def _contact(
     inner_ids, outer_ids = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
     values = [np.zeros(0)]
     for axis in range(3):
-        step = _triple([-(k == axis) for k in range(3)])
+        step = as_triple([-(k == axis) for k in range(3)])
         low, beyond = list(shared.stop), list(shared.start)
         low[axis], beyond[axis] = shared.start[axis] + 1, shared.stop[axis]
         end = list(shared.stop)
         end[axis] += 1
-        sides = (Box(shared.start, _triple(low)), True), (Box(_triple(beyond), _triple(end)), False)
+        sides = (Box(shared.start, as_triple(low)), True), (Box(as_triple(beyond), as_triple(end)), False)
         for (
             edges,
             ends_inside,
@@ -427,8 +337,3 @@ def _contact(
             outer_ids.append((q if ends_inside else p)[touch])
             values.append(affinity[touch].astype(np.float64))
     return np.concatenate(inner_ids), np.concatenate(outer_ids), np.concatenate(values)
-
-
-def _triple(numbers: Sequence[int]) -> Triple:
-    z, y, x = numbers
-    return z, y, x

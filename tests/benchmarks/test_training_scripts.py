@@ -11,7 +11,7 @@ import student_training
 import torch
 
 from distill.config import PUBLISHED_DECODER, AugmentConfig, DecoderConfig
-from distill.models.load import build_decoder
+from distill.models.build import build_decoder
 
 
 @pytest.mark.parametrize("name", list(decoder_ablation.VARIANTS))

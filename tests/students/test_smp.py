@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from distill.config import DecoderConfig, StudentConfig, StudentNetwork
 from distill.core.errors import CheckpointError, ConfigError
+from distill.models.build import build_student
 from distill.models.checkpoint import save_weights
-from distill.models.load import build_student, load_student, student_metadata
+from distill.models.load import load_student, student_metadata
 from students.smp import SmpYShape
 from students.student import PairOutput, SectionFeatures, Student
 from students.torchvision_schemas import heal_torchvision

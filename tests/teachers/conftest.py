@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distill.config import TeacherConfig
-from distill.models.load import build_teacher
+from distill.models.build import build_teacher
 from teachers.teacher import Teacher
 
 SIZES: dict[str, dict[str, Any]] = {

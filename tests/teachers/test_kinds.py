@@ -22,8 +22,9 @@ from distill.core.affinity import NEAREST, affinity_targets, embedding_affinity,
 from distill.core.errors import CheckpointError, DistillError
 from distill.core.geometry import Box
 from distill.core.normalisation import NONE
+from distill.models.build import build_decoder, build_teacher
 from distill.models.checkpoint import save_weights
-from distill.models.load import build_decoder, build_teacher, load_teacher, teacher_metadata
+from distill.models.load import load_teacher, teacher_metadata
 from distill.training.objective.losses import affinity_cross_entropy
 from distill.training.objective.objective import Joint
 from teachers.sliding_window import head_embedding, run_teacher, slide_embedding, sliding_windows

@@ -24,7 +24,8 @@ from distill.core.labels import sum_pairs
 from distill.inference.blockwise.plan import Block, Plan
 from distill.inference.blockwise.tables import BlockTable, Evidence, Faces, none
 from distill.segmentation.agglomeration import RegionGraph
-from distill.segmentation.stitching import Shares, Stitcher, shared_voxels
+from distill.segmentation.shared_voxels import Shares, shared_voxels
+from distill.segmentation.stitching import Stitcher
 
 Ids = NDArray[np.uint64]
 Affinity = NDArray[np.float32]

@@ -20,7 +20,7 @@ from distill.core.geometry import Box
 from distill.io.readers.array import readable
 from distill.io.writers.store import writing
 from distill.segmentation.agglomeration import RegionGraph
-from distill.segmentation.stitching import Shares
+from distill.segmentation.shared_voxels import Shares
 
 FOLDER = "blocks"
 Faces = Mapping[str, NDArray[Any]]

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from distill.core.allocator import keep_freed_memory
 from distill.core.errors import CheckpointError
-from distill.core.geometry import Box, Nanometres, Triple
+from distill.core.geometry import Box, Nanometres, Triple, largest_overlap
 from distill.core.labels import distinct_ids
 from distill.core.normalisation import UNCHANGED, Normaliser
 from distill.inference.assembly import Piece, lay_blocks
@@ -50,7 +50,7 @@ from distill.inference.rescaling.sections import resampled
 from distill.io.volume import Volume, open_volume
 from distill.models.load import load_student, load_teacher, pick_device
 from distill.segmentation.agglomeration import region_graph
-from distill.segmentation.stitching import Stitcher, largest_overlap
+from distill.segmentation.stitching import Stitcher
 
 
 @dataclass(frozen=True)

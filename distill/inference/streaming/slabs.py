@@ -28,7 +28,8 @@ from distill.io.readers.array import readable
 from distill.io.writers.store import writing
 from distill.models.load import TrainedStudent
 from distill.segmentation.agglomeration import RegionGraph, region_graph
-from distill.segmentation.stitching import Shares, Stitcher, shared_voxels
+from distill.segmentation.shared_voxels import Shares, shared_voxels
+from distill.segmentation.stitching import Stitcher
 from students.streaming.runner import SectionOutput
 
 

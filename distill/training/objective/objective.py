@@ -29,15 +29,8 @@ from distill.core.geometry import Nanometres
 from distill.core.known import UNKNOWN
 from distill.decoder.decoder import DecoderInput, DecoderOutput
 from distill.decoder.matching import Match, match
-from distill.models.load import (
-    build_decoder,
-    build_slab,
-    build_student,
-    build_teacher,
-    start_decoder,
-    start_student,
-    start_teacher,
-)
+from distill.models.build import build_decoder, build_slab, build_student, build_teacher
+from distill.models.load import start_decoder, start_student, start_teacher
 from distill.segmentation.components import compact_blocks
 from distill.training.loop.timing import StepClock
 from distill.training.objective.losses import (

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from distill.config import DecoderConfig
 from distill.core.errors import ShapeError
-from distill.core.layers import coordinates
 from distill.decoder import predict as decoder_pieces
 from distill.decoder.blocks import Refine
 from distill.decoder.decoder import Cues, DecoderInput, DecoderOutput, Prior, QueryDecoder
+from distill.decoder.layers import coordinates
 from distill.decoder.queries import SeedRule, Seeds, find_seeds, given_seeds
+from distill.models.build import build_decoder
 from distill.models.checkpoint import load_module, read_published
-from distill.models.load import build_decoder
 from distill.segmentation.flooding import flood
 from teachers.agq import AGQTeacher
 from teachers.teacher import TeacherOutput

@@ -15,8 +15,8 @@ from distill.cli import main
 from distill.config import StudentNetwork
 from distill.core.errors import DistillError
 from distill.inference.export import export
+from distill.models.build import build_student
 from distill.models.checkpoint import save_weights
-from distill.models.load import build_student
 
 NEEDS = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
 

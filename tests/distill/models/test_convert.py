@@ -18,9 +18,10 @@ from distill.inference.options import Options
 from distill.inference.streaming.options import Streaming
 from distill.inference.streaming.stream import stream
 from distill.io.volume import open_volume
+from distill.models.build import build_student
 from distill.models.checkpoint import read_weights
 from distill.models.convert import convert
-from distill.models.load import build_student, load_student
+from distill.models.load import load_student
 
 OPTIONS = Options(None, (3, 6), "cpu", "32-true", backend="eager")
 

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from skimage.measure import label
 
 from distill.core.errors import DistillError, ShapeError
-from distill.core.geometry import Box, Triple, tiles
+from distill.core.geometry import Box, Triple, largest_overlap, owned_boxes, tiles
 from distill.core.labels import compact
 from distill.evaluation.metrics import score
-from distill.segmentation.stitching import Shares, Stitcher, assemble, largest_overlap, owned_boxes, stitch, unite
+from distill.segmentation.shared_voxels import Shares, unite
+from distill.segmentation.stitching import Stitcher, assemble, stitch
 
 Labels = NDArray[np.integer[Any]]
 Blocks = list[tuple[Box, Labels]]

@@ -19,7 +19,7 @@ from distill.decoder.instances import block_instances
 from distill.decoder.matching import match
 from distill.evaluation.metrics import score
 from distill.io.volume import open_labels, open_volume
-from distill.models.load import build_decoder, build_teacher
+from distill.models.build import build_decoder, build_teacher
 from distill.training.objective.losses import (
     affinity_cross_entropy,
     instance_discrimination,

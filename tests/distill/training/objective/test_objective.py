@@ -20,8 +20,9 @@ from distill.core.affinity import from_uint8, unit
 from distill.core.errors import CheckpointError
 from distill.core.known import UNKNOWN
 from distill.core.normalisation import NONE
+from distill.models.build import build_teacher
 from distill.models.checkpoint import read_weights, save_weights
-from distill.models.load import build_teacher, teacher_metadata
+from distill.models.load import teacher_metadata
 from distill.training.loop.loop import make_optimizer
 from distill.training.loop.state import Average
 from distill.training.objective.objective import Joint

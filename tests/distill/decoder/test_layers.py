@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distill.core.layers import Conv, ConvStack, coordinates, resize
+from distill.decoder.layers import Conv, ConvStack, coordinates, resize
 
 Triple = tuple[int, int, int]
 KERNELS = [(1, 3, 3), (3, 3, 3), (1, 5, 5), (1, 1, 1), (3, 1, 1)]

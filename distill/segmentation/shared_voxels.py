@@ -1,0 +1,70 @@
+"""Count the voxels that segments of overlapping blocks share, and unite segments by them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from distill.core.labels import Integers, Relabelling, ranks, sum_pairs
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How much of what they have in common two blocks call one: pairs (a, b) of their segments, arrays (P,).
+
+    Attributes:
+        a: uint64 id in the one block.
+        b: uint64 id in the other.
+        share: float64, voxels that both cover relative to the larger of the two inside what the blocks share.
+    """
+
+    a: NDArray[np.uint64]
+    b: NDArray[np.uint64]
+    share: NDArray[np.float64]
+
+    @classmethod
+    def joined(cls, parts: Iterable[Shares]) -> Shares:
+        """Pairs of several, in order."""
+        none = np.zeros(0, np.uint64)
+        every = [cls(none, none, np.zeros(0)), *parts]
+        return cls(*(np.concatenate([getattr(part, name) for part in every]) for name in ("a", "b", "share")))
+
+
+def shared_voxels(a: Integers, b: Integers) -> Shares:
+    """Pairs of segments that cover the same voxels.
+
+    Args:
+        a: ids of one block where both blocks are, any shape, 0 = background.
+        b: ids of the other, same shape.
+    """
+    inside = sum_pairs(a, b)
+    sizes = []
+    for ids in (inside.u, inside.v):
+        where = np.unique(ids, return_inverse=True)[1]
+        sizes.append(np.bincount(where, weights=inside.count)[where])
+    both = (inside.u != 0) & (inside.v != 0)
+    return Shares(inside.u[both], inside.v[both], (inside.count / np.maximum(*sizes))[both])
+
+
+def unite(ids: NDArray[np.uint64], shares: Shares, threshold: float = 0.5) -> Relabelling:
+    """Make one of segments whose shares suffice (rule (1) of `Stitcher`, without affinities).
+
+    Args:
+        ids: (N,) all ids, ascending.
+        shares: pairs of them.
+        threshold: least share.
+
+    Returns:
+        For every id its final id; final ids are 1..n, in order of the smallest id of an object.
+    """
+    agreed = shares.share >= threshold
+    a, b = (np.searchsorted(ids, ends[agreed]) for ends in (shares.a, shares.b))
+    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(len(ids), len(ids)))
+    members = connected_components(graph, directed=False)[1]
+    _, first, where = np.unique(members, return_index=True, return_inverse=True)
+    return Relabelling(ids, ranks(first[where].astype(np.uint64)))
