@@ -41,7 +41,7 @@ from distill.models.build import build_student
 from distill.models.checkpoint import load_module, read_published
 from distill.models.load import load_student, pick_device
 from distill.segmentation.agglomeration import waterz
-from students.backends.functions import Wanted
+from students.backends.functions import ExtraOutputs
 from students.backends.openvino import OpenVINOBackend
 from students.streaming.runner import SectionRunner
 from students.streaming.transfer import grey_values
@@ -298,7 +298,7 @@ class _Profiled(OpenVINOBackend):
 
 def layers(student: Student, pair: Sections, repeat: int) -> dict[str, dict[str, float]]:
     """Seconds of a section by kind of layer, OpenVINO: where the time goes, least of some runs."""
-    backend = _Profiled(student, None, Wanted(), precision=resolved(AUTO, torch.device("cpu")))
+    backend = _Profiled(student, None, ExtraOutputs(), precision=resolved(AUTO, torch.device("cpu")))
     grey = grey_values(pair)
     best: dict[str, dict[str, float]] = {}
     for _ in range(repeat + 1):

@@ -60,14 +60,14 @@ def evaluate(
 ) -> None:
     """Score a segmentation, or affinities, against ground truth."""
     from distill.core.geometry import parse_numbers, parse_triple
-    from distill.evaluation.evaluate import Wanted, score_all
+    from distill.evaluation.evaluate import EvaluationOptions, score_all
     from distill.io.truth import Known
     from viz.scores import draw_scorecard
     from viz.style import check_figure
 
     if plot is not None:
         check_figure(plot)
-    wanted = Wanted(
+    wanted = EvaluationOptions(
         preset=preset,
         resolution=parse_numbers(resolution, "--resolution") if resolution else None,
         known=Known(ignore, mask),

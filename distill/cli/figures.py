@@ -65,7 +65,7 @@ def pca(
     from distill.core.geometry import parse_numbers, parse_triple
     from distill.inference.embeddings import Windows
     from distill.inference.grey_values import GreyValues
-    from viz.embeddings.figure import Drawing, Movie
+    from viz.embeddings.figure import FigureOptions, Movie
     from viz.embeddings.figure import pca as run
     from viz.embeddings.insets import Inset
 
@@ -85,7 +85,7 @@ def pca(
         parse_triple(overlap, "--overlap") if overlap else (0, 0, 0),
         not no_blend,
     )
-    drawing = Drawing(tuple(Inset.parse(text) for text in inset or []), grid, membranes)
+    drawing = FigureOptions(tuple(Inset.parse(text) for text in inset or []), grid, membranes)
     through = None if movie is None else Movie(movie, section_range(sections))
     nm = parse_numbers(resolution, "--resolution") if resolution else None
     with Bar("sections") as bar:

@@ -14,7 +14,7 @@ from distill.core.errors import DistillError
 from distill.core.hardware import AUTO
 
 if TYPE_CHECKING:
-    from distill.evaluation.sweep import Curve
+    from distill.evaluation.sweep import MethodCurve
     from distill.inference.thresholds import Method
 
 Range = Annotated[str | None, typer.Option(metavar="FIRST:LAST:STEP", help="thresholds to try, or a list with commas")]
@@ -41,7 +41,7 @@ def sweep(
     rescale: Rescale = False,
 ) -> None:
     """Compare ways from affinities to neurons over their thresholds, and choose those with the least VOI."""
-    from distill.evaluation.sweep import TRIED, Network
+    from distill.evaluation.sweep import TRIED, SupervoxelModel
     from distill.evaluation.sweep import sweep as run
     from distill.inference.grey_values import GreyValues
     from distill.inference.thresholds import parse_thresholds
@@ -61,7 +61,7 @@ def sweep(
     network, chosen = None, None
     if model is not None and source is not None:
         runtime, chosen = runtime_of(device, precision)
-        network = Network(model, source, runtime, GreyValues(normalise, invert), rescale)
+        network = SupervoxelModel(model, source, runtime, GreyValues(normalise, invert), rescale)
     elif rescale:
         raise DistillError(
             "--rescale: found no --model beside it, expected --model and --source, or a store made with it"
@@ -89,7 +89,7 @@ def _methods(text: str) -> tuple[Method, ...]:
     return found
 
 
-def _say_table(curves: tuple[Curve, ...]) -> None:
+def _say_table(curves: tuple[MethodCurve, ...]) -> None:
     say("method  threshold  VOI split  merge    sum  ARAND  objects   (VOI in bits; * = chosen)")
     for curve in curves:
         for one in curve.tried:

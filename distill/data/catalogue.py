@@ -31,7 +31,7 @@ class RemoteFile:
 
 
 @dataclass(frozen=True)
-class Cut:
+class CatalogueVolume:
     """A volume to extract from the files: NAME.h5 in CREMI layout.
 
     Attributes:
@@ -71,7 +71,7 @@ class PublicData:
     title: str
     resolution: Nanometres
     files: tuple[RemoteFile, ...]
-    cuts: tuple[Cut, ...]
+    cuts: tuple[CatalogueVolume, ...]
     page: str
     by_hand: str | None
     licence: str | None
@@ -164,8 +164,8 @@ DATASETS: tuple[PublicData, ...] = (
             ),
         ),
         (
-            Cut("snemi3d-train", "train-input.tif", "train-labels.tif", (100, 1024, 1024)),
-            Cut("snemi3d-test", "test-input.tif", None, (100, 1024, 1024)),
+            CatalogueVolume("snemi3d-train", "train-input.tif", "train-labels.tif", (100, 1024, 1024)),
+            CatalogueVolume("snemi3d-test", "test-input.tif", None, (100, 1024, 1024)),
         ),
         "https://zenodo.org/records/7142003",
         None,
@@ -180,8 +180,8 @@ DATASETS: tuple[PublicData, ...] = (
         (30.0, 6.0, 6.0),
         (),
         (
-            Cut("ac4", "AC4_inputs.h5:main", "AC4_labels.h5:main"),
-            Cut("ac3", "AC3_inputs.h5:main", "AC3_labels.h5:main"),
+            CatalogueVolume("ac4", "AC4_inputs.h5:main", "AC4_labels.h5:main"),
+            CatalogueVolume("ac3", "AC3_inputs.h5:main", "AC3_labels.h5:main"),
         ),
         "https://github.com/weih527/SSNS-Net",
         "follow 'Datasets, Download (Processed)', AC3/AC4, to Google Drive or Baidu (code weih); save AC3_inputs.h5, "
@@ -207,7 +207,7 @@ DATASETS: tuple[PublicData, ...] = (
                 "sha256:7d3eab21447a0efe327b5192303cc8df8f74ca280eb04e020cbe7dc27beb59c4",
             ),
         ),
-        (Cut("wafer4", "wafer4_inputs.h5:main", "wafer4_labels.h5:main", (125, 1250, 1250)),),
+        (CatalogueVolume("wafer4", "wafer4_inputs.h5:main", "wafer4_labels.h5:main", (125, 1250, 1250)),),
         "https://github.com/liuxy1103/CAD",
         "follow 'Wafer4 Dataset' to Google Drive; save wafer4_inputs.h5 and wafer4_labels.h5 into one folder",
         "CC BY-NC 4.0",
@@ -224,7 +224,9 @@ DATASETS: tuple[PublicData, ...] = (
             for name, sha in _FIB25_SHA.items()
         ),
         tuple(
-            Cut(name, f"{folder}/grayscale_maps.h5:raw", f"{folder}/groundtruth.h5:stack", bodies="transforms")
+            CatalogueVolume(
+                name, f"{folder}/grayscale_maps.h5:raw", f"{folder}/groundtruth.h5:stack", bodies="transforms"
+            )
             for name, folder in (("fib25-train", "training_sample2"), ("fib25-validation", "validation_sample"))
         ),
         "https://github.com/google/ffn",
@@ -246,8 +248,8 @@ DATASETS: tuple[PublicData, ...] = (
             ),
         ),
         (
-            Cut("vnc-stack1", "stack1/raw/*.tif", None, (20, 1024, 1024)),
-            Cut("vnc-stack2", "stack2/raw/*.tif", None, (20, 1024, 1024)),
+            CatalogueVolume("vnc-stack1", "stack1/raw/*.tif", None, (20, 1024, 1024)),
+            CatalogueVolume("vnc-stack2", "stack2/raw/*.tif", None, (20, 1024, 1024)),
         ),
         "https://doi.org/10.6084/m9.figshare.856713",
         None,

@@ -25,7 +25,7 @@ from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Box, Triple
 from distill.core.known import OTHER, UNKNOWN
 from distill.core.normalisation import UNCHANGED, Normaliser
-from distill.data.augmentation.augment import Plan, apply, draw
+from distill.data.augmentation.augment import AugmentationPlan, apply, draw_plan
 from distill.data.crop_source import ArraySource, CropSource, section_corrections
 
 Batch = tuple[Tensor, Tensor]
@@ -47,7 +47,7 @@ class Window:
 
     raw: Tensor
     labels: Tensor | None
-    plan: Plan
+    plan: AugmentationPlan
     origin: tuple[int, int]
 
     def to(self, device: torch.device) -> Window:
@@ -167,7 +167,7 @@ class Crops(Items):
         """
         rng = np.random.default_rng((self.training.seed, 1, index))
         crop = self.training.crop
-        plan = draw(crop, self.augmentation, rng)
+        plan = draw_plan(crop, self.augmentation, rng)
         for _ in range(_DRAWS if self.source.partial else 1):
             cut, origin = self._place(rng, plan)
             labels = self.source.labels(cut)
@@ -176,7 +176,7 @@ class Crops(Items):
         known = None if labels is None else torch.from_numpy(labels)
         return Window(torch.from_numpy(self.grey(self.source.raw(cut), cut.start)), known, plan, origin)
 
-    def _place(self, rng: np.random.Generator, plan: Plan) -> tuple[Box, tuple[int, int]]:
+    def _place(self, rng: np.random.Generator, plan: AugmentationPlan) -> tuple[Box, tuple[int, int]]:
         """Where a window lies in the source, and where in it the crop begins."""
         start, stop, origin = [], [], []
         for size, length, margin in zip(self.source.shape, self.training.crop, (0, *plan.margin), strict=True):

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.errors import DistillError, ShapeError, SourceError
-from distill.data.catalogue import Cut, PublicData
+from distill.data.catalogue import CatalogueVolume, PublicData
 from distill.data.download import fetch, verify
 from distill.io.readers.array import readable
 from distill.io.volume import Volume, open_labels, open_volume
@@ -135,7 +135,7 @@ def _verify_given(data: PublicData, given: Path) -> None:
 
 
 @contextmanager
-def _members(place: Path, cut: Cut) -> Iterator[Path]:
+def _members(place: Path, cut: CatalogueVolume) -> Iterator[Path]:
     """A folder that holds the files of a volume; those of an archive are unpacked beside it for this time."""
     if place.is_dir():
         yield place
@@ -163,7 +163,7 @@ def _matches(path: str, pattern: str) -> bool:
     return len(parts) >= len(wanted) and all(fnmatch.fnmatchcase(part, want) for part, want in pairs)
 
 
-def _write(cut: Cut, folder: Path, target: Path, data: PublicData) -> None:
+def _write(cut: CatalogueVolume, folder: Path, target: Path, data: PublicData) -> None:
     raw = open_volume(_source(folder, cut.raw), resolution=data.resolution)
     if cut.shape is not None and raw.size != cut.shape:
         raise ShapeError(f"{raw.source}: found {raw.size} voxels, expected {cut.shape} (z, y, x)")

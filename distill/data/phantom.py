@@ -30,7 +30,7 @@ from scipy.special import erf
 
 from distill.core.errors import DistillError
 from distill.core.geometry import Nanometres, Triple
-from distill.data.tissue import MARGIN_NM, MITO_REACH_NM, REACH_NM, Floats, Piece, Tissue, grow, noise
+from distill.data.tissue import MARGIN_NM, MITO_REACH_NM, REACH_NM, Floats, Tissue, TubeField, grow, noise
 
 Ints = NDArray[np.int32]
 Window = tuple[slice, slice]
@@ -117,7 +117,7 @@ class _Plane:
     at: tuple[Floats, Floats]
     taps: tuple[Taps, Taps]
 
-    def sample(self, piece: Piece, aside: float = 0.0) -> tuple[Window, Floats] | None:
+    def sample(self, piece: TubeField, aside: float = 0.0) -> tuple[Window, Floats] | None:
         """Return the field of a piece `aside` nm from the depth, with the window of pixels that it reaches; None if it
         reaches none.
         """

@@ -49,7 +49,7 @@ _KINDS = (
 
 
 @dataclass(frozen=True)
-class Piece:
+class TubeField:
     """Field of a stretch of tube on the coarse grid, minus its cut-off: negative near the tube, zero elsewhere."""
 
     cell: int
@@ -75,8 +75,8 @@ class Tissue:
     warped: Floats  # (3, Z, Y, X) nm: displacement of each node; bends all straight membranes
     clear: Floats  # (Z, Y, X) nm to the nearest surface, below zero inside
     thickest: float
-    pieces: list[Piece] = field(default_factory=list)
-    mitochondria: list[Piece] = field(default_factory=list)
+    pieces: list[TubeField] = field(default_factory=list)
+    mitochondria: list[TubeField] = field(default_factory=list)
     synapses: list[Synapse] = field(default_factory=list)
     sheath: list[float] = field(default_factory=lambda: [0.0])
     shade: list[float] = field(default_factory=lambda: [-0.12])
@@ -87,7 +87,7 @@ class Tissue:
         nearest = np.minimum(np.maximum(nearest, 0), np.array(self.clear.shape) - 1)
         return tuple(nearest.T)
 
-    def tube(self, cell: int, points: Floats, reach: float) -> Piece:
+    def tube(self, cell: int, points: Floats, reach: float) -> TubeField:
         """Compute the field of spheres (N, 4: z, y, x, radius), cut off at `reach` outside their surface."""
         wide = points[:, 3:] + np.float32(reach + self.grid)
         firsts = np.floor((points[:, :3] - wide) / self.grid).astype(int).clip(0, self.clear.shape)
@@ -100,9 +100,9 @@ class Tissue:
             distance = np.sqrt(np.einsum("czyx,czyx->zyx", away, away)) - np.float32(point[3] + reach)
             here = tuple(map(slice, first - low, last - low))
             np.minimum(values[here], distance, out=values[here])
-        return Piece(cell, (int(low[0]), int(low[1]), int(low[2])), values)
+        return TubeField(cell, (int(low[0]), int(low[1]), int(low[2])), values)
 
-    def place(self, piece: Piece) -> int:
+    def place(self, piece: TubeField) -> int:
         """Add a stretch of a cell, and return the number of free nodes that it took."""
         there = tuple(slice(a, a + n) for a, n in zip(piece.start, piece.field.shape, strict=True))
         distance, clear = piece.field + np.float32(REACH_NM), self.clear[there]

@@ -244,7 +244,7 @@ def transformer_predictor(width: int) -> DotPredictor:
 
 
 @dataclass(frozen=True)
-class Parts:
+class RoundBuilders:
     """Builders of a round's modules from the width."""
 
     predictor: Callable[[int], nn.Module]
@@ -253,8 +253,8 @@ class Parts:
 
 
 _WIDE = partial(SelfAttention, ratio=8, activate=F.relu)
-PARTS: dict[Refine, Parts] = {
-    "agq": Parts(MaskPredictor, KernelUpdater, SelfAttention),
-    "knet": Parts(knet_predictor, partial(KernelUpdater, pool=pool_by_threshold), _WIDE),
-    "transformer": Parts(transformer_predictor, CrossAttention, _WIDE),
+ROUND_BUILDERS: dict[Refine, RoundBuilders] = {
+    "agq": RoundBuilders(MaskPredictor, KernelUpdater, SelfAttention),
+    "knet": RoundBuilders(knet_predictor, partial(KernelUpdater, pool=pool_by_threshold), _WIDE),
+    "transformer": RoundBuilders(transformer_predictor, CrossAttention, _WIDE),
 }

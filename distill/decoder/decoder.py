@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from distill.core.affinity import affinity_targets, unit
 from distill.core.errors import ShapeError
-from distill.decoder.blocks import PARTS, KernelUpdater, MaskPredictor, Queries, Refine, SelfAttention
+from distill.decoder.blocks import ROUND_BUILDERS, KernelUpdater, MaskPredictor, Queries, Refine, SelfAttention
 from distill.decoder.layers import Conv, ConvStack, coordinates
 from distill.decoder.predict import by_voxel, last_masks
 from distill.decoder.queries import (
@@ -123,7 +123,7 @@ class QueryDecoder(nn.Module):
             for i in range((instance_depth or depth) if looked_at else 0)
         )
         self.learned = nn.Parameter(torch.randn(learned, width)) if learned else None
-        parts = PARTS[refine]
+        parts = ROUND_BUILDERS[refine]
         self.predictors = nn.ModuleList(parts.predictor(width) for _ in range(rounds + 1))
         self.updaters = nn.ModuleList(parts.updater(width) for _ in range(rounds))
         self.interactors = nn.ModuleList(parts.interactor(width) for _ in range(rounds))

@@ -21,7 +21,7 @@ from distill.io.volume import LABELS_DATASET, Volume, open_labels
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EvaluationOptions:
     """What to score, and how.
 
     Attributes:
@@ -91,7 +91,7 @@ def holds_affinities(source: str) -> bool:
     return len(find_array(source, LABELS_DATASET).shape) == 4
 
 
-def score_all(source: str, labels: str | None, wanted: Wanted, on_block: OnBlock) -> Scorecard:
+def score_all(source: str, labels: str | None, wanted: EvaluationOptions, on_block: OnBlock) -> Scorecard:
     """Score a segmentation, affinities, or both.
 
     Args:
@@ -127,14 +127,14 @@ def score_all(source: str, labels: str | None, wanted: Wanted, on_block: OnBlock
     return Scorecard(segmentation, evaluation, spots, run, affinity)
 
 
-def _check(wanted: Wanted) -> None:
+def _check(wanted: EvaluationOptions) -> None:
     if wanted.listing is not None:
         check_list(wanted.listing)
     if wanted.skeletonize and wanted.skeletons is not None:
         raise DistillError("--skeletonize: found --skeletons beside it, expected one of them")
 
 
-def _affinity_alone(source: str, labels: str | None, wanted: Wanted, on_block: OnBlock) -> Scorecard:
+def _affinity_alone(source: str, labels: str | None, wanted: EvaluationOptions, on_block: OnBlock) -> Scorecard:
     given = {
         "--affinity": wanted.affinity,
         "--list": wanted.listing,
@@ -149,7 +149,7 @@ def _affinity_alone(source: str, labels: str | None, wanted: Wanted, on_block: O
     return Scorecard(affinity=_affinity(source, labels, wanted, on_block))
 
 
-def _affinity(source: str, labels: str, wanted: Wanted, on_block: OnBlock) -> AffinityScores:
+def _affinity(source: str, labels: str, wanted: EvaluationOptions, on_block: OnBlock) -> AffinityScores:
     return evaluate_affinity(
         source,
         labels,
@@ -162,7 +162,7 @@ def _affinity(source: str, labels: str, wanted: Wanted, on_block: OnBlock) -> Af
 
 
 def _volume_scores(
-    source: str, labels: str, segmentation: Volume, wanted: Wanted, on_block: OnBlock
+    source: str, labels: str, segmentation: Volume, wanted: EvaluationOptions, on_block: OnBlock
 ) -> tuple[Evaluation, tuple[Spot, ...]]:
     evaluation = evaluate(
         source,
@@ -183,7 +183,7 @@ def _volume_scores(
 
 
 def _run_length(
-    source: str, labels: str | None, segmentation: Volume, wanted: Wanted, on_block: OnBlock
+    source: str, labels: str | None, segmentation: Volume, wanted: EvaluationOptions, on_block: OnBlock
 ) -> RunLength | None:
     if wanted.skeletons is not None:
         skeletons = open_skeletons(wanted.skeletons, wanted.units, segmentation)

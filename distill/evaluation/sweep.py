@@ -31,7 +31,7 @@ from distill.inference.rescaling.sections import resampled
 from distill.inference.rescaling.voxel_size import grid_for
 from distill.inference.streaming.finish import final_ids
 from distill.inference.streaming.output.manifest import all_lines, is_stream, read_job
-from distill.inference.thresholds import Chosen, Method, Provenance, edge_of, write_thresholds
+from distill.inference.thresholds import ChosenThreshold, Method, Provenance, edge_of, write_thresholds
 from distill.io.volume import Volume, open_labels, open_volume, voxel_shift
 from distill.io.writers.output import check_place
 from distill.io.writers.store import writing
@@ -51,11 +51,11 @@ TRIED: dict[Method, tuple[float, ...]] = {
 
 
 @dataclass(frozen=True)
-class Tried:
+class ScoredThreshold:
     """One threshold of one method.
 
     Attributes:
-        threshold: see `thresholds.Chosen`.
+        threshold: see `thresholds.ChosenThreshold`.
         scores: against the labels.
         objects: segments.
         seconds: from affinities to segments at this threshold; None for waterz, whose thresholds are one run.
@@ -68,7 +68,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Curve:
+class MethodCurve:
     """A method over its thresholds, ascending.
 
     Attributes:
@@ -81,21 +81,21 @@ class Curve:
     """
 
     method: Method
-    tried: tuple[Tried, ...]
+    tried: tuple[ScoredThreshold, ...]
     seconds: float
     alone: float
     voxels: int
 
     @property
-    def best(self) -> Tried:
+    def best(self) -> ScoredThreshold:
         """Least VOI sum; of equal ones the lowest threshold."""
         return min(self.tried, key=lambda one: one.scores.voi_sum)
 
-    def chosen(self) -> Chosen:
+    def chosen(self) -> ChosenThreshold:
         """For the thresholds file."""
         best = self.best
         edge = edge_of(best.threshold, [one.threshold for one in self.tried])
-        return Chosen(best.threshold, edge, best.scores.voi_split, best.scores.voi_merge, best.scores.arand)
+        return ChosenThreshold(best.threshold, edge, best.scores.voi_split, best.scores.voi_merge, best.scores.arand)
 
     def to_dict(self) -> dict[str, Any]:
         """For sweep.json."""
@@ -121,7 +121,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Network:
+class SupervoxelModel:
     """A model to make supervoxels with, where the store holds none."""
 
     model: str
@@ -148,10 +148,10 @@ def sweep(
     tried: Mapping[Method, Sequence[float]],
     *,
     preset: str,
-    network: Network | None,
+    network: SupervoxelModel | None,
     on_step: OnStep,
     note: Callable[[str], None] = lambda text: None,
-) -> tuple[Curve, ...]:
+) -> tuple[MethodCurve, ...]:
     """Score every method at every threshold, choose the least VOI sum, and write sweep.json and thresholds.yaml.
 
     Args:
@@ -214,7 +214,7 @@ def _curve(
     thresholds: Sequence[float],
     given: Inputs,
     preset: str,
-) -> Curve:
+) -> MethodCurve:
     """Every threshold by itself, but waterz, which passes through all of them in one run."""
     groups = [thresholds] if method == "waterz" else [[one] for one in thresholds]
     tried, whole = [], 0.0
@@ -226,18 +226,18 @@ def _curve(
         for threshold, segmentation in found.items():
             scores = score(segmentation, given.labels, preset, resolution=given.volume.resolution)
             alone = None if method == "waterz" else took
-            tried.append(Tried(threshold, scores, int(segmentation.max(initial=0)), alone))
+            tried.append(ScoredThreshold(threshold, scores, int(segmentation.max(initial=0)), alone))
     best = min(tried, key=lambda one: one.scores.voi_sum)
     took_best = best.seconds
     if took_best is None:
         began = time.perf_counter()
         run([best.threshold])
         took_best = time.perf_counter() - began
-    return Curve(method, tuple(tried), whole, took_best, given.labels.size)
+    return MethodCurve(method, tuple(tried), whole, took_best, given.labels.size)
 
 
 def _query(
-    given: Inputs, affinity: str, network: Network | None, note: Callable[[str], None]
+    given: Inputs, affinity: str, network: SupervoxelModel | None, note: Callable[[str], None]
 ) -> Callable[[Sequence[float]], dict[float, Labels]]:
     """Merges of supervoxels by contact, above each threshold."""
     if network is not None:
@@ -294,7 +294,7 @@ def _made_by(volume: Volume) -> dict[str, Any]:
         return {}
 
 
-def _write(out: Path, curves: tuple[Curve, ...], of: Provenance) -> None:
+def _write(out: Path, curves: tuple[MethodCurve, ...], of: Provenance) -> None:
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     document = {**asdict(of), "methods": {curve.method: curve.to_dict() for curve in curves}}

@@ -21,7 +21,7 @@ from distill.data.phantom import make_phantom
 from distill.io.volume import open_volume
 from distill.io.writers.output import check_place
 from distill.models.load import load_student
-from students.backends.export import FORMATS, Difference, Format, compare, functions, write
+from students.backends.export import EXPORT_FORMATS, Difference, ExportFormat, compare, functions, write
 
 _RECORD = "export.json"
 _TOLERANCE = 1e-3  # float32 on another runtime
@@ -51,9 +51,9 @@ def export(model: str, form: str, out: Path, sample: str | None, *, overwrite: b
     Raises:
         DistillError: unknown format, a package that is missing, no two sections, or results that differ from torch's.
     """
-    if form not in FORMATS:
-        raise DistillError(f"--format: found {form!r}, expected {', '.join(FORMATS)}")
-    chosen = cast(Format, form)
+    if form not in EXPORT_FORMATS:
+        raise DistillError(f"--format: found {form!r}, expected {', '.join(EXPORT_FORMATS)}")
+    chosen = cast(ExportFormat, form)
     check_place(out)
     if os.path.lexists(out):
         if not overwrite:

@@ -24,7 +24,7 @@ METHODS: tuple[Method, ...] = ("query", "waterz", "mws")
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenThreshold:
     """A method's threshold with the least VOI sum.
 
     Attributes:
@@ -52,7 +52,7 @@ class Provenance:
     made_by: dict[str, Any]  # what the affinities' store says of its model and source
 
 
-def write_thresholds(path: Path, chosen: dict[Method, Chosen], of: Provenance) -> None:
+def write_thresholds(path: Path, chosen: dict[Method, ChosenThreshold], of: Provenance) -> None:
     """Write the file, whole or not at all.
 
     Raises:

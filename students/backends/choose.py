@@ -10,7 +10,7 @@ import torch
 from distill.core.errors import DistillError
 from distill.core.hardware import AUTO, FULL, Precision, check_precision, has_bfloat16, resolved
 from students.backends.base import Backend
-from students.backends.functions import Wanted
+from students.backends.functions import ExtraOutputs
 from students.backends.torch import TorchBackend
 from students.slab_adapter import SlabAdapter
 from students.student import Student
@@ -22,7 +22,7 @@ def make_backend(
     name: str,
     student: Student,
     slab: SlabAdapter | None,
-    wanted: Wanted,
+    wanted: ExtraOutputs,
     *,
     device: torch.device,
     precision: str,

@@ -24,14 +24,14 @@ from torch.export import Dim, ExportedProgram
 from torch.onnx import ONNXProgram
 
 from distill.core.errors import DistillError
-from students.backends.functions import Decode, Encode, Wanted
+from students.backends.functions import Decode, Encode, ExtraOutputs
 from students.backends.fuse import fused
 from students.backends.onnx import load_onnx, load_runtime
 from students.backends.openvino import load_openvino
 from students.student import Student
 
-Format = Literal["onnx", "openvino", "torch"]
-FORMATS = ("onnx", "openvino", "torch")
+ExportFormat = Literal["onnx", "openvino", "torch"]
+EXPORT_FORMATS = ("onnx", "openvino", "torch")
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 _OPSET = 18
 
@@ -56,7 +56,7 @@ def functions(student: Student) -> tuple[Function, Function]:
     encode = Encode(network).eval()
     with torch.no_grad():
         maps = encode(grey)
-    decode = Decode(network, None, None, Wanted(current=True), maps=len(maps)).eval()
+    decode = Decode(network, None, None, ExtraOutputs(current=True), maps=len(maps)).eval()
     names = tuple(f"map{n}" for n in range(len(maps)))
     strides = tuple(side // part.shape[-1] for part in maps)
     return (
@@ -82,7 +82,7 @@ def program(function: Function, stride: int) -> ExportedProgram:
         return torch.export.export(function.module, function.example, dynamic_shapes=wanted)
 
 
-def write(student: Student, function: Function, form: Format, folder: Path) -> Path:
+def write(student: Student, function: Function, form: ExportFormat, folder: Path) -> Path:
     """Write a function to a folder.
 
     Returns:
@@ -126,7 +126,7 @@ def _onnx(function: Function, exported: ExportedProgram) -> ONNXProgram:
     return made
 
 
-def run(path: Path, form: Format, given: Sequence[Tensor]) -> list[NDArray[Any]]:
+def run_exported(path: Path, form: ExportFormat, given: Sequence[Tensor]) -> list[NDArray[Any]]:
     """Run an exported function in its own runtime.
 
     Raises:
@@ -153,7 +153,7 @@ class Difference:
     embedding: float  # between unit vectors
 
 
-def compare(student: Student, encode: Path, decode: Path, form: Format, pair: NDArray[np.float32]) -> Difference:
+def compare(student: Student, encode: Path, decode: Path, form: ExportFormat, pair: NDArray[np.float32]) -> Difference:
     """Run both exported functions and torch on two sections.
 
     Args:
@@ -175,8 +175,8 @@ def compare(student: Student, encode: Path, decode: Path, form: Format, pair: ND
     with torch.no_grad():
         maps = [ours[0].module(section) for section in grey]
         wanted = ours[1].module(torch.ones(1, 1, 1, 1), *maps[0], *maps[1])
-    theirs = [[torch.from_numpy(np.array(part)) for part in run(encode, form, [section])] for section in grey]
-    found = run(decode, form, [torch.ones(1, 1, 1, 1), *theirs[0], *theirs[1]])
+    theirs = [[torch.from_numpy(np.array(part)) for part in run_exported(encode, form, [section])] for section in grey]
+    found = run_exported(decode, form, [torch.ones(1, 1, 1, 1), *theirs[0], *theirs[1]])
     apart = max(
         float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in zip(theirs[1], maps[1], strict=True)
     )

@@ -21,7 +21,7 @@ from students.student import Samples, SectionFeatures, Student
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExtraOutputs:
     """Outputs of `Decode` in addition to the affinities."""
 
     current: bool = False  # unit embedding of the current section
@@ -60,7 +60,13 @@ class Decode(nn.Module):
     ones: Tensor
 
     def __init__(
-        self, student: Student, slab: SlabAdapter | None, size: tuple[int, int] | None, wanted: Wanted, *, maps: int
+        self,
+        student: Student,
+        slab: SlabAdapter | None,
+        size: tuple[int, int] | None,
+        wanted: ExtraOutputs,
+        *,
+        maps: int,
     ) -> None:
         """Build the module for a section size.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill.core.errors import DistillError
 from distill.core.hardware import FULL
 from students.backends.base import Maps
-from students.backends.functions import Decode, Decoded, Encode, Wanted, flat
+from students.backends.functions import Decode, Decoded, Encode, ExtraOutputs, flat
 from students.slab_adapter import SlabAdapter
 from students.student import Samples, Student
 
@@ -28,7 +28,7 @@ class OnnxBackend:
     name = "onnxruntime"
     batch = 1
 
-    def __init__(self, student: Student, slab: SlabAdapter | None, wanted: Wanted, *, precision: str) -> None:
+    def __init__(self, student: Student, slab: SlabAdapter | None, wanted: ExtraOutputs, *, precision: str) -> None:
         """Load the library; models are built when sizes are known.
 
         Args:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distill.core.errors import DistillError
 from distill.core.hardware import MIXED
 from students.backends.base import Maps
-from students.backends.functions import Decode, Decoded, Encode, Wanted, flat
+from students.backends.functions import Decode, Decoded, Encode, ExtraOutputs, flat
 from students.backends.fuse import fused, take_entry
 from students.backends.signal_stack import signal_stack_kept
 from students.slab_adapter import SlabAdapter
@@ -34,7 +34,7 @@ class OpenVINOBackend:
     batch = 1
 
     @signal_stack_kept()
-    def __init__(self, student: Student, slab: SlabAdapter | None, wanted: Wanted, *, precision: str) -> None:
+    def __init__(self, student: Student, slab: SlabAdapter | None, wanted: ExtraOutputs, *, precision: str) -> None:
         """Load the library; models are built when sizes are known.
 
         Args:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill.core.hardware import MIXED, computing
 from students.backends.base import Maps
-from students.backends.functions import Decode, Decoded, Encode, Wanted, flat
+from students.backends.functions import Decode, Decoded, Encode, ExtraOutputs, flat
 from students.backends.fuse import fused, keep_entry_exact
 from students.slab_adapter import SlabAdapter
 from students.student import Samples, Student
@@ -28,7 +28,7 @@ class TorchBackend:
         self,
         student: Student,
         slab: SlabAdapter | None,
-        wanted: Wanted,
+        wanted: ExtraOutputs,
         *,
         device: torch.device,
         precision: str,

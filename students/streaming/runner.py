@@ -25,7 +25,7 @@ from distill.core.geometry import Triple
 from distill.core.normalisation import UNCHANGED, Correction, Normaliser
 from students.backends.base import Maps
 from students.backends.choose import make_backend
-from students.backends.functions import Decoded, Wanted
+from students.backends.functions import Decoded, ExtraOutputs
 from students.slab_adapter import SlabAdapter
 from students.streaming.outputs import EmbeddingType, SectionOutput, assembled, stored
 from students.streaming.tiling import Tile, cut, halo
@@ -82,7 +82,7 @@ class SectionRunner:
         self.embedding = embedding
         self.reach = max([1, *(-z for z, _, _ in self.further)])  # sections back
         earlier = any(z < 0 for z, _, _ in self.further)
-        self._wanted = Wanted(bool(embedding or self.further), earlier, slab is not None)
+        self._wanted = ExtraOutputs(bool(embedding or self.further), earlier, slab is not None)
         self._offsets, self._tile, self._stride, self._levels = (
             tuple(offsets),
             tile,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.core.errors import DistillError
-from distill.evaluation.sweep import Curve
+from distill.evaluation.sweep import MethodCurve
 from distill.inference.thresholds import Method
 from viz.style import COLOURS, MARKERS, STYLE, dress, legend, save_figure
 
@@ -38,7 +38,7 @@ class SweepPoint:
     arand: float | None = None
 
 
-def draw_sweep(curves: Sequence[Curve], out: Path) -> None:
+def draw_sweep(curves: Sequence[MethodCurve], out: Path) -> None:
     """Write the figure of a sweep's curves to `out`; points far above the least VOI sum are left out."""
     least = min(curve.best.scores.voi_sum for curve in curves)
     points = [

@@ -55,7 +55,7 @@ Grey = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Drawing:
+class FigureOptions:
     """What the figure shows beside its panels."""
 
     insets: tuple[Inset, ...] = ()
@@ -63,7 +63,7 @@ class Drawing:
     membranes: bool = False  # colours outside neurites too
 
 
-PLAIN = Drawing()
+PLAIN = FigureOptions()
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def pca(
     section: int,
     out: Path,
     windows: Windows,
-    drawing: Drawing = PLAIN,
+    drawing: FigureOptions = PLAIN,
     movie: Movie | None = None,
     *,
     shifted: bool = False,
@@ -154,7 +154,7 @@ def pca(
         section: number of the section, 1 at least (the student needs the one before it).
         out: .png, .svg or .pdf.
         windows: the teacher's sliding window.
-        drawing: see `Drawing`.
+        drawing: see `FigureOptions`.
         movie: where to, and which sections.
         shifted: also run the teacher with windows half a step further, and the student on a section framed so, and
             measure how much the runs disagree.
@@ -279,7 +279,7 @@ def look(volume: Volume, networks: Networks, section: int, windows: Windows) -> 
     return Looked(pair, embeddings, inside, sliding, windows.kind, (volume.resolution[1], volume.resolution[2]))
 
 
-def draw_pca(looked: Looked, out: Path, drawing: Drawing = PLAIN) -> tuple[Seams, Painter, list[Panel]]:
+def draw_pca(looked: Looked, out: Path, drawing: FigureOptions = PLAIN) -> tuple[Seams, Painter, list[Panel]]:
     """Fit the colours, score the borders, write the figure.
 
     Raises:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Image = npt.NDArray[np.uint8]
-Kind = Literal["split", "merge"]
+ErrorKind = Literal["split", "merge"]
 
 COLOUR_OF = {SPLIT: "#56B4E9", MERGE: "#D55E00", SPLIT | MERGE: "#000000"}  # Okabe and Ito, 2008; light, mid, black
 BADGE = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "black", "linewidth": 0.4}  # of a number
@@ -56,7 +56,7 @@ class WrongObject:
         piece: the voxels of that piece.
     """
 
-    kind: Kind
+    kind: ErrorKind
     error: ObjectError
     bits_here: float
     box: Box
@@ -169,7 +169,7 @@ def _shares(codes: Image, labels: Integers) -> str:
     return f"of labelled pixels: split {share[1]:.1f} %, merge {share[2]:.1f} %, both {share[3]:.1f} %"
 
 
-def _outline(ax: Axes, mask: npt.NDArray[np.bool_], kind: Kind, number: int) -> None:
+def _outline(ax: Axes, mask: npt.NDArray[np.bool_], kind: ErrorKind, number: int) -> None:
     padded = np.pad(mask, 1).astype(np.float32)
     y, x = (np.arange(-1, size + 1) for size in mask.shape)
     for width, colour in ((1.3, "white"), (0.6, "black")):

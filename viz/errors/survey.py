@@ -25,7 +25,7 @@ from distill.evaluation.metrics import ObjectError, worst_objects
 from distill.evaluation.partners import MERGE, SPLIT, Partners, error_codes, largest_wrong_pieces, main_partners
 from distill.evaluation.segmentation import placed
 from distill.io.volume import Volume, open_labels, open_volume
-from viz.errors.figure import Kind, WrongObject, errors_figure
+from viz.errors.figure import ErrorKind, WrongObject, errors_figure
 from viz.style import check_figure
 
 _EVERY = 2**31  # more objects than there are
@@ -244,7 +244,7 @@ def _worst(found: Survey, ids: NDArray[np.uint64], true: NDArray[np.uint64], n: 
 
 
 def _costs_here(
-    found: Survey, ids: NDArray[np.uint64], true: NDArray[np.uint64], kind: Kind, listed: tuple[ObjectError, ...]
+    found: Survey, ids: NDArray[np.uint64], true: NDArray[np.uint64], kind: ErrorKind, listed: tuple[ObjectError, ...]
 ) -> dict[int, float]:
     """Bits of the volume's VOI that an object's wrong voxels in a section cost."""
     bit = SPLIT if kind == "split" else MERGE

@@ -13,8 +13,8 @@ from torch import Tensor
 from distill.config import AUGMENTATIONS, AugmentConfig, load_pair
 from distill.core.errors import DistillError
 from distill.core.geometry import Box, Nanometres
-from distill.data.augmentation.augment import Plan, apply, draw
-from distill.data.augmentation.intensity import Look
+from distill.data.augmentation.augment import AugmentationPlan, apply, draw_plan
+from distill.data.augmentation.intensity import IntensityChanges
 from distill.data.augmentation.warp import Warp
 from distill.data.crops import as_unit_range
 from distill.io.volume import Volume, open_volume
@@ -136,10 +136,10 @@ def _example(
     _, top, left = box.relative_to(around.start).start
     if name in _LINED:
         raw = _with_lines(raw, top, left)
-    before, _ = apply(raw, None, Plan(Warp(box.shape), Look()), (top, left))
+    before, _ = apply(raw, None, AugmentationPlan(Warp(box.shape), IntensityChanges()), (top, left))
     after, largest, seen = before, 0.0, 0
     for _ in range(_DRAWS):
-        changed, _labels = apply(raw, None, draw(box.shape, config.only(name), rng), (top, left))
+        changed, _labels = apply(raw, None, draw_plan(box.shape, config.only(name), rng), (top, left))
         pairs = ((changed[section], before[section]), (changed, before))
         shown, whole = (float((a - b).abs().mean()) for a, b in pairs)
         seen += shown > 0

@@ -13,7 +13,7 @@ from scipy import ndimage
 from distill.core.errors import DistillError
 from distill.core.geometry import Nanometres
 from viz.errors.figure import BADGE
-from viz.meshes.raster import Drawing, Solid, View, draw, fitting_height
+from viz.meshes.raster import Rendering, Solid, View, draw_solids, fitting_height
 from viz.style import STYLE, image_grid, save_figure, scale_bar, show
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _VIEW = View()
 
 
 @dataclass(frozen=True)
-class Part:
+class Surface:
     """A solid, or none where nothing is left to draw, and its line in the legend."""
 
     label: str
@@ -47,8 +47,8 @@ class Neuron:
     """
 
     title: str
-    truth: Part
-    prediction: tuple[Part, ...]
+    truth: Surface
+    prediction: tuple[Surface, ...]
     frame: tuple[Nanometres, Nanometres]
 
 
@@ -88,7 +88,7 @@ def build_meshes_figure(neurons: Sequence[Neuron], view: View = _VIEW, dpi: int 
             truth, prediction, legend = axes[3 * row : 3 * row + 3]
             for k, (ax, parts) in enumerate(((truth, (one.truth,)), (prediction, one.prediction))):
                 drawn = [number for number, part in enumerate(parts) if part.solid]
-                drawing = draw([p.solid for p in parts if p.solid], one.frame, (tall, _WIDTH), view)
+                drawing = draw_solids([p.solid for p in parts if p.solid], one.frame, (tall, _WIDTH), view)
                 show(ax, drawing.rgb, (1, 1))
                 if k:
                     _numbers(ax, drawing, drawn)
@@ -103,7 +103,7 @@ def _letter(ax: Axes, letter: str) -> None:
     next(text for text in ax.texts if text.get_gid() == "letter").set_text(letter)
 
 
-def _numbers(ax: Axes, drawing: Drawing, numbers: Sequence[int]) -> None:
+def _numbers(ax: Axes, drawing: Rendering, numbers: Sequence[int]) -> None:
     """Each solid's line in the legend, in the middle of the largest piece of it that is seen."""
     for k, number in enumerate(numbers):
         depth = ndimage.distance_transform_edt(np.pad(drawing.shown == k, 1))[1:-1, 1:-1]
@@ -113,7 +113,7 @@ def _numbers(ax: Axes, drawing: Drawing, numbers: Sequence[int]) -> None:
             text.set_gid(f"number {number + 1}")
 
 
-def _dark_scale_bar(ax: Axes, drawing: Drawing) -> None:
+def _dark_scale_bar(ax: Axes, drawing: Rendering) -> None:
     """The bar of the other figures, black on white."""
     scale_bar(ax, drawing.rgb.shape[1], drawing.nm_per_pixel)
     ax.patches[-1].set(facecolor="black", linewidth=0)
@@ -137,7 +137,7 @@ def _arrows(ax: Axes, view: View) -> None:
         ax.text(x + beyond[0], y + beyond[1], name, fontsize=6, ha="center", va="center")
 
 
-def _legend(ax: Axes, parts: Sequence[Part]) -> None:
+def _legend(ax: Axes, parts: Sequence[Surface]) -> None:
     from matplotlib.patches import Patch
 
     next(text for text in ax.texts if text.get_gid() == "letter").remove()

@@ -78,7 +78,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class Rendering:
     """A rendered image.
 
     Attributes:
@@ -124,7 +124,9 @@ def surface(share: Floats, spacing: Nanometres, origin: Nanometres = (0.0, 0.0, 
     return Surface((vertices + np.array(corner)).astype(np.float32), faces.astype(np.int64))
 
 
-def draw(solids: Sequence[Solid], frame: tuple[Nanometres, Nanometres], size: tuple[int, int], view: View) -> Drawing:
+def draw_solids(
+    solids: Sequence[Solid], frame: tuple[Nanometres, Nanometres], size: tuple[int, int], view: View
+) -> Rendering:
     """Draw solids, and the edges of a box around them.
 
     Args:
@@ -190,7 +192,7 @@ class _Canvas:
             self.light[pixel[nearest]] = light[nearest]
             self.shown[pixel[nearest]] = number
 
-    def paint(self, solids: Sequence[Solid]) -> Drawing:
+    def paint(self, solids: Sequence[Solid]) -> Rendering:
         """Colours by shade, hatching, distance and outlines, subpixels averaged."""
         colour = np.full((len(self.depth), 3), 255, np.float32)
         hit = np.flatnonzero(self.shown >= 0)
@@ -207,7 +209,7 @@ class _Canvas:
             colour[pixel[free]] = 0.6 * 255
         image = colour.reshape(self.size[0], _FINER, self.size[1], _FINER, 3).mean(axis=(1, 3))
         centre = self.shown.reshape(self.fine)[::_FINER, ::_FINER].copy()
-        return Drawing(np.rint(image).astype(np.uint8), centre, self.nm_per_pixel)
+        return Rendering(np.rint(image).astype(np.uint8), centre, self.nm_per_pixel)
 
     def _outlines(self) -> npt.NDArray[np.int64]:
         """Subpixels in front of a step in depth or of nothing, and where one solid ends on another."""

@@ -23,7 +23,7 @@ from distill.evaluation.partners import MERGE
 from distill.io.volume import open_labels
 from viz.errors.figure import COLOUR_OF
 from viz.errors.survey import OnSection, Survey, hull, survey
-from viz.meshes.figure import Neuron, Part, meshes_figure
+from viz.meshes.figure import Neuron, Surface, meshes_figure
 from viz.meshes.raster import Solid, surface
 from viz.style import check_figure, label_colours
 
@@ -36,7 +36,7 @@ _EVERY = 2**31  # more objects than there are
 
 
 @dataclass(frozen=True)
-class Piece:
+class SharedVoxels:
     """Voxels that a neuron shares with a segment."""
 
     segment: int
@@ -67,7 +67,7 @@ class Rendered:
     neuron: int
     voxels: int
     box: Box
-    pieces: tuple[Piece, ...]
+    pieces: tuple[SharedVoxels, ...]
     foreign: tuple[Foreign, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def _contents(found: Survey, neuron: int) -> Rendered:
     pairs, partners = found.table.pairs(), found.partners
     inside = np.flatnonzero(pairs.u == neuron)
     inside = inside[np.argsort(-pairs.count[inside], kind="stable")]
-    pieces = tuple(Piece(int(pairs.v[k]), int(pairs.count[k])) for k in inside)
+    pieces = tuple(SharedVoxels(int(pairs.v[k]), int(pairs.count[k])) for k in inside)
     voxels = sum(piece.voxels for piece in pieces)
     main = partners.segment_of[np.searchsorted(partners.truth, np.uint64(neuron)), 0]
     own = np.union1d(partners.segments[partners.truth_of[:, 0] == neuron], [main])
@@ -148,10 +148,10 @@ def _neuron(found: Survey, one: Rendered) -> Neuron:
     cell = resolution[0] * step[0], resolution[1] * step[1], resolution[2] * step[2]
     z, y, x = (start * size for start, size in zip(one.box.start, resolution, strict=True))
 
-    def part(k: int, label: str, colour: Sequence[float], hatched: bool = False) -> Part:
+    def part(k: int, label: str, colour: Sequence[float], hatched: bool = False) -> Surface:
         red, green, blue = (float(value) for value in colour)
         solid = Solid(surface(shares[k], cell, (z, y, x)), (red, green, blue), hatched) if shares[k].any() else None
-        return Part(label, (red, green, blue), solid, hatched)
+        return Surface(label, (red, green, blue), solid, hatched)
 
     truth = part(0, f"object {one.neuron}: {one.voxels:,} voxels", label_colours([one.neuron])[0])
     parts = [

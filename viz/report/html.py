@@ -39,7 +39,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Part:
+class PageSection:
     """One section of the page."""
 
     id: str
@@ -79,7 +79,7 @@ def facts(pairs: Sequence[tuple[str, str]]) -> Html:
     return Html(f'<dl class="facts">{rows}</dl>')
 
 
-def tiles(pairs: Sequence[tuple[str, str, str]]) -> Html:
+def key_numbers(pairs: Sequence[tuple[str, str, str]]) -> Html:
     """The few numbers to see first: name, number, what it says."""
     rows = "".join(
         f"<div><dt>{escape(name)}</dt><dd><strong>{escape(value)}</strong><span>{escape(hint)}</span></dd></div>"
@@ -120,7 +120,7 @@ def figure(pictures: Sequence[Picture], caption: str, kind: str = "wide", labels
     Args:
         pictures: at least one.
         caption: what one sees.
-        kind: `wide` = as wide as the page, `card` = several to a row, see `grid`.
+        kind: `wide` = as wide as the page, `card` = several to a row, see `columns`.
         labels: a word above each picture.
     """
     shown = "".join(
@@ -133,7 +133,7 @@ def figure(pictures: Sequence[Picture], caption: str, kind: str = "wide", labels
     )
 
 
-def grid(parts: Sequence[str], kind: str) -> Html:
+def columns(parts: Sequence[str], kind: str) -> Html:
     """Parts in as many columns as there is room for: `charts`, `small-charts`, `cards` (figures), `columns` (texts)."""
     return Html(f'<div class="{kind}">{"".join(parts)}</div>')
 
@@ -170,7 +170,7 @@ def _picture(data: bytes, kind: str, size: tuple[int, int], alt: str) -> Picture
     return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", *size, alt)
 
 
-def page(title: str, lead: str, top: Sequence[Html], parts: Sequence[Part], foot: str) -> str:
+def page(title: str, lead: str, top: Sequence[Html], parts: Sequence[PageSection], foot: str) -> str:
     """The whole document.
 
     Args:

@@ -31,7 +31,7 @@ from viz.report import seams as report_seams
 from viz.report import sections as report_parts
 from viz.report import time as report_time
 from viz.report.crops import crop
-from viz.report.html import Cell, Html, Part, embed_pixels, figure, grid, heading, page, paragraph, table
+from viz.report.html import Cell, Html, PageSection, columns, embed_pixels, figure, heading, page, paragraph, table
 from viz.report.images import seam_image, sweep_image
 
 LAST_VALIDATION = "last_validation.zarr"
@@ -180,15 +180,15 @@ def _seams(run: RunFolder, judged: Mapping[str, Judged], runtime: Runtime, note:
 def _document(run: RunFolder, scored: Sequence[_Scored]) -> str:
     commands = [report_parts.command_line(one.of.made.get("command")) for one in scored]
     parts = [
-        Part("run", "What was run", report_parts.what_was_run(run)),
-        Part("scores", "Scores", [*report_parts.validation_scores(run), *_score_table(scored)]),
-        Part("figures", "Figures", report_parts.figures(run)),
-        Part("seams", "Seams", report_seams.seams(run)),
-        Part("errors", "Worst errors", _errors(scored)),
-        Part("curves", "Curves", report_parts.curves(run)),
-        Part("time", "Time", report_time.timings(run)),
-        Part("configuration", "Configuration", report_parts.configuration(run)),
-        Part("repeat", "How to repeat it", report_parts.repeat(run, [line for line in commands if line])),
+        PageSection("run", "What was run", report_parts.what_was_run(run)),
+        PageSection("scores", "Scores", [*report_parts.validation_scores(run), *_score_table(scored)]),
+        PageSection("figures", "Figures", report_parts.figures(run)),
+        PageSection("seams", "Seams", report_seams.seams(run)),
+        PageSection("errors", "Worst errors", _errors(scored)),
+        PageSection("curves", "Curves", report_parts.curves(run)),
+        PageSection("time", "Time", report_time.timings(run)),
+        PageSection("configuration", "Configuration", report_parts.configuration(run)),
+        PageSection("repeat", "How to repeat it", report_parts.repeat(run, [line for line in commands if line])),
     ]
     title = f"Run {run.path.resolve().name}"
     foot = f"Written by distill {distill.__version__}. This file holds everything that it shows."
@@ -309,5 +309,5 @@ def _errors(scored: Sequence[_Scored]) -> list[Html]:
         )
     ]
     for one in scored:
-        parts += [heading(one.of.name), grid(one.errors, "cards") if one.errors else paragraph("No error.")]
+        parts += [heading(one.of.name), columns(one.errors, "cards") if one.errors else paragraph("No error.")]
     return parts

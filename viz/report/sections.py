@@ -10,7 +10,20 @@ from typing import Any
 
 from distill.core.errors import SourceError
 from distill.training.run_folder import RunFolder
-from viz.report.html import Cell, Html, code, embed_file, facts, figure, folded, grid, heading, paragraph, table, tiles
+from viz.report.html import (
+    Cell,
+    Html,
+    code,
+    columns,
+    embed_file,
+    facts,
+    figure,
+    folded,
+    heading,
+    key_numbers,
+    paragraph,
+    table,
+)
 from viz.report.svg import Curve, line_chart
 from viz.report.time import duration, phases, seconds_in_all
 
@@ -60,7 +73,7 @@ def first_numbers(run: RunFolder) -> Html:
         step, scores = found
         shown.append((f"VOI, {name}", f"{_number(scores.get('voi')):.3f}", f"bits, step {step:,}, validation"))
         shown.append((f"ARAND, {name}", f"{_number(scores.get('arand')):.3f}", "same step"))
-    return tiles(shown)
+    return key_numbers(shown)
 
 
 def what_was_run(run: RunFolder) -> list[Html]:
@@ -171,7 +184,7 @@ def curves(run: RunFolder) -> list[Html]:
         for key, title in _SCORES.items()
     ]
     if names:
-        parts += [heading("Validation"), grid(scores, "small-charts")]
+        parts += [heading("Validation"), columns(scores, "small-charts")]
     terms = run.terms()
     if run.curve("loss"):
         loss = [Curve("loss", run.curve("loss"))]
@@ -181,7 +194,7 @@ def curves(run: RunFolder) -> list[Html]:
             heading("Training loss"),
             paragraph("Weighted as they are summed, each point the mean since the one before it.", "hint"),
             Html(whole),
-            grid(small, "charts"),
+            columns(small, "charts"),
         ]
     return parts
 
@@ -189,7 +202,7 @@ def curves(run: RunFolder) -> list[Html]:
 def configuration(run: RunFolder) -> list[Html]:
     """Both files as they were resolved."""
     files = [folded(name, code(text), opened=True) for name, text in run.configuration.items()]
-    return [grid(files, "columns")] if files else []
+    return [columns(files, "columns")] if files else []
 
 
 def repeat(run: RunFolder, commands: Sequence[str]) -> list[Html]:

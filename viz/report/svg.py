@@ -26,7 +26,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Note:
+class AxisNote:
     """A position on the x axis and what begins there."""
 
     x: float
@@ -39,7 +39,7 @@ def line_chart(
     *,
     x_label: str = "step",
     log: bool = False,
-    notes: Sequence[Note] = (),
+    notes: Sequence[AxisNote] = (),
     size: tuple[int, int] = (360, 210),
     end: float | None = None,
 ) -> str:
@@ -154,7 +154,7 @@ class _Frame:
                 return found
         return [tick for tick in ticks(low, high, 5) if tick > 0]
 
-    def notes(self, notes: Sequence[Note]) -> list[str]:
+    def notes(self, notes: Sequence[AxisNote]) -> list[str]:
         parts = []
         for note in notes:
             if self.left < note.x < self.right:

@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 
 from distill.training.run_folder import Pace, RunFolder, pace
-from viz.report.html import Cell, Html, facts, grid, table
-from viz.report.svg import Curve, Note, line_chart
+from viz.report.html import Cell, Html, columns, facts, table
+from viz.report.svg import AxisNote, Curve, line_chart
 
 
 def timings(run: RunFolder) -> list[Html]:
@@ -38,7 +38,7 @@ def timings(run: RunFolder) -> list[Html]:
             pairs.append(("Beside these", f"{duration(rest)}: starting, saving, figures"))
     rates = [line_chart("Seconds a step", [Curve("seconds", run.curve("seconds"))], end=float(run.steps))]
     rates.append(line_chart("Learning rate", [Curve("lr", run.curve("lr"))], end=float(run.steps)))
-    return [*parts, facts(pairs), grid(rates, "charts")]
+    return [*parts, facts(pairs), columns(rates, "charts")]
 
 
 def split(run: RunFolder, first: int, last: int) -> dict[str, float]:
@@ -93,14 +93,14 @@ def seconds_in_all(run: RunFolder) -> float:
     return sum(float(one["seconds"]) for one in parts if isinstance(one.get("seconds"), int | float))
 
 
-def phases(run: RunFolder) -> list[Note]:
+def phases(run: RunFolder) -> list[AxisNote]:
     """Steps at which further losses begin."""
     warmup, start = run.setting("student.yaml", "training", "warmup"), run.setting("teacher.yaml", "queries", "start")
     begins: dict[int, list[str]] = {}
     for step, what in ((warmup, "distillation"), (start, "queries")):
         if isinstance(step, int) and step > 0:
             begins.setdefault(step, []).append(what)
-    return [Note(float(step), " and ".join(what) + " begin") for step, what in sorted(begins.items())]
+    return [AxisNote(float(step), " and ".join(what) + " begin") for step, what in sorted(begins.items())]
 
 
 def _pace_row(name: str, one: Pace) -> Sequence[Cell]:

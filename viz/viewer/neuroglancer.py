@@ -21,7 +21,7 @@ from distill.core.geometry import Box, Nanometres
 from distill.io.volume import Volume
 from viz.embeddings.pca import Basis, fit_basis, scores
 
-Kind = Literal["raw", "affinity", "embedding", "labels"]
+LayerKind = Literal["raw", "affinity", "embedding", "labels"]
 Index = tuple[slice, ...]
 
 _SAMPLE = 512  # voxels along y and x that colours and contrast are fitted to
@@ -51,7 +51,7 @@ class Shown:
     """
 
     name: str
-    kind: Kind
+    kind: LayerKind
     volume: Volume
     inside: Volume | None = None
 

@@ -1,7 +1,7 @@
 """Augment training volumes: geometry of raw and labels, grey values and section artefacts of raw.
 
 Augmentation acts on the volume before slice pairs are extracted, so teacher and student see the same data. Random
-parameters are drawn on the CPU from one generator (`draw`). Their application (`apply`) is deterministic and runs on
+parameters are drawn on the CPU from one generator (`draw_plan`). Their application (`apply`) is deterministic and runs on
 any device, with the same result.
 
 Legend: D H W = z y x of the result, h w = y x of the window from which it is cut.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distill.config import AugmentConfig
 from distill.core.geometry import Triple
-from distill.data.augmentation.intensity import Look, apply_look, draw_look
+from distill.data.augmentation.intensity import IntensityChanges, apply_look, draw_look
 from distill.data.augmentation.warp import Pair, Warp, draw_warp, warp_margin, warp_volume
 
 Raw = NDArray[np.float32]
@@ -26,11 +26,11 @@ Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class AugmentationPlan:
     """Parameters of one augmentation: geometry and grey values."""
 
     warp: Warp
-    look: Look
+    look: IntensityChanges
 
     @property
     def margin(self) -> Pair:
@@ -38,7 +38,7 @@ class Plan:
         return warp_margin(self.warp)
 
 
-def draw(shape: Triple, config: AugmentConfig, rng: np.random.Generator) -> Plan:
+def draw_plan(shape: Triple, config: AugmentConfig, rng: np.random.Generator) -> AugmentationPlan:
     """Draw the parameters of one augmentation.
 
     Args:
@@ -46,16 +46,16 @@ def draw(shape: Triple, config: AugmentConfig, rng: np.random.Generator) -> Plan
         config: which augmentations, their probabilities and strengths.
         rng: the only source of randomness.
     """
-    return Plan(draw_warp(shape, config, rng), draw_look(shape, config, rng))
+    return AugmentationPlan(draw_warp(shape, config, rng), draw_look(shape, config, rng))
 
 
-def apply(raw: Tensor, labels: Tensor | None, plan: Plan, origin: Pair) -> tuple[Tensor, Tensor | None]:
+def apply(raw: Tensor, labels: Tensor | None, plan: AugmentationPlan, origin: Pair) -> tuple[Tensor, Tensor | None]:
     """Apply an augmentation.
 
     Args:
         raw: window (D, h, w) float32 in [0, 1], on any device.
         labels: (D, h, w) of any integer type; None for a volume without labels.
-        plan: from `draw`.
+        plan: from `draw_plan`.
         origin: position y, x of the unaugmented result in the window. Where the window extends less than `plan.margin`
             beyond the result, the missing part is mirrored, in raw and labels alike.
 
@@ -81,7 +81,7 @@ def augment(
         Raw in [0, 1] and labels (None if there were none), same shapes; only square sections are transposed.
     """
     depth, height, width = raw.shape
-    plan = draw((depth, height, width), config, rng)
+    plan = draw_plan((depth, height, width), config, rng)
     known = None if labels is None else torch.from_numpy(np.ascontiguousarray(labels))
     image, target = apply(torch.from_numpy(np.ascontiguousarray(raw, dtype=np.float32)), known, plan, (0, 0))
     return image.numpy(), None if target is None else target.numpy()

@@ -71,7 +71,7 @@ class Blank:
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class IntensityChanges:
     """All grey-value changes of one crop; the defaults change nothing."""
 
     optics: tuple[Optics, ...] = ()
@@ -82,7 +82,7 @@ class Look:
     blanks: tuple[Blank, ...] = ()
 
 
-def draw_look(shape: Triple, config: AugmentConfig, rng: np.random.Generator) -> Look:
+def draw_look(shape: Triple, config: AugmentConfig, rng: np.random.Generator) -> IntensityChanges:
     """Draw the grey-value changes of a crop.
 
     Args:
@@ -118,7 +118,7 @@ def draw_look(shape: Triple, config: AugmentConfig, rng: np.random.Generator) ->
     # Last, and without random draws if it is off, so that configurations without this key keep their crops bit for bit.
     if config.local_contrast and rng.random() < config.local_contrast:
         shading = _draw_shading(shape, config.local_contrast_strength, config.local_contrast_pixels, rng)
-    return Look(tuple(optics), blur, tuple(tones), shading, noise, tuple(blanks))
+    return IntensityChanges(tuple(optics), blur, tuple(tones), shading, noise, tuple(blanks))
 
 
 def _draw_tone(count: int, strength: float, rng: np.random.Generator) -> Tone:
@@ -217,7 +217,7 @@ def _of_sum_one(weights: NDArray[np.float64]) -> Floats:
     return scaled
 
 
-def apply_look(raw: Tensor, look: Look) -> Tensor:
+def apply_look(raw: Tensor, look: IntensityChanges) -> Tensor:
     """Apply grey-value changes.
 
     Args:

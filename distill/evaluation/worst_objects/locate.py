@@ -20,7 +20,7 @@ from distill.evaluation.metrics import ObjectError, WorstObjects
 from distill.evaluation.worst_objects.pieces import PieceRows, collect, pieces_in
 from distill.io.volume import Volume, voxel_shift
 
-Kind = Literal["split", "merge"]
+ErrorKind = Literal["split", "merge"]
 
 _MOST, _SHARE = 6, 0.05  # pieces of an object that are named: so many, with so much of it
 _NEAR = 2048  # pixels along an axis that distances are measured on; larger objects are thinned out
@@ -40,7 +40,7 @@ class Spot:
         piece_voxels: voxels of it.
     """
 
-    kind: Kind
+    kind: ErrorKind
     error: ObjectError
     pieces: tuple[int, ...]
     voxel: Triple
@@ -87,7 +87,7 @@ def find_spots(
     both = Aligned(segmentation, labels, voxel_shift(segmentation, labels))
     if not labels.box.contains(both.box):
         raise ShapeError(f"{labels.source}: does not cover the voxels of {segmentation.source}, expected it to")
-    wanted: list[tuple[Kind, ObjectError]] = [
+    wanted: list[tuple[ErrorKind, ObjectError]] = [
         *(("split", error) for error in worst.split),
         *(("merge", error) for error in worst.merged),
     ]
@@ -99,7 +99,7 @@ def find_spots(
     return sorted((_spot(both, kind, error, rows) for kind, error in wanted), key=lambda spot: -spot.error.bits)
 
 
-def _spot(both: Aligned, kind: Kind, error: ObjectError, rows: PieceRows) -> Spot:
+def _spot(both: Aligned, kind: ErrorKind, error: ObjectError, rows: PieceRows) -> Spot:
     own, other = (rows.u, rows.v) if kind == "split" else (rows.v, rows.u)
     at = np.flatnonzero(own == np.uint64(error.id))
     if not len(at):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from distill.config import Pair
 from distill.core.pace import number, span
-from distill.training.schedule.phases import Kind, Phases
+from distill.training.schedule.phases import Phases, StepKind
 from distill.training.schedule.planned_steps import Trial, times_due
 
 _LEFT_OUT = 3  # first steps of a process: they allocate, and wait for the first crops
@@ -24,7 +24,7 @@ class Forecast:
         """
         self._config, self._phases, self._first, self._trial = config, Phases(config), first, trial
         self._steps = config.student.training.steps
-        self._sums: dict[Kind, tuple[float, int]] = {}
+        self._sums: dict[StepKind, tuple[float, int]] = {}
         self._validations: list[float] = []
 
     def opening(self) -> str:

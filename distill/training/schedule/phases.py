@@ -18,7 +18,7 @@ _MOST = 10**9  # steps
 
 
 @dataclass(frozen=True, order=True)
-class Kind:
+class StepKind:
     """What runs at a step.
 
     Attributes:
@@ -85,30 +85,32 @@ class Phases:
         to_queries = self.queries(step) and (self.config.teacher.queries.teacher > 0 or self.masks(step))
         return self.config.teacher_losses or to_pairs or to_queries
 
-    def kind(self, step: int) -> Kind:
+    def kind(self, step: int) -> StepKind:
         """What runs at a step."""
         if self.config.unlabelled_at(step):
-            return Kind(labelled=False, teacher=True, distils=True, queries=self.unlabelled_masks(step))
+            return StepKind(labelled=False, teacher=True, distils=True, queries=self.unlabelled_masks(step))
         teacher = self.teacher(step)
-        return Kind(labelled=True, teacher=teacher, distils=teacher and self.distils(step), queries=self.queries(step))
+        return StepKind(
+            labelled=True, teacher=teacher, distils=teacher and self.distils(step), queries=self.queries(step)
+        )
 
-    def counts(self, first: int, last: int) -> Counter[Kind]:
+    def counts(self, first: int, last: int) -> Counter[StepKind]:
         """How many steps of each kind there are.
 
         Args:
             first: steps done before the first that counts.
             last: steps done after the last.
         """
-        found: Counter[Kind] = Counter()
+        found: Counter[StepKind] = Counter()
         for begin, end in pairwise(sorted({first, *(edge for edge in self._edges() if first < edge < last), last})):
             whole, rest = divmod(end - begin, self._period())
             for k in range(min(end - begin, self._period())):
                 found[self.kind(begin + k)] += whole + (k < rest)
         return found
 
-    def examples(self) -> dict[Kind, int]:
+    def examples(self) -> dict[StepKind, int]:
         """The first step of each kind, in order."""
-        found: dict[Kind, int] = {}
+        found: dict[StepKind, int] = {}
         for begin, end in pairwise([*self._edges(), self.config.student.training.steps]):
             for step in range(begin, min(end, begin + self._period())):
                 found.setdefault(self.kind(step), step)

@@ -12,7 +12,7 @@ from typing import Any
 from distill.config import Pair, dump
 from distill.core.atomic import replacing
 from distill.core.errors import CheckpointError, ConfigError
-from distill.training.schedule.phases import Kind, Lengths, Phases, most_steps, with_lengths, with_steps
+from distill.training.schedule.phases import Lengths, Phases, StepKind, most_steps, with_lengths, with_steps
 
 FILE = "steps.json"
 
@@ -28,7 +28,7 @@ class Trial:
         saving: seconds of writing the state.
     """
 
-    seconds: Mapping[Kind, float]
+    seconds: Mapping[StepKind, float]
     steps: int
     validation: float = 0.0
     saving: float = 0.0
@@ -148,8 +148,8 @@ def _lengths(values: Mapping[str, Any]) -> Lengths:
     return Lengths(*(int(values[field.name]) for field in fields(Lengths)))
 
 
-def _kind(values: Mapping[str, Any]) -> Kind:
-    return Kind(*(bool(values[field.name]) for field in fields(Kind)))
+def _kind(values: Mapping[str, Any]) -> StepKind:
+    return StepKind(*(bool(values[field.name]) for field in fields(StepKind)))
 
 
 def _digest(config: Pair) -> str:

@@ -20,7 +20,7 @@ from distill.data.crops import Items, batches
 from distill.training.loop.loop import Objective, take_step
 from distill.training.loop.state import State, restored
 from distill.training.loop.timing import StepClock
-from distill.training.schedule.phases import Kind, Phases
+from distill.training.schedule.phases import Phases, StepKind
 from distill.training.schedule.planned_steps import Trial
 
 _FEWEST, _MOST = 2, 4  # timed rounds over all kinds, after one that is not counted
@@ -54,7 +54,7 @@ def time_steps(
     """
     examples = Phases(config).examples()
     order = [step for _ in range(1 + _MOST) for step in reversed(examples.values())]  # the largest steps first
-    found: dict[Kind, list[float]] = {kind: [] for kind in examples}
+    found: dict[StepKind, list[float]] = {kind: [] for kind in examples}
     given = batches(crops, 0, fabric.device, rank=fabric.global_rank, ranks=fabric.world_size, steps=order)
     clock, began = StepClock(fabric.device), now()
     state.module.train()

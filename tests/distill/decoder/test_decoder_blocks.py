@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.decoder.blocks import (
-    PARTS,
+    ROUND_BUILDERS,
     CrossAttention,
     DotPredictor,
     Queries,
@@ -22,7 +22,7 @@ from distill.decoder.blocks import (
 )
 
 WIDTH = 16
-every_refine = pytest.mark.parametrize("refine", list(PARTS))
+every_refine = pytest.mark.parametrize("refine", list(ROUND_BUILDERS))
 
 
 def queries() -> Queries:
@@ -46,7 +46,7 @@ class Round(nn.Module):
     def __init__(self, refine: Refine) -> None:
         super().__init__()
         torch.manual_seed(0)
-        parts = PARTS[refine]
+        parts = ROUND_BUILDERS[refine]
         self.updater, self.interactor = parts.updater(WIDTH), parts.interactor(WIDTH)
         self.predictor = parts.predictor(WIDTH)
 

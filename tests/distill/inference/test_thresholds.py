@@ -7,19 +7,30 @@ from pathlib import Path
 import pytest
 
 from distill.core.errors import ConfigError, SourceError
-from distill.inference.thresholds import Chosen, Provenance, edge_of, parse_thresholds, threshold_of, write_thresholds
+from distill.inference.thresholds import (
+    ChosenThreshold,
+    Provenance,
+    edge_of,
+    parse_thresholds,
+    threshold_of,
+    write_thresholds,
+)
 
 OF = Provenance("a.zarr:affinity", "t.h5", "skimage", {"model": "ac4"})
 
 
 def test_every_method_comes_back_with_its_own_threshold(tmp_path: Path) -> None:
     path = tmp_path / "thresholds.yaml"
-    write_thresholds(path, {"waterz": Chosen(0.4, None, 1, 2, 0.1), "mws": Chosen(0.85, "highest", 1, 2, 0.1)}, OF)
+    write_thresholds(
+        path, {"waterz": ChosenThreshold(0.4, None, 1, 2, 0.1), "mws": ChosenThreshold(0.85, "highest", 1, 2, 0.1)}, OF
+    )
     first = path.read_bytes()
     assert (threshold_of(path, "waterz"), threshold_of(path, "mws")) == (0.4, 0.85)
     with pytest.raises(ConfigError, match=r"found thresholds for waterz, mws, expected query"):
         threshold_of(path, "query")
-    write_thresholds(path, {"waterz": Chosen(0.4, None, 1, 2, 0.1), "mws": Chosen(0.85, "highest", 1, 2, 0.1)}, OF)
+    write_thresholds(
+        path, {"waterz": ChosenThreshold(0.4, None, 1, 2, 0.1), "mws": ChosenThreshold(0.85, "highest", 1, 2, 0.1)}, OF
+    )
     assert path.read_bytes() == first
     assert b"t.h5" in first
     assert [file.name for file in tmp_path.iterdir()] == ["thresholds.yaml"]

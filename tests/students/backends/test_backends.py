@@ -21,7 +21,7 @@ from distill.core.affinity import NEAREST
 from distill.core.errors import DistillError
 from distill.core.geometry import Triple
 from students.backends.choose import make_backend
-from students.backends.functions import Wanted
+from students.backends.functions import ExtraOutputs
 from students.backends.fuse import fused
 from students.backends.openvino import load_openvino
 from students.backends.signal_stack import signal_stack
@@ -212,7 +212,7 @@ def test_a_norm_that_does_not_follow_its_convolution_alone_stays(student: Build)
 
 def test_auto_takes_openvino_on_a_cpu_where_it_is_installed(student: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     def backend() -> str:
-        return make_backend("auto", student("cad"), None, Wanted(), device=CPU, precision="32-true").name
+        return make_backend("auto", student("cad"), None, ExtraOutputs(), device=CPU, precision="32-true").name
 
     found = importlib.util.find_spec
     assert backend() == ("openvino" if found("openvino") else "eager")
@@ -231,7 +231,7 @@ def test_auto_takes_openvino_on_a_cpu_where_it_is_installed(student: Build, monk
 )
 def test_ways_that_do_not_exist(student: Build, backend: str, precision: str, device: str, message: str) -> None:
     with pytest.raises(DistillError, match=message):
-        make_backend(backend, student("cad"), None, Wanted(), device=torch.device(device), precision=precision)
+        make_backend(backend, student("cad"), None, ExtraOutputs(), device=torch.device(device), precision=precision)
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])

@@ -20,7 +20,7 @@ from distill.io.volume import open_volume
 from distill.models.load import load_student, load_teacher
 from students.streaming.runner import SectionRunner
 from teachers.sliding_window import sliding_windows
-from viz.embeddings.figure import Drawing, Movie, Seams, pca
+from viz.embeddings.figure import FigureOptions, Movie, Seams, pca
 from viz.embeddings.insets import Inset
 
 CPU = Runtime(torch.device("cpu"), "32-true")
@@ -131,14 +131,14 @@ def test_membranes_are_grey_unless_asked_for_and_the_figure_says_where_the_colou
         assert (outside == outside[:, :1]).all()
         np.testing.assert_allclose(outside[:, 0], 0.55 * raw[~inside], atol=1)
     coloured = [panel.rgb for panel in panels]
-    draw(10, Windows(None), Drawing(membranes=True))
+    draw(10, Windows(None), FigureOptions(membranes=True))
     for panel, before in zip(draw.given[1], coloured, strict=True):
         np.testing.assert_array_equal(panel.rgb[inside], before[inside])
         assert (np.ptp(panel.rgb[~inside].astype(int), axis=1) > 0).mean() > 0.9
 
 
 def test_student_alone_needs_no_teacher(draw: Draw) -> None:
-    found = draw(10, Windows(None), Drawing((Inset((0, 20), (0, 20)),)), alone=True)
+    found = draw(10, Windows(None), FigureOptions((Inset((0, 20), (0, 20)),)), alone=True)
     assert found.teacher is found.student is found.sliding is None
     assert [panel.title for panel in draw.given[1]] == ["Student, whole section"]
     assert draw.given[3] is None
@@ -162,7 +162,7 @@ def test_movie_shows_the_figures_colours_in_every_section(draw: Draw, tmp_path: 
         patch.setattr(recipe.MovieFrames, "draw", keep)
         movie = Movie(tmp_path / "a.gif", (8, 13))
         windows = Windows((4, 48, 48), (2, 0, 0))
-        draw(10, windows, Drawing(), movie, alone=alone, on_section=lambda *both: done.append(both))
+        draw(10, windows, FigureOptions(), movie, alone=alone, on_section=lambda *both: done.append(both))
     assert [z for z, _ in frames] == [10, 8, 9, 10, 11, 12]
     assert done == [(k, 5) for k in range(1, 6)]
     shown = dict(frames[1:])[10]
@@ -233,12 +233,12 @@ def test_wrong_windows(draw: Draw) -> None:
     with pytest.raises(DistillError, match=r"--section: found 0, expected 1 to 19"):
         draw(0, Windows(None))
     with pytest.raises(DistillError, match=r"--inset: found rows 90:99, columns 0:9"):
-        draw(10, Windows(None), Drawing((Inset((90, 99), (0, 9)),)))
+        draw(10, Windows(None), FigureOptions((Inset((90, 99), (0, 9)),)))
     for sections in ((30, None), (5, 5), (-3, 4)):
         with pytest.raises(DistillError, match=r"--sections: found .* expected sections between 1 and 20"):
-            draw(10, Windows(None), Drawing(), Movie(draw.folder / "a.gif", sections))
+            draw(10, Windows(None), FigureOptions(), Movie(draw.folder / "a.gif", sections))
     with pytest.raises(DistillError, match=r"\.avi"):
-        draw(10, Windows(None), Drawing(), Movie(draw.folder / "a.avi"))
+        draw(10, Windows(None), FigureOptions(), Movie(draw.folder / "a.avi"))
     assert draw.given == ()
 
 

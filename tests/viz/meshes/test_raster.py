@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from distill.core.errors import DistillError
 from distill.core.geometry import Nanometres
-from viz.meshes.raster import Solid, Surface, View, _fragments, draw, fitting_height, surface
+from viz.meshes.raster import Solid, Surface, View, _fragments, draw_solids, fitting_height, surface
 
 FRAME = (0.0, 0.0, 0.0), (400.0, 400.0, 400.0)
 FLAT = View(tilt=0, turn=0)
@@ -70,7 +70,7 @@ def test_views_turn_without_mirroring(tilt: float, turn: float) -> None:
 def test_untilted_view_is_the_section() -> None:
     share = np.zeros((40, 40, 40), np.float32)
     share[10:30, 4:14, 6:36] = share[10:30, 14:30, 6:12] = 1  # an L: wide at the top, its leg at the left
-    shown = draw([Solid(surface(share, (10, 10, 10)), RED)], FRAME, (400, 400), FLAT).shown
+    shown = draw_solids([Solid(surface(share, (10, 10, 10)), RED)], FRAME, (400, 400), FLAT).shown
     scale = 400 / (1.04 * 40)
     rows, columns = ((np.arange(400) - 199.5) / scale + 20 for _ in range(2))
     mask = share[20][np.clip(rows.astype(int), 0, 39)][:, np.clip(columns.astype(int), 0, 39)] > 0
@@ -89,11 +89,11 @@ def test_tilt_shows_the_front_edge_and_later_sections_below() -> None:
 def test_the_nearer_solid_hides_the_other_whatever_comes_first(order: tuple[int, int]) -> None:
     near, far = slab((4, 8), (10, 30), (10, 30)), slab((30, 34), (5, 35), (5, 35))
     solids = [Solid((near, far)[k], RED) for k in order]
-    shown = draw(solids, FRAME, (200, 200), FLAT).shown
+    shown = draw_solids(solids, FRAME, (200, 200), FLAT).shown
     assert shown[100, 100] == order.index(0)
     assert shown[100, 40] == order.index(1)  # past the edge of the near one
     assert shown[3, 3] == -1
-    from_behind = draw(solids, FRAME, (200, 200), View(tilt=180, turn=0)).shown
+    from_behind = draw_solids(solids, FRAME, (200, 200), View(tilt=180, turn=0)).shown
     assert from_behind[100, 100] == order.index(1)
 
 
@@ -122,7 +122,7 @@ def test_fragments_equal_the_pixel_by_pixel_oracle(seed: int) -> None:
 
 
 def test_lengths_are_those_of_the_scale() -> None:
-    drawing = draw([Solid(slab((18, 22), (0, 40), (0, 40)), RED)], FRAME, (300, 520), FLAT)
+    drawing = draw_solids([Solid(slab((18, 22), (0, 40), (0, 40)), RED)], FRAME, (300, 520), FLAT)
     columns = np.flatnonzero((drawing.shown == 0).any(axis=0))
     assert np.ptp(columns) * drawing.nm_per_pixel == pytest.approx(400, abs=3 * drawing.nm_per_pixel)
     assert drawing.nm_per_pixel == pytest.approx(1.04 * 400 / 300)
@@ -130,7 +130,9 @@ def test_lengths_are_those_of_the_scale() -> None:
 
 def test_colour_is_kept_and_hatching_is_seen() -> None:
     mesh = slab((10, 30), (5, 35), (5, 35))
-    plain, hatched = (draw([Solid(mesh, RED, h)], FRAME, (200, 200), FLAT).rgb[60:140, 60:140] for h in (False, True))
+    plain, hatched = (
+        draw_solids([Solid(mesh, RED, h)], FRAME, (200, 200), FLAT).rgb[60:140, 60:140] for h in (False, True)
+    )
     assert np.ptp(plain.reshape(-1, 3), axis=0).max() <= 8  # one face, one shade
     red, green, blue = plain.reshape(-1, 3).mean(axis=0) - 255 * 0.22 * 0.25
     assert red > 3 * green
@@ -142,7 +144,7 @@ def test_colour_is_kept_and_hatching_is_seen() -> None:
 
 def test_a_line_is_drawn_where_one_solid_ends_on_another() -> None:
     left, right = slab((10, 30), (5, 35), (5, 20)), slab((10, 30), (5, 35), (20, 35))
-    rgb = draw([Solid(left, RED), Solid(right, RED)], FRAME, (200, 200), FLAT).rgb
+    rgb = draw_solids([Solid(left, RED), Solid(right, RED)], FRAME, (200, 200), FLAT).rgb
     assert rgb[100, 95:106].min() < 0.7 * rgb[100, 80].min() + 40
     assert rgb[100, 95:106].sum(axis=1).argmin() in range(3, 8)
 
@@ -153,7 +155,7 @@ def test_image_height_fits_the_box() -> None:
     assert fitting_height(flat, 300, FLAT) == 150
     for bad in (((0.0, 0.0, 0.0), (0.0, 1.0, 1.0)), ((0.0, 0.0, 0.0), (1.0, -1.0, 1.0))):
         with pytest.raises(DistillError, match="draw: found box"):
-            draw([], bad, (10, 10), FLAT)
-    empty = draw([], FRAME, (50, 50), View())
+            draw_solids([], bad, (10, 10), FLAT)
+    empty = draw_solids([], FRAME, (50, 50), View())
     assert (empty.shown == -1).all()
     assert empty.rgb.min() < 200  # the edges of the box

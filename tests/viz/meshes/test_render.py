@@ -15,7 +15,7 @@ from distill.core.errors import DistillError
 from distill.core.geometry import Box
 from distill.io.writers.store import write_cremi
 from viz.meshes.figure import Neuron
-from viz.meshes.render import Foreign, Piece, Rendered, render
+from viz.meshes.render import Foreign, Rendered, SharedVoxels, render
 from viz.style import label_colours
 
 RESOLUTION = (30.0, 10.0, 10.0)
@@ -56,7 +56,7 @@ def extent(neuron: Neuron, label: str) -> tuple[list[float], list[float]]:
 
 def test_planted_split(files: tuple[str, str], drawn: list[Neuron], tmp_path: Path) -> None:
     (found,) = render(*files, tmp_path / "a.png", [1])
-    assert found.pieces == (Piece(11, 5 * 8 * 46), Piece(21, 5 * 8 * 26))
+    assert found.pieces == (SharedVoxels(11, 5 * 8 * 46), SharedVoxels(21, 5 * 8 * 26))
     assert found.foreign == ()
     assert found.box == Box((2, 2, 4), (7, 10, 76))
     (one,) = drawn
@@ -74,7 +74,7 @@ def test_planted_split(files: tuple[str, str], drawn: list[Neuron], tmp_path: Pa
 
 def test_planted_merge(files: tuple[str, str], drawn: list[Neuron], tmp_path: Path) -> None:
     (found,) = render(*files, tmp_path / "a.png", [2])
-    assert found.pieces == (Piece(12, 2880),)
+    assert found.pieces == (SharedVoxels(12, 2880),)
     assert found.foreign == (Foreign(3, 12, 2880),)  # the sliver of object 4 is too small to be drawn
     assert found.box == Box((2, 14, 4), (7, 34, 76))
     merged = drawn[0].prediction[-1]
@@ -91,15 +91,15 @@ def test_planted_merge(files: tuple[str, str], drawn: list[Neuron], tmp_path: Pa
 
 def test_swallowed_neuron_shows_who_swallowed_it(files: tuple[str, str], drawn: list[Neuron], tmp_path: Path) -> None:
     (found,) = render(*files, tmp_path / "a.png", [3])
-    assert found.pieces == (Piece(12, 2880),)
+    assert found.pieces == (SharedVoxels(12, 2880),)
     assert found.foreign == (Foreign(2, 12, 2880),)
     assert drawn[0].title == "Neuron 3"
 
 
 def test_missing_part_is_grey_and_slivers_are_one(files: tuple[str, str], drawn: list[Neuron], tmp_path: Path) -> None:
     found = render(*files, tmp_path / "a.png", [5, 4])
-    assert found[0].pieces == (Piece(0, 1440), Piece(15, 1440))
-    assert found[1].pieces[1] == Piece(12, 6)
+    assert found[0].pieces == (SharedVoxels(0, 1440), SharedVoxels(15, 1440))
+    assert found[1].pieces[1] == SharedVoxels(12, 6)
     nothing, _ = drawn[0].prediction
     assert (nothing.label, nothing.colour) == ("no segment (0): 50.0 %", recipe._NOTHING)
     assert [p.label for p in drawn[1].prediction] == ["segment 14: 99.8 %", "1 more segment: 0.2 %"]

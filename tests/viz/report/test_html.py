@@ -17,21 +17,21 @@ from PIL import Image
 from distill.core.errors import SourceError
 from viz.report.html import (
     Html,
-    Part,
+    PageSection,
     Picture,
     code,
     colours,
+    columns,
     embed_file,
     embed_pixels,
     facts,
     figure,
     folded,
-    grid,
     heading,
+    key_numbers,
     page,
     paragraph,
     table,
-    tiles,
 )
 
 RNG = np.random.default_rng(0)
@@ -40,7 +40,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl"
 
 
 def document(*body: Html, title: str = "Run") -> Page:
-    return Page(page(title, "lead", [tiles([("a", "1", "b")])], [Part("one", "One", body)], "foot"))
+    return Page(page(title, "lead", [key_numbers([("a", "1", "b")])], [PageSection("one", "One", body)], "foot"))
 
 
 def picture(alt: str = "noise") -> Picture:
@@ -62,7 +62,7 @@ def test_every_text_comes_out_as_it_went_in(said: str) -> None:
         figure([picture(f"a {said}")], said, "card", [said]),
         folded(said, paragraph("x")),
     )
-    found = Page(page(said, said, [tiles([(said, said, said)])], [Part("one", f"t {said}", body)], said))
+    found = Page(page(said, said, [key_numbers([(said, said, said)])], [PageSection("one", f"t {said}", body)], said))
     assert found.text_of("h3") == [f"h {said}"]
     assert found.text_of("h1") == found.text_of("title") == [said]
     assert found.text_of("h2") == [f"t {said}"]
@@ -86,7 +86,7 @@ def test_policy_forbids_scripts_and_requests() -> None:
 
 
 def test_sections_without_body_are_left_out() -> None:
-    parts = [Part("a", "Full", [paragraph("x")]), Part("b", "Empty", [])]
+    parts = [PageSection("a", "Full", [paragraph("x")]), PageSection("b", "Empty", [])]
     found = Page(page("t", "l", [], parts, "f"))
     assert [one.attributes["href"] for one in found.all("a")] == ["#content", "#a"]
     assert found.text_of("h2") == ["Full"]
@@ -121,8 +121,8 @@ def test_contrast(scheme: str) -> None:
 
 def test_style_knows_every_class() -> None:
     body = (paragraph("x", "hint"), facts([("a", "b")]), table("t", ["a", "b"], [("r", 1)]))
-    more = (figure([picture()], "c"), figure([picture()], "c", "card"), grid([], "charts"), grid([], "columns"))
-    found = document(*body, *more, grid([], "cards"), grid([], "small-charts"))
+    more = (figure([picture()], "c"), figure([picture()], "c", "card"), columns([], "charts"), columns([], "columns"))
+    found = document(*body, *more, columns([], "cards"), columns([], "small-charts"))
     style = "".join(found.text_of("style"))
     used = {name for one in found.elements for name in (one.attributes.get("class") or "").split()}
     assert {name for name in used - {"plain"} if f".{name}" not in style} == set()

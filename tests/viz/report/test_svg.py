@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from viz.report.svg import Curve, Note, line_chart, thinned, ticks
+from viz.report.svg import AxisNote, Curve, line_chart, thinned, ticks
 
 FINITE = st.floats(-1e6, 1e6, allow_nan=False)
 POINTS = st.lists(st.tuples(st.integers(1, 10**6), st.floats(allow_nan=True, allow_infinity=True)), max_size=30)
@@ -71,7 +71,7 @@ def test_logarithmic_axis_and_its_fallback() -> None:
 
 def test_notes_inside_the_axis_alone() -> None:
     curve = Curve("loss", [(0, 1.0), (100, 2.0)])
-    root = parsed(line_chart("Loss", [curve], notes=[Note(50, "halfway"), Note(200, "never")]))
+    root = parsed(line_chart("Loss", [curve], notes=[AxisNote(50, "halfway"), AxisNote(200, "never")]))
     lines = [one for one in root.iter("line") if one.attrib["class"] == "note"]
     (x0, _), (x1, _) = polyline(root)
     assert [float(one.attrib["x1"]) for one in lines] == [pytest.approx((x0 + x1) / 2, abs=0.2)]

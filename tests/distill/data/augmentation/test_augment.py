@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from distill.config import AUGMENTATIONS, AugmentConfig
-from distill.data.augmentation.augment import apply, augment, draw
+from distill.data.augmentation.augment import apply, augment, draw_plan
 
 ALL = AugmentConfig(elastic_spacing=16, elastic_pixels=6).only(*AUGMENTATIONS)
 GEOMETRY = ("flips", "transposes", "rotate", "rescale", "elastic", "misalign")
@@ -75,7 +75,7 @@ def test_a_volume_without_labels_is_changed_like_one_with_them() -> None:
 
 def test_carrying_out_draws_nothing() -> None:
     raw, labels = (torch.from_numpy(volume) for volume in numbered(4, 20, 20))
-    plan = draw((4, 12, 12), ALL, rng(2))
+    plan = draw_plan((4, 12, 12), ALL, rng(2))
     torch.manual_seed(0)
     state = torch.get_rng_state()
     first = apply(raw, labels, plan, (4, 4))
@@ -90,7 +90,7 @@ def test_carrying_out_draws_nothing() -> None:
 
 def test_other_integer_types_of_labels_stay() -> None:
     raw, labels = (torch.from_numpy(volume) for volume in numbered(3, 9, 9))
-    plan = draw((3, 9, 9), ALL, rng(2))
+    plan = draw_plan((3, 9, 9), ALL, rng(2))
     wanted = apply(raw, labels, plan, (0, 0))[1]
     for dtype in (torch.int32, torch.int16):
         found = apply(raw, labels.to(dtype), plan, (0, 0))[1]

@@ -16,7 +16,7 @@ from torch import Tensor
 from distill.config import AugmentConfig
 from distill.data.augmentation.intensity import (
     Blank,
-    Look,
+    IntensityChanges,
     Optics,
     Shading,
     Tone,
@@ -41,7 +41,7 @@ def image(seed: int = 1) -> Tensor:
     return torch.from_numpy(0.2 + 0.6 * rng(seed).random(SHAPE, dtype=np.float32))
 
 
-def look(name: str, seed: int, config: AugmentConfig | None = None) -> Look:
+def look(name: str, seed: int, config: AugmentConfig | None = None) -> IntensityChanges:
     return draw_look(SHAPE, (config or AugmentConfig()).only(name), rng(seed))
 
 
@@ -76,7 +76,7 @@ def test_nothing_drawn_is_a_copy() -> None:
     found = apply_look(raw, draw_look(SHAPE, AugmentConfig().only(), rng()))
     assert torch.equal(found, raw)
     assert found.data_ptr() != raw.data_ptr()
-    assert apply_look(raw.transpose(1, 2), Look()).is_contiguous()
+    assert apply_look(raw.transpose(1, 2), IntensityChanges()).is_contiguous()
 
 
 def test_probabilities_are_kept() -> None:
@@ -93,7 +93,7 @@ def test_probabilities_are_kept() -> None:
 def test_tones_follow_their_formula(seed: int) -> None:
     values = [rng(seed).uniform(low, high, 5).astype(np.float32) for low, high in ((0.4, 1.6), (-0.3, 0.3), (0.5, 2))]
     raw = image(seed)
-    found = apply_look(raw, Look(tones=(Tone(*values),)))
+    found = apply_look(raw, IntensityChanges(tones=(Tone(*values),)))
     contrast, brightness, gamma = (value.astype(np.float64)[:, None, None] for value in values)
     wanted = np.clip((raw.numpy() - 0.5) * contrast + 0.5 + brightness, 0, 1) ** gamma
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
@@ -120,7 +120,7 @@ def test_shading_is_a_spline_of_its_control_points_in_every_section(seed: int, s
     controls = (SHAPE[0], *((side - 1) // spacing + 4 for side in SHAPE[1:]))
     contrast, brightness = (rng(seed + k).uniform(-0.3, 0.3, controls).astype(np.float32) for k in (0, 1))
     raw = image(seed)
-    found = apply_look(raw, Look(shading=Shading(contrast, brightness, spacing)))
+    found = apply_look(raw, IntensityChanges(shading=Shading(contrast, brightness, spacing)))
 
     def field(values: np.ndarray) -> np.ndarray:
         for axis, side in ((1, SHAPE[1]), (2, SHAPE[2])):
@@ -151,7 +151,7 @@ def test_local_contrast_changes_no_other_draw() -> None:
         within = draw_look(SHAPE, config.model_copy(update={"local_contrast": 1.0}), rng(seed))
         assert without.shading is None
         assert within.shading is not None
-        plain = Look(within.optics, within.blur, within.tones, None, within.noise, within.blanks)
+        plain = IntensityChanges(within.optics, within.blur, within.tones, None, within.noise, within.blanks)
         assert torch.equal(apply_look(image(), without), apply_look(image(), plain))
 
 
@@ -176,14 +176,14 @@ def test_blur_is_a_gaussian_within_the_section(sigma: float) -> None:
     raw = image()
     reach = max(1, math.ceil(3 * sigma))
     wanted = ndimage.gaussian_filter(raw.numpy(), (0, sigma, sigma), mode="nearest", radius=(0, reach, reach))
-    np.testing.assert_allclose(apply_look(raw, Look(blur=gaussian(sigma))), wanted, atol=1e-5)
+    np.testing.assert_allclose(apply_look(raw, IntensityChanges(blur=gaussian(sigma))), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize(("radius", "angle"), [(1.0, 0.3), (2.7, 1.2), (4.0, 2.9)])
 def test_optics_are_convolutions_of_one_section(radius: float, angle: float) -> None:
     raw = image()
     for kernel in (disc(radius), line(2 * radius, angle)):
-        found = apply_look(raw, Look(optics=(Optics(2, kernel),)))
+        found = apply_look(raw, IntensityChanges(optics=(Optics(2, kernel),)))
         wanted = ndimage.correlate(raw[2].numpy().astype(np.float64), kernel, mode="nearest")
         np.testing.assert_allclose(found[2], wanted, atol=1e-5)
 
@@ -220,7 +220,7 @@ def test_a_missing_section_is_blank_black_white_or_grey() -> None:
     seen = set()
     for seed in range(60):
         (blank,) = look("missing", seed).blanks
-        section = apply_look(raw, Look(blanks=(blank,)))[blank.section]
+        section = apply_look(raw, IntensityChanges(blanks=(blank,)))[blank.section]
         assert len(section.unique()) == 1
         assert float(section[0, 0]) == pytest.approx(float(raw.mean()) if blank.value is None else blank.value)
         seen.add(blank.value)
@@ -235,7 +235,7 @@ def test_a_missing_part_is_one_blank_region_of_a_section(seed: int, share: float
     assert 1 <= blank.mask.sum() < blank.mask.size
     assert ndimage.label(blank.mask, np.ones((3, 3)))[1] == 1
     raw = image()
-    found = apply_look(raw, Look(blanks=(blank,)))
+    found = apply_look(raw, IntensityChanges(blanks=(blank,)))
     assert len(found[blank.section][torch.from_numpy(blank.mask)].unique()) == 1
     assert torch.equal(
         found[blank.section][torch.from_numpy(~blank.mask)], raw[blank.section][torch.from_numpy(~blank.mask)]
@@ -284,5 +284,5 @@ def test_a_gpu_gives_the_same() -> None:
 def test_a_blank_part_takes_the_mean_of_the_whole_volume() -> None:
     mask = np.zeros(SHAPE[1:], bool)
     mask[3, 4] = True
-    found = apply_look(image(), Look(blanks=(Blank(1, None, mask),)))
+    found = apply_look(image(), IntensityChanges(blanks=(Blank(1, None, mask),)))
     assert float(found[1, 3, 4]) == pytest.approx(float(image().mean()))

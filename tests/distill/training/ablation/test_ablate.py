@@ -27,9 +27,10 @@ from distill.training.ablation.scores import (
     Parts,
     score_network,
 )
-from distill.training.ablation.table import Row, bars, comparison, markdown, spread
+from distill.training.ablation.table import Row, comparison, markdown, spread
 from distill.training.data import Part
 from distill.training.validation import pooled
+from viz.charts.ablation import bars
 
 SHORT = (
     *("student.training.steps=2", "student.training.teacher_every=1", "student.training.warmup=0"),

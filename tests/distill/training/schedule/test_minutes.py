@@ -17,7 +17,7 @@ from distill.core.errors import CheckpointError, ConfigError
 from distill.core.pace import span
 from distill.training.run_folder import read_run
 from distill.training.schedule.forecast import Forecast
-from distill.training.schedule.phases import Kind, Lengths, Phases, with_steps
+from distill.training.schedule.phases import Lengths, Phases, StepKind, with_steps
 from distill.training.schedule.planned_steps import Trial, planned, read_steps, times_due
 from distill.training.train import Progress, train
 
@@ -232,7 +232,7 @@ def test_too_little_time(pair: Callable[..., Pair], tmp_path: Path) -> None:
 # Arithmetic of the plan and the forecast
 
 
-KINDS = [Kind(*on) for on in itertools.product((False, True), repeat=4)]
+KINDS = [StepKind(*on) for on in itertools.product((False, True), repeat=4)]
 TIMES = Trial({k: 1.0 + 2 * k.teacher + 4 * k.queries + 8 * k.distils for k in KINDS}, 8, validation=30, saving=0.5)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from distill.config import Pair, load_pair
 from distill.core.errors import ConfigError
-from distill.training.schedule.phases import Kind, Lengths, Phases, most_steps, with_lengths, with_steps
+from distill.training.schedule.phases import Lengths, Phases, StepKind, most_steps, with_lengths, with_steps
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"
 
@@ -135,7 +135,7 @@ def test_steps_of_several_kinds_fit(
     assume(warmup <= 60 and start <= 60)
     whole = pair({"steps": 60, "warmup": warmup, "teacher_every": t}, {"start": start, "every": q})
 
-    def seconds_of(kind: Kind) -> float:
+    def seconds_of(kind: StepKind) -> float:
         return plain + with_teacher * kind.teacher + with_queries * kind.queries
 
     def cost(steps: int) -> float:
