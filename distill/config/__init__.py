@@ -1,28 +1,20 @@
 """Configuration of a training: one YAML file for the teacher, one for the student, and `KEY=VALUE` overrides."""
 
 from distill.config.data import DataConfig, LabelledVolume, Strict, UnlabelledVolume
-from distill.config.pair import (
-    AUGMENTATIONS,
+from distill.config.load import checked_pair, dump, load_pair, older_defaults, with_overrides
+from distill.config.networks import (
     PUBLISHED_DECODER,
-    AugmentConfig,
     DecoderConfig,
-    DistillLoss,
-    Pair,
     QueryLoss,
     SeedConfig,
-    StudentConfig,
     StudentNetwork,
     SwinUNETRConfig,
     TeacherConfig,
     TeacherLoss,
-    TrainingConfig,
     UNETRConfig,
-    checked_pair,
-    dump,
-    load_pair,
-    older_defaults,
-    with_overrides,
 )
+from distill.config.pair import Pair, StudentConfig
+from distill.config.training import AUGMENTATIONS, AugmentConfig, DistillLoss, TrainingConfig
 
 __all__ = [
     "AUGMENTATIONS",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.config.pair import LONG_RANGE, DistillLoss
+from distill.config.training import LONG_RANGE, DistillLoss
 from distill.core.affinity import MULTI, class_balance, unit
 from distill.core.geometry import Triple
 from distill.core.known import UNKNOWN

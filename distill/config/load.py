@@ -1,0 +1,197 @@
+"""Read the configuration of a pair from YAML files and `KEY=VALUE` overrides, and check it.
+
+Unknown keys are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ValidationError,
+)
+
+from distill.config.networks import TeacherConfig
+from distill.config.pair import Pair, StudentConfig
+from distill.core.errors import ConfigError
+
+
+def load_pair(teacher: Path, student: Path, overrides: Sequence[str] = ()) -> Pair:
+    """Read, override and check both files.
+
+    Args:
+        teacher: teacher.yaml.
+        student: student.yaml.
+        overrides: `teacher.KEY=VALUE` or `student.KEY=VALUE`, nested keys with dots, values as YAML.
+
+    Raises:
+        ConfigError: a file that is missing or no mapping, an unknown key (the nearest known one is named), a bad value.
+    """
+    names = {"teacher": str(teacher), "student": str(student)}
+    return checked_pair(with_overrides({"teacher": _read(teacher), "student": _read(student)}, overrides, names), names)
+
+
+def with_overrides(values: Mapping[str, Any], overrides: Sequence[str], names: Mapping[str, str]) -> dict[str, Any]:
+    """Apply overrides to the values of both files, check their keys and fill environment variables in.
+
+    Args:
+        values: under `teacher` and `student`; not changed.
+        overrides: `teacher.KEY=VALUE` or `student.KEY=VALUE`, nested keys with dots, values as YAML.
+        names: what to call the two in messages.
+
+    Raises:
+        ConfigError: an unknown key (the nearest known one is named), or a value that is no YAML.
+    """
+    found: dict[str, Any] = copy.deepcopy(dict(values))
+    for text in overrides:
+        _override(found, text)
+    _known_keys(found["teacher"], TeacherConfig, names["teacher"], "")
+    _known_keys(found["student"], StudentConfig, names["student"], "")
+    expanded: dict[str, Any] = _expand(found)
+    return expanded
+
+
+def older_defaults(student: Path) -> list[str]:
+    """Overrides that give the keys which a resolved student.yaml of an earlier version lacks the meaning they had then.
+
+    Raises:
+        ConfigError: a file that is missing or no mapping.
+    """
+    data = _read(student).get("data")
+    known = isinstance(data, dict) and "normalisation" in data
+    return [] if known else ["student.data.normalisation=none"]
+
+
+def checked_pair(values: Mapping[str, Any], names: Mapping[str, str]) -> Pair:
+    """A pair from the values of both files.
+
+    Args:
+        values: under `teacher` and `student`.
+        names: what to call the two in messages.
+
+    Raises:
+        ConfigError: a bad value, or values that do not go together.
+    """
+    try:
+        return Pair.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, names)) from None
+
+
+def dump(config: BaseModel) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: found {type(found).__name__}, expected a mapping of keys")
+    return found
+
+
+def _override(found: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    part, dot, rest = key.partition(".")
+    if not equals or not dot or part not in found:
+        raise ConfigError(f"{text}: expected teacher.KEY=VALUE or student.KEY=VALUE")
+    node = found[part]
+    *path, last = rest.split(".")
+    for step in path:
+        if isinstance(node, list):  # entries by number
+            if not step.isdecimal() or int(step) >= len(node):
+                raise ConfigError(f"{text}: found {step!r}, expected a number below {len(node)}")
+            node = node[int(step)]
+        else:
+            node = node.setdefault(step, {})
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"{text}: {step!r} holds a value, not a group of keys")
+    if isinstance(node, list):
+        raise ConfigError(f"{text}: {path[-1]!r} holds a list, expected a number and a key of its entries")
+    try:
+        node[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"{text}: the value is not YAML") from None
+
+
+def _known_keys(values: Any, model: type[BaseModel], where: str, prefix: str) -> None:
+    if isinstance(values, list):  # of groups of keys
+        for number, entry in enumerate(values):
+            _known_keys(entry, model, where, f"{prefix}{number}.")
+    if not isinstance(values, dict):
+        return
+    for key, value in values.items():
+        field = model.model_fields.get(str(key))
+        if field is None:
+            known = list(_all_keys(model))
+            leaves = [name for name in known if name.rpartition(".")[2] == str(key)]
+            near = leaves or difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            hint = f"did you mean {prefix + near[0]!r}?" if near else f"expected one of {sorted(model.model_fields)}"
+            raise ConfigError(f"{where}: unknown key {prefix + str(key)!r}; {hint}")
+        inner = _model_of(field.annotation)
+        if inner is not None:
+            _known_keys(value, inner, where, f"{prefix}{key}.")
+
+
+def _all_keys(model: type[BaseModel]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield name
+        inner = _model_of(field.annotation)
+        if inner is not None:
+            yield from (f"{name}.{key}" for key in _all_keys(inner))
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+
+def _expand(value: Any) -> Any:
+    """Environment variables in strings: `${NAME}` or `${NAME:-default}`."""
+    if isinstance(value, dict):
+        return {key: _expand(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expand(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+
+    def fill(match: re.Match[str]) -> str:
+        filled = os.environ.get(match[1], match[2])
+        if filled is None:
+            raise ConfigError(f"{value}: the environment variable {match[1]} is not set")
+        return filled
+
+    return _VARIABLE.sub(fill, value)
+
+
+def _explain(error: ValidationError, names: Mapping[str, str]) -> str:
+    first = error.errors()[0]
+    part, *rest = [str(step) for step in first["loc"]] or ["pair"]
+    key = ".".join(rest)
+    message = first["msg"].removeprefix("Value error, ")
+    if part not in names:
+        return f"{names['teacher']} with {names['student']}: {message}"
+    found = f", found {first['input']!r}" if key and first["type"] not in ("missing", "value_error") else ""
+    return f"{names[part]}: {key + ': ' if key else ''}{message}{found}"

@@ -1,0 +1,273 @@
+"""Configuration of the networks: teacher, student, query decoder.
+
+Defaults are the published settings wherever a paper gives one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from distill.config.data import Strict
+
+
+class SeedConfig(Strict):
+    """Affinity-guided queries (see `distill.decoder.queries.SeedRule`); published: `mean`, min_voxels 100, max_count
+    100."""
+
+    kind: Literal["mean", "edges"] = "edges"
+    thresholds: tuple[float, float, float] = (0.8, 0.9, 0.9)  # z, y, x; for `edges`
+    min_voxels: int = Field(10, ge=0)
+    max_count: int = Field(150, ge=0)
+
+
+class DecoderConfig(Strict):
+    """The shared query decoder. Seeds, prior, pieces and filling by default as measured best on real affinities (see
+    docs/method.md), not as published; `PUBLISHED_DECODER` holds what was.
+
+    `queries` says which queries there are, `learned` and `seeds.max_count` how many: exactly so many learned ones
+    (twice for `double-learned`) and at most so many guided ones. Left out, `learned` is 0 with `queries: guided`, and
+    `queries` is `learned` with other cues than queries.
+
+    Light, for CPUs and streams (73 k parameters instead of 484 k): width 32, depth 2, instance_depth 1, rounds 1,
+    learned 20.
+    """
+
+    width: int = Field(64, ge=8, multiple_of=8)
+    depth: int = Field(4, ge=1)  # layers of the mask branch, and of the instance features unless they have their own
+    instance_depth: int | None = Field(None, ge=1)
+    rounds: int = Field(2, ge=0)
+    refine: Literal["agq", "knet", "transformer"] = "agq"  # see `distill.decoder.blocks`
+    queries: Literal["guided+learned", "guided", "learned", "double-learned"] = "guided+learned"
+    cues: Literal["queries", "affinity", "segmentation"] = "queries"  # the last two: as channels of the input
+    learned: int = Field(100, ge=0)
+    prior: Literal["none", "distance", "flood"] = "flood"  # left out, it is `none` without guided queries
+    norm_momentum: float = Field(0.01, gt=0, le=1)  # of the norms over kernels and logits
+    seeds: SeedConfig = SeedConfig()
+    block: tuple[int, int, int] = (17, 257, 257)  # voxels of a block at inference
+    overlap: tuple[int, int, int] = (1, 1, 1)  # voxels that neighbouring blocks share
+    min_instance: int = Field(40, ge=0)  # voxels at full resolution
+    min_piece: int = Field(100, ge=0)  # smaller components of an instance go to the nearest larger one
+    fill: bool = True  # give every voxel to a query instead of keeping the background channel
+
+    @model_validator(mode="before")
+    @classmethod
+    def _implied(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if isinstance(values.get("prior"), bool):  # before there were two kinds
+            values = {**values, "prior": "distance" if values["prior"] else "none"}
+        if values.get("cues", "queries") != "queries":
+            values = {"queries": "learned", **values}
+        if values.get("queries") == "guided":
+            values = {"learned": 0, **values}
+        if not str(values.get("queries", "guided")).startswith("guided"):
+            values = {"prior": "none", **values}
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DecoderConfig:
+        guided, queries, cues = self.queries.startswith("guided"), f"queries '{self.queries}'", f"cues '{self.cues}'"
+        if guided and self.cues != "queries":
+            raise ValueError(f"queries: found '{self.queries}', expected 'learned' or 'double-learned' with {cues}")
+        if self.queries == "guided" and self.learned:
+            raise ValueError(f"learned: found {self.learned}, expected 0 with {queries}")
+        if not guided and not self.learned:
+            raise ValueError(f"learned: found 0, expected at least 1 with {queries}")
+        if not guided and self.prior != "none":
+            raise ValueError(f"prior: found '{self.prior}', expected 'none' with {queries}, it surrounds guided ones")
+        if self.seeds.max_count == 0 and (self.cues == "segmentation" or not self.learned):
+            raise ValueError(f"seeds.max_count: found 0, expected at least 1 with {cues} and learned {self.learned}")
+        return self
+
+    @model_validator(mode="after")
+    def _shares(self) -> DecoderConfig:
+        if self.block[0] < 2 or min(self.block[1:]) < 16:
+            raise ValueError(f"block: found {list(self.block)}, expected at least 2 sections of 16 x 16 voxels")
+        if any(not 0 <= o < b for o, b in zip(self.overlap, self.block, strict=True)):
+            raise ValueError(f"overlap: found {list(self.overlap)}, expected less than the block {list(self.block)}")
+        return self
+
+
+# Chen et al., ICLR 2025, where the defaults above differ
+PUBLISHED_DECODER: dict[str, Any] = {
+    "prior": "none",
+    "seeds": {"kind": "mean", "min_voxels": 100, "max_count": 100},
+    "min_piece": 0,
+    "fill": False,
+}
+
+
+class TeacherLoss(Strict):
+    """Weights of the teacher's own terms; 0 switches a term off."""
+
+    multi_offset: float = Field(1.0, ge=0)
+    affinity: float = Field(1.0, ge=0)
+
+
+class QueryLoss(Strict):
+    """Weights of the query losses, on the teacher's and on the student's features."""
+
+    cross_entropy: float = Field(0.3, ge=0)
+    dice: float = Field(3.0, ge=0)
+    discrimination: float = Field(0.1, ge=0)
+    samples: int = Field(4096, ge=2)
+    points: int = Field(0, ge=0)  # voxels drawn a block for cross-entropy and Dice, 0 = all
+    teacher: float = Field(1.0, ge=0)  # factor of the teacher's sum
+    student: float = Field(1.0, ge=0)  # factor of the student's sum
+    detach_teacher: bool = False  # stop query gradients at the teacher's features
+    detach_student: bool = False  # stop query gradients at the student's features
+    start: int = Field(0, ge=0)  # first step with query losses
+    every: int = Field(1, ge=1)  # steps from one to the next
+
+
+class UNETRConfig(Strict):
+    """The vision transformer of the teacher `unetr` (see `teachers.unetr`)."""
+
+    features: int = Field(16, ge=1)
+    hidden: int = Field(768, ge=1)
+    mlp: int = Field(3072, ge=1)
+    heads: int = Field(12, ge=1)
+    layers: int = Field(12, ge=4, multiple_of=4)
+    patch_depth: Literal[1, 2, 4, 8, 16] = 4  # sections of a patch; published 16, for voxels that are cubes
+    block: tuple[int, int, int] = (18, 160, 160)  # voxels that the position embedding is learnt for
+
+    @model_validator(mode="after")
+    def _fits(self) -> UNETRConfig:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden: found {self.hidden}, expected a multiple of heads {self.heads}")
+        if min(self.block) < 1:
+            raise ValueError(f"block: found {list(self.block)}, expected at least 1 voxel z, y, x")
+        return self
+
+
+class SwinUNETRConfig(Strict):
+    """The Swin transformer of the teacher `swinunetr` (see `teachers.swin_unetr`)."""
+
+    features: int = Field(48, ge=1)
+    depths: tuple[int, int, int, int] = (2, 2, 2, 2)
+    heads: tuple[int, int, int, int] = (3, 6, 12, 24)
+    window: tuple[int, int, int] = (7, 7, 7)
+
+    @model_validator(mode="after")
+    def _fits(self) -> SwinUNETRConfig:
+        for name in ("depths", "heads", "window"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"{name}: found {list(getattr(self, name))}, expected at least 1 each")
+        widths = [self.features * 2**stage for stage in range(4)]
+        if any(width % heads for width, heads in zip(widths, self.heads, strict=True)):
+            raise ValueError(f"heads: found {list(self.heads)}, expected divisors of the stages' channels {widths}")
+        return self
+
+
+_PUBLISHED: dict[str, dict[str, Any]] = {  # defaults that depend on the kind
+    "agq": {"filters": (32, 64, 96, 128, 160), "embedding": 0},
+    "superhuman": {"filters": (28, 36, 48, 64, 80), "embedding": 16},
+    "unetr": {"embedding": 16},
+    "swinunetr": {"embedding": 16},
+}
+_ONLY_WITH = {  # keys that not every kind has
+    "filters": ("agq", "superhuman"),
+    "branch_width": ("agq",),
+    "branch_depth": ("agq",),
+    "unetr": ("unetr",),
+    "swinunetr": ("swinunetr",),
+}
+
+
+class TeacherConfig(Strict):
+    """teacher.yaml: the 3D network, the shared decoder, their losses.
+
+    A key of another kind is refused where it was set, and left out where the configuration is written.
+
+    With `weights` the teacher, and the shared decoder where its shapes fit, start as another run left them. `frozen`
+    keeps the teacher as it is: in evaluation mode, without gradients and without losses of its own, whatever `loss`
+    says. Its features still teach the decoder where `queries.teacher` is above 0.
+    """
+
+    kind: Literal["agq", "superhuman", "unetr", "swinunetr"] = "agq"
+    filters: tuple[int, int, int, int, int] = (32, 64, 96, 128, 160)  # `superhuman`: 28, 36, 48, 64, 80
+    fused: int = Field(64, ge=8, multiple_of=8)
+    branch_width: int = Field(64, ge=1)
+    branch_depth: int = Field(4, ge=0)
+    embedding: int = Field(0, ge=0)  # 16 with all other kinds
+    weights: str | None = None  # of a trained teacher: run folder or weights file
+    frozen: bool = False
+    unetr: UNETRConfig = UNETRConfig()
+    swinunetr: SwinUNETRConfig = SwinUNETRConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    loss: TeacherLoss = TeacherLoss()
+    queries: QueryLoss = QueryLoss()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_kind(cls, found: Any) -> Any:
+        if isinstance(found, dict) and isinstance(found.get("kind", "agq"), str):
+            return {**_PUBLISHED.get(found.get("kind", "agq"), {}), **found}
+        return found
+
+    @model_serializer(mode="wrap")
+    def _own_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if self.kind in _ONLY_WITH.get(key, (self.kind,))}
+
+    @model_validator(mode="after")
+    def _whole(self) -> TeacherConfig:
+        for key, kinds in _ONLY_WITH.items():
+            if key in self.model_fields_set and self.kind not in kinds:
+                wanted = " or ".join(repr(kind) for kind in kinds)
+                raise ValueError(f"{key}: set for kind {self.kind!r}, expected only with kind {wanted}")
+        if self.kind == "agq" and any(f % 8 for f in self.filters):
+            raise ValueError(f"filters: found {list(self.filters)}, expected multiples of 8 (GroupNorm of 8 groups)")
+        if min(self.filters) < 1:
+            raise ValueError(f"filters: found {list(self.filters)}, expected at least 1 each")
+        if self.kind != "agq" and not self.embedding:
+            raise ValueError(f"embedding: found 0, expected at least 1 with kind {self.kind!r}")
+        if self.frozen and self.weights is None:
+            raise ValueError("frozen: true without weights, expected weights to name a run folder or a weights file")
+        if self.loss.multi_offset and not self.embedding and not self.frozen:
+            raise ValueError(
+                "loss.multi_offset: needs an embedding head, expected embedding > 0 or loss.multi_offset 0"
+            )
+        return self
+
+
+_ONLY_SMP = ("encoder", "depth", "fuse", "encoder_weights")
+
+
+class StudentNetwork(Strict):
+    """The 2D network: the paper's (`cad`) or the same shape on a library's encoder (`smp`, see `students.smp`).
+
+    The default is the one that did better in the same minutes and is faster (docs/students.md). A key of the other kind
+    is refused where it was set, and left out where the configuration is written.
+    """
+
+    kind: Literal["cad", "smp"] = "smp"
+    width: int = Field(8, ge=1)  # `cad`: 16
+    embedding: int = Field(16, ge=1)
+    encoder: str = "tu-resnet10t"  # of segmentation-models-pytorch, `tu-NAME` for timm's
+    depth: int = Field(4, ge=3, le=5)  # levels of the encoder
+    fuse: int = Field(1, ge=0)  # levels up to this one see one section, deeper ones both
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_kind(cls, found: Any) -> Any:
+        return {"width": 16, **found} if isinstance(found, dict) and found.get("kind") == "cad" else found
+
+    @model_serializer(mode="wrap")
+    def _own_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if self.kind == "smp" or key not in _ONLY_SMP}
+
+    @model_validator(mode="after")
+    def _fits(self) -> StudentNetwork:
+        for key in _ONLY_SMP:
+            if self.kind == "cad" and key in self.model_fields_set:
+                raise ValueError(f"{key}: set for kind 'cad', expected only with kind 'smp'")
+        if self.fuse >= self.depth:
+            raise ValueError(f"fuse: found {self.fuse}, expected at most depth - 1 = {self.depth - 1}")
+        return self
