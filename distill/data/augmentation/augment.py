@@ -1,8 +1,8 @@
 """Augment training volumes: geometry of raw and labels, grey values and section artefacts of raw.
 
 Augmentation acts on the volume before slice pairs are extracted, so teacher and student see the same data. Random
-parameters are drawn on the CPU from one generator (`draw_plan`). Their application (`apply`) is deterministic and runs on
-any device, with the same result.
+parameters are drawn on the CPU from one generator (`draw_plan`). Their application (`apply`) is deterministic and runs
+on any device, with the same result.
 
 Legend: D H W = z y x of the result, h w = y x of the window from which it is cut.
 """
