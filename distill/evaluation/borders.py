@@ -1,4 +1,4 @@
-"""Borders between labels inside their sections, as CREMI's protocol leaves them out (cremi.org)."""
+"""Mask of label borders within sections, as defined by CREMI's protocol (cremi.org)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from distill.core.labels import Integers
 
 
 def border_mask(labels: Integers, resolution: Nanometres, distance_nm: float = 25.0) -> NDArray[np.bool_]:
-    """Voxels close to a border between labels of their own section (CREMI's protocol).
+    """Mask voxels close to a border between labels of their own section (CREMI's protocol).
 
-    A border voxel has one of its four in-section neighbours under another id; the distance is measured to the nearest
-    border voxel, so border voxels themselves are at 0.
+    A border voxel has one of its four in-section neighbours under another id. Distances are measured to the nearest
+    border voxel, so border voxels have distance 0.
 
     Args:
         labels: (Z, Y, X) ids; 0 counts as an id.
@@ -26,7 +26,7 @@ def border_mask(labels: Integers, resolution: Nanometres, distance_nm: float = 2
         (Z, Y, X) bool.
 
     Raises:
-        ShapeError: `labels` has other than three axes.
+        ShapeError: `labels` does not have three axes.
     """
     if labels.ndim != 3:
         raise ShapeError(f"labels: found shape {labels.shape}, expected z, y, x for a border mask")
@@ -44,8 +44,9 @@ def border_mask(labels: Integers, resolution: Nanometres, distance_nm: float = 2
 
 
 def border_reach(resolution: Nanometres, distance_nm: float = 25.0) -> tuple[int, int]:
-    """Rows and columns around a block that decide about its mask: `border_mask` of the block with so many labels more
-    on every side is, inside the block, the mask of the whole section.
+    """Return the margin in rows and columns on which the mask of a block depends.
+
+    `border_mask` of the block with this margin on every side equals the mask of the whole section inside the block.
 
     Args:
         resolution: z, y, x in nm.

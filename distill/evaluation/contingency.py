@@ -1,4 +1,4 @@
-"""How well a segmentation agrees with ground truth.
+"""Compare a segmentation with ground truth through a sparse contingency table.
 
 Variation of information: M. Meila, Comparing clusterings, J. Multivariate Analysis 98 (2007).
 Adapted Rand error: I. Arganda-Carreras et al., Crowdsourcing the creation of image segmentation algorithms for
@@ -24,18 +24,19 @@ from distill.evaluation.borders import border_mask
 
 Beyond = tuple[tuple[int, int], tuple[int, int]]
 
-_CHUNK_VOXELS = 2**22  # bounds the temporary arrays of one step over a large volume
-_SPARE_PAIRS = 2**20  # held unsorted before pairs are added up
+_CHUNK_VOXELS = 2**22  # limits the temporary arrays for a large volume
+_SPARE_PAIRS = 2**20  # entries held unsorted before pairs are summed
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a published protocol counts.
+    """Rule of a published protocol that defines what is counted.
 
     Attributes:
-        border_nm: ground truth this close to a border of its section is not counted; None counts all of it.
-        lone_zeros: whether ARAND takes each voxel of segment 0 for an object of its own and counts a voxel as a pair
-            with itself (CREMI), instead of taking 0 for an ordinary segment and counting true pairs (scikit-image).
+        border_nm: ground truth this close to a label border of its section is excluded; None = nothing is excluded.
+        lone_zeros: whether ARAND treats each voxel of segment 0 as a separate object and counts a voxel as a pair with
+            itself (CREMI), instead of treating 0 as an ordinary segment and counting pairs of distinct voxels
+            (scikit-image).
     """
 
     border_nm: float | None = None
@@ -52,18 +53,19 @@ PRESETS: dict[str, Preset] = {
 
 @dataclass(frozen=True)
 class Scores:
-    """Agreement of a segmentation with its ground truth.
+    """Agreement of a segmentation with ground truth.
 
     Attributes:
         preset: name of the protocol.
         voi_split: H(segmentation | ground truth) in bits.
         voi_merge: H(ground truth | segmentation) in bits.
-        arand: adapted Rand error, 1 - F1 of the pairs of voxels that are put together.
-        arand_precision: share of the pairs joined by the segmentation that the ground truth joins too; falls with
-            merges. scikit-image 0.26 returns this one under the name of recall, and the other way about.
-        arand_recall: share of the pairs joined by the ground truth that the segmentation joins too; falls with splits.
+        arand: adapted Rand error, 1 - F1 of the pairs of voxels that are joined.
+        arand_precision: fraction of the pairs joined by the segmentation that the ground truth also joins; decreases
+            with merges. scikit-image 0.26 returns this value as recall, and vice versa.
+        arand_recall: fraction of the pairs joined by the ground truth that the segmentation also joins; decreases with
+            splits.
         n_true: ground-truth objects counted.
-        n_pred: segments other than 0 that cover a counted voxel.
+        n_pred: segments other than 0 that contain a counted voxel.
         voxels: voxels counted.
     """
 
@@ -84,24 +86,24 @@ class Scores:
 
     @property
     def cremi_score(self) -> float | None:
-        """CREMI's ranking number sqrt(VOI * ARAND); None under another preset."""
+        """CREMI's ranking score sqrt(VOI * ARAND); None under other presets."""
         return math.sqrt(self.voi_sum * max(self.arand, 0.0)) if self.preset == "cremi" else None
 
     def to_dict(self) -> dict[str, str | int | float | None]:
-        """All numbers by name, ready for JSON."""
+        """Return all scores by name, ready for JSON."""
         return {**asdict(self), "voi_sum": self.voi_sum, "cremi_score": self.cremi_score}
 
 
 class Contingency:
-    """Sparse table of how many voxels each pair (ground-truth id, segment id) shares, summed block by block.
+    """Sparse table of the voxels that each pair (ground-truth id, segment id) has in common, summed over blocks.
 
-    Ground-truth 0 is never counted (CREMI's own samples have none; its code would count it as an object). Memory
-    grows with the number of pairs that occur, not with ids or voxels.
+    Ground truth 0 is never counted (CREMI's own samples have none; its code would count it as an object). Memory grows
+    with the number of pairs that occur, not with ids or voxels.
 
     Args:
-        preset: protocol: `skimage`, `agq` and `cad` count all ground truth but 0 (they differ in name only, the two
-            papers score with scikit-image and ignore_labels=(0,)); `cremi` leaves out a border of 25 nm.
-        resolution: z, y, x in nm; needed by `cremi`.
+        preset: protocol: `skimage`, `agq` and `cad` count all ground truth except 0 (they differ in name only, as both
+            papers score with scikit-image and ignore_labels=(0,)); `cremi` excludes a border of 25 nm.
+        resolution: z, y, x in nm; required by `cremi`.
 
     Raises:
         DistillError: the preset is unknown, or `cremi` has no resolution.
@@ -118,17 +120,17 @@ class Contingency:
         self._parts: list[PairSums] = []
 
     def add(self, segmentation: Integers, labels: Integers, beyond: Beyond = ((0, 0), (0, 0))) -> None:
-        """Count one block of voxels; no voxel may be added twice.
+        """Count one block of voxels; each voxel must be added only once.
 
         Args:
             segmentation: segment ids, any integer type and shape; (Z, Y, X) under `cremi`.
-            labels: ground-truth ids of the same shape, 0 = not counted.
-            beyond: rows before and after the segmentation's, and columns, that `labels` (Z, Y, X) has more. `cremi`
-                asks for whole sections, or for blocks with `border_reach` more on every side that is no side of the
-                section: then blocks add up to the whole.
+            labels: ground-truth ids of the same shape, 0 = ignored.
+            beyond: additional rows before and after those of the segmentation, and columns, in `labels` (Z, Y, X).
+                `cremi` requires whole sections, or blocks with a margin of `border_reach` on every side that is not a
+                side of the section; blocks then add up to the whole.
 
         Raises:
-            ShapeError: shapes differ, an array is not of integers, or `cremi` gets other than three axes.
+            ShapeError: shapes differ, an array is not of integers, or `cremi` does not get three axes.
         """
         _check_labels("segmentation", segmentation)
         _check_labels("labels", labels)
@@ -160,7 +162,7 @@ class Contingency:
         self._shorten()
 
     def update(self, other: Contingency) -> None:
-        """Add what another table of the same preset has counted; tables can be added in any order.
+        """Add the counts of another table of the same preset; the order of additions has no effect.
 
         Raises:
             DistillError: the presets differ.
@@ -173,12 +175,12 @@ class Contingency:
 
     @property
     def voxels(self) -> int:
-        """Voxels that were added, counted or not."""
+        """Number of voxels added, counted or not."""
         return self._voxels
 
     @property
     def counted(self) -> int:
-        """Voxels with ground truth that were counted."""
+        """Number of voxels counted."""
         return sum(int(part.count.sum()) for part in self._parts)
 
     def _shorten(self) -> None:
@@ -191,7 +193,7 @@ class Contingency:
         parts[:] = [sum_pairs(u, v, count=count)]
 
     def pairs(self) -> PairSums:
-        """Voxels (`count`) shared by each ground-truth id `u` and segment `v`.
+        """Return the voxels (`count`) in common of each ground-truth id `u` and segment `v`.
 
         Raises:
             DistillError: no ground-truth voxel has been counted.
@@ -207,7 +209,7 @@ class Contingency:
         return parts[0]
 
     def scores(self) -> Scores:
-        """Scores of everything added so far.
+        """Compute the scores of everything added so far.
 
         Raises:
             DistillError: no ground-truth voxel has been counted.
@@ -233,7 +235,7 @@ class Contingency:
     def _adapted_rand(
         self, pairs: PairSums, true_size: NDArray[np.float64], pred_size: NDArray[np.float64]
     ) -> tuple[float, float, float]:
-        """ARAND, precision and recall from sums of squares."""
+        """Compute ARAND, precision and recall from sums of squares."""
         both, lone = pairs.count.astype(np.float64), float(pairs.count.sum())
         true_pairs, pred_pairs, both_pairs = (float(size @ size) for size in (true_size, pred_size, both))
         if PRESETS[self.preset].lone_zeros:
@@ -252,7 +254,7 @@ class Contingency:
 def marginal(
     ids: NDArray[np.uint64], count: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint64], NDArray[np.intp], NDArray[np.float64]]:
-    """Distinct ids, each entry's position among them, and the voxels of each."""
+    """Return the distinct ids, the index of each entry among them, and the voxels of each."""
     distinct, where = np.unique(ids, return_inverse=True)
     return distinct, where, np.bincount(where, weights=count).astype(np.float64)
 

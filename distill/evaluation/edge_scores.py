@@ -1,7 +1,7 @@
-"""How well affinities agree with ground truth, edge by edge.
+"""Compare affinities with ground truth, edge by edge.
 
-The number to report is F1 of the boundary class (target 0, edges that must be cut): connected edges are more than nine
-in ten, so their F1 is high for a prediction that cuts nothing.
+The score to report is F1 of the boundary class (target 0, edges that must be cut). More than nine in ten edges are
+connected, so the F1 of the connected class is high even for a prediction without boundaries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BINS = 256
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Precision, recall and F1 of one class of edges: 1 where the class is neither present nor predicted, 0 for 0/0."""
+    """Precision, recall and F1 of one class of edges: 1 if the class is neither present nor predicted, 0 for 0/0."""
 
     precision: float
     recall: float
@@ -32,10 +32,10 @@ class EdgeScores:
     """Agreement of one affinity channel with its target.
 
     Attributes:
-        boundary: scores of the edges that must be cut.
-        connected: scores of the edges that must hold.
-        edges: valid edges.
-        boundary_edges: those of them whose target is 0.
+        boundary: scores of the boundary edges (target 0).
+        connected: scores of the connected edges (target 1).
+        edges: number of valid edges.
+        boundary_edges: number of valid edges with target 0.
     """
 
     boundary: ClassScores
@@ -47,13 +47,13 @@ class EdgeScores:
 def affinity_scores(
     predicted: NDArray[np.floating[Any]], target: NDArray[Any], valid: NDArray[np.bool_], threshold: float = 0.5
 ) -> list[EdgeScores]:
-    """Precision, recall and F1 of predicted affinities, per offset.
+    """Compute precision, recall and F1 of predicted affinities, per offset.
 
     Args:
-        predicted: (K, Z, Y, X) affinity in [0, 1]; connected where it reaches the threshold.
+        predicted: (K, Z, Y, X) affinity in [0, 1]; connected if at least the threshold.
         target: (K, Z, Y, X), 1 = same object.
-        valid: (K, Z, Y, X) bool; other edges are not counted.
-        threshold: affinity from which on an edge is connected.
+        valid: (K, Z, Y, X) bool; other edges are ignored.
+        threshold: minimum affinity of a connected edge.
 
     Returns:
         One entry per channel.
@@ -77,12 +77,12 @@ def affinity_scores(
 
 @dataclass(frozen=True)
 class Curves:
-    """Scores of finding boundaries by "affinity below t", for every t, from the strictest on.
+    """Scores of detecting boundaries as affinity below t, for every t, in ascending order.
 
     Attributes:
-        found: (T,) share of the boundary edges that are cut: recall, the true positive rate.
-        false: (T,) share of the connected edges that are cut, the false positive rate.
-        precision: (T,) share of the cut edges that are boundaries.
+        found: (T,) fraction of the boundary edges that are cut: recall, the true positive rate.
+        false: (T,) fraction of the connected edges that are cut: the false positive rate.
+        precision: (T,) fraction of the cut edges that are boundaries.
     """
 
     found: NDArray[np.float64]
@@ -91,10 +91,10 @@ class Curves:
 
 
 class EdgeHistogram:
-    """Edges of one channel by target and by affinity in steps of 1/255, summed block by block.
+    """Histogram of the edges of one channel by target and by affinity in steps of 1/255, summed over blocks.
 
-    Everything that a threshold can say is in these 512 counts: exact for affinities stored as uint8, which are their
-    own bins; floating-point affinities go to the nearest step.
+    These 512 counts determine the scores at every threshold. They are exact for affinities stored as uint8, which match
+    the bins; floating-point affinities are rounded to the nearest step.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class EdgeHistogram:
             ShapeError: another type, or a value outside the range.
         """
         if affinity.dtype.kind == "f":
-            if affinity.size and not (affinity.min() >= 0 and affinity.max() <= 1):  # false for a NaN too
+            if affinity.size and not (affinity.min() >= 0 and affinity.max() <= 1):  # also false for NaN
                 raise ShapeError(f"affinities: found values from {affinity.min()} to {affinity.max()}, expected 0 to 1")
             affinity = np.rint(affinity * 255).astype(np.uint8)
         if affinity.dtype != np.uint8:
@@ -120,14 +120,14 @@ class EdgeHistogram:
         self.counts += np.bincount(keys, minlength=2 * BINS).reshape(2, BINS)
 
     def update(self, other: EdgeHistogram) -> None:
-        """Add what another histogram has counted."""
+        """Add the counts of another histogram."""
         self.counts += other.counts
 
     def scores(self, threshold: float = 0.5) -> EdgeScores:
-        """Precision, recall and F1 of both classes, as `affinity_scores` has them.
+        """Compute precision, recall and F1 of both classes, as `affinity_scores` does.
 
         Args:
-            threshold: affinity from which on an edge is connected.
+            threshold: minimum affinity of a connected edge.
         """
         first = math.ceil(threshold * 255)
         missed, both = self.counts[:, first:].sum(1).tolist()
@@ -135,7 +135,7 @@ class EdgeHistogram:
         return _edge_scores(both, neither, missed, extra)
 
     def curves(self) -> Curves | None:
-        """ROC and precision-recall curve of the boundaries; None where one of the classes is empty."""
+        """Compute ROC and precision-recall curves of the boundaries; None if one of the classes is empty."""
         boundary, connected = self.counts
         if not boundary.any() or not connected.any():
             return None
@@ -145,8 +145,11 @@ class EdgeHistogram:
 
     @property
     def roc_auc(self) -> float | None:
-        """Area under the ROC curve: how often a connected edge has the higher affinity of a connected and a boundary
-        edge, ties counting half. The same whichever class is called positive. None where a class is empty."""
+        """Compute the area under the ROC curve; None if a class is empty.
+
+        This is the probability that a connected edge has a higher affinity than a boundary edge, counting ties as one
+        half. It does not depend on which class is called positive.
+        """
         curves = self.curves()
         if curves is None:
             return None
@@ -154,12 +157,12 @@ class EdgeHistogram:
 
     @property
     def boundary_average_precision(self) -> float | None:
-        """Sum of precision times the growth of recall over the thresholds, for edges that must be cut."""
+        """Sum precision times the increase in recall over the thresholds, for boundary edges."""
         return _average_precision(*self.counts)
 
     @property
     def connected_average_precision(self) -> float | None:
-        """The same for edges that must hold."""
+        """Sum precision times the increase in recall over the thresholds, for connected edges."""
         boundary, connected = self.counts[:, ::-1]
         return _average_precision(connected, boundary)
 
@@ -173,7 +176,9 @@ def _average_precision(hits: NDArray[np.int64], false: NDArray[np.int64]) -> flo
 
 
 def _edge_scores(both: int, neither: int, missed: int, extra: int) -> EdgeScores:
-    """From edges that are connected in prediction and target, in neither, in the prediction or the target alone."""
+    """Compute scores from the edges connected in both prediction and target, in neither, in the target only, in the
+    prediction only.
+    """
     boundary, connected = _class_scores(neither, extra, missed), _class_scores(both, missed, extra)
     return EdgeScores(boundary, connected, both + neither + missed + extra, neither + missed)
 

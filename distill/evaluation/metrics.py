@@ -1,4 +1,4 @@
-"""Scores of a segmentation, and the objects that cost most.
+"""Scores of a segmentation, and the objects with the largest errors.
 
 VOI in bits, split = H(segmentation | ground truth), merge = H(ground truth | segmentation): see
 `distill.evaluation.contingency`.
@@ -18,13 +18,13 @@ from distill.evaluation.contingency import Contingency, Scores, marginal
 
 @dataclass(frozen=True)
 class ObjectError:
-    """What one object adds to the variation of information.
+    """Contribution of one object to the variation of information.
 
     Attributes:
         id: the object's id.
-        bits: its share of `voi_split` or `voi_merge`.
+        bits: its contribution to `voi_split` or `voi_merge`.
         voxels: its counted voxels.
-        pieces: ids of the other labelling that it meets.
+        pieces: number of ids of the other labelling that overlap it.
     """
 
     id: int
@@ -35,13 +35,14 @@ class ObjectError:
 
 @dataclass(frozen=True)
 class ObjectBits:
-    """What every ground-truth object has to do with the two errors, in ascending order of ids.
+    """Contribution of every ground-truth object to both errors, in ascending order of ids.
 
     Attributes:
         id: (N,) ground-truth ids.
         voxels: (N,) counted voxels.
-        split: (N,) bits that the object adds to `voi_split`.
-        merge: (N,) bits that the object's voxels add to `voi_merge`: those of the segments it lies in, by its share.
+        split: (N,) contribution to `voi_split` in bits.
+        merge: (N,) contribution of the object's voxels to `voi_merge` in bits: those of its segments, in proportion to
+            its voxels.
     """
 
     id: NDArray[np.uint64]
@@ -52,7 +53,9 @@ class ObjectBits:
 
 @dataclass(frozen=True)
 class WorstObjects:
-    """Ground-truth objects that are split most and segments that merge most, worst first."""
+    """Ground-truth objects with the largest split errors and segments with the largest merge errors, in descending
+    order.
+    """
 
     split: tuple[ObjectError, ...]
     merged: tuple[ObjectError, ...]
@@ -64,10 +67,10 @@ def score(
     """Score a segmentation against ground truth.
 
     Args:
-        segmentation: segment ids, any integer type and shape; 0 is an ordinary segment here.
-        labels: ground-truth ids of the same shape; 0 is not counted.
+        segmentation: segment ids, any integer type and shape; 0 counts as an ordinary segment.
+        labels: ground-truth ids of the same shape; 0 is ignored.
         preset: protocol, see `Contingency`.
-        resolution: z, y, x in nm; needed by `cremi`.
+        resolution: z, y, x in nm; required by `cremi`.
 
     Returns:
         VOI in bits, split = H(segmentation | ground truth) and merge = H(ground truth | segmentation), and ARAND.
@@ -82,22 +85,25 @@ def score(
 
 
 def worst_objects(contingency: Contingency, n: int = 10) -> WorstObjects:
-    """The objects that a proofreader should look at first.
+    """Return the objects with the largest errors, which a proofreader should inspect first.
 
     Args:
         contingency: filled table.
-        n: objects per list, at most.
+        n: maximum number of objects per list.
 
     Returns:
-        The ground-truth objects that add most bits to `voi_split` and the segments that add most to `voi_merge`;
-        objects without error are left out. All objects together add up to the score.
+        The ground-truth objects with the largest contributions to `voi_split` and the segments with the largest
+        contributions to `voi_merge`, without objects that have no error. The contributions of all objects sum to the
+        score.
     """
     pairs = contingency.pairs()
     return WorstObjects(split=_worst(pairs.u, pairs.count, n), merged=_worst(pairs.v, pairs.count, n))
 
 
 def object_bits(contingency: Contingency) -> ObjectBits:
-    """How far each ground-truth object is split, and merged with others; the sums are `voi_split` and `voi_merge`."""
+    """Compute how far each ground-truth object is split, and merged with others; the sums are `voi_split` and
+    `voi_merge`.
+    """
     pairs = contingency.pairs()
     ids, row, true_size = marginal(pairs.u, pairs.count)
     _, column, pred_size = marginal(pairs.v, pairs.count)

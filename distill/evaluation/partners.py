@@ -1,7 +1,7 @@
-"""Who belongs to whom in a segmentation and its ground truth, and which voxels are wrong by a split or a merge.
+"""Match objects of a segmentation and its ground truth, and find voxels in split and merge errors.
 
-Voxels are judged as VOI and adapted Rand error count them under the preset `skimage`: ground-truth 0 is not counted and
-segment 0 is a segment like any other. What an object shares with its largest partner is right, the rest is wrong.
+Voxels are judged as VOI and adapted Rand error count them under the preset `skimage`: ground truth 0 is ignored and
+segment 0 is an ordinary segment. The overlap of an object with its largest partner is correct, the rest is an error.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ SPLIT, MERGE = 1, 2  # bits of an error code
 
 @dataclass(frozen=True)
 class Partners:
-    """Largest and second largest partner of every object and of every segment; of equals, the smaller id comes first.
+    """Largest and second largest partner of every object and of every segment; ties go to the smaller id.
 
     Attributes:
         truth: (N,) ground-truth ids, ascending.
-        segment_of: (N, 2) the segments that share most voxels with each; twice the same where there is but one.
-        segments: (M,) segment ids that cover a counted voxel, ascending; may hold 0.
-        truth_of: (M, 2) the ground-truth objects that share most voxels with each.
+        segment_of: (N, 2) the segments with the largest overlap with each; the same twice if there is only one.
+        segments: (M,) segment ids that contain a counted voxel, ascending; may include 0.
+        truth_of: (M, 2) the ground-truth objects with the largest overlap with each.
     """
 
     truth: Ids
@@ -39,7 +39,7 @@ class Partners:
 
 
 def main_partners(table: Contingency) -> Partners:
-    """Who belongs to whom, by voxels shared in everything that was counted.
+    """Find the partners of all objects by their overlap in a contingency table.
 
     Raises:
         DistillError: no ground-truth voxel has been counted.
@@ -51,16 +51,16 @@ def main_partners(table: Contingency) -> Partners:
 
 
 def error_codes(segmentation: Integers, labels: Integers, partners: Partners) -> Codes:
-    """Which voxels are wrong.
+    """Mark erroneous voxels.
 
     Args:
         segmentation: segment ids of any shape.
-        labels: ground-truth ids of the same shape, 0 = not counted.
-        partners: of the volume that both are a part of.
+        labels: ground-truth ids of the same shape, 0 = ignored.
+        partners: of the volume that contains both arrays.
 
     Returns:
-        Same shape, uint8: 0 right or not counted, `SPLIT` where the voxel lies outside the largest segment of its
-        object, `MERGE` where it lies outside the largest object of its segment, or both bits.
+        Same shape, uint8: 0 = correct or ignored, `SPLIT` where the voxel lies outside the largest segment of its
+            object, `MERGE` where it lies outside the largest object of its segment, or both bits.
 
     Raises:
         ShapeError: the shapes differ.
@@ -73,7 +73,7 @@ def error_codes(segmentation: Integers, labels: Integers, partners: Partners) ->
 
 
 def largest_wrong_pieces(segmentation: Integers, labels: Integers, partners: Partners) -> Codes:
-    """Those of the wrong voxels that lie in the second largest piece of their object or segment.
+    """Mark the erroneous voxels in the second largest fragment of their object or segment.
 
     Args:
         segmentation: as for `error_codes`.
@@ -81,7 +81,7 @@ def largest_wrong_pieces(segmentation: Integers, labels: Integers, partners: Par
         partners: as for `error_codes`.
 
     Returns:
-        Codes as of `error_codes`, with fewer bits set.
+        Codes as in `error_codes`, with fewer bits set.
     """
     split = _look_up(labels, partners.truth, partners.segment_of[:, 1]) == segmentation
     merge = _look_up(segmentation, partners.segments, partners.truth_of[:, 1]) == labels
@@ -95,7 +95,7 @@ def _largest(ids: Ids, partners: Ids, count: npt.NDArray[np.int64]) -> tuple[Ids
 
 
 def _look_up(ids: Integers, known: Ids, values: Ids) -> Ids:
-    """The value of every id; 0 for one that is not known."""
+    """Return the value of every id; 0 for unknown ids."""
     distinct, inverse = np.unique(ids, return_inverse=True)
     where = np.minimum(np.searchsorted(known, distinct.astype(np.uint64)), len(known) - 1)
     found: Ids = np.where(known[where] == distinct, values[where], np.uint64(0))

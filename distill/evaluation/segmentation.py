@@ -1,6 +1,7 @@
-"""`distill evaluate`: a segmentation against ground truth, block by block.
+"""Score a segmentation against ground truth block by block (`distill evaluate`).
 
-Memory is bounded by a block of voxels and by the pairs (ground-truth id, segment id) that occur, never by the volume.
+Memory is limited to a block of voxels and the pairs (ground-truth id, segment id) that occur, independent of the
+volume.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ class Statistic:
 
 @dataclass(frozen=True)
 class BlockScores:
-    """Every block of a volume scored alone.
+    """Scores of the separate blocks of a volume.
 
     Attributes:
         size: extent z, y, x in voxels.
-        scores: of every block with a voxel to count, in z, y, x order.
-        empty: blocks without one, which are left out.
+        scores: of every block with a counted voxel, in z, y, x order.
+        empty: number of blocks without a counted voxel, which are skipped.
     """
 
     size: Triple
@@ -45,14 +46,14 @@ class BlockScores:
     empty: int
 
     def statistic(self, name: str) -> Statistic | None:
-        """Of one score over the blocks; None for a score that the preset does not have."""
+        """Return the statistic of one score over the blocks; None for a score that the preset does not have."""
         values = [getattr(one, name) for one in self.scores]
         if any(value is None for value in values):
             return None
         return Statistic(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers by name, ready for JSON."""
+        """Return all values by name, ready for JSON."""
         rows: dict[str, Any] = {
             "preset": self.scores[0].preset,
             "size_zyx": list(self.size),
@@ -67,14 +68,14 @@ class BlockScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores and the objects that cost most.
+    """Scores and the worst objects.
 
     Attributes:
         scores: of the whole segmentation.
-        worst: objects that cost most.
-        box: evaluated part, in voxels of the labels.
-        table: what the scores were made from.
-        blocks: the same for blocks of it, where asked for.
+        worst: objects with the largest errors.
+        box: evaluated region, in voxels of the labels.
+        table: contingency table of the scores.
+        blocks: scores of its blocks, if requested.
     """
 
     scores: Scores
@@ -96,22 +97,22 @@ def evaluate(
     workers: int = 1,
     on_block: OnBlock = lambda done, total: None,
 ) -> Evaluation:
-    """Score a segmentation where it lies inside the labelled volume.
+    """Score a segmentation at its position inside the labelled volume.
 
     Args:
-        segmentation: source; its offset says where it lies.
-        labels: source of the ground truth, the same size or larger.
+        segmentation: source, positioned by its offset.
+        labels: source of the ground truth, of the same size or larger.
         preset: see `distill.evaluation.contingency`.
         resolution: for files without one.
-        worst: how many objects to list.
-        blocks: also score blocks of this extent (z, y, x) one by one.
-        known: where the ground truth counts.
-        workers: processes that read and count; the result does not depend on it.
-        on_block: called with blocks read and their number.
+        worst: number of objects to list.
+        blocks: also score blocks of this extent (z, y, x) separately.
+        known: where the ground truth is valid.
+        workers: number of reading and counting processes; the result does not depend on it.
+        on_block: called with the number of blocks read and their total.
 
     Raises:
-        ShapeError: other voxels, or a segmentation that reaches beyond the labels.
-        DistillError: bad input, or no ground truth where the segmentation lies.
+        ShapeError: voxel sizes differ, or the segmentation extends beyond the labels.
+        DistillError: bad input, or no ground truth within the segmentation.
     """
     both = align(open_labels(segmentation, resolution=resolution), open_known(labels, known, resolution=resolution))
     table = Contingency(preset, resolution=both.truth.resolution)
@@ -129,7 +130,7 @@ def evaluate(
 
 
 def count_block(both: Aligned, preset: str, box: Box) -> Contingency:
-    """Table of one block; tables of blocks add up to that of the volume, also under `cremi`.
+    """Count one block; tables of blocks add up to that of the volume, also under `cremi`.
 
     Args:
         both: segmentation and ground truth.
@@ -155,17 +156,17 @@ def score_blocks(
     workers: int = 1,
     on_block: OnBlock = lambda done, total: None,
 ) -> BlockScores:
-    """Score blocks one by one; the last one of an axis is moved back to end with the volume.
+    """Score blocks separately; the last block along an axis is shifted to end at the volume's border.
 
     Args:
         both: segmentation and ground truth.
-        preset: see `distill.evaluation.contingency`; `cremi` masks borders as it does for the whole.
-        size: extent z, y, x in voxels, cut down to the volume where that is smaller.
+        preset: see `distill.evaluation.contingency`; `cremi` masks the same borders as for the whole volume.
+        size: extent z, y, x in voxels, reduced to the volume where that is smaller.
         workers: processes.
-        on_block: called with blocks done and their number.
+        on_block: called with the number of blocks done and their total.
 
     Raises:
-        DistillError: an extent below 1, or no block has ground truth to count.
+        DistillError: an extent is below 1, or no block has valid ground truth.
     """
     if min(size) < 1:
         raise DistillError(f"--blocks: found {size}, expected Z,Y,X of at least 1 each")
@@ -179,9 +180,10 @@ def score_blocks(
 
 
 def placed(found: Volume, truth: Volume) -> Box:
-    """Where the segmentation lies in the labels' voxels.
+    """Return the position of the segmentation in voxels of the labels.
 
     Raises:
-        ShapeError: voxels of another size, part of a voxel between them, or a segmentation that reaches beyond.
+        ShapeError: voxel sizes differ, the positions differ by a fraction of a voxel, or the segmentation extends
+            beyond the labels.
     """
     return align(found, truth).box

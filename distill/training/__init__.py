@@ -1,1 +1,1 @@
-"""Train teacher, student and shared decoder."""
+"""Train teacher, student and the decoder that they share."""

@@ -1,4 +1,4 @@
-"""Where training runs and how: device, precision, the processes of torchrun, memory layout, compiled networks."""
+"""Device, precision, torchrun processes, memory layout and compilation of a training."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from distill.models.load import pick_device
 from distill.training.objective.objective import Joint
 from distill.training.ranks import Ranks
 
-_PATIENCE = timedelta(hours=6)  # the other ranks wait while the first one validates; a dead one torchrun notices itself
-_left: list[object] = []  # process groups that were left, see `leave`
+_PATIENCE = timedelta(hours=6)  # long, because ranks wait while the first validates; torchrun detects dead ranks
+_left: list[object] = []  # detached process groups, see `leave`
 
 
 def launch(device: str, precision: str, ranks: Ranks) -> Fabric:
-    """Start on one device, or as one of the processes of torchrun (gloo between CPUs, nccl between GPUs).
+    """Set up training on one device, or as one of the processes of torchrun (gloo between CPUs, nccl between GPUs).
 
     Args:
-        device: `auto`, `cpu` or `cuda[:N]`; with several ranks each takes the GPU of its number.
+        device: `auto`, `cpu` or `cuda[:N]`; with several ranks, each uses the GPU with its local number.
         precision: see `distill.core.hardware`.
         ranks: from the environment.
 
     Raises:
-        DistillError: no such device, or fewer GPUs than processes.
+        DistillError: the device does not exist, or there are fewer GPUs than processes.
     """
     where = pick_device(device)
     precision = resolved(precision, where)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces the precision on the terminal
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it prints the precision to the terminal
     if ranks.size == 1:
         alone = [where.index] if where.index is not None else 1
         fabric = Fabric(accelerator=where.type, devices=alone, precision=precision, plugins=[LightningEnvironment()])
-        fabric.launch()  # makes the device the current one
+        fabric.launch()  # sets the current device
         return fabric
     if ":" in device:
         raise DistillError(f"--device: found {device!r} for {ranks.size} processes, expected cuda, cpu or auto")
@@ -53,7 +53,7 @@ def launch(device: str, precision: str, ranks: Ranks) -> Fabric:
             f"--nproc-per-node: found {ranks.size} processes in all and {ranks.local_size} on this machine, expected "
             "as many on every machine"
         )
-    # Teacher and decoder do not run at every step, so the parameters that get a gradient change from step to step.
+    # Teacher and decoder do not run in every step, so the set of parameters with a gradient changes from step to step.
     fabric = Fabric(
         accelerator=where.type,
         devices=ranks.local_size,
@@ -71,11 +71,11 @@ def launch(device: str, precision: str, ranks: Ranks) -> Fabric:
 
 
 def leave() -> None:
-    """Take leave of the other ranks, where there are any: what follows the last step is one rank's own.
+    """Detach from the other ranks, if there are any; work after the last step is done by one rank alone.
 
-    The group itself stays until the process ends. Else the module that torch wrapped would be the last to hold it, and
-    free it with Python's lock in hand while a thread of the group waits for that lock: a rank would hang now and then
-    (seen with torch 2.13 and gloo).
+    The process group itself is kept until the process ends. Otherwise the module wrapped by torch would hold the last
+    reference and free the group with Python's lock held while a thread of the group waits for that lock, and a rank
+    would occasionally hang (observed with torch 2.13 and gloo).
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         _left.append(torch.distributed.group.WORLD)
@@ -83,11 +83,11 @@ def leave() -> None:
 
 
 def lay_out(module: nn.Module, *, channels_last: bool = True) -> None:
-    """Bring the weights of convolutions into the layout that their outputs then take, values unchanged.
+    """Convert the weights of convolutions to a memory format, which their outputs then follow; values are unchanged.
 
     Args:
-        module: 2D and 3D convolutions; weights of other ranks stay.
-        channels_last: else the usual layout, for comparison.
+        module: network with 2D and 3D convolutions; weights on other ranks are unaffected.
+        channels_last: otherwise the default format, for comparison.
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in module.parameters():
@@ -97,14 +97,14 @@ def lay_out(module: nn.Module, *, channels_last: bool = True) -> None:
 
 
 def compile_networks(joint: Joint, device: torch.device) -> None:
-    """Let torch compile the teacher and both halves of the student; their parameters keep their names.
+    """Compile the teacher and both halves of the student with torch; their parameters keep their names.
 
-    The decoder stays as it is: the number of its queries changes from step to step.
+    The decoder is not compiled, because the number of its queries changes from step to step.
 
     Raises:
-        ConfigError: on a CPU, or Triton is not there.
+        ConfigError: on a CPU, or if Triton is missing.
     """
-    if device.type == "cpu":  # tried with torch 2.13: minutes of compiling, then a backward pass that breaks off
+    if device.type == "cpu":  # tested with torch 2.13: compilation takes minutes, then the backward pass fails
         raise ConfigError(
             "student.training.compile: found a CPU, expected a CUDA device; or set it to false (on a CPU compiling "
             "takes longer than it can save)"

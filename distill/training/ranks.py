@@ -1,4 +1,4 @@
-"""Which of the processes that torchrun started this one is. Light: the command line asks before torch is imported."""
+"""Rank of this process among those started by torchrun. The module does not import torch, for a fast command line."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from distill.core.errors import DistillError
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together.
+    """This process among the training processes.
 
     Attributes:
-        rank: its number among all, 0 writes and prints.
-        size: how many there are.
-        local: its number on this machine.
-        local_size: how many there are on this machine.
+        rank: global number; rank 0 writes and prints.
+        size: number of processes.
+        local: number on this machine.
+        local_size: number of processes on this machine.
     """
 
     rank: int = 0
@@ -31,10 +31,10 @@ class Ranks:
 
 
 def from_environment() -> Ranks:
-    """What torchrun put into the environment; one process alone where it did not start this one.
+    """Read the rank from the environment set by torchrun; a single process without it.
 
     Raises:
-        DistillError: a variable that torchrun sets is missing or no number.
+        DistillError: a variable set by torchrun is missing or not a number.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Ranks()

@@ -1,4 +1,4 @@
-"""What a run folder says about its run, read without the networks."""
+"""Read the records of a run folder without building its networks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VALIDATION = "validation_"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run as its files tell it; whatever a file lacks is empty.
+    """Records of a run; missing ones are empty.
 
     Attributes:
         path: the folder.
@@ -39,11 +39,11 @@ class RunFolder:
 
     @property
     def steps(self) -> int:
-        """Last step that was logged."""
+        """Last logged step."""
         return max((int(row["step"]) for row in self.rows), default=0)
 
     def setting(self, file: str, *keys: str) -> Any:
-        """A value of the configuration that the run has; None where it is not there."""
+        """Return a configuration value of the run; None if it is not set."""
         if (file, *keys) in self.planned:
             return self.planned[file, *keys]
         try:
@@ -56,7 +56,7 @@ class RunFolder:
 
     @property
     def data(self) -> dict[str, Any]:
-        """Keys of the labelled volume that is validated on, the first of several; of its boxes the sections."""
+        """Keys of the labelled volume used for validation, the first of several; of its boxes, the sections."""
         found = self.setting("student.yaml", "data")
         volumes = found.get("volumes") if isinstance(found, dict) else None
         if isinstance(volumes, list):
@@ -66,7 +66,7 @@ class RunFolder:
         return {key: value[0] if _is_box(value) else value for key, value in found.items()}
 
     def curve(self, name: str) -> list[tuple[float, float]]:
-        """(step, value) of a name of metrics.jsonl, such as `loss` or `validation_student.voi`."""
+        """Return (step, value) of a column of metrics.jsonl, such as `loss` or `validation_student.voi`."""
         outer, _, inner = name.partition(".")
         points = []
         for row in self.rows:
@@ -77,12 +77,12 @@ class RunFolder:
         return points
 
     def terms(self) -> list[str]:
-        """Names of the loss terms, in the order in which they came up."""
+        """Names of the loss terms, in order of their first appearance."""
         names = dict.fromkeys(name for row in self.rows if "loss" in row for name in row)
         return [name for name in names if name not in _NO_TERM and not name.startswith(_VALIDATION)]
 
     def validations(self) -> dict[str, list[tuple[int, dict[str, Any]]]]:
-        """(step, scores) of every validation, by network."""
+        """Return (step, scores) of every validation, by network."""
         found: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for row in self.rows:
             for name, value in row.items():
@@ -93,9 +93,11 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Pace:
-    """Time of some steps: how many, seconds in all, the median of a step, and the share spent waiting for data."""
+    """Time of some steps: their number, total seconds, median seconds per step, and the share spent waiting for
+    data.
+    """
 
-    first: int  # steps done before the first of them
+    first: int  # number of steps before the first of them
     last: int
     seconds: float
     median: float
@@ -127,7 +129,7 @@ def read_run(path: Path) -> RunFolder:
 
 
 def pace(run: RunFolder, first: int, last: int) -> Pace | None:
-    """Time of the steps after `first` up to `last`; None where none was logged."""
+    """Summarise the time of the steps after `first` up to `last`; None if none was logged."""
     before, counts, seconds, waited = 0, [], [], []
     for row in run.rows:
         if "seconds" not in row:
@@ -150,7 +152,7 @@ def _is_box(value: Any) -> bool:
 
 
 def _row(line: str) -> dict[str, Any]:
-    """One row; empty where a crash cut the line off."""
+    """Parse one row; empty if a crash truncated the line."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError:

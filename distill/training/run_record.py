@@ -1,4 +1,4 @@
-"""run.json of a training."""
+"""Write run.json of a training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from distill.training.loop.timing import Split
 
 
 class RunRecord:
-    """run.json: what was run, with what, when, how it ended. Written at the start and at the end."""
+    """Contents of run.json: settings, software, hardware, times and outcome. Written at the start and at the end."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""`distill evaluate --skeletons`: expected run length of a segmentation, on SWC files or skeletons of the labels."""
+"""Expected run length of a segmentation, on SWC files or skeletons of the labels (`distill evaluate --skeletons`)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from distill.io.volume import Volume, open_labels
 Units = Literal["nm", "um", "voxel"]
 UNITS: tuple[Units, ...] = ("nm", "um", "voxel")
 
-_ON_BORDER = 1e-3  # of a voxel: places that are rounded to a voxel's lower face belong to it
+_ON_BORDER = 1e-3  # fraction of a voxel: positions rounded to a voxel's lower face belong to it
 _NM_PER_UM = 1000.0
 
 
@@ -36,15 +36,15 @@ def evaluate_run_length(
     workers: int = 1,
     on_block: OnBlock = lambda done, total: None,
 ) -> RunLength:
-    """Expected run length of a segmentation; only blocks that hold nodes are read.
+    """Compute the expected run length of a segmentation; only blocks that contain nodes are read.
 
     Args:
-        segmentation: source; its resolution and offset say where it lies.
-        skeletons: nodes in nm, in the world's coordinates.
+        segmentation: source, positioned by its resolution and offset.
+        skeletons: nodes in nm, in world coordinates.
         resolution: for files without one.
         merge_nodes: see `distill.evaluation.run_length.scores`.
-        workers: processes that read.
-        on_block: called with blocks read and their number.
+        workers: number of reading processes.
+        on_block: called with the number of blocks read and their total.
 
     Raises:
         DistillError: bad input, or no edge of a skeleton lies inside the segmentation.
@@ -70,16 +70,16 @@ def evaluate_run_length(
 
 
 def open_skeletons(path: Path, units: Units, grid: Volume) -> list[Skeleton]:
-    """Skeletons of SWC files, in nm.
+    """Read skeletons of SWC files, in nm.
 
     Args:
         path: file, or folder of files.
-        units: of the coordinates: `nm` or `um` of the world, in which the segmentation has its offset, or `voxel`s of
-            the segmentation, whole numbers at the voxels' centres.
+        units: of the coordinates: `nm` or `um` in world coordinates, in which the segmentation has its offset, or
+            `voxel` for voxel indices of the segmentation, with whole numbers at voxel centres.
         grid: the segmentation.
 
     Raises:
-        DistillError: an unknown unit, or a file that is no SWC.
+        DistillError: an unknown unit, or a file that is not SWC.
     """
     if units not in UNITS:
         raise DistillError(f"--skeleton-units: found {units!r}, expected {', '.join(UNITS)}")
@@ -94,15 +94,15 @@ def open_skeletons(path: Path, units: Units, grid: Volume) -> list[Skeleton]:
 def skeletonize(
     segmentation: str, labels: str, resolution: Nanometres | None = None, known: Known = EVERYWHERE
 ) -> list[Skeleton]:
-    """Skeletons of the ground-truth objects where the segmentation lies, by kimimaro (TEASAR) with its own settings.
+    """Skeletonise the ground-truth objects within the segmentation by kimimaro (TEASAR) with its default settings.
 
-    The labels of that part are held in memory. Objects of less than 1,000 voxels get none.
+    The labels of that region are held in memory. Objects of less than 1,000 voxels have no skeleton.
 
     Args:
-        segmentation: source; its offset says where it lies.
-        labels: source of the ground truth, the same size or larger.
+        segmentation: source, positioned by its offset.
+        labels: source of the ground truth, of the same size or larger.
         resolution: for files without one.
-        known: where the ground truth counts.
+        known: where the ground truth is valid.
 
     Raises:
         DistillError: kimimaro is not installed, bad input, or no object is large enough.
@@ -129,10 +129,10 @@ def skeletonize(
 
 
 def node_voxels(volume: Volume, places: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Voxel of every node, and whether the volume has it.
+    """Return the voxel of every node, and whether it lies in the volume.
 
     Args:
-        volume: voxel v of it reaches from offset + v * resolution to offset + (v + 1) * resolution.
+        volume: its voxel v extends from offset + v * resolution to offset + (v + 1) * resolution.
         places: (N, 3) z, y, x in nm.
     """
     exact = (places - np.array(volume.offset)) / np.array(volume.resolution)
@@ -143,13 +143,13 @@ def node_voxels(volume: Volume, places: NDArray[np.float64]) -> tuple[NDArray[np
 def ids_at(
     volume: Volume, voxels: NDArray[np.int64], workers: int = 1, on_block: OnBlock = lambda done, total: None
 ) -> NDArray[np.uint64]:
-    """Ids at some voxels, read block by block.
+    """Look up ids at voxels, reading block by block.
 
     Args:
         volume: labels.
         voxels: (N, 3) inside it.
-        workers: processes that read.
-        on_block: called with blocks read and their number.
+        workers: number of reading processes.
+        on_block: called with the number of blocks read and their total.
     """
     if not len(voxels):
         return np.zeros(0, np.uint64)

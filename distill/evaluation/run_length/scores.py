@@ -1,12 +1,12 @@
-"""Expected run length: how far one can follow a neuron through a segmentation before an error.
+"""Expected run length: the distance over which a neuron can be followed through a segmentation before an error.
 
 M. Januszewski et al., High-precision automated reconstruction of neurons with flood-filling networks, Nature Methods 15
-(2018). A point is drawn anywhere on the ground-truth skeletons, every nanometre alike; its run is the length of its
-skeleton that is right and in the same segment. The mean over all points is
+(2018). A point is drawn uniformly by length from the ground-truth skeletons; its run is the length of its skeleton that
+is correct and in the same segment. The mean over all points is
 
     ERL = sum over skeletons k and segments s of L(k, s)^2 / sum over skeletons k of L(k),
 
-where L(k, s) is the length of the edges of k with both ends in s, 0 for a segment that merges, and L(k) that of k. The
+where L(k, s) is the length of the edges of k with both ends in s, 0 for a segment that merges, and L(k) that of k. A
 perfect segmentation has sum L(k)^2 / sum L(k).
 """
 
@@ -25,18 +25,18 @@ from distill.evaluation.run_length.skeletons import Skeleton
 
 @dataclass(frozen=True)
 class Traced:
-    """One skeleton inside the volume; every edge is right, or wrong in one way. Lengths in nm.
+    """Edges of one skeleton inside the volume by class: correct, or one class of error. Lengths in nm.
 
     Attributes:
         name: of the skeleton.
-        length: of its edges with both ends inside.
-        correct: of those with both ends in one segment that does not merge.
-        split: of those whose ends lie in two segments, neither of which merges.
-        merged: of those with an end in a segment that merges, and none in segment 0.
-        omitted: of those with an end in segment 0.
+        length: total length of edges with both ends inside.
+        correct: with both ends in one segment that does not merge.
+        split: with ends in two segments, neither of which merges.
+        merged: with an end in a segment that merges, and none in segment 0.
+        omitted: with an end in segment 0.
         run: expected run length on this skeleton alone.
-        segments: segments other than 0 that its nodes lie in.
-        outside: length of its edges that leave the volume or lie outside, which nothing else counts.
+        segments: number of segments other than 0 at its nodes.
+        outside: length of edges that leave the volume or lie outside it, not included in the others.
     """
 
     name: str
@@ -64,12 +64,12 @@ class RunLength:
 
     Attributes:
         erl: expected run length.
-        ideal: of a segmentation without error on the same skeletons.
-        merge_nodes: nodes of each of two skeletons that make a segment a merger.
-        skeletons: with length inside the volume, in the order given.
+        ideal: expected run length of a perfect segmentation on the same skeletons.
+        merge_nodes: minimum number of nodes of each of two skeletons that makes a segment a merger.
+        skeletons: skeletons with length inside the volume, in the given order.
         mergers: by segment id.
-        nodes: that were looked up.
-        outside_nodes: nodes outside the volume.
+        nodes: nodes inside the volume.
+        outside_nodes: number of nodes outside the volume.
     """
 
     erl: float
@@ -82,15 +82,15 @@ class RunLength:
 
     @property
     def normalised(self) -> float:
-        """Share of the ideal, 0 to 1."""
+        """Fraction of the ideal run length, 0 to 1."""
         return self.erl / self.ideal
 
     def total(self, name: str) -> float:
-        """Sum of one length over the skeletons."""
+        """Sum one class of length over the skeletons."""
         return float(sum(getattr(one, name) for one in self.skeletons))
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers by name, ready for JSON."""
+        """Return all values by name, ready for JSON."""
         kinds = ("length", "correct", "split", "merged", "omitted", "outside")
         return {
             "erl_um": self.erl / 1000,
@@ -114,17 +114,17 @@ def run_length(
     inside: Sequence[NDArray[np.bool_]],
     merge_nodes: int = 1,
 ) -> RunLength:
-    """Expected run length of a segmentation on ground-truth skeletons.
+    """Compute the expected run length of a segmentation on ground-truth skeletons.
 
-    An edge with an end outside the volume is cut away: it belongs neither to a run nor to the length of its skeleton.
-    What is left of a skeleton is one neuron still, even in several parts.
+    An edge with an end outside the volume is removed: it contributes neither to a run nor to the length of its
+    skeleton. The remainder of a skeleton counts as one neuron, even if it consists of several parts.
 
     Args:
         skeletons: nodes in nm.
         segments: for each skeleton (N,) segment ids at its nodes, 0 = none; any value at nodes outside.
         inside: for each skeleton (N,) whether a node lies in the volume.
-        merge_nodes: a segment with at least so many nodes of each of two skeletons or more merges them, and no edge
-            with an end in it is right.
+        merge_nodes: a segment with at least this many nodes of each of two or more skeletons merges them, and no edge
+            with an end in it is correct.
 
     Raises:
         ShapeError: an array does not fit its skeleton.
@@ -176,7 +176,7 @@ def _mergers(
 def _trace(
     skeleton: Skeleton, ids: NDArray[np.uint64], inside: NDArray[np.bool_], merging: NDArray[np.uint64]
 ) -> tuple[Traced, float]:
-    """One skeleton, and its sum of squared runs in nm^2."""
+    """Classify the edges of one skeleton, and return its sum of squared runs in nm^2."""
     within = inside[skeleton.edges].all(1)
     lengths, ends = skeleton.lengths, ids[skeleton.edges]
     omitted = within & (ends == 0).any(1)

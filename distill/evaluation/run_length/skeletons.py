@@ -1,7 +1,7 @@
-"""Skeletons of neurons, and the SWC files that hold them.
+"""Skeletons of neurons, and reading of SWC files.
 
-Format: R. C. Cannon et al., An on-line archive of reconstructed hippocampal neurons, J. Neurosci. Methods 84 (1998): a
-line a node, `id type x y z radius parent`, parent -1 at a root, `#` before a comment.
+Format: R. C. Cannon et al., An on-line archive of reconstructed hippocampal neurons, J. Neurosci. Methods 84 (1998):
+one line per node, `id type x y z radius parent`, parent -1 at a root, `#` before a comment.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _COLUMNS = 7
 
 @dataclass(frozen=True)
 class Skeleton:
-    """One neuron as a graph, of one part or of several.
+    """One neuron as a graph of one or several connected parts.
 
     Attributes:
         name: of the neuron.
-        nodes: (N, 3) places z, y, x.
+        nodes: (N, 3) positions z, y, x.
         edges: (E, 2) node indices.
     """
 
@@ -42,16 +42,16 @@ class Skeleton:
 
 
 def read_skeletons(path: Path) -> list[Skeleton]:
-    """Skeletons of an SWC file, or of all SWC files in a folder by name; one file is one neuron.
+    """Read the skeletons of an SWC file, or of all SWC files in a folder by name; one file is one neuron.
 
     Args:
         path: file or folder.
 
     Returns:
-        At least one skeleton; nodes in the unit of the file, turned to z, y, x.
+        At least one skeleton; nodes in the unit of the file, reordered to z, y, x.
 
     Raises:
-        SourceError: there is none, or a file is no SWC; the message names file and line.
+        SourceError: there is none, or a file is not SWC; the message names file and line.
     """
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".swc" and file.is_file())
@@ -64,11 +64,11 @@ def read_skeletons(path: Path) -> list[Skeleton]:
 
 
 def read_swc(path: Path) -> Skeleton:
-    """The skeleton of one SWC file.
+    """Read the skeleton of one SWC file.
 
     Raises:
-        SourceError: the file cannot be read, a line is malformed, an id comes twice, a parent is missing, parents go
-            round in a circle, or there is no node.
+        SourceError: the file cannot be read, a line is malformed, an id is repeated, a parent is missing, parents form
+            a cycle, or there is no node.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -104,7 +104,7 @@ def read_swc(path: Path) -> Skeleton:
 
 
 def _node(where: str, fields: list[str]) -> tuple[int, tuple[float, float, float], int]:
-    """Id, place z, y, x, and parent."""
+    """Parse id, position z, y, x, and parent."""
     if len(fields) < _COLUMNS:
         raise SourceError(f"{where}: found {len(fields)} columns, expected 7: id, type, x, y, z, radius, parent")
     try:

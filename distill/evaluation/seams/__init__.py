@@ -1,1 +1,1 @@
-"""Seam scores: how much window borders show in an embedding."""
+"""Seam scores: visibility of window borders in an embedding."""

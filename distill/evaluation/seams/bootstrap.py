@@ -1,4 +1,4 @@
-"""95 % intervals of scores from bootstrap draws over blocks, and the middle of a null's draws."""
+"""95 % intervals of scores from bootstrap draws over blocks, and percentiles of null distributions."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import numpy.typing as npt
 from scipy.special import stdtrit
 
 Floats = npt.NDArray[np.float64]
-RESAMPLES = 1000  # of a bootstrap
-SHUFFLES = 200  # of a null
+RESAMPLES = 1000  # draws of a bootstrap
+SHUFFLES = 200  # draws of a null
 TINY = 1e-30
 
 
 def resampled(blocks: npt.NDArray[np.float64], rng: np.random.Generator) -> Floats:
-    """Sums over blocks drawn with replacement, as many as there are.
+    """Draw blocks with replacement, as many as there are, and sum them.
 
     Args:
-        blocks: (n, ...) one entry a block.
+        blocks: (n, ...) one entry per block.
         rng: of the draws.
 
     Returns:
@@ -27,13 +27,13 @@ def resampled(blocks: npt.NDArray[np.float64], rng: np.random.Generator) -> Floa
 
 
 def student_interval(value: float, draws: Floats, n: int) -> tuple[float, float]:
-    """Student's t interval around a value, 95 %, from bootstrap draws of n blocks."""
+    """Compute Student's t interval around a value, 95 %, from bootstrap draws of n blocks."""
     half = float(stdtrit(n - 1, 0.975) * np.nanstd(draws) * np.sqrt(n / (n - 1)))
     return value - half, value + half
 
 
 def ratio_interval(ratio: float, draws: Floats, n: int) -> tuple[float, float]:
-    """The same on the logarithm, for ratios."""
+    """Compute the interval of a ratio, on its logarithm."""
     if ratio <= 0:
         return ratio, ratio
     low, high = student_interval(np.log(ratio), np.log(np.maximum(draws, TINY)), n)
@@ -41,6 +41,6 @@ def ratio_interval(ratio: float, draws: Floats, n: int) -> tuple[float, float]:
 
 
 def middle(values: Floats) -> tuple[float, float]:
-    """2.5th and 97.5th percentile."""
+    """Return the 2.5th and 97.5th percentiles."""
     low, high = np.nanpercentile(values, (2.5, 97.5))
     return float(low), float(high)

@@ -1,9 +1,9 @@
-"""Border (seam, checkerboard) score: how much more an embedding changes across window borders than beside them.
+"""Border (seam, checkerboard) score: change of an embedding across window borders relative to the change next to them.
 
-A network run window by window sees another context on either side of a border, so its embedding jumps there. What a
-change is, and the distance to a border: `distill.evaluation.seams.profile`. `distill.evaluation.seams.stride` looks for
-the windows' stride in the spectrum of the change; what two runs with different windows differ by is measured in
-`distill.evaluation.seams.shift`.
+A network run window by window has different context on the two sides of a border, so its embedding is discontinuous
+there. `distill.evaluation.seams.profile` defines the change and the distance to a border.
+`distill.evaluation.seams.stride` detects the windows' stride in the spectrum of the change.
+`distill.evaluation.seams.shift` measures the difference between two runs with different windows.
 
 Intervals are Student's t on the logarithm of the ratio, with the standard error of a bootstrap over border segments;
 measured coverage in docs/seams.md.
@@ -22,7 +22,7 @@ from distill.core.errors import DistillError
 from distill.evaluation.seams.bootstrap import SHUFFLES, Floats, middle, ratio_interval, resampled
 from distill.evaluation.seams.profile import ALONG, Changes, by_segment, changes_of, quotient
 
-_CLEAR = 3  # pairs nearer than this to a border belong neither to the seam nor to its surroundings
+_CLEAR = 3  # pairs closer than this to a border count neither as seam nor as surroundings
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class SeamProfile:
         distance: (reach + 1,) whole pixels, 0 = across the border.
         y: (reach + 1,) mean change between rows, 0..2, by distance to the borders in y; NaN where there is no pair.
         x: the same between columns.
-        pooled: mean over the pairs of both.
-        count: (reach + 1,) number of runs of pairs of both.
+        pooled: mean over the pairs of both axes.
+        count: (reach + 1,) number of runs of pairs of both axes.
     """
 
     distance: npt.NDArray[np.int64]
@@ -44,13 +44,13 @@ class SeamProfile:
     count: npt.NDArray[np.int64]
 
     def to_dict(self) -> dict[str, list[float | None]]:
-        """Plain lists for JSON, None where there was no pair."""
+        """Return plain lists for JSON, None where there was no pair."""
         return {key: [None if v != v else v for v in array.tolist()] for key, array in vars(self).items()}
 
 
 @dataclass(frozen=True)
 class SeamScore:
-    """Change across window borders over the change beside them: a ratio without unit, 1 = no seam.
+    """Change across window borders divided by the change next to them; dimensionless, 1 = no seam.
 
     Attributes:
         ratio: the score.
@@ -71,7 +71,7 @@ class SeamScore:
     n: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, for JSON."""
+        """Return the fields by name, for JSON."""
         return asdict(self)
 
 
@@ -83,27 +83,28 @@ def seam_profile(
     exclude: npt.NDArray[np.bool_] | None = None,
     along: int = ALONG,
 ) -> SeamProfile:
-    """Mean change of the embedding as a function of the distance to the nearest window border.
+    """Compute the mean change of the embedding as a function of the distance to the nearest window border.
 
     Args:
-        embedding: (E, Y, X) float; scaled to unit length here (a zero vector stays zero).
+        embedding: (E, Y, X) float; scaled to unit length internally (a zero vector stays zero).
         borders_y: rows b at which a window begins, 0 < b < Y.
         borders_x: columns, the same.
         reach: largest distance in pixels, at least 0.
-        exclude: (Y, X) pixels to leave out, such as a fold; a run of pairs with one of them is not counted.
-        along: length of a run in pixels; 1 = every pair for itself.
+        exclude: (Y, X) pixels to exclude, such as a fold; a run of pairs with one of them is not counted.
+        along: length of a run in pixels; 1 = single pairs.
 
     Returns:
         The profile per axis and pooled.
 
     Raises:
-        DistillError: shapes that do not fit, a border outside the section, no border at all, or a value not finite.
+        DistillError: shapes do not match, a border lies outside the section, there is no border, or a value is not
+            finite.
     """
     return profile_of_changes(changes_of(embedding, borders_y, borders_x, exclude, along), reach)
 
 
 def profile_of_changes(axes: Sequence[Changes], reach: int = 8) -> SeamProfile:
-    """`seam_profile` of what `changes_of` found, for those who need it more than once.
+    """Compute `seam_profile` from the output of `changes_of`, to avoid recomputing it.
 
     Raises:
         DistillError: a negative reach.
@@ -132,21 +133,23 @@ def seam_score(
     along: int = ALONG,
     seed: int = 0,
 ) -> SeamScore:
-    """Mean change across window borders divided by the mean change beside them, over the same stretch of tissue.
+    """Compute the mean change across window borders divided by the mean change next to them, along the same stretch of
+    tissue.
 
-    Each border is cut into segments; a segment's change at distance 0 is compared with the mean change of the pairs 3
-    to `reach` pixels to either side of that very segment. Ratio = sum of the first over sum of the second. The interval
-    resamples segments; the null places as many borders at random, at least 3 pixels from every true one.
+    Each border is divided into segments. The change of a segment at distance 0 is compared with the mean change of the
+    pairs 3 to `reach` pixels to either side of the same segment. Ratio = sum of the first over sum of the second. The
+    interval resamples segments; the null places the same number of random borders, at least 3 pixels from every true
+    one.
 
     Args:
         embedding: as in `seam_profile`; so are borders_y, borders_x and exclude.
         borders_y: rows.
         borders_x: columns.
         reach: half width of the compared band in pixels, at least 3.
-        exclude: (Y, X) pixels to leave out.
-        segment: length of a border segment in pixels; choose it no shorter than the embedding's correlation length.
+        exclude: (Y, X) pixels to exclude.
+        segment: length of a border segment in pixels; at least the embedding's correlation length.
         grid: period in pixels of the network's own sampling grid (its largest up-sampling factor). Compared pairs and
-            shuffled borders keep the borders' phase on it, so that the grid itself does not count as a seam.
+            random borders keep the phase of the borders on this grid, so that the grid itself does not count as a seam.
         along: as in `seam_profile`.
         seed: of the bootstrap and of the shuffles.
 
@@ -154,7 +157,7 @@ def seam_score(
         The score; monotone in the size of a step at the borders.
 
     Raises:
-        DistillError: as `seam_profile`; or borders so dense, or an embedding so flat, that nothing can be compared.
+        DistillError: as `seam_profile`; or the borders are too dense, or the embedding is too flat, for a comparison.
     """
     axes = changes_of(embedding, borders_y, borders_x, exclude, along)
     return score_of_changes(axes, reach, segment, grid, seed)
@@ -163,7 +166,7 @@ def seam_score(
 def score_of_changes(
     axes: Sequence[Changes], reach: int = 8, segment: int = 64, grid: int = 1, seed: int = 0
 ) -> SeamScore:
-    """`seam_score` of what `changes_of` found.
+    """Compute `seam_score` from the output of `changes_of`.
 
     Raises:
         DistillError: as `seam_score`.
@@ -197,7 +200,9 @@ def _pairs(
     near: npt.NDArray[np.int64],
     band: npt.NDArray[np.int64],
 ) -> Floats:
-    """(n, 2) change across and beside each segment of the borders at `positions`, weighted by the pairs across."""
+    """Return (n, 2) the change across and next to each segment of the borders at `positions`, weighted by the pairs
+    across.
+    """
     found = [np.zeros((0, 2))]
     for position in positions:
         rows = position + band - 1

@@ -1,11 +1,11 @@
-"""How much an embedding changes from row to row and from column to column, by distance to the window borders.
+"""Change of an embedding from row to row and from column to column, by distance to the window borders.
 
-The change of an embedding between two neighbouring rows is the Euclidean distance of their vectors, each scaled to unit
-length and averaged over a run of `along` pixels of the row: 0 (same direction) to 2 (opposite). What varies from pixel
-to pixel averages out, such as the chequer that a network trained with background edges at 0 draws; a step that goes the
-same way all along the border stays, and it is this that an eye follows. A border b lies between rows b - 1 and b; the
-pair (b - 1, b) has distance 0 to it, the pairs (b - 2, b - 1) and (b, b + 1) have distance 1, and so on. The same holds
-for columns.
+The change between two neighbouring rows is the Euclidean distance of their embedding vectors, each scaled to unit
+length and averaged over a run of `along` pixels of the row: 0 (same direction) to 2 (opposite). Pixel-wise variation
+averages out, such as the checkerboard drawn by a network trained with background edges at 0. A step in the same
+direction along the border remains, as it does for an observer. A border b lies between rows b - 1 and b; the pair
+(b - 1, b) has distance 0 to it, the pairs (b - 2, b - 1) and (b, b + 1) have distance 1, and so on. Columns are treated
+in the same way.
 """
 
 from __future__ import annotations
@@ -41,17 +41,18 @@ def changes_of(
     exclude: npt.NDArray[np.bool_] | None,
     along: int,
 ) -> list[Changes]:
-    """Changes between rows and between columns.
+    """Compute the changes between rows and between columns.
 
     Args:
-        embedding: (E, Y, X) float; scaled to unit length here (a zero vector stays zero).
+        embedding: (E, Y, X) float; scaled to unit length internally (a zero vector stays zero).
         borders_y: rows b at which a window begins, 0 < b < Y.
         borders_x: columns, the same.
-        exclude: (Y, X) pixels to leave out, such as a fold; a run of pairs with one of them is not counted.
-        along: length of a run in pixels; 1 = every pair for itself.
+        exclude: (Y, X) pixels to exclude, such as a fold; a run of pairs with one of them is not counted.
+        along: length of a run in pixels; 1 = single pairs.
 
     Raises:
-        DistillError: shapes that do not fit, a border outside the section, no border at all, or a value not finite.
+        DistillError: shapes do not match, a border lies outside the section, there is no border, or a value is not
+            finite.
     """
     if embedding.ndim != 3 or embedding.dtype.kind != "f" or 0 in embedding.shape:
         raise ShapeError(f"embedding: found {embedding.shape} {embedding.dtype}, expected floats (E, Y, X), not empty")
@@ -71,13 +72,13 @@ def changes_of(
 
 
 def by_segment(axis: Changes, segment: int) -> tuple[Floats, Floats]:
-    """Sum of changes and number of valid runs per row of pairs and segment."""
+    """Sum changes and count valid runs per row of pairs and segment."""
     starts = np.arange(0, axis.change.shape[1], max(1, segment // axis.along))
     return np.add.reduceat(axis.change, starts, axis=1), np.add.reduceat(axis.valid.astype(np.float64), starts, axis=1)
 
 
 def quotient(above: npt.NDArray[Any], below: npt.NDArray[Any]) -> Floats:
-    """Element by element; NaN where the divisor is not positive."""
+    """Divide element by element; NaN where the divisor is not positive."""
     out = np.full(above.shape, np.nan)
     np.divide(above, below, out=out, where=below > 0)
     return out
@@ -93,9 +94,9 @@ def _length(embedding: npt.NDArray[Any], keep: npt.NDArray[np.bool_]) -> Floats:
 
 
 def _squares(embedding: npt.NDArray[Any], keep: npt.NDArray[np.bool_], along: int) -> tuple[Floats, Floats]:
-    """Squared distances of unit vectors averaged over runs: (Y - 1, runs) of rows, (runs, X - 1) of columns.
+    """Compute squared distances of unit vectors averaged over runs: (Y - 1, runs) of rows, (runs, X - 1) of columns.
 
-    Channel by channel to spare memory, and each channel once for both.
+    Channels are processed one at a time to save memory, each once for both axes.
     """
     scale = 1 / _length(embedding, keep)
     size_y, size_x = keep.shape
@@ -110,7 +111,7 @@ def _squares(embedding: npt.NDArray[Any], keep: npt.NDArray[np.bool_], along: in
 
 
 def _axis(square: Floats, keep: npt.NDArray[np.bool_], borders: Sequence[int], along: int) -> Changes:
-    """Distances from their squares (rows of pairs, runs), 0 where a pixel of the run is left out."""
+    """Compute distances from their squares (rows of pairs, runs); 0 where a pixel of the run is excluded."""
     both = keep[1:] & keep[:-1]
     runs = square.shape[1]
     valid: npt.NDArray[np.bool_] = np.asarray(both[:, : runs * along].reshape(-1, runs, along).all(axis=2))

@@ -1,7 +1,7 @@
-"""How much two runs over the same section disagree when only their windows lie elsewhere.
+"""Shift score: disagreement of two runs over the same section that differ only in the position of their windows.
 
-The angle between two embeddings of a pixel, after the one run is turned onto the other (orthogonal Procrustes), is set
-in relation to the angle between pixels that have nothing to do with each other.
+The angle between the two embeddings of a pixel, after rotating one run onto the other (orthogonal Procrustes), is
+divided by the angle between unrelated pixels.
 
 Shapes: E embedding channels, N pixels, Y X = rows, columns of one section.
 """
@@ -18,25 +18,25 @@ import numpy.typing as npt
 from distill.core.errors import DistillError, ShapeError
 from distill.evaluation.seams.bootstrap import SHUFFLES, Floats, resampled, student_interval
 
-_CHUNK = 1 << 18  # pixels at a time; bounds the memory of a large section
+_CHUNK = 1 << 18  # pixels at a time; limits the memory for a large section
 _PAIRS = 20_000
 
 
 @dataclass(frozen=True)
 class ShiftScore:
-    """Disagreement of two runs with windows at different places.
+    """Disagreement of two runs with windows at different positions.
 
     Attributes:
-        ratio: mean angle between the runs over the mean angle between unrelated pixels: no unit, 0 = the same
-            embedding, 1 = no more alike than two pixels picked at random.
+        ratio: mean angle between the runs over the mean angle between unrelated pixels: dimensionless, 0 = the same
+            embedding, 1 = no more similar than two random pixels.
         low: lower end of its 95 % interval, by a bootstrap over square blocks.
         high: upper end.
         degrees: mean angle between the runs.
         unrelated: mean angle between unrelated pixels, degrees.
-        excess: the mean near a border of either run minus that elsewhere, over `unrelated`; 0 = borders do not matter.
+        excess: the mean near a border of either run minus that elsewhere, over `unrelated`; 0 = no effect of borders.
         excess_low: lower end of its 95 % interval.
         excess_high: upper end.
-        null: mean excess of shuffled border positions, about 0.
+        null: mean excess of random border positions, about 0.
         null_low: 2.5th percentile of those.
         null_high: 97.5th percentile.
         n: number of blocks.
@@ -56,7 +56,7 @@ class ShiftScore:
     n: int
 
     def to_dict(self) -> dict[str, float | int]:
-        """The fields by name, for JSON."""
+        """Return the fields by name, for JSON."""
         return asdict(self)
 
 
@@ -70,27 +70,27 @@ def shift_score(
     block: int = 64,
     seed: int = 0,
 ) -> ShiftScore:
-    """Mean angle between two runs' embeddings of the same pixels, and how much of it lies at the borders.
+    """Compute the mean angle between two runs' embeddings of the same pixels, and its excess at the borders.
 
     The interval resamples blocks of the section and is Student's t with the bootstrap's standard error. The null moves
     the borders to random positions, at least 2 * reach + 1 pixels from every true one.
 
     Args:
-        one: (E, Y, X) float, the first run; pixels are scaled to unit length here.
-        other: the second run, turned onto the first.
+        one: (E, Y, X) float, the first run; pixels are scaled to unit length internally.
+        other: the second run, rotated onto the first.
         borders_y: rows at which a window of either run begins, 0 < b < Y.
         borders_x: columns, the same.
-        exclude: (Y, X) pixels to leave out.
+        exclude: (Y, X) pixels to exclude.
         reach: a pixel is near a border b where it lies in b - reach <= y < b + reach.
         block: side of a bootstrap block in pixels.
         seed: of the random pairs, the bootstrap and the shuffles.
 
     Returns:
-        The score; its ratio grows with the part of the embedding that depends on the windows.
+        The score; its ratio increases with the part of the embedding that depends on the windows.
 
     Raises:
-        DistillError: shapes that do not fit, a border outside the section or none, values that are not finite, fewer
-            than two blocks with pixels, or borders so dense that no pixel lies away from them.
+        DistillError: shapes do not match, a border lies outside the section, there is no border, values are not finite,
+            fewer than two blocks have pixels, or the borders are so dense that no pixel lies away from them.
     """
     size = one.shape[1:]
     if one.ndim != 3 or one.shape != other.shape or {one.dtype.kind, other.dtype.kind} != {"f"} or 0 in one.shape:
@@ -150,7 +150,7 @@ def shift_score(
 
 
 def _procrustes(one: npt.NDArray[Any], other: npt.NDArray[Any], keep: npt.NDArray[np.bool_]) -> Floats:
-    """(E, E) orthogonal: turns unit vectors of `other` onto those of `one` with the least squared distance."""
+    """Return (E, E) orthogonal: rotates unit vectors of `other` onto those of `one` with the least squared distance."""
     product = np.zeros((len(one), len(one)))
     for here in _chunks(keep):
         product += _unit(one, here) @ _unit(other, here).T
@@ -165,7 +165,7 @@ def _angles(
     keep: npt.NDArray[np.bool_],
     rng: np.random.Generator,
 ) -> tuple[Floats, float]:
-    """Angle in radians per pixel (0 where excluded), and the mean angle of random pairs of pixels."""
+    """Return the angle in radians per pixel (0 where excluded), and the mean angle of random pairs of pixels."""
     angle = np.zeros(keep.size)
     for here in _chunks(keep):
         angle[here] = _between(_unit(one, here), turn @ _unit(other, here))
@@ -187,7 +187,7 @@ def _unit(embedding: npt.NDArray[Any], here: npt.NDArray[np.int64]) -> Floats:
 
 
 def _between(a_EN: Floats, b_EN: Floats) -> Floats:
-    """Angles by the half chord, which keeps its digits where the arc cosine loses them."""
+    """Compute angles from half the chord, which is accurate where the arc cosine loses digits."""
     return np.asarray(2 * np.arcsin(np.minimum(np.linalg.norm(a_EN - b_EN, axis=0) / 2, 1)))
 
 
@@ -210,7 +210,7 @@ def _mean(sums: Floats) -> Floats:
 
 
 def _excess(sums: Floats) -> Floats:
-    """Mean near the borders minus mean elsewhere of sums (angle, pixels, angle near, pixels near)."""
+    """Return the mean near the borders minus the mean elsewhere from sums (angle, pixels, angle near, pixels near)."""
     total, count, close, closest = (sums[..., i] for i in range(4))
     near: Floats = np.full(np.shape(total), np.nan)
     away = near.copy()
@@ -227,7 +227,7 @@ def _null(
     reach: int,
     rng: np.random.Generator,
 ) -> Floats:
-    """Excess, in radians, of as many borders elsewhere, among the pixels away from the true ones."""
+    """Return the excess, in radians, of the same number of random borders, among the pixels away from the true ones."""
     values = [np.where(near, 0, angle), (keep & ~near).astype(np.float64)]
     free = []
     for border, extent in zip(borders, keep.shape, strict=True):

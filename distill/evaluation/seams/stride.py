@@ -1,7 +1,7 @@
-"""Stride score: how much of an embedding's change comes back as regularly as the windows do.
+"""Stride score: power of an embedding's change at the stride of the windows.
 
-It needs the windows' stride and no knowledge of where the borders lie. Intervals are Student's t on the logarithm of
-the ratio, with the standard error of a bootstrap over strips; measured coverage in docs/seams.md.
+It requires the stride of the windows, but not the positions of their borders. Intervals are Student's t on the
+logarithm of the ratio, with the standard error of a bootstrap over strips; measured coverage in docs/seams.md.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from distill.evaluation.seams.profile import ALONG, Changes, by_segment, changes
 
 @dataclass(frozen=True)
 class StrideScore(SeamScore):
-    """Power of the embedding's change at the windows' stride over the power between: no unit, 1 = nothing there.
+    """Power of the embedding's change at the windows' stride relative to the power in between: dimensionless, 1 = no
+    effect.
 
     As `SeamScore`, but resampled over strips, of which there are `n`.
 
     Attributes:
-        stride: pixels from border to border in y and x; None where an axis has no two equal steps to compare.
+        stride: pixels between borders in y and x; None for an axis without two equal steps.
     """
 
     stride: tuple[int | None, int | None]
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, for JSON."""
+        """Return the fields by name, for JSON."""
         return {**asdict(self), "stride": list(self.stride)}
 
 
@@ -46,24 +47,25 @@ def stride_score(
     along: int = ALONG,
     seed: int = 0,
 ) -> StrideScore:
-    """Power of the embedding's change at the frequencies of the windows' stride, over that at the frequencies between.
+    """Compute the power of the embedding's change at the frequencies of the stride, relative to the frequencies in
+    between.
 
     The mean change per row of pairs in a strip of `segment` columns is a signal along y (and likewise along x). Over
-    two strides S its spectrum has the stride's fundamental and harmonics at the even bins 2k (k / S per pixel); what
-    repeats from window to window has no power at the odd bins. Share = mean of P(2k) / (P(2k) + P(2k +- 1)) over all
-    k < S / 2, both neighbours, all strips and all neighbouring windows; ratio = share / (1 - share). Where the spectrum
-    is smooth the share is 1/2 and the ratio 1, whatever its slope. Neither position nor shape of the seam matters.
+    two strides S its spectrum has the stride's fundamental and harmonics at the even bins 2k (k / S per pixel); a
+    pattern that repeats from window to window has no power at the odd bins. Share = mean of P(2k) / (P(2k) + P(2k +-
+    1)) over all k < S / 2, both neighbours, all strips and all neighbouring windows; ratio = share / (1 - share). Where
+    the spectrum is smooth the share is 1/2 and the ratio 1, whatever its slope. The score does not depend on position
+    or shape of the seam.
 
-    The interval resamples strips. The null puts the borders elsewhere, at a stride 5 to 30 % from the true one.
+    The interval resamples strips. The null uses other borders, at a stride that differs by 5 to 30 % from the true one.
 
     Args:
         embedding: as in `seam_profile`; so are borders_y, borders_x and exclude.
-        borders_y: rows; the longest run of equal steps is used, at least two borders of one axis must make one.
+        borders_y: rows; the longest run of equal steps is used, with at least two borders along one axis.
         borders_x: columns.
-        exclude: (Y, X) pixels to leave out.
-        segment: width of a strip in pixels; the score of a seam grows with it, as noise averages out.
-        grid: period in pixels of the network's own sampling grid; the harmonics that it shares with the stride are
-            left out.
+        exclude: (Y, X) pixels to exclude.
+        segment: width of a strip in pixels; the score of a seam increases with it, because noise averages out.
+        grid: period in pixels of the network's own sampling grid; harmonics in common with the stride are excluded.
         along: as in `seam_profile`.
         seed: of the bootstrap and of the shuffles.
 
@@ -71,14 +73,14 @@ def stride_score(
         The score; monotone in the size of a step at the borders, about the same for sections of any size.
 
     Raises:
-        DistillError: as `seam_profile`; or no two borders at one stride, or an embedding so flat that it has no
-            spectrum.
+        DistillError: as `seam_profile`; or there are no two borders at one stride, or the embedding is so flat that it
+            has no spectrum.
     """
     return stride_of_changes(changes_of(embedding, borders_y, borders_x, exclude, along), segment, grid, seed)
 
 
 def stride_of_changes(axes: Sequence[Changes], segment: int = 64, grid: int = 1, seed: int = 0) -> StrideScore:
-    """`stride_score` of what `changes_of` found.
+    """Compute `stride_score` from the output of `changes_of`.
 
     Raises:
         DistillError: as `stride_score`.
@@ -111,7 +113,10 @@ def stride_of_changes(axes: Sequence[Changes], segment: int = 64, grid: int = 1,
 
 
 def even_run(borders: Sequence[int]) -> tuple[int, int, int] | None:
-    """The longest run of borders at equal steps: its first border, step and number of borders; None with under two."""
+    """Find the longest run of borders at equal steps: its first border, step and number of borders; None with fewer
+    than
+    two.
+    """
     positions = sorted(set(borders))
     best: tuple[int, int, int] | None = None
     start = 0
@@ -125,13 +130,13 @@ def even_run(borders: Sequence[int]) -> tuple[int, int, int] | None:
 
 
 def _signal(axis: Changes, segment: int) -> Floats:
-    """(rows of pairs, strips) mean change; the strip's own mean where there is no pair."""
+    """Return the (rows of pairs, strips) mean change; the mean of the strip where there is no pair."""
     total, pairs = by_segment(axis, segment)
     return np.where(pairs > 0, quotient(total, pairs), quotient(total.sum(axis=0), pairs.sum(axis=0)))
 
 
 def _stretches(signal: Floats, run: tuple[int, int, int]) -> Floats:
-    """(windows, stride, strips) of the signal, a window's length around each border of the run."""
+    """Cut the signal into (windows, stride, strips), the length of a window around each border of the run."""
     first, stride, count = run
     start = max(0, first - stride // 2 - 1)
     count = min(count, (len(signal) - start) // stride)
@@ -139,7 +144,7 @@ def _stretches(signal: Floats, run: tuple[int, int, int]) -> Floats:
 
 
 def _shares(stretch: Floats, grid: int) -> Floats:
-    """Per strip, the mean share of power at the stride's harmonics; NaN for a strip without any change."""
+    """Return the mean fraction of power at the stride's harmonics per strip; NaN for a strip without any change."""
     stride = stretch.shape[1]
     pairs = np.concatenate([stretch[:-1], stretch[1:]], axis=1)
     power = np.abs(np.fft.rfft(pairs - pairs.mean(axis=1, keepdims=True), axis=1)) ** 2
@@ -154,7 +159,7 @@ def _shares(stretch: Floats, grid: int) -> Floats:
 
 
 def _random_run(run: tuple[int, int, int], rows: int, rng: np.random.Generator) -> tuple[int, int, int]:
-    """Borders that lie elsewhere: of another stride, 5 to 30 % from the true one, as many as fit into `rows`."""
+    """Draw other borders, at a stride that differs by 5 to 30 % from the true one, as many as fit into `rows`."""
     stride = run[1]
     near = [s for s in range(max(2, -(-7 * stride // 10)), 13 * stride // 10 + 1) if abs(s - stride) > stride / 20]
     fits = [s for s in near if 2 * s < rows] or [max(2, rows // 3)]

@@ -1,1 +1,1 @@
-"""The objects that cost most: where they lie, and lists of them."""
+"""Locations and lists of the objects with the largest errors."""

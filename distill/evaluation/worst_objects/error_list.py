@@ -1,4 +1,4 @@
-"""The worst objects as a list that a proofreader can work through: a table, or points in Neuroglancer."""
+"""Write the worst objects as a list for proofreading: a table, or points in Neuroglancer."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _COLUMNS = (
 
 
 def check_list(path: Path) -> None:
-    """Make sure, before long work begins, that a list can be written.
+    """Check, before a long computation, that a list can be written.
 
     Raises:
-        DistillError: a suffix other than .csv and .json, or a place that cannot be written.
+        DistillError: a suffix other than .csv and .json, or a location that cannot be written.
     """
     if path.suffix.lower() not in (".csv", ".json"):
         raise DistillError(f"--list: found {str(path)!r}, expected a file ending in .csv, or .json for Neuroglancer")
@@ -34,7 +34,7 @@ def check_list(path: Path) -> None:
 
 
 def place_nm(spot: Spot, segmentation: Volume) -> Nanometres:
-    """Centre of a spot's voxel, z, y, x in nm of the world."""
+    """Return the centre of a spot's voxel, z, y, x in nm in world coordinates."""
     z, y, x = (
         o + (v + 0.5) * r for o, v, r in zip(segmentation.offset, spot.voxel, segmentation.resolution, strict=True)
     )
@@ -42,10 +42,10 @@ def place_nm(spot: Spot, segmentation: Volume) -> Nanometres:
 
 
 def error_rows(spots: Sequence[Spot], segmentation: Volume) -> list[dict[str, Any]]:
-    """Spots as plain values, ready for JSON; voxels are those of the segmentation, z, y, x.
+    """Convert spots to plain values, ready for JSON; voxels are those of the segmentation, z, y, x.
 
-    `point` lies in the wrong piece `piece`, where it comes closest to the largest piece in its section; `box` is the
-    piece as a whole. `partners` are the largest pieces, the first of them where the object belongs.
+    `point` lies in the erroneous fragment `piece`, where it comes closest to the largest fragment in its section; `box`
+    is the bounding box of the fragment. `partners` are the largest fragments; the first is the correct one.
     """
     return [
         {
@@ -68,7 +68,7 @@ def error_rows(spots: Sequence[Spot], segmentation: Volume) -> list[dict[str, An
 
 
 def write_list(path: Path, spots: Sequence[Spot], segmentation: Volume) -> None:
-    """Write the list, whole or not at all: a table (.csv), or a Neuroglancer state with a point an error (.json).
+    """Write the list atomically: a table (.csv), or a Neuroglancer state with one point per error (.json).
 
     Raises:
         DistillError: see `check_list`, or the file cannot be written.
@@ -96,8 +96,10 @@ def _cells(row: dict[str, Any]) -> list[Any]:
 
 
 def neuroglancer_state(spots: Sequence[Spot], segmentation: Volume) -> dict[str, Any]:
-    """A viewer state whose one layer holds a point for every spot; axes x, y, z, in voxels of the segmentation from the
-    world's zero."""
+    """Build a viewer state with one layer that contains a point for every spot.
+
+    Axes are x, y, z, in voxels of the segmentation from the world's origin.
+    """
     scales = segmentation.resolution[::-1]
     dimensions = {axis: [nm * _METRES_PER_NM, "m"] for axis, nm in zip("xyz", scales, strict=True)}
     points = [

@@ -1,4 +1,4 @@
-"""Where chosen objects meet their pieces: voxels and extent of every pair of ids in every section."""
+"""Locate the fragments of selected objects: voxel counts and extents of every pair of ids in every section."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PieceRows:
-    """A row for every section in which a pair of ids has voxels, in ascending order of (z, u, v).
+    """One row for every section in which a pair of ids has voxels, in ascending order of (z, u, v).
 
     Attributes:
         u: (R,) ground-truth id, never 0.
@@ -36,14 +36,14 @@ class PieceRows:
     high: Ints
 
     def hull(self, rows: NDArray[np.intp]) -> Box:
-        """Smallest box around some rows."""
+        """Return the smallest box around some rows."""
         (top, left), (bottom, right) = self.low[rows].min(0).tolist(), self.high[rows].max(0).tolist()
         z = self.z[rows]
         return Box((int(z.min()), top, left), (int(z.max()) + 1, bottom, right))
 
 
 def pieces_in(both: Aligned, split: Ids, merged: Ids, box: Box) -> PieceRows:
-    """Rows of one block.
+    """Collect the rows of one block.
 
     Args:
         both: segmentation and ground truth.
@@ -57,7 +57,7 @@ def pieces_in(both: Aligned, split: Ids, merged: Ids, box: Box) -> PieceRows:
     new = np.empty(v.size, bool)
     np.not_equal(v[1:], v[:-1], out=new[1:])
     new[1:] |= u[1:] != u[:-1]
-    new[::width] = True  # a run stays in its row
+    new[::width] = True  # runs do not continue across rows
     starts = np.flatnonzero(new)
     wanted = (u[starts] != 0) & (np.isin(u[starts], split) | np.isin(v[starts], merged))
     length = np.diff(starts, append=v.size)[wanted]
@@ -70,7 +70,7 @@ def pieces_in(both: Aligned, split: Ids, merged: Ids, box: Box) -> PieceRows:
 
 
 def collect(parts: Iterable[PieceRows]) -> PieceRows:
-    """Rows of all blocks as one."""
+    """Combine the rows of all blocks."""
     those = list(parts)
     return _grouped(
         PieceRows(

@@ -1,1 +1,1 @@
-"""The same training with and without each term, scored alike."""
+"""Ablations: the same training with and without each distillation term, scored in the same way."""

@@ -1,1 +1,1 @@
-"""The optimiser's loop, its state and its timing."""
+"""Training loop, its saved state and its timing."""

@@ -1,4 +1,4 @@
-"""What a run of the optimiser's loop has reached: weights, moments, averages, random state; saved and taken back."""
+"""State of a training loop: weights, optimiser moments, averages and random state, with saving and loading."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from distill.core.errors import CheckpointError
 
 @dataclass
 class State:
-    """Everything that a resumed run needs, beside the configuration.
+    """Everything that a resumed run needs in addition to the configuration.
 
     Attributes:
-        module: what is trained.
+        module: the trained module.
         optimizer: its optimiser.
         average: averaged weights, if there are any.
-        step: steps done.
-        validated: the same, or fewer where the validation after the last step was broken off.
+        step: number of steps done.
+        validated: equal to `step`, or lower if the validation after the last step was interrupted.
         best: scores and steps of the best weights.
         pending: values since the last row of the log, by name, oldest first.
     """
@@ -40,7 +40,7 @@ class State:
     pending: dict[str, list[float]] = field(default_factory=dict)
 
     def save(self, path: Path, random: Sequence[Tensor] | None = None) -> None:
-        """Write all of it; the file is whole at every moment.
+        """Write the state atomically.
 
         Args:
             path: file.
@@ -60,19 +60,19 @@ class State:
             torch.save(values, temporary)
 
     def load(self, path: Path, *, rank: int = 0, ranks: int = 1) -> None:
-        """Take everything back from a saved state.
+        """Restore a saved state.
 
         Args:
             path: file.
             rank: number of this process.
-            ranks: how many processes train together.
+            ranks: number of training processes.
 
         Raises:
-            CheckpointError: the file is unreadable, of another network, or of another number of processes.
+            CheckpointError: the file is unreadable, or belongs to another network or another number of processes.
         """
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
-            random = found["rng"] if isinstance(found["rng"], list) else [found["rng"]]  # one tensor before version 0.2
+            random = found["rng"] if isinstance(found["rng"], list) else [found["rng"]]  # a tensor before version 0.2
             if len(random) != ranks:
                 raise CheckpointError(
                     f"{path}: cannot be resumed: saved by {len(random)} processes, found {ranks}; expected as many "
@@ -103,7 +103,9 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
-        """Move towards the module; the first steps move faster so that the start is forgotten."""
+        """Update the average with the module's values; the first updates have a larger weight, so that the start is
+        forgotten.
+        """
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in module.state_dict().items():
             kept = self.values[name]
@@ -114,7 +116,7 @@ class Average:
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
-        """The module carries the averaged weights inside the block."""
+        """Replace the module's weights by the averaged weights inside the block."""
         own = {name: value.detach().clone() for name, value in module.state_dict().items()}
         module.load_state_dict(self.values)
         try:
@@ -125,7 +127,7 @@ class Average:
 
 @contextmanager
 def restored(state: State) -> Iterator[None]:
-    """Put everything back after the block as it was before: weights, optimiser, averages, step, random numbers."""
+    """Restore weights, optimiser, averages, step and random states after the block to their values before it."""
     module = {name: value.detach().clone() for name, value in state.module.state_dict().items()}
     average = {name: value.clone() for name, value in state.average.values.items()} if state.average else {}
     optimizer, step, random = copy.deepcopy(state.optimizer.state_dict()), state.step, random_state()
@@ -143,13 +145,15 @@ def restored(state: State) -> Iterator[None]:
 
 
 def random_state() -> Tensor:
-    """State of torch's random numbers on the CPU and, where there is one, on this process's GPU, as bytes (uint8)."""
+    """Return the state of torch's random generators on the CPU and, if there is one, on this process's GPU, as bytes
+    (uint8).
+    """
     state = torch.get_rng_state()
     return torch.cat([state, torch.cuda.get_rng_state()]) if torch.cuda.is_available() else state
 
 
 def set_random_state(state: Tensor) -> None:
-    """Take back what `random_state` gave; what it says of a GPU is left out where there is none, and the other way."""
+    """Restore the output of `random_state`; the GPU part is ignored if there is no GPU, and vice versa."""
     own = len(torch.get_rng_state())
     torch.set_rng_state(state[:own].clone())
     if len(state) > own and torch.cuda.is_available():

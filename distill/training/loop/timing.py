@@ -1,8 +1,8 @@
-"""The time of a training step, cut into parts, measured while it runs.
+"""Measure the parts of a training step while it runs.
 
-On the CPU the parts are read from the clock. On a GPU the work runs behind the program, so every mark puts an event
-into the GPU's queue, and the times between the events are read one step later, when they have passed: nothing ever
-waits for a measurement. There `data` is what the GPU itself waited.
+On the CPU, the clock is read at every mark. A GPU runs asynchronously, so every mark records an event in its queue, and
+the times between events are read one step later, when they have passed; the measurement never synchronises. There,
+`data` is the idle time of the GPU itself.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ PARTS = ("data", "teacher", "student", "decoder", "losses", "backward", "optimis
 
 
 class StepClock:
-    """Marks of one step after the other; everything between two marks belongs to the second."""
+    """Marks within consecutive steps; the time between two marks belongs to the second one."""
 
     def __init__(self, device: torch.device) -> None:
-        """Measure on a device.
+        """Create the clock for a device.
 
         Args:
-            device: where the step runs.
+            device: on which the steps run.
         """
         self._on_gpu = device.type == "cuda"
         self._last = 0.0
@@ -33,7 +33,7 @@ class StepClock:
         self._events: list[tuple[str, torch.cuda.Event]] = []
 
     def start(self) -> None:
-        """A step begins here; what ran since the end of the last one belongs to no part."""
+        """Start a step; time since the end of the previous one belongs to no part."""
         self._parts = dict.fromkeys(PARTS, 0.0)
         if self._on_gpu:
             self._earlier, self._events = self._events, [("", self._event())]
@@ -41,7 +41,7 @@ class StepClock:
             self._last = time.perf_counter()
 
     def mark(self, part: str) -> None:
-        """What ran since the last mark belongs to `part`, beside what was marked so before."""
+        """Add the time since the last mark to `part`."""
         if self._on_gpu:
             self._events.append((part, self._event()))
             return
@@ -50,12 +50,15 @@ class StepClock:
         self._last = now
 
     def parts(self) -> dict[str, float]:
-        """Seconds by part: of the step that ends here; on a GPU of the one before it, nothing after the first step."""
+        """Return seconds by part of the step that ends now; on a GPU, of the step before it, and nothing after the
+        first
+        step.
+        """
         if not self._on_gpu:
             return dict(self._parts)
         found = dict.fromkeys(PARTS, 0.0) if self._earlier else {}
         for (_, first), (part, last) in pairwise(self._earlier):
-            last.synchronize()  # has passed: the loss of this step has been read since
+            last.synchronize()  # has passed, because the loss of this step has been read since
             found[part] += first.elapsed_time(last) / 1000
         return found
 
@@ -67,7 +70,7 @@ class StepClock:
 
 
 class Split:
-    """Time of many steps: means of the whole and of its parts."""
+    """Mean time of many steps and of their parts."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -76,7 +79,7 @@ class Split:
         self._parts = dict.fromkeys(PARTS, 0.0)
 
     def add(self, seconds: float, parts: Mapping[str, float]) -> None:
-        """One step more; without parts it counts for the whole alone."""
+        """Add one step; without parts, only its total is counted."""
         self.steps += 1
         self._seconds += seconds
         self._measured += bool(parts)
@@ -85,21 +88,21 @@ class Split:
 
     @property
     def seconds(self) -> float:
-        """Of a step, mean."""
+        """Mean time of a step."""
         return self._seconds / max(1, self.steps)
 
     @property
     def parts(self) -> dict[str, float]:
-        """Of a step by part, means."""
+        """Mean time of each part."""
         return {part: value / max(1, self._measured) for part, value in self._parts.items()}
 
     def line(self) -> str:
-        """One line with the share of every part, after one step at least; what they leave of the whole is `other`."""
+        """Format one line with the share of every part, after at least one step; the remainder is `other`."""
         parts = self.parts
         named = {**parts, "other": max(0.0, self.seconds - sum(parts.values()))}
         shares = ", ".join(f"{name} {100 * value / self.seconds:.1f} %" for name, value in named.items())
         return f"time per step {self.seconds:.3g} s: {shares}"
 
     def to_dict(self) -> dict[str, Any]:
-        """For run.json."""
+        """Return the values for run.json."""
         return {"steps": self.steps, "seconds": self.seconds, "parts": self.parts}

@@ -1,1 +1,1 @@
-"""The loss terms of a training, and how they are weighted."""
+"""Loss terms of a training, and their weights."""

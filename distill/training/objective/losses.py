@@ -1,4 +1,4 @@
-"""The losses of both papers as pure functions: tensors in, scalar out, masks explicit.
+"""Losses of both papers as pure functions: tensors in, scalar out, explicit masks.
 
 Liu et al., CVPR 2024 (student, distillation, 3D embedding teacher) and Chen et al., ICLR 2025 (queries); mask losses at
 sampled points after Cheng et al., CVPR 2022 (Mask2Former).
@@ -35,13 +35,13 @@ _RARITY = 0.6
 
 
 def weighted_mse(predicted: Tensor, target: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
-    """Sum of weight * (predicted - target)^2 over the valid entries, divided by their number; 0 if there are none."""
+    """Sum weight * (predicted - target)^2 over the valid entries and divide by their number; 0 if there are none."""
     error = weight * (predicted.float() - target.float()).square()
     return torch.where(valid, error, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def affinity_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Class-balanced MSE, the balance taken per sample and channel.
+    """Compute the class-balanced MSE, balanced per sample and channel.
 
     Args:
         predicted: (B, K, ...) affinities.
@@ -49,7 +49,7 @@ def affinity_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         valid: (B, K, ...) bool.
 
     Returns:
-        Mean over the channels' losses.
+        Mean over the losses of the channels.
     """
     losses = []
     for k in range(predicted.shape[1]):
@@ -59,9 +59,9 @@ def affinity_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 
 def multi_offset_loss(embedding: Tensor, labels: Tensor, offsets: Sequence[Triple] = MULTI) -> Tensor:
-    """The 3D embedding teacher's loss: class-balanced MSE of cosine affinities at many offsets.
+    """Compute the loss of the 3D embedding teacher: class-balanced MSE of cosine affinities at many offsets.
 
-    The three nearest offsets weigh 10, the others 1 (Liu et al., CVPR 2024).
+    The three nearest-neighbour offsets have weight 10, the others 1 (Liu et al., CVPR 2024).
 
     Args:
         embedding: (B, E, D, H, W), any scale.
@@ -97,7 +97,7 @@ def student_offset_loss(
         previous: (B, E, D - 1, H, W) previous-branch embeddings of sections 0 .. D - 2, any scale.
         current: (B, E, D - 1, H, W) current-branch embeddings of sections 1 .. D - 1.
         labels: (B, D, H, W) int64.
-        offsets: (-k, 0, 0) with k > 0, or (0, y, x). Offsets that leave the block are left out.
+        offsets: (-k, 0, 0) with k > 0, or (0, y, x). Offsets that exceed the block are skipped.
         grid: edges begin at every `grid`-th row and column; with random phases the mean over steps is that of all
             edges, up to the class balance.
         phase: (y, x) of the first row and column, 0 to `grid` - 1.
@@ -125,13 +125,13 @@ def student_offset_loss(
 
 
 def _every(grid: int, phase: tuple[int, int], plane: Sequence[slice]) -> tuple[slice, slice]:
-    """Rows and columns of a plane, every `grid`-th from `phase` on."""
+    """Return rows and columns of a plane, every `grid`-th from `phase`."""
     rows, columns = (slice(s.start + first, s.stop, grid) for s, first in zip(plane, phase, strict=True))
     return rows, columns
 
 
 def cross_dimension_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
-    """CAD: the student's affinities against the teacher's (Liu et al., CVPR 2024).
+    """Compute the cross-dimension affinity distillation loss between student and teacher (Liu et al., CVPR 2024).
 
     Args:
         student: (B, 3, ...) in [0, 1].
@@ -139,7 +139,7 @@ def cross_dimension_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Ten
         valid: (B, 3, ...) bool, edges that lie inside the block.
 
     Returns:
-        MSE with the balance of the teacher's own classes (above 0.5 = connected).
+        MSE, balanced by the teacher's classes (above 0.5 = connected).
     """
     losses = []
     for k in range(student.shape[1]):
@@ -157,11 +157,12 @@ def grafting_loss(
     *,
     known: Tensor | None = None,
 ) -> Tensor:
-    """FGI: the student's embeddings take a place in the teacher's volume (Liu et al., CVPR 2024).
+    """Compute the feature grafting loss, which inserts the student's embeddings into the teacher's volume (Liu et al.,
+    CVPR 2024).
 
-    For the pair (z - 1, z) and every distance k the previous branch's embedding is compared with the teacher's of
-    section z - 1 + k, the current branch's with that of z + k; the clamped cosine is held against the z-affinity of the
-    labels at distance k. All dot products are of normalised embeddings and every distance counts.
+    For the pair (z - 1, z) and every distance k, the previous branch's embedding is compared with the teacher's of
+    section z - 1 + k, and the current branch's with that of z + k. The target of the clamped cosine is the z-affinity
+    of the labels at distance k. All embeddings are normalised, and every distance counts.
 
     Args:
         previous: (B, E, D - 1, H, W) previous-branch embeddings of sections 0 .. D - 2.
@@ -169,9 +170,9 @@ def grafting_loss(
         teacher: (B, E, D, H, W).
         labels: (B, D, H, W) int64; None: the targets are the teacher's own clamped cosines at each distance, without
             gradient.
-        distances: in sections, each at least 1; those that leave the block are left out.
-        known: (B, D, H, W) labels whose UNKNOWN voxels (`distill.core.known`) do not count where `labels` is None;
-            None: all count.
+        distances: in sections, each at least 1; those that exceed the block are skipped.
+        known: (B, D, H, W) labels whose UNKNOWN voxels (`distill.core.known`) are ignored if `labels` is None; None:
+            all count.
 
     Returns:
         Mean over the branches and distances that fit.
@@ -194,7 +195,7 @@ def grafting_loss(
 
 
 def _section_cosines(embedding: Tensor, distance: int, known: Tensor | None) -> Targets:
-    """Soft z-targets of an embedding volume (B, E, D, H, W), as `section_labels` gives them of labels."""
+    """Compute soft z-targets from an embedding volume (B, E, D, H, W), as `section_labels` does from labels."""
     if known is None:
         known = embedding.new_zeros((len(embedding), *embedding.shape[2:]), dtype=torch.int64)
     cosine = embedding_affinity(embedding, [(-distance, 0, 0)])[:, 0]
@@ -202,11 +203,11 @@ def _section_cosines(embedding: Tensor, distance: int, known: Tensor | None) -> 
 
 
 def instance_targets(labels_HW: Tensor) -> Tensor:
-    """Instances at half resolution: the commonest id of every 2x2 window, in a tie the larger (so never background).
+    """Reduce labels to half resolution: the most frequent id of every 2x2 window, in a tie the larger (so never
+    background).
 
-    The hard form of resizing each instance's mask by one half and keeping what is at least one half. Odd sizes repeat
-    their last row and column. UNKNOWN voxels (`distill.core.known`) have no vote: a window is UNKNOWN where all four
-    are.
+    This is the hard form of halving each instance's mask and thresholding at one half. Odd sizes repeat their last row
+    and column. UNKNOWN voxels (`distill.core.known`) have no vote: a window is UNKNOWN if all four are.
 
     Args:
         labels_HW: (..., H, W) int64.
@@ -223,19 +224,19 @@ def instance_targets(labels_HW: Tensor) -> Tensor:
     best = votes.amax(0)
     lowest = torch.iinfo(four.dtype).min
     winner = four.masked_fill(four == 0, lowest + 1).masked_fill(votes < best, lowest).amax(0)
-    winner = winner.masked_fill(winner == lowest + 1, 0)  # background wins only alone, whatever the sign of the ids
+    winner = winner.masked_fill(winner == lowest + 1, 0)  # background wins only if alone, for ids of either sign
     return winner.masked_fill(best == 0, UNKNOWN)
 
 
 def draw_points(instances: Tensor, points: int, generator: torch.Generator | None = None) -> Tensor:
-    """Voxels at which a step's mask losses are computed: uniform, none twice.
+    """Draw the voxels at which the mask losses of a step are computed: uniform, without replacement.
 
-    Cheng et al., CVPR 2022, draw points anew for every loss and mostly where masks are uncertain; these are uniform, so
-    that the cross-entropy's gradient is right on average.
+    Cheng et al., CVPR 2022, redraw points for every loss and favour uncertain voxels. These are uniform, so that the
+    gradient of the cross-entropy is unbiased.
 
     Args:
         instances: (B, D, h, w), for its shape and device.
-        points: P, at most; all voxels if there are no more.
+        points: maximum number P; all voxels if there are no more.
         generator: randomness, on the CPU.
 
     Returns:
@@ -247,22 +248,22 @@ def draw_points(instances: Tensor, points: int, generator: torch.Generator | Non
 
 
 def at_points(values: Tensor, points: Tensor) -> Tensor:
-    """Values at drawn voxels: (B, D, h, w) -> (B, P) or (B, C, D, h, w) -> (B, C, P)."""
+    """Select values at drawn voxels: (B, D, h, w) to (B, P), or (B, C, D, h, w) to (B, C, P)."""
     flat = values.flatten(-3)
     index = points if flat.ndim == 2 else points.unsqueeze(1).expand(-1, flat.shape[1], -1)
     return flat.gather(-1, index)
 
 
 def mask_cross_entropy(masks: Tensor, instances: Tensor, matches: Sequence[Match]) -> Tensor:
-    """Softmax cross-entropy over queries; background voxels belong to channel 0.
+    """Compute the softmax cross-entropy over queries; background voxels belong to channel 0.
 
-    At voxels of `draw_points` its mean over the draws, and that of its gradient, is the one over all voxels, if every
+    At voxels of `draw_points`, its expectation and that of its gradient equal the values over all voxels, if every
     instance has a query.
 
     Args:
         masks: (B, 1 + Q, D, h, w) logits, or (B, 1 + Q, P) at drawn voxels.
-        instances: (B, D, h, w) or (B, P) int64; instances without a query are left out, as is what is UNKNOWN.
-        matches: one a block.
+        instances: (B, D, h, w) or (B, P) int64; instances without a query and UNKNOWN voxels are ignored.
+        matches: one per block.
 
     Returns:
         Mean over the voxels that count.
@@ -280,18 +281,18 @@ def mask_cross_entropy(masks: Tensor, instances: Tensor, matches: Sequence[Match
 
 
 def mask_dice(masks: Tensor, instances: Tensor, matches: Sequence[Match]) -> Tensor:
-    """1 - Dice of the matched queries, over the voxels that are not background; mean over all pairs of the batch.
+    """Compute 1 - Dice of the matched queries over non-background voxels, averaged over all pairs of the batch.
 
-    The published code has sums of squares below the line and divides by all 1 + Q channels instead of the M pairs, so
-    its weight of 3 counts (1 + Q) / M times less than here.
+    The published code has sums of squares in the denominator and divides by all 1 + Q channels instead of the M pairs,
+    so its weight of 3 is effectively (1 + Q) / M times smaller than in this definition.
 
-    Dice is a ratio: at voxels of `draw_points` it tends to the whole one as P grows, but its mean over the draws is
-    another, most so for instances with few drawn voxels; pairs without any are left out.
+    Dice is a ratio: at voxels of `draw_points` it converges to the full value as P grows, but it is biased, most
+    strongly for instances with few drawn voxels; pairs without any are skipped.
 
     Args:
         masks: (B, 1 + Q, D, h, w) logits, or (B, 1 + Q, P) at drawn voxels.
         instances: (B, D, h, w) or (B, P) int64.
-        matches: one a block.
+        matches: one per block.
     """
     losses = []
     for logits, labels, pairs in zip(masks, instances, matches, strict=True):
@@ -310,16 +311,18 @@ def mask_dice(masks: Tensor, instances: Tensor, matches: Sequence[Match]) -> Ten
 def instance_discrimination(
     mask_features: Tensor, instances: Tensor, *, samples: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Pixel instance discrimination: voxels of one instance resemble each other more than others.
+    """Compute the pixel instance discrimination loss: voxels of one instance should resemble each other more than
+    others.
 
-    Sampled voxels favour small instances (Gumbel top-k on 0.6 * log inverse instance size); each one's similarities to
-    the others at temperature 0.3 go through a softmax, and the log of the share that its own instance gets is averaged.
-    The published code has the voxel itself among the others and takes the features before normalisation.
+    Sampled voxels favour small instances (Gumbel top-k on 0.6 * log inverse instance size). The similarities of each
+    voxel to the others, at temperature 0.3, pass through a softmax, and the log of the fraction assigned to its own
+    instance is averaged. The published code includes the voxel itself among the others and uses the features before
+    normalisation.
 
     Args:
         mask_features: (B, C, D, h, w), L2-normalised.
         instances: (B, D, h, w) int64, compact.
-        samples: voxels a block (4096 as published).
+        samples: voxels per block (4096 as published).
         generator: randomness of the sampling.
     """
     losses = []
@@ -345,21 +348,25 @@ def instance_discrimination(
 
 
 def affinity_cross_entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Binary cross-entropy of affinity logits, mean over valid edges; targets may be soft (halved in resolution)."""
+    """Compute the binary cross-entropy of affinity logits, averaged over valid edges; targets may be soft (halved
+    resolution).
+    """
     loss = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
     return torch.where(valid, loss, 0.0).sum() / valid.sum().clamp(min=1)
 
 
 def _mean(losses: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Mean over all entries; 0 if there are none."""
+    """Average all entries; 0 if there are none."""
     every = torch.cat([like.new_zeros(0, dtype=torch.float32), *losses])
     return every.mean() if len(every) else like.new_zeros((), dtype=torch.float32)
 
 
 def _channels(labels: Tensor, pairs: Match) -> Tensor:
-    """Mask channel of every voxel: 0 background, 1 + query of its instance, -1 without one or UNKNOWN."""
+    """Return the mask channel of every voxel: 0 background, 1 + query of its instance, -1 without a query or
+    UNKNOWN.
+    """
     last = torch.cat([labels.max().clamp(min=0).view(1), pairs.instance]).max()  # drawn voxels may lack instances
-    table = labels.new_full((int(last) + 2,), -1)  # the last one is where the index UNKNOWN = -1 leads
+    table = labels.new_full((int(last) + 2,), -1)  # the index UNKNOWN = -1 selects the last entry
     table[0] = 0
     table[pairs.instance] = 1 + pairs.query
     return table[labels]

@@ -1,6 +1,6 @@
-"""Terms of the query decoder's masks: against the labels, and the student's against the teacher's.
+"""Loss terms of the query decoder's masks: against the labels, and the student's against the teacher's.
 
-Chen et al., ICLR 2025, for the losses; all rounds share one matching and the same drawn voxels.
+Chen et al., ICLR 2025, for the losses; all rounds use the same matching and the same drawn voxels.
 
 Legend: B volumes, D sections, h w half resolution, P drawn voxels.
 """
@@ -35,16 +35,16 @@ def mask_terms(
     weights: QueryLoss,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """A network's masks against the labels, all rounds.
+    """Compute the losses of a network's masks against the labels, for all rounds.
 
     Args:
-        decoded: of a batch.
+        decoded: decoder output of a batch.
         part: the network's blocks in it.
-        instances: (B, D, h, w) int64, compact in every block, UNKNOWN (`distill.core.known`) where no term looks.
-        pairs: one a block.
-        points: (B, P) voxels to look at; None = all.
-        weights: of the terms; 0 leaves one out.
-        generator: of the voxels that the discrimination draws.
+        instances: (B, D, h, w) int64, compact in every block, UNKNOWN (`distill.core.known`) where voxels are ignored.
+        pairs: one per block.
+        points: (B, P) voxels to use; None = all.
+        weights: of the terms; 0 disables a term.
+        generator: randomness of the voxels drawn for the discrimination loss.
     """
     rounds, seen = _rounds(decoded, part, points), instances if points is None else at_points(instances, points)
     terms: dict[str, Tensor] = {}
@@ -70,14 +70,14 @@ def taught_masks_term(
     weights: QueryLoss,
     known: Tensor | None = None,
 ) -> Tensor:
-    """The student's masks of all rounds against the teacher's.
+    """Compute the mask distillation loss: the student's masks of all rounds against the teacher's.
 
     Args:
-        decoded: of a batch.
+        decoded: decoder output of a batch.
         part: the student's blocks in it.
         taught: (B, 1 + T, D, h, w) the teacher's logits, detached.
-        pairs: one a block.
-        points: (B, P) voxels to look at; None = all.
+        pairs: one per block.
+        points: (B, P) voxels to use; None = all.
         weights: `cross_entropy` and `dice`, not both 0.
         known: (B, D, h, w) bool, voxels that count; None = all.
     """
@@ -93,9 +93,9 @@ def taught_masks_term(
 
 
 def split_instances(labels: Tensor) -> Tensor:
-    """Every connected component (26 neighbours) its own instance, compact in every block.
+    """Split labels into connected components (26 neighbours), numbered compactly in every block.
 
-    Components of one id that touch UNKNOWN voxels stay one instance: what connects them may lie there.
+    Components of one id that touch UNKNOWN voxels stay one instance, because they may be connected there.
 
     Args:
         labels: (B, D, H, W) int64, 0 = background.
@@ -129,7 +129,7 @@ def _components(labels: Tensor) -> Tensor:
 
 
 def _rounds(decoded: DecoderOutput, part: slice, points: Tensor | None) -> list[Tensor]:
-    """Masks of some blocks of the batch, first round to last, at drawn voxels if there are any."""
+    """Return the masks of some blocks of the batch, first round to last, at drawn voxels if there are any."""
     rounds = [masks[part] for masks in decoded.masks]
     return rounds if points is None else [at_points(masks, points) for masks in rounds]
 

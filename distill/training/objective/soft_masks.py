@@ -1,7 +1,7 @@
-"""One network's instance masks as targets of the other's: pairs of queries, soft cross-entropy and Dice.
+"""Mask distillation: instance masks of one network as targets of the other, by pairs of queries.
 
-The soft forms of `mask_cross_entropy` and `mask_dice` in `distill.training.objective.losses`, to which they are equal
-where every voxel's mask share is 0 or 1.
+Soft cross-entropy and Dice are the soft forms of `mask_cross_entropy` and `mask_dice` in
+`distill.training.objective.losses`, to which they are equal if every mask value is 0 or 1.
 
 Legend: B batch, Q queries of the student, T queries of the teacher, M pairs, D h w = z y x, P drawn voxels.
 """
@@ -20,7 +20,7 @@ from distill.decoder.matching import Match
 
 @dataclass(frozen=True)
 class QueryPairs:
-    """Queries of one block that stand for the same instance; none occurs twice."""
+    """Pairs of queries of one block that represent the same instance; each query occurs at most once."""
 
     student: Tensor  # (M,) int64, 0-based query
     teacher: Tensor  # (M,) int64, 0-based query
@@ -30,11 +30,11 @@ class QueryPairs:
 def pairs_by_instance(
     student: Sequence[Match], teacher: Sequence[Match], taught: Tensor, known: Tensor | None = None
 ) -> list[QueryPairs]:
-    """Queries that are matched to the same ground-truth instance, where the teacher's wins a voxel.
+    """Pair queries that are matched to the same ground-truth instance, if the teacher's query wins a voxel.
 
     Args:
-        student: one a block.
-        teacher: one a block, with the same instances.
+        student: one per block.
+        teacher: one per block, with the same instances.
         taught: (B, 1 + T, D, h, w) the teacher's logits.
         known: (B, D, h, w) bool, voxels that count; None = all.
     """
@@ -50,16 +50,16 @@ def pairs_by_instance(
 
 @torch.no_grad()
 def pairs_by_overlap(masks: Tensor, taught: Tensor) -> list[QueryPairs]:
-    """One-to-one assignment with the largest summed soft Dice, of the teacher's queries that win a voxel.
+    """Pair queries one to one with the largest total soft Dice, for teacher queries that win a voxel.
 
     Needs no labels.
 
     Args:
         masks: (B, 1 + Q, D, h, w) the student's logits, -inf for queries that a block does not have.
-        taught: (B, 1 + T, D, h, w) the teacher's, likewise.
+        taught: (B, 1 + T, D, h, w) the teacher's logits, -inf likewise.
 
     Returns:
-        One a block; pairs without any overlap are left out.
+        One per block; pairs without any overlap are omitted.
     """
     found = []
     for own, other in zip(masks, taught, strict=True):
@@ -74,14 +74,14 @@ def pairs_by_overlap(masks: Tensor, taught: Tensor) -> list[QueryPairs]:
 
 
 def soft_dice_matrix(masks: Tensor, taught: Tensor) -> Tensor:
-    """Dice of every mask of one network with every mask of the other, both soft.
+    """Compute the soft Dice of every mask of one network with every mask of the other.
 
     Args:
         masks: (1 + Q, D, h, w) logits of one block, channel 0 = background.
         taught: (1 + T, D, h, w) logits.
 
     Returns:
-        (Q, T) in [0, 1]: 2 sum(p q) / (sum p + sum q), p and q the soft-max over all channels.
+        (Q, T) in [0, 1]: 2 sum(p q) / (sum p + sum q), p and q the softmax over all channels.
     """
     p, q = (logits.float().softmax(0)[1:].flatten(1) for logits in (masks, taught))
     return 2 * (p @ q.T) / (p.sum(1, keepdim=True) + q.sum(1)).clamp(min=1e-6)
@@ -90,14 +90,14 @@ def soft_dice_matrix(masks: Tensor, taught: Tensor) -> Tensor:
 def soft_mask_cross_entropy(
     masks: Tensor, taught: Tensor, pairs: Sequence[QueryPairs], known: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy of the student's soft-max over queries with the teacher's shares as soft targets.
+    """Compute the cross-entropy of the student's softmax over queries with the teacher's softmax as soft target.
 
-    Background and matched queries count, each voxel by the share that the teacher gives them.
+    Background and matched queries count, with voxels weighted by the teacher's probability for them.
 
     Args:
         masks: (B, 1 + Q, D, h, w) logits, or (B, 1 + Q, P) at drawn voxels.
         taught: (B, 1 + T, ...) logits of the same voxels; gradients flow into it unless the caller detaches it.
-        pairs: one a block.
+        pairs: one per block.
         known: (B, D, h, w) or (B, P) bool, voxels that count; None = all.
 
     Returns:
@@ -114,12 +114,12 @@ def soft_mask_cross_entropy(
 
 
 def soft_mask_dice(masks: Tensor, taught: Tensor, pairs: Sequence[QueryPairs], known: Tensor | None = None) -> Tensor:
-    """1 - soft Dice of the matched queries; voxels count by the share that the teacher does not call background.
+    """Compute 1 - soft Dice of the matched queries, with voxels weighted by the teacher's non-background probability.
 
     Args:
         masks: (B, 1 + Q, D, h, w) logits, or (B, 1 + Q, P) at drawn voxels.
         taught: (B, 1 + T, ...) logits of the same voxels.
-        pairs: one a block.
+        pairs: one per block.
         known: (B, D, h, w) or (B, P) bool, voxels that count; None = all.
 
     Returns:
@@ -139,7 +139,7 @@ def soft_mask_dice(masks: Tensor, taught: Tensor, pairs: Sequence[QueryPairs], k
 
 
 def _counted(masks: Tensor, taught: Tensor, known: Tensor | None) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Logits of each block, (1 + Q, ...) and (1 + T, ...), at the voxels that count."""
+    """Return the logits of each block, (1 + Q, ...) and (1 + T, ...), at the voxels that count."""
     if known is None or bool(known.all()):
         return list(masks), list(taught)
     rows = list(known)
@@ -148,13 +148,13 @@ def _counted(masks: Tensor, taught: Tensor, known: Tensor | None) -> tuple[Seque
 
 
 def _wins(logits: Tensor, known: Tensor | None = None) -> Tensor:
-    """(1 + T, ...) -> (T,) bool: queries with the largest logit somewhere that counts."""
+    """Map (1 + T, ...) to (T,) bool: queries with the largest logit at some voxel that counts."""
     best = logits.argmax(0)
     count = torch.bincount(best.flatten() if known is None else best[known], minlength=len(logits))
     return count[1:] > 0
 
 
 def _with_background(pairs: QueryPairs) -> tuple[Tensor, Tensor]:
-    """Channels of both networks: the background, then the pairs."""
+    """Return the channels of both networks: the background, then the pairs."""
     background = pairs.student.new_zeros(1)
     return torch.cat([background, 1 + pairs.student]), torch.cat([background, 1 + pairs.teacher])

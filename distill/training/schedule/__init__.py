@@ -1,1 +1,1 @@
-"""What runs at each step, how many steps a training has, and how long it takes."""
+"""Schedule of a training: work of each step, number of steps, and expected duration."""
