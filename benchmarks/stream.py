@@ -44,7 +44,6 @@ from distill.segmentation.agglomeration import waterz
 from students.backends.functions import ExtraOutputs
 from students.backends.openvino import OpenVINOBackend
 from students.streaming.runner import SectionRunner
-from students.streaming.transfer import grey_values
 from students.student import Student
 
 WAYS = (
@@ -188,7 +187,7 @@ def make(preset: str, checkpoint: Path | None, model: str | None = None) -> Stud
 
 def operations(student: Student, pair: Sections) -> int:
     """Operations of a section in a stream: encoded once, decoded with the one before it (a multiply-add is two)."""
-    grey = grey_values(pair)
+    grey = torch.from_numpy(as_unit_range(pair))[:, None]
     with torch.inference_mode():
         before = student.encode(grey[:1])
         with FlopCounterMode(display=False) as counter:
@@ -299,7 +298,7 @@ class _Profiled(OpenVINOBackend):
 def layers(student: Student, pair: Sections, repeat: int) -> dict[str, dict[str, float]]:
     """Seconds of a section by kind of layer, OpenVINO: where the time goes, least of some runs."""
     backend = _Profiled(student, None, ExtraOutputs(), precision=resolved(AUTO, torch.device("cpu")))
-    grey = grey_values(pair)
+    grey = torch.from_numpy(as_unit_range(pair))[:, None]
     best: dict[str, dict[str, float]] = {}
     for _ in range(repeat + 1):
         before = backend.encode(grey[:1])
