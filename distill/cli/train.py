@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from distill import __version__
 from distill.cli.app import app
 from distill.cli.console import Bar, say, say_error, took
 from distill.cli.options import Device, Precision, Resolution, runtime_of
 from distill.core.errors import DistillError
 from distill.core.hardware import AUTO
 from distill.core.pace import number
+from distill.core.version import VERSION
 
 if TYPE_CHECKING:
     from distill.training.train import Progress
@@ -46,7 +46,7 @@ def phantom(
         raw=made.raw,
         labels=made.labels,
         resolution=made.resolution,
-        attributes={"source": f"affinity-distill {__version__} phantom, seed {seed}"},
+        attributes={"source": f"affinity-distill {VERSION} phantom, seed {seed}"},
     )
     say(f"{out}: {' x '.join(map(str, made.raw.shape))} voxels, {int(made.labels.max())} neurons, {took(began)}")
     say(f"next: distill info {out}")

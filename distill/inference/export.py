@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import distill
 from distill.core.errors import DistillError
 from distill.core.normalisation import Normaliser
+from distill.core.version import VERSION
 from distill.data.phantom import make_phantom
 from distill.io.volume import open_volume
 from distill.io.writers.output import check_place
@@ -75,7 +75,7 @@ def export(model: str, form: str, out: Path, sample: str | None, *, overwrite: b
                 f"(embedding), expected at most {_TOLERANCE:g}"
             )
         about = {
-            "version": distill.__version__,
+            "version": VERSION,
             "model": trained.path.name,
             "format": form,
             "stride": trained.student.stride,

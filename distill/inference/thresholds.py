@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import yaml
 
-import distill
 from distill.core.atomic import replacing
 from distill.core.errors import ConfigError
+from distill.core.version import VERSION
 from distill.io.readers.array import readable
 from distill.io.writers.store import writing
 
@@ -59,7 +59,7 @@ def write_thresholds(path: Path, chosen: dict[Method, ChosenThreshold], of: Prov
         SourceError: the disk refuses.
     """
     document = {
-        "version": distill.__version__,
+        "version": VERSION,
         "chosen_on": asdict(of),
         "methods": {method: asdict(one) for method, one in chosen.items()},
     }

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-import distill
 from distill.config import Pair
 from distill.core.atomic import replacing
 from distill.core.hardware import Chosen
+from distill.core.version import VERSION
 from distill.training.loop.timing import Split
 
 
@@ -39,7 +39,7 @@ class RunRecord:
             "command": command,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "first_step": first_step,
-            "versions": {"affinity-distill": distill.__version__, "torch": torch.__version__, "numpy": np.__version__},
+            "versions": {"affinity-distill": VERSION, "torch": torch.__version__, "numpy": np.__version__},
             "python": sys.version.split()[0],
             "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
             **chosen.record(),

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-import distill
 from distill.config import Pair, dump, load_pair, older_defaults
 from distill.core.atomic import replacing
 from distill.core.errors import CheckpointError, DistillError, SourceError
 from distill.core.hardware import AUTO, Chosen, Precision, choose
+from distill.core.version import VERSION
 from distill.data.crops import Items, batches
 from distill.inference.options import Runtime
 from distill.models.checkpoint import save_weights
@@ -390,7 +390,7 @@ class _Bookkeeping:
             "merge_threshold": found.threshold,
             "resolution": list(resolution),
             "data": config.student.data.model_dump(mode="json"),
-            "version": distill.__version__,
+            "version": VERSION,
         }
         path = self.out / "checkpoints" / f"{kind}-{state.step:07d}.safetensors"
         if kind == "student":

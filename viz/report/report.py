@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import distill
 from distill.core.errors import DistillError, SourceError
 from distill.core.geometry import Box
+from distill.core.version import VERSION
 from distill.evaluation.contingency import Scores
 from distill.evaluation.segmentation import evaluate
 from distill.evaluation.worst_objects.locate import Spot, find_spots
@@ -191,7 +191,7 @@ def _document(run: RunFolder, scored: Sequence[_Scored]) -> str:
         PageSection("repeat", "How to repeat it", report_parts.repeat(run, [line for line in commands if line])),
     ]
     title = f"Run {run.path.resolve().name}"
-    foot = f"Written by distill {distill.__version__}. This file holds everything that it shows."
+    foot = f"Written by distill {VERSION}. This file holds everything that it shows."
     return page(title, report_parts.lead(run), [report_parts.first_numbers(run)], parts, foot)
 
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-import distill
 from distill.core.affinity import NEAREST
 from distill.core.errors import CheckpointError, DistillError, SourceError
 from distill.core.hardware import check_precision
 from distill.core.pace import rate
+from distill.core.version import VERSION
 from distill.inference.aside import forget_replaced, take_back
 from distill.inference.blockwise import finish as lay
 from distill.inference.blockwise.begin import finished_about, is_blocks, prepare, settings_of, undone_blocks
@@ -317,7 +317,7 @@ class _Run:
         work, note = self._work, mapping_note(self._out)
         assert note is not None, "merged before"
         about = {
-            "version": distill.__version__,
+            "version": VERSION,
             "source": work.source,
             "model": work.weights,
             "network": work.network,

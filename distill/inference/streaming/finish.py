@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import distill
 from distill.core.atomic import replacing
 from distill.core.errors import SourceError
 from distill.core.geometry import Box, grid
 from distill.core.labels import Relabelling
+from distill.core.version import VERSION
 from distill.inference.assembly import final_relabelling
 from distill.inference.streaming.output.manifest import FOLDER, Line, all_lines, read_job
 from distill.inference.streaming.output.store import INNER, ome
@@ -57,7 +57,7 @@ def finish(out: Path, merge: float | None) -> Finished:
     count = _contiguous(out, lines, job)
     threshold = job["merge_threshold"] if merge is None else merge
     about: dict[str, Any] = {
-        "version": distill.__version__,
+        "version": VERSION,
         "source": job["source"],
         "model": job["model"],
         "precision": job["precision"],

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import distill
 from distill.config import DataConfig, Pair, checked_pair
 from distill.config.data import PartName, spans
 from distill.core.errors import CheckpointError, DistillError, SourceError
+from distill.core.version import VERSION
 from distill.inference.options import Runtime
 from distill.models.load import find_weights, pick_device
 from distill.training.ablation.scores import (
@@ -243,7 +243,7 @@ def _write(
     table, numbers = out / "ablation.md", out / "ablation.json"
     write_text(table, text)
     values = {
-        "version": distill.__version__,
+        "version": VERSION,
         "command": shlex.join(command),
         "scored_on": scored,
         "sections": _sections(config.student.data),
