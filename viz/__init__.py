@@ -1,1 +1,1 @@
-"""Figures, colours and the seam score."""
+"""Figures, report and viewer."""

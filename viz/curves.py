@@ -1,4 +1,6 @@
-"""Figures of a run: losses and validation over the steps, and one validation section as both networks segment it."""
+"""Figures of a run: losses and validation scores over the steps, and one validation section segmented by both
+networks.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def run_figures(run: Path, judged: Mapping[str, Judged], part: Part) -> None:
     Args:
         run: run folder with metrics.jsonl.
         judged: the last validation.
-        part: to validate on; of several the first.
+        part: validation part; the first of several.
     """
     folder = run / "figures"
     folder.mkdir(exist_ok=True)
@@ -48,7 +50,7 @@ def run_figures(run: Path, judged: Mapping[str, Judged], part: Part) -> None:
 
 
 def _rows(metrics: Path) -> Iterator[dict[str, float]]:
-    """Rows of metrics.jsonl with the names that the figure looks for."""
+    """Iterate over rows of metrics.jsonl with the names expected by the figure."""
     for line in metrics.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if "loss" in row:
@@ -60,7 +62,7 @@ def _rows(metrics: Path) -> Iterator[dict[str, float]]:
 
 
 def curves_figure(rows: Sequence[Mapping[str, Any]], out: Path, dpi: int = 300) -> None:
-    """Write the figure of `build_curves_figure` to `out` (.png, .svg or .pdf), whole or not at all.
+    """Write the figure of `build_curves_figure` to `out` (.png, .svg or .pdf) atomically.
 
     Raises:
         DistillError: as `build_curves_figure`, or an `out` that cannot be written.
@@ -69,15 +71,15 @@ def curves_figure(rows: Sequence[Mapping[str, Any]], out: Path, dpi: int = 300) 
 
 
 def build_curves_figure(rows: Sequence[Mapping[str, Any]], dpi: int = 300) -> Figure:
-    """Loss terms (log scale) and validation VOI over training steps.
+    """Draw loss terms (log scale) and validation VOI over training steps.
 
     Args:
         rows: records with `step` and any of the named values; a name with `loss` in it is a loss term, one with `voi`
-            a VOI in bits; other names, and values that are missing or not finite, are left out.
+            a VOI in bits; other names, and values that are missing or not finite, are ignored.
         dpi: device pixels per inch.
 
     Returns:
-        Figure with the axes losses, VOI; one without values is left out.
+        Figure with the axes losses, VOI; axes without values are omitted.
 
     Raises:
         DistillError: a row without a step, or no value to show.

@@ -1,4 +1,4 @@
-"""A figure of scores: what each object costs, how far each neuron can be followed, what each affinity channel sees."""
+"""Figure of scores: error of each object, expected run length of each neuron, curves of each affinity channel."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INCHES = 2.35  # a panel's side
-_NAMED = 5  # objects that carry their id
-_AREA = (3.0, 90.0)  # square points of the smallest and the largest object
-_APART = 0.12  # of a panel, between objects that carry their id
+_NAMED = 5  # objects labelled with their id
+_AREA = (3.0, 90.0)  # area in square points of the smallest and the largest object
+_APART = 0.12  # of a panel, between objects labelled with their id
 _STYLES = ("-", "--", ":", "-.")
 _GREY = "0.6"
 
@@ -55,7 +55,7 @@ class Channel:
 
 
 def draw_scorecard(card: Scorecard, out: Path) -> None:
-    """Write the figure of all that `distill evaluate` found to `out` (.png, .svg or .pdf)."""
+    """Write the figure of all results of `distill evaluate` to `out` (.png, .svg or .pdf)."""
     channels = [
         Channel(one.offset, curves, one.histogram.roc_auc or 0.0, one.histogram.boundary_average_precision or 0.0)
         for one in (card.affinity.channels if card.affinity else ())
@@ -68,7 +68,7 @@ def draw_scorecard(card: Scorecard, out: Path) -> None:
 def scores_figure(
     objects: ObjectBits | None, channels: Sequence[Channel], run: RunLength | None, out: Path, dpi: int = 300
 ) -> None:
-    """Write the figure of `build_scores_figure` to `out` (.png, .svg or .pdf), whole or not at all.
+    """Write the figure of `build_scores_figure` to `out` (.png, .svg or .pdf) atomically.
 
     Raises:
         DistillError: as `build_scores_figure`, or an `out` that cannot be written.
@@ -79,8 +79,10 @@ def scores_figure(
 def build_scores_figure(
     objects: ObjectBits | None, channels: Sequence[Channel], run: RunLength | None, dpi: int = 300
 ) -> Figure:
-    """Panels for what there is: split against merge of every object, run length of every skeleton, ROC and
-    precision-recall of every channel.
+    """Draw a panel for each available result.
+
+    The panels are split against merge of every object, run length of every skeleton, and ROC and precision-recall of
+    every channel.
 
     Args:
         objects: of the ground truth.
@@ -126,7 +128,7 @@ def _draw_objects(ax: Axes, objects: ObjectBits) -> None:
     for axis, set_limits in (
         ("x", ax.set_xlim),
         ("y", ax.set_ylim),
-    ):  # roots, because most objects cost next to nothing
+    ):  # square roots, because the error of most objects is close to 0
         getattr(ax, f"set_{axis}scale")("function", functions=(_root, np.square))
         set_limits(0, most)
         getattr(ax, f"set_{axis}ticks")(_round_numbers(most))
@@ -150,7 +152,7 @@ def _root(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _round_numbers(most: float) -> list[float]:
-    """0 and up to four numbers 1, 2 or 5 times a power of ten, spread over roots from 0 to `most`."""
+    """Return 0 and up to four numbers 1, 2 or 5 times a power of ten, spaced by square root from 0 to `most`."""
     top = math.floor(math.log10(most))
     steps = [m * 10.0**e for e in range(top - 3, top + 1) for m in (1, 2, 5) if m * 10.0**e <= most]
     wanted = [most * share**2 for share in (0.35, 0.6, 0.8, 0.98)]

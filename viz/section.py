@@ -1,4 +1,4 @@
-"""`distill section`: one section of a result as it is printed: image, segmentation, ground truth, affinities."""
+"""Draw one section of a result: image, segmentation, ground truth, affinities (`distill section`)."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ Image = npt.NDArray[np.uint8]
 
 
 def section(store: Path, sources: Sources, number: int, out: Path) -> list[str]:
-    """Make the figure.
+    """Draw the figure of one section.
 
     Args:
         store: Zarr store of `distill stream` or `distill segment`.
-        sources: image (by default the one that the store was made from) and ground truth.
+        sources: image (by default the source of the store) and ground truth.
         number: of the section in the image.
         out: .png, .svg or .pdf.
 
     Returns:
-        What is shown, by layer.
+        Description of each layer shown.
 
     Raises:
-        DistillError: bad input, no image, a section that the store does not hold, or volumes that do not lie in it.
+        DistillError: bad input, no image, a section outside the store, or volumes that do not lie within it.
     """
     check_figure(out)
     notes: list[str] = []
@@ -74,7 +74,7 @@ def section(store: Path, sources: Sources, number: int, out: Path) -> list[str]:
 
 
 def _section(volume: Volume, anchor: Volume, where: Box) -> NDArray[Any]:
-    """(Y, X) or (C, Y, X) of one section of a volume of the same store."""
+    """Read (Y, X) or (C, Y, X) of one section of a volume of the same store."""
     start = placed(anchor, volume).start
     return volume.read(where.shift(start))[..., 0, :, :]
 
@@ -88,7 +88,7 @@ def section_figure(
     out: Path,
     dpi: int = 300,
 ) -> None:
-    """Write the figure of `build_section_figure` to `out` (.png, .svg or .pdf), whole or not at all.
+    """Write the figure of `build_section_figure` to `out` (.png, .svg or .pdf) atomically.
 
     Raises:
         DistillError: as `build_section_figure`, or an `out` that cannot be written.
@@ -104,7 +104,7 @@ def build_section_figure(
     resolution: tuple[float, float],
     dpi: int = 300,
 ) -> Figure:
-    """One section with what there is of segmentation, ground truth and affinities.
+    """Draw one section with its segmentation, ground truth and affinities, as far as available.
 
     Args:
         raw: (Y, X) uint8.
@@ -118,7 +118,7 @@ def build_section_figure(
         Figure whose axes are raw, segmentation and ground truth if any, the affinities below them, their colour bar.
 
     Raises:
-        DistillError: shapes or types that do not fit.
+        DistillError: shapes or types do not match.
     """
     from matplotlib import rc_context
 
@@ -142,7 +142,7 @@ def build_section_figure(
 
 
 def _unit_affinity(affinity: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """(3, Y, X) from 0 to 1."""
+    """Convert affinities to (3, Y, X) from 0 to 1."""
     if affinity.shape != (3, *shape) or not (affinity.dtype == np.uint8 or affinity.dtype.kind == "f"):
         raise ShapeError(f"affinity: found {affinity.shape} {affinity.dtype}, expected {(3, *shape)} uint8 or float")
     return affinity / np.float32(255) if affinity.dtype == np.uint8 else affinity

@@ -1,7 +1,7 @@
-"""The style of figures: image frames on whole device pixels, scale bars, axes, label colours, and the file they go to.
+"""Style of all figures: image frames on whole device pixels, scale bars, axes, label colours, and writing of files.
 
-Label colours are laid out in OKLCH (B. Ottosson, "A perceptual color space for image processing", 2020), where equal
-steps of hue look equally large; a label's hue and lightness are multiplicative (Fibonacci) hashes of its id.
+Label colours are defined in OKLCH (B. Ottosson, "A perceptual color space for image processing", 2020), where equal
+steps of hue are perceived as equal. Hue and lightness of a label are multiplicative (Fibonacci) hashes of its id.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def image_grid(
     below: float,
     first_row: int | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    """Figure with equal image frames on whole device pixels, titles and letters above them, notes below.
+    """Build a figure with equal image frames on whole device pixels, titles and letters above them, notes below.
 
-    `below` inches stay free at the bottom; `first_row` images go into the first row and `columns` into each other one.
+    `below` inches stay free at the bottom; `first_row` images are in the first row and `columns` in each other one.
     """
     from matplotlib.figure import Figure
 
@@ -87,7 +87,7 @@ def image_grid(
     rows = 1 + math.ceil((len(titles) - first) / columns)
     across = max(2 * edge + columns * wide + (columns - 1) * gap, round(3.6 * dpi) if below else 0)
     up = rows * (head + tall + foot) + round(below * dpi)
-    # A hundredth of a pixel more, because the canvas cuts the size off to whole pixels.
+    # A hundredth of a pixel more, because the canvas truncates its size to whole pixels.
     fig = Figure(figsize=((across + 0.01) / dpi, (up + 0.01) / dpi), dpi=dpi)
     axes = []
     for k, (title, note) in enumerate(zip(title_lines, note_lines, strict=True)):
@@ -106,7 +106,7 @@ def image_grid(
 
 
 def show(ax: Axes, image: npt.NDArray[Any], resolution: tuple[float, float]) -> Any:
-    """An image in voxel coordinates without ticks or frame: uint8 from 0 to 255, anything else from 0 to 1."""
+    """Show an image in voxel coordinates without ticks or frame: uint8 from 0 to 255, other types from 0 to 1."""
     # "antialiased" repeats pixels at a whole zoom and filters where the image has to shrink.
     top = 255 if image.dtype == np.uint8 else 1
     shown = ax.imshow(image, interpolation="antialiased", aspect="auto", cmap="gray", vmin=0, vmax=top)
@@ -144,14 +144,14 @@ def scale_bar(ax: Axes, width_px: float, nm_per_px: float) -> float:
     left, y = width_px - 0.5 - margin - bar, top - 0.04 * (top - bottom) - thick
     ax.add_patch(Rectangle((left, y), bar, thick, facecolor="white", edgecolor="black", linewidth=0.4, gid="scale bar"))
     text = f"{length / 1000:g} µm" if length >= 1000 else f"{length:g} nm"
-    # Flush right with the bar: a label longer than the bar would otherwise leave the image.
+    # Aligned with the right end of the bar: a label longer than the bar would otherwise leave the image.
     label = ax.annotate(text, (left + bar, y), (0, 1.5), textcoords="offset points", ha="right", va="bottom")
     label.set(color="white", path_effects=[withStroke(linewidth=1.4, foreground="black")])
     return length
 
 
 def dress(ax: Axes, x: str, y: str) -> None:
-    """Labels and thin ticks of a plot, open at the top and on the right."""
+    """Format a plot with labels and thin ticks, open at the top and on the right."""
     ax.set_xlabel(x, labelpad=2)
     ax.set_ylabel(y, labelpad=3)
     ax.spines[["top", "right"]].set_visible(False)
@@ -167,14 +167,14 @@ def _wrap(text: str, inches: float, points: float) -> list[str]:
 
 
 def save_figure(fig: Figure, out: Path) -> None:
-    """Write a figure under a temporary name and then rename it, so that `out` is never half written.
+    """Write a figure atomically, under a temporary name that is then renamed.
 
     Args:
         fig: figure; written at its own dpi and size.
         out: file ending in .png, .svg or .pdf, in an existing folder.
 
     Raises:
-        DistillError: another suffix, or a place that cannot be written.
+        DistillError: another suffix, or the file cannot be written.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -193,14 +193,14 @@ def save_figure(fig: Figure, out: Path) -> None:
 
 
 def legend(fig: Figure, entries: Mapping[str, Any]) -> None:
-    """Below the axes, in as many columns as fit."""
+    """Draw a legend below the axes, in as many columns as fit."""
     widest = 0.5 + 0.049 * max(map(len, entries))  # inches, at 6 points
     columns = max(1, min(len(entries), int(fig.get_size_inches()[0] / widest)))
     fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=6)
 
 
 def figure_suffix(out: Path) -> str:
-    """The format that a figure will be written in; asked before long work, it spares a user a late refusal.
+    """Return the format of a figure; call it before a long computation to detect errors early.
 
     Raises:
         DistillError: not .png, .svg or .pdf.
@@ -212,10 +212,10 @@ def figure_suffix(out: Path) -> str:
 
 
 def check_figure(out: Path) -> None:
-    """Make sure, before long work begins, that a figure can be written at `out`.
+    """Check, before a long computation, that a figure can be written at `out`.
 
     Raises:
-        DistillError: another suffix than .png, .svg or .pdf, or a place where nothing can be written.
+        DistillError: a suffix other than .png, .svg or .pdf, or a location that cannot be written.
     """
     figure_suffix(out)
     check_place(out)
@@ -227,7 +227,7 @@ def _remove(part: Path) -> None:
 
 
 def label_colours(ids: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-    """One colour per label, the same for an id in every section, run and machine.
+    """Return one colour per label, the same for an id in every section, run and machine.
 
     Args:
         ids: (N,) label ids of any integer type, 0 = background.
@@ -251,11 +251,11 @@ def label_colours(ids: npt.ArrayLike) -> npt.NDArray[np.uint8]:
 
 
 def overlay(raw_YX: npt.NDArray[np.uint8], labels_YX: npt.NDArray[Any], alpha: float = 0.45) -> npt.NDArray[np.uint8]:
-    """Grey section with its labels painted over it.
+    """Overlay labels on a grey section.
 
     Args:
         raw_YX: (Y, X) uint8 section.
-        labels_YX: (Y, X) labels of any integer type; 0 stays the plain section.
+        labels_YX: (Y, X) labels of any integer type; 0 is not coloured.
         alpha: weight of the label's colour, 0..1.
 
     Returns:

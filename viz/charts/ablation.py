@@ -1,4 +1,4 @@
-"""Bars of an ablation: variants, one point a seed, baselines as lines."""
+"""Bar chart of an ablation: variants as bars, one point per seed, baselines as lines."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_BARS = ("#B3B3B3", "#0072B2", "#E69F00", "#009E73")  # light, dark, light, mid: told apart in grey too
+_BARS = ("#B3B3B3", "#0072B2", "#E69F00", "#009E73")  # light, dark, light, mid: distinguishable in greyscale
 _SCORES = {"voi": "VOI (bits)", "voi_split": "VOI split (bits)", "voi_merge": "VOI merge (bits)", "arand": "ARAND"}
 
 
 @dataclass(frozen=True)
 class RunScore:
-    """One score of one run: several rows of a variant, series and score are its seeds."""
+    """One score of one run; rows with equal variant, series and score are seeds."""
 
     variant: str
     score: str
@@ -39,7 +39,7 @@ def draw_ablation(rows: Sequence[Row], out: Path) -> None:
 
 
 def bars(rows: Sequence[Row]) -> tuple[list[RunScore], list[RunScore]]:
-    """Students as bars, teachers as lines (mean over seeds), for `ablation_figure`."""
+    """Return students as bars and teachers (mean over seeds) as lines, for `ablation_figure`."""
     runs, lines = [], []
     for method, pick in METHODS.items():
         for row in rows:
@@ -56,7 +56,7 @@ def bars(rows: Sequence[Row]) -> tuple[list[RunScore], list[RunScore]]:
 
 
 def ablation_rows(found: Mapping[str, Any]) -> tuple[list[RunScore], list[RunScore]]:
-    """Runs and baselines of what `benchmarks/decoder_ablation.py` writes.
+    """Extract runs and baselines from the output of `benchmarks/decoder_ablation.py`.
 
     Args:
         found: `variants` by name, each with `runs` that hold scores under `plain` and `merged`; `watershed + waterz`
@@ -66,7 +66,7 @@ def ablation_rows(found: Mapping[str, Any]) -> tuple[list[RunScore], list[RunSco
         VOI and ARAND of every run, the series being `plain` or `merged`; and of every baseline.
 
     Raises:
-        DistillError: other keys.
+        DistillError: the keys differ.
     """
     try:
         runs = [
@@ -88,7 +88,7 @@ def ablation_rows(found: Mapping[str, Any]) -> tuple[list[RunScore], list[RunSco
 
 
 def ablation_figure(runs: Sequence[RunScore], out: Path, baselines: Sequence[RunScore] = (), dpi: int = 300) -> None:
-    """Write the figure of `build_ablation_figure` to `out` (.png, .svg or .pdf), whole or not at all.
+    """Write the figure of `build_ablation_figure` to `out` (.png, .svg or .pdf) atomically.
 
     Raises:
         DistillError: as `build_ablation_figure`, or an `out` that cannot be written.
@@ -97,11 +97,11 @@ def ablation_figure(runs: Sequence[RunScore], out: Path, baselines: Sequence[Run
 
 
 def build_ablation_figure(runs: Sequence[RunScore], baselines: Sequence[RunScore] = (), dpi: int = 300) -> Figure:
-    """Variants from top to bottom: the mean as a bar from zero, every seed as a point; baselines as lines.
+    """Draw variants from top to bottom: the mean as a bar from zero, every seed as a point, baselines as lines.
 
     Args:
         runs: variants, series and scores in the order in which they appear.
-        baselines: one value per name (`variant`) and score; scores that no run has are left out.
+        baselines: one value per name (`variant`) and score; scores that no run has are omitted.
         dpi: device pixels per inch.
 
     Returns:

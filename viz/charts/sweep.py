@@ -1,4 +1,4 @@
-"""Merge thresholds of segmentation methods, traced through split and merge errors."""
+"""Split and merge errors of segmentation methods over their thresholds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
-_DRAWN = 2.5  # points of a higher VOI sum, relative to the least, would hide the others in the figure
+_DRAWN = 2.5  # points above this multiple of the lowest VOI sum are omitted
 NAMES: dict[Method, str] = {"query": "query decoder", "waterz": "watershed + waterz", "mws": "mutex watershed"}
 _CONTOUR, _NUMBER = "0.7", "0.35"  # grey of contours and of their numbers
 
@@ -39,7 +39,7 @@ class SweepPoint:
 
 
 def draw_sweep(curves: Sequence[MethodCurve], out: Path) -> None:
-    """Write the figure of a sweep's curves to `out`; points far above the least VOI sum are left out."""
+    """Write the figure of a sweep's curves to `out`; points far above the lowest VOI sum are omitted."""
     least = min(curve.best.scores.voi_sum for curve in curves)
     points = [
         SweepPoint(NAMES[curve.method], one.threshold, one.scores.voi_split, one.scores.voi_merge, one.scores.arand)
@@ -57,7 +57,7 @@ def sweep_figure(
     dpi: int = 300,
     ring: str = "chosen beforehand",
 ) -> None:
-    """Write the figure of `build_sweep_figure` to `out` (.png, .svg or .pdf), whole or not at all.
+    """Write the figure of `build_sweep_figure` to `out` (.png, .svg or .pdf) atomically.
 
     Raises:
         DistillError: as `build_sweep_figure`, or an `out` that cannot be written.
@@ -71,21 +71,22 @@ def build_sweep_figure(
     dpi: int = 300,
     ring: str = "chosen beforehand",
 ) -> Figure:
-    """VOI split against VOI merge along the thresholds of each method, over contours of their sum; and ARAND.
+    """Draw VOI split against VOI merge over the thresholds of each method, with contours of their sum, and ARAND.
 
     Args:
-        points: in any order; a method's points are joined by rising threshold.
-        chosen: the threshold of each method that was chosen elsewhere, such as on validation data, which gets a ring.
-            Without it the ring marks each method's lowest sum, and the legend says that it was chosen on these scores.
+        points: in any order; the points of a method are joined in order of threshold.
+        chosen: the threshold of each method selected elsewhere, such as on validation data, which is ringed. By default
+            the ring marks each method's lowest sum, and the legend states that it was selected on these scores.
         dpi: device pixels per inch.
-        ring: what the legend says of the chosen thresholds' rings.
+        ring: legend text of the rings.
 
     Returns:
         Figure with the axes split and merge, and ARAND by threshold where a point has one. Rings carry the gid
         `chosen`, numbers at the points `threshold`, contours `sum`.
 
     Raises:
-        DistillError: no points, a score that is negative or not finite, a threshold twice, or a chosen one not there.
+        DistillError: no points, a score that is negative or not finite, a repeated threshold, or a selected threshold
+            without a point.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -160,7 +161,7 @@ def _ring(ax: Axes, x: float, y: float) -> None:
 
 
 def _sum_contours(ax: Axes, points: Sequence[SweepPoint]) -> None:
-    """Lines of equal sum at round numbers of bits, each with its number where it leaves the plot."""
+    """Draw lines of equal sum at round numbers of bits, each labelled where it leaves the plot."""
     from matplotlib.ticker import MaxNLocator
 
     x = max(p.split for p in points) * 1.12 or 1.0
@@ -177,11 +178,11 @@ def _sum_contours(ax: Axes, points: Sequence[SweepPoint]) -> None:
 def _threshold_labels(
     fig: Figure, ax: Axes, methods: Mapping[str, Sequence[SweepPoint]], marked: Mapping[str, SweepPoint]
 ) -> None:
-    """A number at every point that has room for one and at the marked ones; those, then the ends, come first."""
+    """Label every point that has room and the marked points; marked points, then the ends, have priority."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(fig)
-    canvas.draw()  # settles the layout
+    canvas.draw()  # finalises the layout
     renderer = canvas.get_renderer()
     traced = [_trace(ax.transData.transform([(p.split, p.merge) for p in row])) for row in methods.values()]
     inked = np.concatenate(traced)
@@ -200,12 +201,12 @@ def _threshold_labels(
                 break
             text.remove()
         else:
-            if point == marked[point.method]:  # is labelled all the same
+            if point == marked[point.method]:  # is labelled anyway
                 next(iter(_candidates(ax, point, COLOURS[k % len(COLOURS)])))
 
 
 def _trace(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Pixels along a line through the points."""
+    """Return pixels along a line through the points."""
     steps = [max(2, int(np.hypot(*(b - a)) / 2)) for a, b in itertools.pairwise(points)]
     parts = [np.linspace(a, b, n) for (a, b), n in zip(itertools.pairwise(points), steps, strict=True)]
     return np.concatenate([points, *parts])

@@ -1,1 +1,1 @@
-"""Embeddings as colours."""
+"""Draw embeddings as colours."""

@@ -1,6 +1,6 @@
 """Draw embeddings next to their section, with the seam profile of their windows.
 
-Every figure is laid out in device pixels, so that an image which fits is shown at a whole number of pixels per voxel.
+Every figure is laid out in device pixels, so that an image that fits is shown at a whole number of pixels per voxel.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def pca_figure(
     region: str = "",
     basis: str = "",
 ) -> None:
-    """Write the figure of `build_pca_figure` to `out` (.png, .svg or .pdf), whole or not at all.
+    """Write the figure of `build_pca_figure` to `out` (.png, .svg or .pdf) atomically.
 
     Raises:
         DistillError: as `build_pca_figure`, or an `out` that cannot be written.
@@ -70,26 +70,25 @@ def build_pca_figure(
     region: str = "",
     basis: str = "",
 ) -> Figure:
-    """The section and its embeddings as colours side by side, and below them the change by distance to the borders.
+    """Draw a section and its embeddings as colours side by side, and below them the change by distance to the borders.
 
     Args:
         raw: (Y, X) uint8 section.
         panels: colour images of the same Y, X.
         resolution: nm per voxel in y and x.
         windows: rows and columns at which a window begins, drawn as ticks outside the frames, or none.
-        profile: (label, profile, score) per curve; without any, the plot is left out.
+        profile: (label, profile, score) per curve; without any, the plot is omitted.
         dpi: device pixels per inch of the layout.
         insets: boxes to outline on every panel and to enlarge below it, at a whole number of device pixels per voxel.
         grid: also draw the windows' borders as lines across the panels.
-        region: the pixels that colours and curves go by, such as `inside neurites`; said above the plot.
+        region: pixels that colours and curves are based on, such as `inside neurites`; stated above the plot.
         basis: the same as a sentence, below the section.
 
     Returns:
         Figure whose axes are raw, the panels in order, the insets panel by panel, then the plot.
 
     Raises:
-        DistillError: an image that is not uint8 or differs in size, a resolution that is not positive, or insets that
-            do not fit.
+        DistillError: an image is not uint8 or differs in size, a resolution is not positive, or insets do not fit.
     """
     from matplotlib import rc_context
 

@@ -1,4 +1,6 @@
-"""Parts of a section, outlined on its panels and enlarged below them at a whole number of device pixels per voxel."""
+"""Insets: parts of a section, outlined on its panels and enlarged below at a whole number of device pixels per
+voxel.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST = 4  # more boxes than these make a section hard to read
+MOST = 4  # maximum number of insets for a readable section
 _ACROSS = 2  # insets side by side below one panel
 _GAP = 0.05  # inches
 _HEAD = 0.14  # inches above each row, for the numbers
@@ -32,7 +34,7 @@ class Inset:
 
     @classmethod
     def parse(cls, text: str) -> Inset:
-        """From `Y0:Y1,X0:X1`.
+        """Parse an inset from `Y0:Y1,X0:X1`.
 
         Raises:
             DistillError: anything else, or a box without voxels.
@@ -49,12 +51,12 @@ class Inset:
         return self.y[1] - self.y[0], self.x[1] - self.x[0]
 
     def cut(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The part of an image (Y, X, ...)."""
+        """Crop an image (Y, X, ...) to the inset."""
         return image[self.y[0] : self.y[1], self.x[0] : self.x[1]]
 
 
 def check_insets(insets: Sequence[Inset], shape: tuple[int, int]) -> None:
-    """Make sure that there are not too many and that all lie inside the section.
+    """Check the number of insets and that all lie inside the section.
 
     Raises:
         DistillError: they do not.
@@ -71,9 +73,10 @@ def check_insets(insets: Sequence[Inset], shape: tuple[int, int]) -> None:
 
 
 def zooms(inset: Inset, room: int, resolution: tuple[float, float]) -> tuple[int, int]:
-    """Device pixels per voxel in y and x: the largest whole numbers with which an inset fits into a square of `room`.
+    """Return device pixels per voxel in y and x: the largest whole numbers with which an inset fits into a square of
+    `room`.
 
-    They are in the ratio of the resolutions (nm, y and x), as nearly as whole numbers can be.
+    Their ratio is that of the resolutions (nm, y and x), as closely as whole numbers allow.
 
     Raises:
         DistillError: the inset does not fit even unenlarged.
@@ -91,7 +94,7 @@ def zooms(inset: Inset, room: int, resolution: tuple[float, float]) -> tuple[int
 
 
 def rows_height(insets: Sequence[Inset], wide: float, dpi: int, resolution: tuple[float, float]) -> float:
-    """Inches that the rows of insets take below panels of `wide` device pixels."""
+    """Return the height in inches of the rows of insets below panels of `wide` device pixels."""
     return sum(_HEAD + tall / dpi + _GAP for tall in _talls(insets, wide, dpi, resolution))
 
 
@@ -157,7 +160,7 @@ def _talls(insets: Sequence[Inset], wide: float, dpi: float, resolution: tuple[f
 def _bold_bar(ax: Axes, inset: Inset, nm_per_px: float) -> None:
     scale_bar(ax, inset.size[1], nm_per_px)
     for patch in ax.patches:
-        patch.set(height=0.03 * inset.size[0], linewidth=0.25)  # a section's bar is a hair's breadth here
+        patch.set(height=0.03 * inset.size[0], linewidth=0.25)  # the scale bar of a section is too thin for an inset
 
 
 def _outline(ax: Axes, inset: Inset, number: str) -> None:

@@ -1,6 +1,6 @@
-"""The panels of the embedding figure as a movie through a stack, one frame in memory at a time.
+"""Movie of the embedding figure's panels through a stack, with one frame in memory at a time.
 
-A GIF is written by Pillow, an MP4 by an `ffmpeg` on the search path.
+GIF is written by Pillow, MP4 by an `ffmpeg` on the search path.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Image = npt.NDArray[np.uint8]
 
 
 class MovieFrames:
-    """Draws the panels of one section after another: the figure is laid out once, then only its images change."""
+    """Draws the panels of one section after another: the figure is laid out once, and only its images change."""
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class MovieFrames:
         windows: tuple[Sequence[int], Sequence[int]] | None,
         dpi: int = _DPI,
     ) -> None:
-        """Lay out.
+        """Lay out the frames.
 
         Args:
             raw: (Y, X) uint8 of any section.
-            panels: as in `build_pca_figure`; every section's have these titles and notes.
+            panels: as in `build_pca_figure`; titles and notes are the same for every section.
             resolution: nm per voxel in y and x.
             windows: rows and columns at which a window begins, or none.
             dpi: device pixels per inch.
@@ -60,7 +60,7 @@ class MovieFrames:
         self._title = next(text for text in self._figure.axes[0].texts if text.get_gid() == "title")
 
     def draw(self, raw: Image, images: Sequence[Image], section: int) -> Image:
-        """One frame.
+        """Draw one frame.
 
         Args:
             raw: (Y, X) uint8 section.
@@ -71,7 +71,7 @@ class MovieFrames:
             (H, W, 3) uint8, of the same size every time.
 
         Raises:
-            DistillError: images of another number, size or type than those that the frames were laid out for.
+            DistillError: number, size or type of the images differs from the layout.
         """
         from matplotlib import rc_context
 
@@ -87,10 +87,10 @@ class MovieFrames:
 
 
 def movie_suffix(out: Path) -> str:
-    """The format that a movie will be written in; asked before long work, it spares a user a late refusal.
+    """Return the format of a movie; call it before a long computation to detect errors early.
 
     Raises:
-        DistillError: not .gif or .mp4, or .mp4 where there is no ffmpeg.
+        DistillError: not .gif or .mp4, or .mp4 without ffmpeg.
     """
     suffix = out.suffix.lower()
     if suffix not in (".gif", ".mp4"):
@@ -101,17 +101,17 @@ def movie_suffix(out: Path) -> str:
 
 
 def write_movie(frames: Iterable[Image], out: Path, key: Image, rate: int = RATE) -> None:
-    """Write frames as they come, under a temporary name that is then renamed.
+    """Write frames one by one under a temporary name that is then renamed.
 
     Args:
         frames: (H, W, 3) uint8 each, all of one size.
         out: .gif or .mp4.
-        key: a typical frame; its 256 colours are those of a GIF.
+        key: a typical frame, from which the 256 colours of a GIF are chosen.
         rate: frames per second.
 
     Raises:
-        DistillError: as `movie_suffix`; no frame, frames that differ in size, a place that cannot be written, or an
-            ffmpeg that fails.
+        DistillError: as `movie_suffix`; or there is no frame, frames differ in size, the file cannot be written, or
+            ffmpeg fails.
     """
     write = _write_gif if movie_suffix(out) == ".gif" else _write_mp4
     part = out.with_name(f".{out.stem}.{os.getpid()}.part{out.suffix.lower()}")
@@ -151,7 +151,7 @@ def _write_gif(frames: Iterable[Image], part: Path, key: Image, rate: int) -> No
 
 def _write_mp4(frames: Iterable[Image], part: Path, key: Image, rate: int) -> None:
     height, width = key.shape[:2]
-    # Players want 4:2:0 chroma, and that an even size: a last row and column are repeated where one is missing.
+    # Players need 4:2:0 chroma, which needs an even size: the last row or column of an odd size is repeated.
     even = f"pad={width + width % 2}:{height + height % 2},fillborders=right={width % 2}:bottom={height % 2}:mode=smear"
     given = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -framerate {rate} -i -".split()
     kept = f"-vf {even} -pix_fmt yuv420p -movflags +faststart -f mp4".split()
@@ -163,7 +163,7 @@ def _write_mp4(frames: Iterable[Image], part: Path, key: Image, rate: int) -> No
             for frame in frames:
                 process.stdin.write(frame.tobytes())
         except BrokenPipeError:
-            pass  # its own message, below, says why it ended
+            pass  # its own message, below, gives the cause
         except BaseException:
             process.kill()
             raise

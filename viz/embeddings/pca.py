@@ -15,7 +15,7 @@ import numpy.typing as npt
 from distill.core.errors import DistillError, ShapeError
 
 Floats = npt.NDArray[np.float64]
-_CHUNK = 1 << 18  # pixels projected at a time; bounds the memory of a large section
+_CHUNK = 1 << 18  # pixels projected at a time; limits the memory for a large section
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Basis:
     Attributes:
         mean: (E,) mean of the sampled pixels.
         components: (3, E) orthonormal directions, the loading of largest magnitude positive in each.
-        explained: (3,) share of the variance, 0..1, descending.
+        explained: (3,) fraction of the variance, 0..1, descending.
         deviation: (3,) standard deviation of the sample along each direction, in embedding units.
         normalised: whether pixels are scaled to unit length over the channels before they are projected.
     """
@@ -50,11 +50,11 @@ def fit_basis(
     seed: int = 0,
     normalise: bool = False,
 ) -> Basis:
-    """Principal directions of a random sample of pixels.
+    """Fit principal directions to a random sample of pixels.
 
     Args:
         embedding: (E, N) or (E, Y, X) float, or several of them, which then share one basis with equal weight.
-        n_sample: number of pixels to draw in all, without repeats.
+        n_sample: total number of pixels to draw, without replacement.
         seed: of the draw.
         normalise: scale each pixel to unit length first; `scores` and `to_rgb` then do the same.
 
@@ -62,7 +62,7 @@ def fit_basis(
         The basis; the same for the same input and seed.
 
     Raises:
-        DistillError: no pixels, channel counts that differ, a value that is not finite, or pixels all the same.
+        DistillError: there are no pixels, channel counts differ, a value is not finite, or all pixels are equal.
     """
     from sklearn.decomposition import PCA
 
@@ -91,7 +91,7 @@ def fit_basis(
 
 
 def scores(embedding: npt.NDArray[Any], basis: Basis, rotation: Floats | None = None) -> npt.NDArray[np.float32]:
-    """Standardised component scores, rotated where a rotation is given.
+    """Compute standardised component scores, rotated if a rotation is given.
 
     Args:
         embedding: (E, N) or (E, Y, X) float.
@@ -99,10 +99,10 @@ def scores(embedding: npt.NDArray[Any], basis: Basis, rotation: Floats | None = 
         rotation: (3, 3) orthogonal, from `align_basis`.
 
     Returns:
-        (3, N) or (3, Y, X): about mean 0 and deviation 1 on what the basis was fitted to; 0 along a missing direction.
+        (3, N) or (3, Y, X): about mean 0 and deviation 1 on the data of the fit; 0 along a missing direction.
 
     Raises:
-        DistillError: the channels do not fit the basis, the rotation is not (3, 3), or a value is not finite.
+        DistillError: the channels do not match the basis, the rotation is not (3, 3), or a value is not finite.
     """
     flat = _flat(embedding)
     if flat.shape[0] != basis.mean.size or (rotation is not None and rotation.shape != (3, 3)):
@@ -110,7 +110,7 @@ def scores(embedding: npt.NDArray[Any], basis: Basis, rotation: Floats | None = 
             f"scores: found {flat.shape[0]} channels and rotation {None if rotation is None else rotation.shape}, "
             f"expected {basis.mean.size} channels and a rotation of (3, 3)"
         )
-    # A direction with next to no variance would only show amplified rounding, so it is left at zero.
+    # A direction with almost no variance would only show amplified rounding errors, so it is set to zero.
     seen = basis.deviation > 1e-6 * basis.deviation.max()
     project = basis.components * np.where(seen, 1 / np.where(seen, basis.deviation, 1), 0)[:, None]
     if rotation is not None:
@@ -123,10 +123,11 @@ def scores(embedding: npt.NDArray[Any], basis: Basis, rotation: Floats | None = 
 
 
 def align_basis(basis: Basis, values: npt.NDArray[Any], reference: npt.NDArray[Any]) -> Floats:
-    """Rotation (with reflections) that makes one panel's colours comparable with another's: orthogonal Procrustes.
+    """Find the rotation (with reflections) that makes the colours of one panel comparable with another's: orthogonal
+    Procrustes.
 
     Args:
-        basis: basis of the embedding to be turned.
+        basis: basis of the embedding to rotate.
         values: (E, N) or (E, Y, X) that embedding.
         reference: (3, N) or (3, Y, X) `scores` of the reference embedding at the same pixels.
 
@@ -173,7 +174,7 @@ def colour_limits(score: npt.NDArray[Any], percentiles: tuple[float, float] = (1
 def to_rgb(
     embedding: npt.NDArray[Any], basis: Basis, rotation: Floats | None = None, limits: Floats | None = None
 ) -> npt.NDArray[np.uint8]:
-    """One section of an embedding as a colour image.
+    """Convert one section of an embedding to a colour image.
 
     Args:
         embedding: (E, Y, X) float.
@@ -182,7 +183,7 @@ def to_rgb(
         limits: (2, 3) from `colour_limits`; none = this image's own.
 
     Returns:
-        (Y, X, 3) uint8; a component that does not vary is 128 everywhere.
+        (Y, X, 3) uint8; a constant component is 128 everywhere.
 
     Raises:
         DistillError: embedding not (E, Y, X), limits not (2, 3), or as `scores`.
@@ -216,7 +217,7 @@ class Palette:
     limits: Floats
 
     def rgb(self, embedding: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """(E, Y, X) float to (Y, X, 3) uint8.
+        """Convert (E, Y, X) float to (Y, X, 3) uint8.
 
         Raises:
             DistillError: as `to_rgb`.
@@ -225,13 +226,13 @@ class Palette:
 
 
 def fit_palettes(samples: Sequence[npt.NDArray[Any]]) -> list[Palette]:
-    """Comparable colours for several networks.
+    """Fit comparable colours for several networks.
 
     Args:
         samples: (E, N) float of each network at the same N pixels; E may differ.
 
     Returns:
-        One palette each; the first as its components come, the others turned onto it (`align_basis`).
+        One palette each; the first with its own components, the others rotated onto it (`align_basis`).
 
     Raises:
         DistillError: as `fit_basis` and `align_basis`.

@@ -1,1 +1,1 @@
-"""Split and merge errors of a section."""
+"""Figures of split and merge errors."""

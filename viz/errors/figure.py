@@ -1,4 +1,4 @@
-"""A figure of one section with its split and merge errors, and the worst objects outlined and listed."""
+"""Figure of one section with its split and merge errors, and the worst objects outlined and listed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ErrorKind = Literal["split", "merge"]
 COLOUR_OF = {SPLIT: "#56B4E9", MERGE: "#D55E00", SPLIT | MERGE: "#000000"}  # Okabe and Ito, 2008; light, mid, black
 BADGE = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "black", "linewidth": 0.4}  # of a number
 _PAINT = 0.8  # weight of an error's colour
-_PALE = 0.25  # weight of the section below the errors, the rest is white
+_PALE = 0.25  # weight of the section below the errors; the remainder is white
 _MEANING = {
     SPLIT: "split: outside its object's largest segment",
     MERGE: "merge: outside its segment's largest object",
@@ -49,11 +49,11 @@ class WrongObject:
 
     Attributes:
         kind: `split` for a ground-truth object, `merge` for a segment.
-        error: its id and what it costs in the whole volume.
-        bits_here: what its wrong voxels in the section cost.
+        error: its id and contribution to the score of the whole volume.
+        bits_here: contribution of its erroneous voxels in the section.
         box: its counted voxels.
-        partner: whom its largest wrong piece went to: a segment, or a ground-truth object.
-        piece: the voxels of that piece.
+        partner: the segment or ground-truth object that contains its largest erroneous fragment.
+        piece: voxels of that fragment.
     """
 
     kind: ErrorKind
@@ -75,7 +75,7 @@ def errors_figure(
     title: str = "Section",
     dpi: int = 300,
 ) -> None:
-    """Write the figure of `build_errors_figure` to `out` (.png, .svg or .pdf), whole or not at all.
+    """Write the figure of `build_errors_figure` to `out` (.png, .svg or .pdf) atomically.
 
     Raises:
         DistillError: as `build_errors_figure`, or an `out` that cannot be written.
@@ -93,14 +93,16 @@ def build_errors_figure(
     title: str = "Section",
     dpi: int = 300,
 ) -> Figure:
-    """One section, its ground truth, its segmentation and its wrong voxels, with the worst objects outlined and listed.
+    """Draw one section, its ground truth, its segmentation and its erroneous voxels, with the worst objects outlined
+    and
+    listed.
 
     Args:
         raw: (Y, X) uint8.
-        labels: (Y, X) ground-truth ids, 0 = not counted.
+        labels: (Y, X) ground-truth ids, 0 = ignored.
         segmentation: (Y, X) segment ids.
         partners: of the whole volume.
-        objects: numbered from 1 in this order; one without a voxel here is listed and not outlined.
+        objects: numbered from 1 in this order; objects without a voxel in the section are listed but not outlined.
         resolution: nm per voxel in y and x.
         title: of the first image.
         dpi: device pixels per inch of the layout.
@@ -127,7 +129,7 @@ def build_errors_figure(
     }
     size = f"{resolution[1]:g}" if resolution[0] == resolution[1] else f"y {resolution[0]:g}, x {resolution[1]:g}"
     notes = [f"{size} nm per pixel", "", "", _shares(codes, labels)]
-    # The legend takes two or three lines, by the width that the images ask for.
+    # The legend has two or three lines, depending on the width of the images.
     below = _ROW_INCHES * (3.5 + (len(objects) + len(_HEADERS) if objects else 0))
     with rc_context(STYLE):
         fig, axes = image_grid(list(images), notes, raw.shape, resolution, columns=4, dpi=dpi, below=below)
@@ -154,7 +156,7 @@ def _rgb(colour: str) -> npt.NDArray[np.float64]:
 
 
 def _paint(raw: Image, codes: Image) -> Image:
-    """The section made pale, with its wrong voxels in colour."""
+    """Fade the section, and colour its erroneous voxels."""
     table = np.stack([np.zeros(3), *(_rgb(COLOUR_OF[code]) for code in (SPLIT, MERGE, SPLIT | MERGE))])
     grey = raw[..., None].astype(np.float32)
     wrong = (codes > 0)[..., None]
@@ -181,7 +183,7 @@ def _outline(ax: Axes, mask: npt.NDArray[np.bool_], kind: ErrorKind, number: int
 def _place(
     wrong: npt.NDArray[np.bool_], mask: npt.NDArray[np.bool_], taken: Sequence[tuple[float, float]]
 ) -> tuple[float, float]:
-    """Where the number goes (y, x): deep in the wrong part, away from the numbers before it."""
+    """Choose the position of the number (y, x): deep in the erroneous part, away from previous numbers."""
     inside = wrong if wrong.any() else mask
     depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
     apart = 0.04 * max(mask.shape)
@@ -199,7 +201,7 @@ def _number(ax: Axes, place: tuple[float, float], number: int) -> None:
 
 
 def _legend(fig: Figure, top: float) -> int:
-    """Draw it from `top` inches down; the number of its lines."""
+    """Draw the legend from `top` inches down, and return its number of lines."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -224,12 +226,12 @@ def _legend(fig: Figure, top: float) -> int:
 
 
 def _table(fig: Figure, objects: Sequence[WrongObject], top: float) -> None:
-    """Rows of text from `top` inches down; columns as wide as what they hold."""
+    """Draw rows of text from `top` inches down; column widths follow their content."""
     from matplotlib.patches import Rectangle
 
     width, height = fig.get_size_inches()
     rows = [*_HEADERS, *(_row(number, found) for number, found in enumerate(objects, start=1))]
-    # The upper header may reach over the columns right of it.
+    # The upper header may extend over the columns to its right.
     chars = [max(len(row[k]) for row in rows[1:]) + 2 for k in range(len(rows[0]))]
     step = min(_CHARACTER, (width - 0.1) / sum(chars))
     lefts = [0.05 + step * sum(chars[:k]) for k in range(len(chars))]

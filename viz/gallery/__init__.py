@@ -1,1 +1,1 @@
-"""Augmentations before and after."""
+"""Gallery of augmentations, before and after."""

@@ -1,4 +1,4 @@
-"""A gallery of augmentations: the same piece of a volume before and after each, seen from above and from the side."""
+"""Gallery of augmentations: part of a volume before and after each, as a section and as a side view."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _GAP = 6  # white pixels between the views
 
 @dataclass(frozen=True)
 class Example:
-    """One augmentation on one piece of a volume.
+    """One augmentation applied to part of a volume.
 
     Attributes:
         key: title.
         before: (D, H, W) uint8.
         after: same shape.
-        section: the one that is shown; the side view is cut through the middle row.
+        section: the section shown; the side view is cut through the middle row.
         note: below the images.
     """
 
@@ -44,7 +44,7 @@ class Example:
 
 
 def gallery_figure(examples: Sequence[Example], resolution: Nanometres, out: Path, dpi: int = 300) -> None:
-    """Write the figure of `build_gallery_figure` to `out` (.png, .svg or .pdf), whole or not at all.
+    """Write the figure of `build_gallery_figure` to `out` (.png, .svg or .pdf) atomically.
 
     Raises:
         DistillError: as `build_gallery_figure`, or an `out` that cannot be written.
@@ -53,7 +53,8 @@ def gallery_figure(examples: Sequence[Example], resolution: Nanometres, out: Pat
 
 
 def build_gallery_figure(examples: Sequence[Example], resolution: Nanometres, dpi: int = 300) -> Figure:
-    """Before and after each augmentation side by side: a section (x to the right, y down) above a side view (z down).
+    """Draw the volume before and after each augmentation: a section (x to the right, y down) above a side view (z
+    down).
 
     Args:
         examples: all of one shape.
@@ -64,7 +65,7 @@ def build_gallery_figure(examples: Sequence[Example], resolution: Nanometres, dp
         Figure with one axes per example; ticks at the left mark the row of the side view and the section shown.
 
     Raises:
-        DistillError: no example, other shapes or types, or a section that is not there.
+        DistillError: there is no example, shapes or types differ, or a section does not exist.
     """
     from matplotlib import rc_context
 
@@ -102,7 +103,7 @@ def build_gallery_figure(examples: Sequence[Example], resolution: Nanometres, dp
 
 
 def _views(volume: Image, section: int, thick: int) -> Image:
-    """The section above the side view through its middle row."""
+    """Stack the section above the side view through its middle row."""
     side = np.repeat(volume[:, volume.shape[1] // 2], thick, axis=0)
     return np.vstack([volume[section], np.full((_GAP, volume.shape[2]), 255, np.uint8), side])
 

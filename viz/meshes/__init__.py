@@ -1,1 +1,1 @@
-"""Neurons in three dimensions."""
+"""Neurons in 3D."""

@@ -1,4 +1,4 @@
-"""Neurons in three dimensions, ground truth beside prediction, with what was split or merged in colour."""
+"""Figure of neurons in 3D, ground truth next to prediction, with split and merged parts in colour."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH = 640  # pixels of a drawing
-_SEEN = 4  # pixels from a number to the rim of its solid, at least
+_SEEN = 4  # minimum distance in pixels from a number to the rim of its solid
 _VIEW = View()
 
 
 @dataclass(frozen=True)
 class Surface:
-    """A solid, or none where nothing is left to draw, and its line in the legend."""
+    """A solid, or None if nothing is left to draw, and its line in the legend."""
 
     label: str
     colour: tuple[float, float, float]
@@ -42,8 +42,8 @@ class Neuron:
     Attributes:
         title: above the legend.
         truth: the neuron.
-        prediction: the pieces it was cut into, and what was joined to it.
-        frame: first and last corner z, y, x in nm of a box around everything.
+        prediction: its fragments, and other objects merged with it.
+        frame: first and last corner z, y, x in nm of the bounding box.
     """
 
     title: str
@@ -53,7 +53,7 @@ class Neuron:
 
 
 def meshes_figure(neurons: Sequence[Neuron], out: Path, view: View = _VIEW, dpi: int = 300) -> None:
-    """Write the figure of `build_meshes_figure` to `out` (.png, .svg or .pdf), whole or not at all.
+    """Write the figure of `build_meshes_figure` to `out` (.png, .svg or .pdf) atomically.
 
     Raises:
         DistillError: as `build_meshes_figure`, or an `out` that cannot be written.
@@ -62,11 +62,11 @@ def meshes_figure(neurons: Sequence[Neuron], out: Path, view: View = _VIEW, dpi:
 
 
 def build_meshes_figure(neurons: Sequence[Neuron], view: View = _VIEW, dpi: int = 300) -> Figure:
-    """A row per neuron: ground truth, prediction, legend; orthographic, each row to its own scale.
+    """Draw one row per neuron: ground truth, prediction, legend; orthographic, each row at its own scale.
 
     Args:
-        neurons: what to draw.
-        view: where one looks from.
+        neurons: rows of the figure.
+        view: direction of view.
         dpi: device pixels per inch of the layout.
 
     Returns:
@@ -74,7 +74,7 @@ def build_meshes_figure(neurons: Sequence[Neuron], view: View = _VIEW, dpi: int 
         axes with the gid `axis z`, `axis y` and `axis x`.
 
     Raises:
-        DistillError: no neuron, or a box without extent.
+        DistillError: there is no neuron, or a box has no extent.
     """
     from matplotlib import rc_context
 
@@ -104,7 +104,7 @@ def _letter(ax: Axes, letter: str) -> None:
 
 
 def _numbers(ax: Axes, drawing: Rendering, numbers: Sequence[int]) -> None:
-    """Each solid's line in the legend, in the middle of the largest piece of it that is seen."""
+    """Number each solid as in the legend, in the middle of its largest visible part."""
     for k, number in enumerate(numbers):
         depth = ndimage.distance_transform_edt(np.pad(drawing.shown == k, 1))[1:-1, 1:-1]
         if depth.max() >= _SEEN:
@@ -114,14 +114,14 @@ def _numbers(ax: Axes, drawing: Rendering, numbers: Sequence[int]) -> None:
 
 
 def _dark_scale_bar(ax: Axes, drawing: Rendering) -> None:
-    """The bar of the other figures, black on white."""
+    """Draw the scale bar of the other figures in black on white."""
     scale_bar(ax, drawing.rgb.shape[1], drawing.nm_per_pixel)
     ax.patches[-1].set(facecolor="black", linewidth=0)
     ax.texts[-1].set(color="black", path_effects=[])
 
 
 def _arrows(ax: Axes, view: View) -> None:
-    """Unit vectors z, y, x from the lower left corner, as they look from here."""
+    """Draw unit vectors z, y, x from the lower left corner, as seen in this view."""
     low, _ = sorted(ax.get_ylim())
     tall = abs(ax.get_ylim()[1] - ax.get_ylim()[0])
     length = 0.12 * _WIDTH
@@ -129,7 +129,7 @@ def _arrows(ax: Axes, view: View) -> None:
     for k, name in enumerate("zyx"):
         along = view.axes[:2, k]
         if np.hypot(*along) < 0.1:
-            continue  # it points into the screen
+            continue  # the axis points into the screen
         (x, y), unit = start + length * along, along / np.hypot(*along)
         head = {"arrowstyle": "-|>,head_length=0.25,head_width=0.12", "lw": 0.6}
         ax.annotate("", (x, y), (start[0], start[1]), arrowprops=head).set_gid(f"axis {name}")

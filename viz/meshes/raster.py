@@ -1,7 +1,7 @@
-"""Surfaces of voxel masks, drawn without a display: marching cubes, orthographic projection, z-buffer, smooth shading.
+"""Render surfaces of voxel masks without a display: marching cubes, orthographic projection, z-buffer, smooth shading.
 
-Points and directions are z, y, x in nm; screen axes are right, down and into the screen. Without tilt and turn a view
-is a section as it is always shown: x to the right, y down, later sections behind.
+Points and directions are z, y, x in nm; screen axes are right, down and into the screen. Without tilt and turn, the
+view is the usual one of a section: x to the right, y down, later sections behind.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from distill.core.geometry import Nanometres
 
 Floats = npt.NDArray[np.float32]
 
-_SMOOTH, _LEAST = 1.0, 0.6  # Gaussian: of the finest cell edge, at least of each edge
+_SMOOTH, _LEAST = 1.0, 0.6  # Gaussian width relative to the finest cell edge, and minimum relative to each edge
 _FINER = 2  # subpixels along each axis
 _FRAGMENTS = 2**20  # subpixels tested at a time
 _MARGIN = 1.04
-_LIGHT = np.array([-0.45, -0.55, -0.70], np.float32)  # where it comes from: left, above, in front
+_LIGHT = np.array([-0.45, -0.55, -0.70], np.float32)  # direction of light: from the left, above and in front
 _AMBIENT, _DIFFUSE, _FADE = 0.42, 0.62, 0.22
-_STRIPE = 7  # pixels from one stripe of a hatching to the next
-_STEP = 0.02  # of the box: a step in depth that gets an outline
+_STRIPE = 7  # pixels between stripes of a hatching
+_STEP = 0.02  # fraction of the box: minimum step in depth for an outline
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Surface:
 
     @property
     def face_normals(self) -> Floats:
-        """(M, 3) outward, as long as twice the face's area."""
+        """(M, 3) outward normals with a length of twice the face's area."""
         a, b, c = (self.vertices[self.faces[:, k]] for k in range(3))
         normals: Floats = np.cross(b - a, c - a)
         return normals
@@ -52,7 +52,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class Solid:
-    """A surface with its look: colour of (3,) 0..255, hatched or plain."""
+    """A surface with its appearance: colour of (3,) 0..255, hatched or plain."""
 
     surface: Surface
     colour: tuple[float, float, float]
@@ -61,7 +61,7 @@ class Solid:
 
 @dataclass(frozen=True)
 class View:
-    """Where one looks from, in degrees: `turn` about z, then `tilt` towards the front edge of the sections."""
+    """Direction of view, in degrees: `turn` about z, then `tilt` towards the front edge of the sections."""
 
     tilt: float = 50.0
     turn: float = 20.0
@@ -93,18 +93,18 @@ class Rendering:
 
 
 def surface(share: Floats, spacing: Nanometres, origin: Nanometres = (0.0, 0.0, 0.0)) -> Surface:
-    """The smoothed surface of an object.
+    """Compute the smoothed surface of an object.
 
     Args:
-        share: (Z, Y, X), how much of each cell the object fills, 0..1; beyond the array there is nothing.
+        share: (Z, Y, X), fraction of each cell filled by the object, 0..1; empty beyond the array.
         spacing: extent of a cell z, y, x in nm.
         origin: corner of the first cell in nm.
 
     Returns:
-        Mesh around the cells filled by half, or by half of the fullest one where smoothing leaves less; closed.
+        Closed mesh at a fill of one half, or at half of the maximum if smoothing leaves less.
 
     Raises:
-        DistillError: the array has not three axes or is empty.
+        DistillError: the array does not have three axes or is empty.
     """
     from skimage.measure import marching_cubes
 
@@ -119,7 +119,7 @@ def surface(share: Floats, spacing: Nanometres, origin: Nanometres = (0.0, 0.0, 
     vertices, faces, _, _ = marching_cubes(smooth, level, spacing=spacing)
     corner = [o + s * (p.start - 4 + 0.5) for o, s, p in zip(origin, spacing, places, strict=True)]
     a, b, c = (vertices[faces[:, k]].astype(np.float64) for k in range(3))
-    if np.einsum("ij,ij", a, np.cross(b, c)) < 0:  # the enclosed volume, were the faces wound outwards
+    if np.einsum("ij,ij", a, np.cross(b, c)) < 0:  # the enclosed volume if faces are oriented outwards
         faces = faces[:, ::-1]
     return Surface((vertices + np.array(corner)).astype(np.float32), faces.astype(np.int64))
 
@@ -127,19 +127,19 @@ def surface(share: Floats, spacing: Nanometres, origin: Nanometres = (0.0, 0.0, 
 def draw_solids(
     solids: Sequence[Solid], frame: tuple[Nanometres, Nanometres], size: tuple[int, int], view: View
 ) -> Rendering:
-    """Draw solids, and the edges of a box around them.
+    """Draw solids and the edges of a bounding box.
 
     Args:
-        solids: what to draw.
+        solids: surfaces to draw.
         frame: first and last corner of the box z, y, x in nm; it fills the image.
         size: pixels y and x.
-        view: where one looks from.
+        view: direction of view.
 
     Returns:
-        Image, and which solid is seen where.
+        Image, and the visible solid at each pixel.
 
     Raises:
-        DistillError: a box without extent or an image without pixels.
+        DistillError: the box has no extent or the image no pixels.
     """
     canvas = _Canvas(frame, size, view)
     for number, solid in enumerate(solids):
@@ -148,13 +148,13 @@ def draw_solids(
 
 
 def fitting_height(frame: tuple[Nanometres, Nanometres], width: int, view: View) -> int:
-    """Pixels that an image of a box needs along y if the box is to fill `width` pixels."""
+    """Return the height in pixels of an image of a box that fills `width` pixels."""
     extent = np.ptp(_corners(frame) @ view.axes.T, axis=0)
     return max(1, math.ceil(width * float(extent[1] / extent[0])))
 
 
 class _Canvas:
-    """Depth, brightness and number of what is seen at each subpixel."""
+    """Depth, brightness and number of the visible surface at each subpixel."""
 
     def __init__(self, frame: tuple[Nanometres, Nanometres], size: tuple[int, int], view: View) -> None:
         if any(b <= a for a, b in zip(*frame, strict=True)) or min(size) < 1:
@@ -170,7 +170,7 @@ class _Canvas:
         self.shown = np.full(self.depth.shape, -1, np.int64)
 
     def project(self, points: Floats) -> Floats:
-        """Subpixels right and down from the upper left corner, and nm into the screen."""
+        """Project points to subpixels right and down from the upper left corner, and nm into the screen."""
         at: Floats = points @ self.axes.T - self.middle
         at[:, :2] *= _FINER / self.nm_per_pixel
         at[:, 0] += self.fine[1] / 2 - 0.5
@@ -178,7 +178,7 @@ class _Canvas:
         return at
 
     def add(self, surface: Surface, number: int) -> None:
-        """Put a surface before what lies behind it."""
+        """Add a surface; it replaces what lies behind it."""
         at, normals = self.project(surface.vertices), surface.face_normals
         smooth = np.zeros_like(surface.vertices)
         for corner in range(3):
@@ -193,7 +193,7 @@ class _Canvas:
             self.shown[pixel[nearest]] = number
 
     def paint(self, solids: Sequence[Solid]) -> Rendering:
-        """Colours by shade, hatching, distance and outlines, subpixels averaged."""
+        """Compute colours from shading, hatching, distance and outlines, averaging subpixels."""
         colour = np.full((len(self.depth), 3), 255, np.float32)
         hit = np.flatnonzero(self.shown >= 0)
         row, column = np.divmod(hit, self.fine[1])
@@ -212,7 +212,7 @@ class _Canvas:
         return Rendering(np.rint(image).astype(np.uint8), centre, self.nm_per_pixel)
 
     def _outlines(self) -> npt.NDArray[np.int64]:
-        """Subpixels in front of a step in depth or of nothing, and where one solid ends on another."""
+        """Return subpixels in front of a step in depth or of the background, and at borders between solids."""
         depth = np.where(np.isinf(self.depth), 1e9, self.depth).reshape(self.fine)
         behind = ndimage.maximum_filter(depth, footprint=ndimage.generate_binary_structure(2, 1))
         line = behind - depth > _STEP * float(self.extent.max())
@@ -222,7 +222,7 @@ class _Canvas:
         return np.flatnonzero((line & (shown >= 0)).reshape(-1))
 
     def _edges(self) -> Iterator[tuple[npt.NDArray[np.int64], Floats]]:
-        """Subpixels and depths along the edges of the box."""
+        """Iterate over subpixels and depths along the edges of the box."""
         at = self.project(self.corners)
         for one, other in itertools.combinations(range(8), 2):
             if (one ^ other).bit_count() == 1:
@@ -234,14 +234,14 @@ class _Canvas:
 
 
 def _corners(frame: tuple[Nanometres, Nanometres]) -> Floats:
-    """(8, 3); corners whose numbers differ in one bit share an edge."""
+    """Return the corners (8, 3); corners whose indices differ in one bit share an edge."""
     return np.array(list(itertools.product(*zip(*frame, strict=True))), np.float32)
 
 
 def _fragments(
     at: Floats, shade: Floats, fine: tuple[int, int]
 ) -> Iterator[tuple[npt.NDArray[np.int64], Floats, Floats]]:
-    """Subpixel, depth and brightness wherever a triangle covers a subpixel's centre.
+    """Iterate over subpixel, depth and brightness wherever a triangle covers a subpixel's centre.
 
     Args:
         at: (M, 3, 3) corners of triangles: right, down, depth.

@@ -1,1 +1,1 @@
-"""A run as one web page."""
+"""Report of a run as one web page."""

@@ -1,4 +1,4 @@
-"""The worst objects of an evaluation as pictures."""
+"""Image crops of the worst objects of an evaluation."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from distill.io.volume import Volume, voxel_shift
 from viz.style import overlay
 
 _SIDE = (128, 320)  # pixels of a crop
-_PAINT = 0.5  # of the colour over the section
+_PAINT = 0.5  # opacity of the colour over the section
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A spot as three square images (Y, X, 3) uint8: the section, and over it the segmentation and the ground truth.
+    """A spot as three square images (Y, X, 3) uint8: the section, and the segmentation and ground truth overlaid on it.
 
-    Only the wrong object and its main pieces are coloured, the object in the colour of its largest piece; a ring marks
-    the spot's voxel.
+    Only the erroneous object and its main fragments are coloured, the object in the colour of its largest fragment. A
+    ring marks the voxel of the spot.
     """
 
     section: NDArray[np.uint8]
@@ -33,13 +33,13 @@ class Crop:
 
 
 def crop(spot: Spot, segmentation: Volume, labels: Volume, raw: Volume | None) -> Crop:
-    """Cut a spot out.
+    """Crop a spot from its volumes.
 
     Args:
         spot: from `find_spots`.
-        segmentation: the volume it was found in.
+        segmentation: the volume in which it was found.
         labels: the ground truth, as for `find_spots`.
-        raw: image on the same voxel grid; where it is not, or does not reach, the section is left grey.
+        raw: image on the same voxel grid; otherwise, or where the image does not extend, the section is grey.
     """
     window = _window(spot, segmentation.size)
     found, truth = segmentation.read(window)[0], labels.read(window.shift(voxel_shift(segmentation, labels)))[0]
@@ -60,7 +60,7 @@ def crop(spot: Spot, segmentation: Volume, labels: Volume, raw: Volume | None) -
 
 
 def _inside(raw: Volume, segmentation: Volume, window: Box) -> Box | None:
-    """A window of the segmentation in the image's voxels; None where it is not there."""
+    """Convert a window of the segmentation to voxels of the image; None if it lies outside."""
     try:
         here = window.shift(voxel_shift(segmentation, raw))
     except ShapeError:
@@ -69,7 +69,7 @@ def _inside(raw: Volume, segmentation: Volume, window: Box) -> Box | None:
 
 
 def _ringed(image: NDArray[np.uint8], at: tuple[int, int]) -> NDArray[np.uint8]:
-    """The image with a white ring, black on both sides, around a pixel."""
+    """Draw a white ring with black margins around a pixel."""
     y, x = np.ogrid[: image.shape[0], : image.shape[1]]
     away = np.hypot(y - at[0], x - at[1])
     width = max(1.0, max(image.shape) / 160)
@@ -79,7 +79,7 @@ def _ringed(image: NDArray[np.uint8], at: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _window(spot: Spot, size: Triple) -> Box:
-    """A square around both pieces, or around the voxel where they do not fit."""
+    """Return a square around both fragments, or around the voxel if they do not fit."""
     _, tall, wide = spot.extent.shape
     side = min(max(math.ceil(1.2 * max(tall, wide)), _SIDE[0]), _SIDE[1])
     start, stop = [spot.voxel[0]], [spot.voxel[0] + 1]

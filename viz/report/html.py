@@ -1,7 +1,7 @@
-"""Pieces of a web page that needs nothing but itself: tables, figures, sections, and the page around them.
+"""Building blocks of a self-contained web page: tables, figures, sections, and the page itself.
 
-Every function takes plain text and escapes it; what it returns is `Html` and is put into the page as it is. The page
-holds its style and its images, runs no script and asks for nothing: its own policy forbids both.
+Every function takes plain text and escapes it; the returned `Html` is inserted unchanged. The page contains its style
+and images, runs no script and loads nothing; its content security policy forbids both.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from distill.core.errors import SourceError
 Html = NewType("Html", str)
 Cell = str | int | float | None
 
-_WIDEST = 1800  # pixels of an embedded image, either way
-_WHOLE_BYTES = 128 * 1024  # images up to this are embedded as they are
+_WIDEST = 1800  # maximum width and height of an embedded image in pixels
+_WHOLE_BYTES = 128 * 1024  # size up to which images are embedded unchanged
 _QUALITY = 84
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image inside the page: its data, its size in pixels, and what it shows in words."""
+    """An embedded image: its data, its size in pixels, and its description."""
 
     uri: str
     width: int
@@ -40,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class PageSection:
-    """One section of the page."""
+    """A section of the page."""
 
     id: str
     title: str
@@ -48,39 +48,39 @@ class PageSection:
 
 
 def text(value: object) -> Html:
-    """Plain text."""
+    """Format plain text."""
     return Html(escape(str(value)))
 
 
 def paragraph(value: str, kind: Literal["plain", "hint"] = "plain") -> Html:
-    """A paragraph; a `hint` is set smaller."""
+    """Format a paragraph; a `hint` is set smaller."""
     return Html(f'<p class="{kind}">{escape(value)}</p>')
 
 
 def heading(value: str) -> Html:
-    """A heading below a section's."""
+    """Format a subheading."""
     return Html(f"<h3>{escape(value)}</h3>")
 
 
 def code(value: str) -> Html:
-    """Text in fixed pitch, line by line."""
+    """Format text in fixed pitch, line by line."""
     return Html(f"<pre><code>{escape(value)}</code></pre>")
 
 
 def folded(title: str, *parts: Html, opened: bool = False) -> Html:
-    """Parts that the reader can fold away."""
+    """Group parts in an element that the reader can fold."""
     state = " open" if opened else ""
     return Html(f"<details{state}><summary>{escape(title)}</summary>{''.join(parts)}</details>")
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> Html:
-    """Names and what they are."""
+    """Format names and their values."""
     rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
     return Html(f'<dl class="facts">{rows}</dl>')
 
 
 def key_numbers(pairs: Sequence[tuple[str, str, str]]) -> Html:
-    """The few numbers to see first: name, number, what it says."""
+    """Format the most important numbers: name, number, explanation."""
     rows = "".join(
         f"<div><dt>{escape(name)}</dt><dd><strong>{escape(value)}</strong><span>{escape(hint)}</span></dd></div>"
         for name, value, hint in pairs
@@ -89,7 +89,7 @@ def key_numbers(pairs: Sequence[tuple[str, str, str]]) -> Html:
 
 
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Html:
-    """A table whose first column names the rows; numbers are set to the right, None shows as a dash."""
+    """Format a table whose first column names the rows; numbers are right-aligned, None is shown as a dash."""
     first = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "".join(
         f'<tr><th scope="row">{escape(_shown(row[0]))}</th>{"".join(_cell(value) for value in row[1:])}</tr>'
@@ -115,13 +115,13 @@ def _shown(value: Cell) -> str:
 
 
 def figure(pictures: Sequence[Picture], caption: str, kind: str = "wide", labels: Sequence[str] = ()) -> Html:
-    """Pictures side by side above their caption.
+    """Place pictures side by side above their caption.
 
     Args:
         pictures: at least one.
-        caption: what one sees.
-        kind: `wide` = as wide as the page, `card` = several to a row, see `columns`.
-        labels: a word above each picture.
+        caption: description.
+        kind: `wide` = page width, `card` = several per row, see `columns`.
+        labels: label above each picture.
     """
     shown = "".join(
         f'<span class="panel">{f"<b>{escape(label)}</b>" if label else ""}'
@@ -134,15 +134,15 @@ def figure(pictures: Sequence[Picture], caption: str, kind: str = "wide", labels
 
 
 def columns(parts: Sequence[str], kind: str) -> Html:
-    """Parts in as many columns as there is room for: `charts`, `small-charts`, `cards` (figures), `columns` (texts)."""
+    """Arrange parts in as many columns as fit: `charts`, `small-charts`, `cards` (figures), `columns` (texts)."""
     return Html(f'<div class="{kind}">{"".join(parts)}</div>')
 
 
 def embed_file(path: Path, alt: str) -> Picture:
-    """An image file, as it is where it is small, else smaller and in WebP.
+    """Embed an image file, unchanged if it is small, otherwise reduced and in WebP.
 
     Raises:
-        SourceError: it is no image that can be read.
+        SourceError: it is not a readable image.
     """
     try:
         with Image.open(path) as image:
@@ -156,7 +156,7 @@ def embed_file(path: Path, alt: str) -> Picture:
 
 
 def embed_pixels(pixels: NDArray[np.uint8], alt: str) -> Picture:
-    """(Y, X, 3) or (Y, X) uint8."""
+    """Embed an image (Y, X, 3) or (Y, X) uint8."""
     return _as_webp(Image.fromarray(pixels).convert("RGB"), alt)
 
 
@@ -171,13 +171,13 @@ def _picture(data: bytes, kind: str, size: tuple[int, int], alt: str) -> Picture
 
 
 def page(title: str, lead: str, top: Sequence[Html], parts: Sequence[PageSection], foot: str) -> str:
-    """The whole document.
+    """Assemble the complete document.
 
     Args:
         title: of the page and its first heading.
         lead: one sentence below it.
-        top: what comes before the sections.
-        parts: the sections, listed in the contents; a section without body is left out.
+        top: content before the sections.
+        parts: the sections, listed in the contents; sections without body are omitted.
         foot: last line.
     """
     shown = [part for part in parts if part.body]
@@ -199,7 +199,7 @@ def page(title: str, lead: str, top: Sequence[Html], parts: Sequence[PageSection
 
 
 def colours(scheme: str) -> dict[str, str]:
-    """Names and values of the page's colours in `light` or `dark`."""
+    """Return names and values of the page's colours in `light` or `dark`."""
     return dict(_COLOURS[scheme])
 
 

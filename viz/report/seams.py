@@ -1,4 +1,6 @@
-"""The report's section on seams: what the teacher's windows do to its embedding, and whole sections do not."""
+"""Report section on seams: effect of the teacher's windows on its embedding, compared with the student on whole
+sections.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ _CAPTION = (
     "first three principal components as red, green and blue, the student's turned onto the teacher's. Below, how much "
     "the embedding changes from pixel to pixel, by the distance to the nearest window border."
 )
-_SCORES = (  # key, what is compared, value without a seam
+_SCORES = (  # key, comparison, value without a seam
     ("border", "change across borders / beside them", "1"),
     ("stride", "power at the windows' stride / between", "1"),
     ("shift", "angle between shifted runs / unrelated pixels", "0"),
@@ -24,7 +26,7 @@ _SCORES = (  # key, what is compared, value without a seam
 
 
 def seams(run: RunFolder) -> list[Html]:
-    """Figure and scores; nothing where they were not measured."""
+    """Format figure and scores; empty if they were not measured."""
     picture = run.path / "figures" / "pca.png"
     found = _read(run)
     if not found and not picture.is_file():

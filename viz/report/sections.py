@@ -1,4 +1,4 @@
-"""Sections of a run's report that come from the run folder's own files."""
+"""Sections of a run's report that are based on the files of the run folder."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _FIGURES = {
 
 
 def lead(run: RunFolder) -> str:
-    """What the run was, in a sentence."""
+    """Describe the run in a sentence."""
     kinds = [str(run.setting(f"{one}.yaml", "kind") or "?") for one in ("teacher", "student")]
     planned = run.setting("student.yaml", "training", "steps")
     steps = f"{run.steps:,} steps" if planned in (None, run.steps) else f"{run.steps:,} of {planned:,} steps"
@@ -67,7 +67,7 @@ def lead(run: RunFolder) -> str:
 
 
 def first_numbers(run: RunFolder) -> Html:
-    """The best validation of both networks and the time."""
+    """Format the best validation of both networks and the duration."""
     shown = []
     for name, found in _best(run).items():
         step, scores = found
@@ -77,7 +77,7 @@ def first_numbers(run: RunFolder) -> Html:
 
 
 def what_was_run(run: RunFolder) -> list[Html]:
-    """Command, versions, machine, data."""
+    """Format command, versions, machine and data."""
     record = run.record
     pairs = [
         ("Run folder", str(run.path)),
@@ -118,14 +118,14 @@ def what_was_run(run: RunFolder) -> list[Html]:
 
 
 def validation_scores(run: RunFolder) -> list[Html]:
-    """Every validation of both networks."""
+    """Format every validation of both networks."""
     head = ("Network", "Step", "VOI split", "VOI merge", "VOI", "ARAND", "F1 z", "F1 y", "F1 x", "Merged above")
     rows: list[Sequence[Cell]] = []
     best = _best(run)
     presets = set()
     for name, found in run.validations().items():
         for step, scores in found:
-            presets.add(str(scores.get("preset", "skimage")))  # what `score` takes where none is named
+            presets.add(str(scores.get("preset", "skimage")))  # preset of `score` if none is named
             f1 = [*(scores.get("boundary_f1_zyx") or []), None, None, None][:3]
             seeds = scores.get("seed_thresholds")
             threshold = scores.get("merge_threshold")
@@ -153,7 +153,7 @@ def validation_scores(run: RunFolder) -> list[Html]:
 
 
 def figures(run: RunFolder) -> list[Html]:
-    """The images in figures/, with what they show."""
+    """Embed the images in figures/, with captions."""
     folder = run.path / "figures"
     parts, left = [], []
     rank = {name: k for k, name in enumerate(_FIGURES)}
@@ -172,7 +172,7 @@ def figures(run: RunFolder) -> list[Html]:
 
 
 def curves(run: RunFolder) -> list[Html]:
-    """Losses and validation scores over the steps."""
+    """Draw losses and validation scores over the steps."""
     notes = phases(run)
     end = float(run.steps)
     parts: list[Html] = []
@@ -200,13 +200,13 @@ def curves(run: RunFolder) -> list[Html]:
 
 
 def configuration(run: RunFolder) -> list[Html]:
-    """Both files as they were resolved."""
+    """Format both files with all values resolved."""
     files = [folded(name, code(text), opened=True) for name, text in run.configuration.items()]
     return [columns(files, "columns")] if files else []
 
 
 def repeat(run: RunFolder, commands: Sequence[str]) -> list[Html]:
-    """Commands that give the run, and what was made with it, again."""
+    """Format the commands that reproduce the run and its results."""
     folder = str(run.path)
     again = ["distill", "train", f"{folder}/teacher.yaml", f"{folder}/student.yaml", "--out", f"{folder}_again"]
     parts = [
@@ -235,11 +235,11 @@ def repeat(run: RunFolder, commands: Sequence[str]) -> list[Html]:
 
 
 def command_line(words: object) -> str:
-    """A recorded command as it can be typed, in lines of a readable length; empty where none was recorded."""
+    """Format a recorded command as typed, in lines of readable length; empty if none was recorded."""
     typed = _typed(words)
     lines = typed[:1]
     for quoted in typed[1:]:
-        value = lines[-1].rpartition(" ")[2].startswith("--")  # stays beside its option
+        value = lines[-1].rpartition(" ")[2].startswith("--")  # stays next to its option
         if len(lines[-1]) + len(quoted) < _LINE or value:
             lines[-1] += f" {quoted}"
         else:
@@ -248,14 +248,14 @@ def command_line(words: object) -> str:
 
 
 def _typed(words: object) -> list[str]:
-    """A recorded command word by word, quoted for a shell; empty where none was recorded."""
+    """Quote a recorded command for a shell, word by word; empty if none was recorded."""
     if not isinstance(words, list) or not words:
         return []
     return [Path(str(words[0])).name, *(shlex.quote(str(word)) for word in words[1:])]
 
 
 def _best(run: RunFolder) -> dict[str, tuple[int, dict[str, Any]]]:
-    """(step, scores) of the lowest validation VOI by network, student first."""
+    """Return (step, scores) of the lowest validation VOI by network, student first."""
     found = {
         name: min(scored, key=lambda one: _number(one[1].get("voi"), math.inf))
         for name, scored in run.validations().items()

@@ -1,4 +1,4 @@
-"""The report's section on time: steps, what they wait for and what their parts take, validations, the rest."""
+"""Report section on time: steps and their parts, waiting, validations, and the remainder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from viz.report.svg import AxisNote, Curve, line_chart
 
 
 def timings(run: RunFolder) -> list[Html]:
-    """Steps, waiting, validations, and what is left of the run's time."""
+    """Format steps, waiting, validations, and the remaining time of the run."""
     edges = [0, *sorted({int(note.x) for note in phases(run) if 0 < note.x < run.steps}), run.steps]
     found = [one for one in (pace(run, a, b) for a, b in itertools.pairwise(edges)) if one]
     if not found:
@@ -42,9 +42,9 @@ def timings(run: RunFolder) -> list[Html]:
 
 
 def split(run: RunFolder, first: int, last: int) -> dict[str, float]:
-    """Mean seconds a step by part, of the steps after `first` up to `last`; empty where parts were not logged.
+    """Compute mean seconds per step by part, of the steps after `first` up to `last`; empty if parts were not logged.
 
-    What the parts leave of the whole step is `other`.
+    The remainder of the step is `other`.
     """
     before, steps = 0, 0
     sums: dict[str, float] = {}
@@ -77,7 +77,7 @@ def _split_table(splits: Sequence[tuple[str, dict[str, float]]]) -> list[Html]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as hours, minutes and seconds."""
+    """Format seconds as hours, minutes and seconds."""
     if not math.isfinite(seconds):
         return "unknown time"
     if seconds < 60:
@@ -88,13 +88,13 @@ def duration(seconds: float) -> str:
 
 
 def seconds_in_all(run: RunFolder) -> float:
-    """Of the run and of its earlier parts."""
+    """Return the seconds of the run including its earlier parts."""
     parts = [run.record, *(one for one in run.record.get("earlier", []) if isinstance(one, dict))]
     return sum(float(one["seconds"]) for one in parts if isinstance(one.get("seconds"), int | float))
 
 
 def phases(run: RunFolder) -> list[AxisNote]:
-    """Steps at which further losses begin."""
+    """Return the steps at which further losses begin."""
     warmup, start = run.setting("student.yaml", "training", "warmup"), run.setting("teacher.yaml", "queries", "start")
     begins: dict[int, list[str]] = {}
     for step, what in ((warmup, "distillation"), (start, "queries")):

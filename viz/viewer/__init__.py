@@ -1,1 +1,1 @@
-"""Results in the browser."""
+"""View results in the browser."""

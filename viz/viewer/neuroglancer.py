@@ -1,6 +1,6 @@
-"""Volumes in the browser: Neuroglancer layers that read on demand, served to this machine alone.
+"""Neuroglancer in the browser: layers that read on demand, served to localhost only.
 
-Axes of volumes are z, y, x; the viewer's are x, y, z. Places are in nm.
+Axes of volumes are z, y, x; the viewer's are x, y, z. Positions are in nm.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from viz.embeddings.pca import Basis, fit_basis, scores
 LayerKind = Literal["raw", "affinity", "embedding", "labels"]
 Index = tuple[slice, ...]
 
-_SAMPLE = 512  # voxels along y and x that colours and contrast are fitted to
-_MESH_VOXELS = 2**26  # meshes need the whole volume in memory
-_FEW = 0.05  # share of pixels
-_SPREAD = 2.5  # standard deviations of an embedding's component that reach from black to full colour
+_SAMPLE = 512  # voxels along y and x used to fit colours and contrast
+_MESH_VOXELS = 2**26  # meshes require the whole volume in memory
+_FEW = 0.05  # fraction of pixels
+_SPREAD = 2.5  # standard deviations of an embedding's component between black and full colour
 _GREY = "#uicontrol invlerp contrast(range=[{low}, {high}])\nvoid main() {{ emitGrayscale(contrast()); }}\n"
 _RGB = (
     "#uicontrol float brightness slider(min=-1, max=1, default=0)\n"
     "void main() {{ emitRGB(vec3({0}(getDataValue(0)), {0}(getDataValue(1)), {0}(getDataValue(2))) + brightness); }}\n"
 )
-_SHOWN = {"b": np.uint8, "f": np.float32, "i": np.int32, "u": np.uint32}  # for types that the browser cannot take
+_SHOWN = {"b": np.uint8, "f": np.float32, "i": np.int32, "u": np.uint32}  # for types not supported by the browser
 _KEYS = "Keys: j next, k previous, x all segments; in the list a left click shows the ids, a right click goes there"
 _TYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "float32")
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One volume to show.
+    """A volume to show.
 
     Attributes:
         name: of the layer.
-        kind: how: grey values, the first three channels as red, green and blue, the first three principal components
-            as red, green and blue, or one colour per id.
+        kind: rendering: grey values, the first three channels as red, green and blue, the first three principal
+            components as red, green and blue, or one colour per id.
         volume: (z, y, x), with channels for `affinity` and `embedding`.
-        inside: affinity of the same voxels, for an embedding whose colours are to go by the pixels inside neurites.
+        inside: affinity of the same voxels, for an embedding whose colours are fitted to the pixels inside neurites.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Mark:
-    """A place to jump to: z, y, x in nm, what is there in a line and in few words, the ids to pick out by layer."""
+    """A position to jump to: z, y, x in nm, a one-line and a short description, and the ids to select by layer."""
 
     place: Nanometres
     text: str
@@ -67,21 +67,21 @@ class Mark:
 
 
 class Reader:
-    """What Neuroglancer sees of a volume: shape, type, and parts that are read when they are asked for."""
+    """Array interface for Neuroglancer: shape, type, and parts that are read on demand."""
 
     def __init__(self, volume: Volume, channels: int | None = None) -> None:
         """Wrap a volume.
 
         Args:
             volume: (z, y, x) or (c, z, y, x).
-            channels: how many of the channels to show; all by default.
+            channels: number of channels to show; default: all.
         """
         self._volume = volume
         self.shape = volume.shape if channels is None else (channels, *volume.size)
         self.dtype = np.dtype(volume.dtype if volume.dtype.name in _TYPES else _SHOWN[volume.dtype.kind])
 
     def __getitem__(self, index: Index) -> NDArray[Any]:
-        """The part that slices with start and stop cut out, one slice an axis."""
+        """Read the part given by slices with start and stop, one per axis."""
         z, y, x = index[-3:]
         block = self._shown(self._volume.read(Box((z.start, y.start, x.start), (z.stop, y.stop, x.stop))))
         return np.asarray(block[index[0]] if block.ndim == 4 else block, dtype=self.dtype)
@@ -90,20 +90,21 @@ class Reader:
         return block
 
     def transpose(self) -> NDArray[Any]:
-        """All of it with the axes turned round; only asked for where meshes are made."""
+        """Read the entire volume with reversed axes; used only for meshes."""
         return np.transpose(self[tuple(slice(0, extent) for extent in self.shape)])
 
 
 class ColourReader(Reader):
-    """An embedding as (3, z, y, x) uint8: principal components of a sample, scaled alike everywhere."""
+    """An embedding as (3, z, y, x) uint8: principal components of a sample, with the same scale everywhere."""
 
     def __init__(self, volume: Volume, inside: Volume | None = None) -> None:
         """Fit the colours to the middle of the volume.
 
         Args:
             volume: (E, z, y, x) embedding.
-            inside: affinity (c, z, y, x), z, y and x first; pixels of at most half the in-plane affinity are left out,
-                for membranes vary most and would take all colours. Ignored where it lies elsewhere or leaves little.
+            inside: affinity (c, z, y, x), z, y and x first; pixels with an in-plane affinity of at most one half are
+                excluded, because membranes vary most and would dominate the colours. Ignored if it lies elsewhere or
+                leaves too few pixels.
 
         Raises:
             DistillError: see `viz.embeddings.pca.fit_basis`.
@@ -124,7 +125,7 @@ class ColourReader(Reader):
 
 
 def middle(volume: Volume) -> Box:
-    """The middle of the middle section."""
+    """Return the middle of the middle section."""
     z, y, x = volume.size
     top, left = (max(0, (extent - _SAMPLE) // 2) for extent in (y, x))
     return Box((z // 2, top, left), (z // 2 + 1, min(y, top + _SAMPLE), min(x, left + _SAMPLE)))
@@ -132,18 +133,19 @@ def middle(volume: Volume) -> Box:
 
 @contextmanager
 def serve(shown: Sequence[Shown], marks: Sequence[Mark], port: int = 0) -> Iterator[str]:
-    """Serve a viewer to this machine while the block runs.
+    """Serve a viewer to localhost while the block runs.
 
     Args:
         shown: layers, at least one.
-        marks: places, listed beside the sections; the viewer opens at the first, else in the middle of the result.
-        port: TCP port on 127.0.0.1; 0 takes a free one.
+        marks: positions, listed next to the sections; the viewer opens at the first, or else in the middle of the
+            result.
+        port: TCP port on 127.0.0.1; 0 selects a free one.
 
     Yields:
-        The address. It holds a random token, without which the server answers nothing.
+        The address. It contains a random token, which the server requires.
 
     Raises:
-        DistillError: Neuroglancer is not installed, the port cannot be had, or a layer cannot be shown.
+        DistillError: Neuroglancer is not installed, the port is not available, or a layer cannot be shown.
     """
     neuroglancer = _neuroglancer()
     state = viewer_state(shown, marks)
@@ -160,9 +162,9 @@ def serve(shown: Sequence[Shown], marks: Sequence[Mark], port: int = 0) -> Itera
 
 
 def viewer_state(shown: Sequence[Shown], marks: Sequence[Mark] = ()) -> Any:
-    """Neuroglancer's state for some layers and places; arguments and errors as `serve`.
+    """Build Neuroglancer's state for layers and positions; arguments and errors as `serve`.
 
-    Every layer but the image gets a panel of its own, with the image below it; from four on, in two rows.
+    Every layer except the image has its own panel, with the image below it; four or more are arranged in two rows.
     """
     neuroglancer = _neuroglancer()
     unit = _unit(shown)
@@ -190,7 +192,7 @@ def viewer_state(shown: Sequence[Shown], marks: Sequence[Mark] = ()) -> Any:
 
 
 def go_to(state: Any, mark: Mark, unit: Volume) -> None:
-    """Move a viewer's state to a place and pick out its ids; the others fade."""
+    """Move a viewer's state to a position and select its ids; other ids fade."""
     state.position = _voxels(mark.place, unit)[::-1]
     for layer in state.layers:
         if layer.type == "segmentation":
@@ -198,7 +200,7 @@ def go_to(state: Any, mark: Mark, unit: Volume) -> None:
 
 
 class _Tour:
-    """The keys that walk through the marked places."""
+    """Key bindings that step through the marked positions."""
 
     def __init__(self, viewer: Any, shown: Sequence[Shown], marks: Sequence[Mark]) -> None:
         self._viewer, self._unit, self._marks, self._at = viewer, _unit(shown), marks, 0
@@ -222,7 +224,7 @@ class _Tour:
 
 
 def _check_port(port: int) -> None:
-    """Try the port before the server does, which leaves a socket open where it fails."""
+    """Try the port before the server does, because a failing server leaves a socket open."""
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -232,7 +234,7 @@ def _check_port(port: int) -> None:
 
 
 def _unit(shown: Sequence[Shown]) -> Volume:
-    """The volume whose voxels are the viewer's unit: the first result, else the image."""
+    """Return the volume whose voxels are the viewer's unit: the first result, otherwise the image."""
     return next((one.volume for one in shown if one.kind != "raw"), shown[0].volume)
 
 
@@ -247,7 +249,7 @@ def _neuroglancer() -> Any:
 
 
 def _space(volume: Volume, axes: str) -> Any:
-    """Coordinate space of a volume's voxels."""
+    """Return the coordinate space of a volume's voxels."""
     scales = dict(zip("zyx", volume.resolution, strict=True))
     names = ["c^" if axis == "c" else axis for axis in axes]
     return _neuroglancer().CoordinateSpace(
@@ -258,7 +260,7 @@ def _space(volume: Volume, axes: str) -> Any:
 
 
 def _voxels(place: Sequence[float], volume: Volume) -> list[float]:
-    """A place in nm in units of a volume's voxels, from the world's zero."""
+    """Convert a position in nm to units of a volume's voxels, from the world's origin."""
     return [p / r for p, r in zip(place, volume.resolution, strict=True)]
 
 
@@ -285,7 +287,7 @@ def _layer(one: Shown) -> Any:
 
 
 def _source(volume: Volume, reader: Reader, kind: str, meshes: bool = True) -> Any:
-    """A volume where it lies; part of a voxel, which the viewer cannot take as an offset, becomes a transform."""
+    """Place a volume; a fraction of a voxel, which the viewer does not accept as an offset, becomes a transform."""
     neuroglancer = _neuroglancer()
     axes = "czyx"[-len(reader.shape) :]
     start = [0.0] * (len(axes) - 3) + _voxels(volume.offset, volume)
@@ -306,7 +308,9 @@ def _source(volume: Volume, reader: Reader, kind: str, meshes: bool = True) -> A
 
 
 def _mark_layer(unit: Volume, marks: Sequence[Mark], labelled: Sequence[str]) -> Any:
-    """The list of places; each is linked to its ids in the layers named `labelled`, which a click on it shows."""
+    """Build the list of positions; each is linked to its ids in the layers named `labelled`, which a click on it
+    shows.
+    """
     neuroglancer = _neuroglancer()
     return neuroglancer.LocalAnnotationLayer(
         dimensions=_space(unit, "xyz"),
