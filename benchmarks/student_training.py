@@ -25,7 +25,7 @@ from distill.config import Pair
 from distill.core.affinity import affinity_targets, as_label_tensor
 from distill.core.hardware import AUTO, computing
 from distill.data.crops import Crops
-from distill.evaluation.edge_scores import affinity_scores
+from distill.evaluation.affinities import affinity_scores
 from distill.evaluation.metrics import score
 from distill.inference.in_memory import student_affinity
 from distill.inference.options import Runtime

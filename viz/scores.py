@@ -14,7 +14,7 @@ import numpy.typing as npt
 from distill.core.affinity import NEAREST
 from distill.core.errors import DistillError
 from distill.core.geometry import Triple
-from distill.evaluation.edge_scores import Curves
+from distill.evaluation.affinities import Curves
 from distill.evaluation.evaluate import Scorecard
 from distill.evaluation.metrics import ObjectBits, object_bits
 from distill.evaluation.run_length.scores import RunLength
@@ -38,7 +38,7 @@ class Channel:
 
     Attributes:
         offset: z, y, x in voxels.
-        curves: see `distill.evaluation.edge_scores`.
+        curves: see `distill.evaluation.affinities`.
         auc: area under the ROC curve.
         precision: average precision of the boundaries.
     """

@@ -11,7 +11,7 @@ import sys
 import typer
 
 # They register their commands:
-from distill.cli import bench, copy, data, evaluate, figures, segment, sweep, train  # noqa: F401
+from distill.cli import bench, data, evaluate, figures, segment, sweep, train  # noqa: F401
 from distill.cli.app import Stopped, app
 from distill.cli.stopping import say_how_to_continue, signals_end_the_command
 from distill.core.allocator import keep_freed_memory, let_idle_threads_sleep

@@ -14,8 +14,7 @@ from typing import Any
 from distill.core.errors import DistillError
 from distill.core.geometry import Box, Nanometres, Triple, tiles
 from distill.evaluation.aligned import Aligned, OnBlock, align, chunk_blocks, over_blocks
-from distill.evaluation.borders import border_reach
-from distill.evaluation.contingency import PRESETS, Contingency, Scores
+from distill.evaluation.contingency import PRESETS, Contingency, Scores, border_reach
 from distill.evaluation.metrics import WorstObjects, worst_objects
 from distill.io.truth import EVERYWHERE, Known, open_known
 from distill.io.volume import Volume, open_labels

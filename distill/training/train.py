@@ -33,7 +33,7 @@ from distill.training.loop.state import Average, State, restored
 from distill.training.loop.timing import Split, StepClock
 from distill.training.objective.objective import Joint
 from distill.training.ranks import from_environment
-from distill.training.run_record import RunRecord
+from distill.training.run_folder import RunRecord
 from distill.training.schedule.forecast import Forecast
 from distill.training.schedule.planned_steps import FILE as STEPS
 from distill.training.schedule.planned_steps import Trial, planned, read_steps, write_steps

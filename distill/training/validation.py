@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from distill.config import DecoderConfig, Pair
 from distill.core.affinity import affinity_targets, as_label_tensor
 from distill.core.known import counted_truth
+from distill.evaluation.affinities import affinity_scores
 from distill.evaluation.contingency import Scores
-from distill.evaluation.edge_scores import affinity_scores
 from distill.evaluation.metrics import score
 from distill.inference.assembly import Assembly
 from distill.inference.in_memory import Segmented, student_volumes, teacher_volumes

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from distill.core.errors import DistillError
-from distill.evaluation.edge_scores import EdgeHistogram
+from distill.evaluation.affinities import EdgeHistogram
 from distill.evaluation.metrics import ObjectBits
 from distill.evaluation.run_length.scores import RunLength, run_length
 from distill.evaluation.run_length.skeletons import Skeleton

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from distill.config import DataConfig
 from distill.core.affinity import affinity_targets, as_label_tensor
 from distill.core.errors import SourceError
+from distill.evaluation.affinities import affinity_scores
 from distill.evaluation.contingency import Scores
-from distill.evaluation.edge_scores import affinity_scores
 from distill.evaluation.metrics import score
 from distill.inference.in_memory import Segmented, student_volume, teacher_volume
 from distill.inference.options import WATERZ_THRESHOLD, Runtime

@@ -15,9 +15,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from distill.core.affinity import NEAREST, affinity_targets, as_label_tensor, attributes, from_uint8
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Box, Triple
-from distill.evaluation.affinities import count_edges, evaluate_affinity
+from distill.evaluation.affinities import affinity_scores, count_edges, evaluate_affinity
 from distill.evaluation.aligned import align
-from distill.evaluation.edge_scores import affinity_scores
 from distill.io.volume import open_labels, open_volume
 from distill.io.writers.store import create_zarr, write_cremi
 

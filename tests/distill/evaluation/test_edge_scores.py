@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 
 from distill.core.affinity import from_uint8
 from distill.core.errors import ShapeError
-from distill.evaluation.edge_scores import EdgeHistogram, affinity_scores
+from distill.evaluation.affinities import EdgeHistogram, affinity_scores
 
 
 def test_affinity_scores_by_hand() -> None:

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Box, Triple
-from distill.evaluation.borders import border_mask
-from distill.evaluation.contingency import PRESETS
+from distill.evaluation.contingency import PRESETS, border_mask
 from distill.evaluation.metrics import score
 from distill.evaluation.segmentation import evaluate
 from distill.io.truth import Known

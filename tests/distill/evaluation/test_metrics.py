@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from skimage.metrics import adapted_rand_error, variation_of_information
 
 from distill.core.errors import DistillError, ShapeError
-from distill.evaluation.borders import border_mask, border_reach
-from distill.evaluation.contingency import Contingency
+from distill.evaluation.contingency import Contingency, border_mask, border_reach
 from distill.evaluation.metrics import object_bits, score, worst_objects
 
 Labels = NDArray[np.integer[Any]]

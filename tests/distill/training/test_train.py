@@ -24,7 +24,7 @@ from distill.io.writers.store import write_cremi
 from distill.models.load import load_student, load_teacher
 from distill.training.data import open_parts
 from distill.training.loop.timing import Split
-from distill.training.run_record import RunRecord
+from distill.training.run_folder import RunRecord
 from distill.training.train import prepare_folder
 from distill.training.validation import validate, views
 from students.smp import SmpYShape
