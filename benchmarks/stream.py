@@ -29,7 +29,8 @@ from tables import milliseconds, provenance, table, write_json
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.config import StudentNetwork
-from distill.core.affinity import from_uint8, pair_affinity
+from distill.core.affinity import pair_affinity
+from distill.core.affinity_conventions import from_uint8
 from distill.core.errors import DistillError
 from distill.core.geometry import Box
 from distill.core.hardware import AUTO, FULL, MIXED, has_bfloat16, resolved

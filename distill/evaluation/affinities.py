@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.affinity import affinity_targets, as_label_tensor, attributes, stored_offsets
+from distill.core.affinity import affinity_targets, as_label_tensor
+from distill.core.affinity_conventions import attributes, stored_offsets
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Box, Nanometres, Triple
 from distill.evaluation.aligned import Aligned, OnBlock, align, chunk_blocks, over_blocks

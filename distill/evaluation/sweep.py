@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.affinity import from_uint8, stored_offsets, to_waterz
+from distill.core.affinity_conventions import from_uint8, stored_offsets, to_waterz
 from distill.core.atomic import replacing
 from distill.core.errors import DistillError, SourceError
 from distill.core.geometry import Box, Triple

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.affinity import from_uint8
+from distill.core.affinity_conventions import from_uint8
 from distill.core.geometry import Box, Triple
 from distill.core.labels import Relabelling, ranks, sum_pairs
 from distill.segmentation.agglomeration import RegionGraph, agglomerate_graph, region_graph

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.core.affinity import from_uint8
+from distill.core.affinity_conventions import from_uint8
 from distill.core.errors import DistillError
 from distill.core.geometry import Box, Triple
 from distill.inference.in_memory import student_sections

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.config import DecoderConfig
-from distill.core.affinity import NEAREST, from_uint8
+from distill.core.affinity import NEAREST
+from distill.core.affinity_conventions import from_uint8
 from distill.core.geometry import Box, Triple
 from distill.inference.assembly import Affinity, Assembly, Piece, slabs
 from distill.inference.decode import decode_slab, decode_tile, decoder_overlap, decoder_tiles

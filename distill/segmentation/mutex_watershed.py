@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.affinity import edge_slices, to_mwatershed, to_waterz
+from distill.core.affinity import edge_slices
+from distill.core.affinity_conventions import to_mwatershed, to_waterz
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Triple
 from distill.core.labels import compact

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.core.affinity import pair_affinity, to_uint8, unit
+from distill.core.affinity import pair_affinity, unit
+from distill.core.affinity_conventions import to_uint8
 from students.slab_adapter import SlabAdapter
 from students.student import Samples, SectionFeatures, Student
 

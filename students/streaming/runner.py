@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.core.affinity import NEAREST, section_affinity, to_uint8
+from distill.core.affinity import NEAREST, section_affinity
+from distill.core.affinity_conventions import to_uint8
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Triple
 from distill.core.normalisation import UNCHANGED, Correction, Normaliser

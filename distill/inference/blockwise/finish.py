@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.affinity import NEAREST, attributes
+from distill.core.affinity import NEAREST
+from distill.core.affinity_conventions import attributes
 from distill.core.atomic import flush
 from distill.core.geometry import Box, Nanometres, Triple, grid
 from distill.inference.blockwise.merge import open_mapping

@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.affinity import NEAREST, from_uint8
+from distill.core.affinity import NEAREST
+from distill.core.affinity_conventions import from_uint8
 from distill.core.geometry import Box
 from distill.inference.assembly import Slab
 from distill.inference.blockwise.corrections import Sections

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from distill.core.affinity import NEAREST, affinity_targets, as_label_tensor, attributes, from_uint8
+from distill.core.affinity import NEAREST, affinity_targets, as_label_tensor
+from distill.core.affinity_conventions import attributes, from_uint8
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Box, Triple
 from distill.evaluation.affinities import affinity_scores, count_edges, evaluate_affinity

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score, roc_curve
 
-from distill.core.affinity import from_uint8
+from distill.core.affinity_conventions import from_uint8
 from distill.core.errors import ShapeError
 from distill.evaluation.affinities import EdgeHistogram, affinity_scores
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distill.core.affinity import NEAREST, from_uint8
+from distill.core.affinity import NEAREST
+from distill.core.affinity_conventions import from_uint8
 from distill.core.geometry import Box
 from distill.evaluation.metrics import score
 from distill.inference.thresholds import threshold_of

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 
 import distill.inference.blockwise.segment as recipe
 import distill.inference.streaming.stream as stream_recipe
-from distill.core.affinity import NEAREST, stored_offsets
+from distill.core.affinity import NEAREST
+from distill.core.affinity_conventions import stored_offsets
 from distill.core.errors import CheckpointError, DistillError
 from distill.core.labels import compact
 from distill.inference.blockwise.options import Blocking

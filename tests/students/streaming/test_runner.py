@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.core.affinity import NEAREST, from_uint8, pair_affinity, to_uint8, unit
+from distill.core.affinity import NEAREST, pair_affinity, unit
+from distill.core.affinity_conventions import from_uint8, to_uint8
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Triple
 from students.slab_adapter import SlabAdapter

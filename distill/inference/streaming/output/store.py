@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.affinity import attributes
+from distill.core.affinity_conventions import attributes
 from distill.core.atomic import flush
 from distill.core.geometry import Box, Nanometres, Triple
 from distill.io.writers.levels import Level, ome_image

@@ -16,7 +16,8 @@ from skimage.measure import label
 from torch import Tensor
 
 from distill.config import Pair, load_pair
-from distill.core.affinity import from_uint8, unit
+from distill.core.affinity import unit
+from distill.core.affinity_conventions import from_uint8
 from distill.core.errors import CheckpointError
 from distill.core.known import UNKNOWN
 from distill.core.normalisation import NONE
