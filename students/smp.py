@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.core.errors import ConfigError
-from students.student import PairOutput, SectionFeatures, Student, cropped, double_conv, join, pad_to_stride
+from students.student import PairOutput, SectionFeatures, Student, double_conv, join, pad_to_stride, without_padding
 from students.torchvision_schemas import heal_torchvision
 
 _TRUNK = (1, 1, 2, 4, 4, 4)  # decoder channels of the levels 0, 1, ..., in units of `width`
@@ -99,7 +99,7 @@ class SmpYShape(Student):
             before = self.previous_branch[level](_join(previous.maps[level], before))
             now = self.current_branch[level](_join(current.maps[level], now))
             half = now if level == 1 else half
-        return cropped(
+        return without_padding(
             current.size, previous=self.previous_out(before), current=self.current_out(now), half=half, full=now
         )
 

@@ -94,7 +94,7 @@ def reflected(position: Tensor, size: int) -> Tensor:
     return torch.where(within < size, within, period - within)
 
 
-def cropped(
+def without_padding(
     size: tuple[int, int] | None, *, previous: Tensor, current: Tensor, half: Tensor, full: Tensor
 ) -> PairOutput:
     """Crop padded maps to a section of this size; None: a size that needs no padding."""

@@ -17,11 +17,11 @@ from students.student import (
     PairOutput,
     SectionFeatures,
     Student,
-    cropped,
     double_conv,
     join,
     join_samples,
     pad_to_stride,
+    without_padding,
 )
 
 _join = partial(join, align_corners=True)
@@ -75,7 +75,7 @@ class YShape(Student):
         half_current = self.up3_tn(up[1](current_half, trunk))
         full_previous = self.up4_t(up[0](previous_full, half_previous))
         full_current = self.up4_tn(up[0](current_full, half_current))
-        return cropped(
+        return without_padding(
             current.size,
             previous=self.outc_t(full_previous),
             current=self.outc_tn(full_current),

@@ -33,7 +33,7 @@ from distill.core.geometry import Nanometres, Triple
 from distill.data.tissue import MARGIN_NM, MITO_REACH_NM, REACH_NM, Floats, Tissue, TubeField, grow, noise
 
 Ints = NDArray[np.int32]
-Window = tuple[slice, slice]
+PlaneSlices = tuple[slice, slice]
 Taps = tuple[NDArray[np.intp], Floats]
 
 SMALLEST = (1, 32, 32)
@@ -117,7 +117,7 @@ class _Plane:
     at: tuple[Floats, Floats]
     taps: tuple[Taps, Taps]
 
-    def sample(self, piece: TubeField, aside: float = 0.0) -> tuple[Window, Floats] | None:
+    def sample(self, piece: TubeField, aside: float = 0.0) -> tuple[PlaneSlices, Floats] | None:
         """Return the field of a piece `aside` nm from the depth, with the window of pixels that it reaches; None if it
         reaches none.
         """
@@ -135,7 +135,7 @@ class _Plane:
         rows, columns = (row[y0:y1] - start[0], u[:, y0:y1]), (column[x0:x1] - start[1], v[:, x0:x1])
         return np.s_[y0:y1, x0:x1], _stretch(layer, rows, columns)
 
-    def around(self, point: Floats, reach: float) -> tuple[Window, Floats]:
+    def around(self, point: Floats, reach: float) -> tuple[PlaneSlices, Floats]:
         """Return the window of pixels within `reach` of a point, and their in-plane distance from it."""
         (y0, y1), (x0, x1) = (at.searchsorted([p - reach, p + reach]) for at, p in zip(self.at, point[1:], strict=True))
         return np.s_[y0:y1, x0:x1], np.hypot(self.at[0][y0:y1, None] - point[1], self.at[1][x0:x1] - point[2])

@@ -47,7 +47,7 @@ _PART = "parts."  # before the names of a step's parts among the values of the l
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedTraining:
     """A training that has ended.
 
     Attributes:
@@ -71,7 +71,7 @@ class Progress:
     on_step: Callable[[StepReport, int, float | None], None]  # report, steps in all, seconds left
     on_validation: Callable[[int, dict[str, Judged], float], None]  # step, scores, seconds
     note: Callable[[str], None]  # lines that the user should see
-    on_finished: Callable[[Finished], None] = lambda run: None  # weights and record are on disk by then
+    on_finished: Callable[[FinishedTraining], None] = lambda run: None  # weights and record are on disk by then
 
 
 def train(
@@ -168,7 +168,7 @@ def train(
     with RunRecord(out / "run.json", command, config, state.step, ranks.size, book.split, chosen):
         follow(on_step=book.step, on_validate=lambda s: book.validation(s, joint, compiled=training.compile))
         leave()
-    progress.on_finished(Finished(out, book.last, parts.validation[0], runtime))
+    progress.on_finished(FinishedTraining(out, book.last, parts.validation[0], runtime))
     return book.split
 
 

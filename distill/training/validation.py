@@ -88,7 +88,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Tried:
+class TriedThreshold:
     """What is kept of one volume's segmentation when its voxels are forgotten.
 
     Attributes:
@@ -108,7 +108,7 @@ class Tried:
 
 def try_thresholds(
     segmented: Segmented, labels: NDArray[np.uint64], thresholds: Sequence[float] = MERGE_THRESHOLDS
-) -> Tried:
+) -> TriedThreshold:
     """Score a segmentation at every merge threshold.
 
     Args:
@@ -121,7 +121,7 @@ def try_thresholds(
     targets = affinity_targets(as_label_tensor(labels))
     edges = affinity_scores(segmented.affinity, targets.target.numpy(), targets.valid.numpy())
     middle = len(labels) // 2
-    return Tried(
+    return TriedThreshold(
         sweep,
         tuple(edge.boundary.f1 for edge in edges),
         segmented.supervoxels[middle].copy(),
@@ -169,7 +169,7 @@ def judge(
     return judge_together([try_thresholds(segmented, labels, thresholds)], decoding)
 
 
-def judge_together(tried: Sequence[Tried], decoding: DecoderConfig, names: Sequence[str] = ()) -> Judged:
+def judge_together(tried: Sequence[TriedThreshold], decoding: DecoderConfig, names: Sequence[str] = ()) -> Judged:
     """Pool the scores of volumes that were decoded alike and keep the one threshold with the lowest mean VOI.
 
     Args:
@@ -212,7 +212,7 @@ def validate(joint: Joint, config: Pair, parts: Sequence[Part], runtime: Runtime
     """
     student, teacher = views(joint, config)
     decodings = seed_candidates(config.teacher.decoder)
-    tried: dict[str, list[list[Tried]]] = {}  # by network, volume, way to decode
+    tried: dict[str, list[list[TriedThreshold]]] = {}  # by network, volume, way to decode
     for part in parts:
         z, y, x = part.raw.shape
         if student is not None:
@@ -225,7 +225,9 @@ def validate(joint: Joint, config: Pair, parts: Sequence[Part], runtime: Runtime
     return {network: best_of(volumes, decodings, names) for network, volumes in tried.items()}
 
 
-def best_of(volumes: Sequence[Sequence[Tried]], decodings: Sequence[DecoderConfig], names: Sequence[str]) -> Judged:
+def best_of(
+    volumes: Sequence[Sequence[TriedThreshold]], decodings: Sequence[DecoderConfig], names: Sequence[str]
+) -> Judged:
     """The first way to decode with the lowest VOI, at its best merge threshold.
 
     Args:

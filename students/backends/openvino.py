@@ -102,7 +102,7 @@ class OpenVINOBackend:
         stride = self._student.stride
         whole = self._entry is not None or not any(size % stride for size in shape[-2:])
         small = (*shape[:-2], 2 * stride, 2 * stride) if whole else shape
-        model = convert(Encode(self._student), (torch.zeros(small),), [list(shape)])
+        model = to_openvino(Encode(self._student), (torch.zeros(small),), [list(shape)])
         steps = self._ov.preprocess.PrePostProcessor(model)
         if self._entry is not None:
             steps.input(0).tensor().set_layout(self._ov.Layout("NHWC"))
@@ -120,7 +120,7 @@ class OpenVINOBackend:
             small = [(n, c, side * h // size[0], side * w // size[1]) for n, c, h, w in shapes]
         example = [torch.ones(1, 1, 1, 1), *(torch.zeros(shape) for shape in small), *flat(samples)]
         sizes = [[1, 1, 1, 1], *map(list, shapes), *(list(part.shape) for part in flat(samples))]
-        steps = self._ov.preprocess.PrePostProcessor(convert(decode, tuple(example), sizes))
+        steps = self._ov.preprocess.PrePostProcessor(to_openvino(decode, tuple(example), sizes))
         for n in range(1, 1 + 2 * len(maps)):
             self._kept_as_is(steps.input(n))
         return decode, self._compiled(steps.build()).create_infer_request()
@@ -176,7 +176,7 @@ def _make_room(kept: dict[Any, Any]) -> None:
         del kept[next(iter(kept))]
 
 
-def convert(module: nn.Module, example: tuple[Tensor, ...], shapes: Sequence[Any] | None = None) -> Any:
+def to_openvino(module: nn.Module, example: tuple[Tensor, ...], shapes: Sequence[Any] | None = None) -> Any:
     """A module as an OpenVINO model.
 
     Args:

@@ -33,7 +33,7 @@ from students.streaming.tiling import Tile, cut, halo
 from students.streaming.transfer import Transfer
 from students.student import Samples, Student, tile_samples
 
-__all__ = ["EmbeddingType", "SectionOutput", "SectionRunner", "check_offsets"]
+__all__ = ["EmbeddingType", "SectionOutput", "SectionRunner", "check_stream_offsets"]
 
 _STEP_PIXELS = 8 * 2**20  # a step of so many pixels fills any device
 
@@ -78,7 +78,7 @@ class SectionRunner:
             DistillError: the offsets do not begin with the nearest ones or one leads to a later section, or the backend
                 cannot be had.
         """
-        check_offsets(offsets)
+        check_stream_offsets(offsets)
         self.further = tuple(offsets[3:])
         self.embedding = embedding
         self.reach = max([1, *(-z for z, _, _ in self.further)])  # sections back
@@ -351,7 +351,7 @@ class _Recorded:
 _NORMALISED = UNCHANGED.of(np.zeros((1, 1), np.float32))
 
 
-def check_offsets(offsets: Sequence[Triple]) -> None:
+def check_stream_offsets(offsets: Sequence[Triple]) -> None:
     """Make sure that a stream can give these affinities.
 
     Raises:

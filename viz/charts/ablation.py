@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from distill.core.errors import DistillError
-from distill.training.ablation.table import METHODS, Row
+from distill.training.ablation.table import SCORED_METHODS, Row
 from viz.style import STYLE, dress, legend, save_figure
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def draw_ablation(rows: Sequence[Row], out: Path) -> None:
 def bars(rows: Sequence[Row]) -> tuple[list[RunScore], list[RunScore]]:
     """Return students as bars and teachers (mean over seeds) as lines, for `ablation_figure`."""
     runs, lines = [], []
-    for method, pick in METHODS.items():
+    for method, pick in SCORED_METHODS.items():
         for row in rows:
             found = pick(row.scores)
             if row.network == "student" and found is not None:

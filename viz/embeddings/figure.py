@@ -51,7 +51,7 @@ _NEURITES = "inside neurites"
 _BASIS = "colours and scores: pixels inside neurites (student's in-plane affinity above 0.5)"
 _DIM = 0.55  # grey values outside neurites, beside colours inside
 
-Grey = NDArray[np.uint8]
+GreyImage = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -357,7 +357,7 @@ def _titles(looked: Looked) -> list[str]:
     return [f"Teacher, {looked.sliding.size[1]} × {looked.sliding.size[2]} windows, {looked.kind}", student]
 
 
-def _grey(section: NDArray[Any]) -> Grey:
+def _grey(section: NDArray[Any]) -> GreyImage:
     return as_picture(section)
 
 
@@ -377,7 +377,7 @@ def _frames(
     painter: Painter,
     frames: MovieFrames,
     on_section: Callable[[int, int], None] | None,
-) -> Iterator[Grey]:
+) -> Iterator[GreyImage]:
     """One picture (H, W, 3) a section; what is held is one slab of windows and the student's last section."""
     taught, learnt, runtime = networks.teacher, networks.student, networks.runtime
     results = student_sections(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.core.errors import SourceError
-from distill.evaluation.seams.bench import cropped
+from distill.evaluation.seams.bench import corner
 from distill.inference.embeddings import Windows
 from distill.inference.grey_values import GreyValues
 from distill.inference.options import Runtime
@@ -71,7 +71,7 @@ def seam_image(run: RunFolder, runtime: Runtime) -> None:
     networks = on_source(Networks(*both, runtime), GreyValues(invert=bool(data.get("invert"))), volume)
     assert networks.teacher is not None
     depth = networks.teacher.config.decoder.block[0]
-    piece, section_there = cropped(volume, section, _SIDE, depth)
+    piece, section_there = corner(volume, section, _SIDE, depth)
     looked = look(piece, networks, section_there, Windows(None))
     seams, _, _ = draw_pca(looked, _folder(run) / "pca.png")
     seams = with_shifts(seams, piece, networks, section_there, looked)

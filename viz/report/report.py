@@ -24,7 +24,7 @@ from distill.io.writers.output import check_place
 from distill.io.writers.store import create_zarr
 from distill.training.data import Part as TrainingPart
 from distill.training.run_folder import RunFolder, read_run
-from distill.training.train import Finished
+from distill.training.train import FinishedTraining
 from distill.training.validation import Judged
 from viz.curves import run_figures
 from viz.report import seams as report_seams
@@ -115,7 +115,7 @@ def report(
     return target
 
 
-def report_after_training(finished: Finished) -> None:
+def report_after_training(finished: FinishedTraining) -> None:
     """Draw the run's figures, keep the section that the last validation was judged on, and write the report.
 
     A report that cannot be written does not fail the run, whose weights and record are on disk by now: what went wrong

@@ -111,9 +111,9 @@ class ColourReader(Reader):
         """
         super().__init__(volume, 3)
         self.dtype = np.dtype(np.uint8)
-        sample = volume.read(middle(volume))[:, 0].astype(np.float32)
+        sample = volume.read(middle_section(volume))[:, 0].astype(np.float32)
         if inside is not None and (inside.size, inside.offset) == (volume.size, volume.offset):
-            affinity = inside.read(middle(volume))[1:3, 0].mean(0)
+            affinity = inside.read(middle_section(volume))[1:3, 0].mean(0)
             chosen = affinity > (127.5 if inside.dtype.kind == "u" else 0.5)
             sample = sample[:, chosen] if chosen.mean() > _FEW else sample
         self.basis: Basis = fit_basis(sample)
@@ -124,7 +124,7 @@ class ColourReader(Reader):
         return rgb.reshape(3, *block.shape[1:])
 
 
-def middle(volume: Volume) -> Box:
+def middle_section(volume: Volume) -> Box:
     """Return the middle of the middle section."""
     z, y, x = volume.size
     top, left = (max(0, (extent - _SAMPLE) // 2) for extent in (y, x))
@@ -276,7 +276,7 @@ def _layer(one: Shown) -> Any:
             source=_source(volume, Reader(volume), "segmentation", meshes), selected_alpha=0.35, not_selected_alpha=0.1
         )
     if one.kind == "raw":
-        low, high = np.percentile(volume.read(middle(volume)), (0.2, 99.8))
+        low, high = np.percentile(volume.read(middle_section(volume)), (0.2, 99.8))
         shader = _GREY.format(low=float(low), high=float(high) if high > low else float(low) + 1)
         return neuroglancer.ImageLayer(source=_source(volume, Reader(volume), "image"), shader=shader, opacity=1.0)
     if one.kind == "affinity" and (volume.channels or 0) < 3:

@@ -141,7 +141,7 @@ def bench_seams(
     found: dict[tuple[int, str, str], list[SectionSeams]] = {}
     runs = [(z, size) for z in sections for size in sizes]
     for done, (z, size) in enumerate(runs):
-        piece, section = cropped(volume, z, crop, depth)
+        piece, section = corner(volume, z, crop, depth)
         pair = piece.read(Box((section - 1, 0, 0), (section + 1, *piece.size[1:])))
         seen, inside = student_section(student, pair, runtime)
         for overlap in (0, size // _SHARED):
@@ -164,7 +164,7 @@ def bench_seams(
     return [SeamRow(*key, tuple(found[key])) for key in keys]
 
 
-def cropped(whole: Volume, section: int, side: int, depth: int) -> tuple[Volume, int]:
+def corner(whole: Volume, section: int, side: int, depth: int) -> tuple[Volume, int]:
     """The sections that windows of `depth` and the student need, in memory, cut to the upper left corner.
 
     Args:

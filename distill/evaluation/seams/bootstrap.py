@@ -12,7 +12,7 @@ SHUFFLES = 200  # draws of a null
 TINY = 1e-30
 
 
-def resampled(blocks: npt.NDArray[np.float64], rng: np.random.Generator) -> Floats:
+def bootstrap_sums(blocks: npt.NDArray[np.float64], rng: np.random.Generator) -> Floats:
     """Draw blocks with replacement, as many as there are, and sum them.
 
     Args:
@@ -40,7 +40,7 @@ def ratio_interval(ratio: float, draws: Floats, n: int) -> tuple[float, float]:
     return float(np.exp(low)), float(np.exp(high))
 
 
-def middle(values: Floats) -> tuple[float, float]:
+def central_interval(values: Floats) -> tuple[float, float]:
     """Return the 2.5th and 97.5th percentiles."""
     low, high = np.nanpercentile(values, (2.5, 97.5))
     return float(low), float(high)

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.core.errors import DistillError
-from distill.evaluation.seams.bootstrap import SHUFFLES, Floats, middle, ratio_interval, resampled
+from distill.evaluation.seams.bootstrap import SHUFFLES, Floats, bootstrap_sums, central_interval, ratio_interval
 from distill.evaluation.seams.profile import ALONG, Changes, by_segment, changes_of, quotient
 
 _CLEAR = 3  # pairs closer than this to a border count neither as seam nor as surroundings
@@ -184,13 +184,13 @@ def score_of_changes(
             f"seam_score: {len(pairs)} border segments with a changing embedding {_CLEAR} to {reach} pixels beside "
             "them, expected at least 2; borders may lie too close together"
         )
-    draws = resampled(pairs, rng)
+    draws = bootstrap_sums(pairs, rng)
     null = np.array([_shuffled(axes, sums, band, grid, rng) for _ in range(SHUFFLES)])
     if np.isnan(null).all():
         raise DistillError("seam_score: the embedding does not change anywhere away from the borders")
     ratio = float(pairs[:, 0].sum() / pairs[:, 1].sum())
     low, high = ratio_interval(ratio, quotient(draws[:, 0], draws[:, 1]), len(pairs))
-    return SeamScore(ratio, low, high, float(np.nanmean(null)), *middle(null), n=len(pairs))
+    return SeamScore(ratio, low, high, float(np.nanmean(null)), *central_interval(null), n=len(pairs))
 
 
 def _pairs(

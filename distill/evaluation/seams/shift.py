@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.core.errors import DistillError, ShapeError
-from distill.evaluation.seams.bootstrap import SHUFFLES, Floats, resampled, student_interval
+from distill.evaluation.seams.bootstrap import SHUFFLES, Floats, bootstrap_sums, student_interval
 
 _CHUNK = 1 << 18  # pixels at a time; limits the memory for a large section
 _PAIRS = 20_000
@@ -123,7 +123,7 @@ def shift_score(
             f"shift_score: found {count} blocks of {block} pixels and a mean angle of {unrelated:g} between unrelated "
             "pixels, expected at least 2 and more than 0"
         )
-    draws = resampled(sums.T, rng)
+    draws = bootstrap_sums(sums.T, rng)
     total = sums.sum(axis=1)
     ratio, excess = float(_mean(total) / unrelated), float(_excess(total) / unrelated)
     if np.isnan(excess):

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.core.errors import DistillError
-from distill.evaluation.seams.bootstrap import SHUFFLES, TINY, Floats, middle, ratio_interval, resampled
+from distill.evaluation.seams.bootstrap import SHUFFLES, TINY, Floats, bootstrap_sums, central_interval, ratio_interval
 from distill.evaluation.seams.border import SeamScore
 from distill.evaluation.seams.profile import ALONG, Changes, by_segment, changes_of, quotient
 
@@ -100,7 +100,7 @@ def stride_of_changes(axes: Sequence[Changes], segment: int = 64, grid: int = 1,
     shares = shares[np.isfinite(shares)]
     if len(shares) < 2:
         raise DistillError(f"stride_score: {len(shares)} strips with a changing embedding, expected at least 2")
-    draws = resampled(shares, rng) / len(shares)
+    draws = bootstrap_sums(shares, rng) / len(shares)
     null = [
         np.concatenate([_shares(_stretches(s, _random_run(r, len(s), rng)), grid) for s, r in used])
         for _ in range(SHUFFLES)
@@ -109,7 +109,9 @@ def stride_of_changes(axes: Sequence[Changes], segment: int = 64, grid: int = 1,
     ratio = float(_odds(shares.mean()))
     low, high = ratio_interval(ratio, _odds(draws), len(shares))
     stride = tuple(None if run is None else run[1] for run in runs)
-    return StrideScore(ratio, low, high, float(nulls.mean()), *middle(nulls), len(shares), (stride[0], stride[1]))
+    return StrideScore(
+        ratio, low, high, float(nulls.mean()), *central_interval(nulls), len(shares), (stride[0], stride[1])
+    )
 
 
 def even_run(borders: Sequence[int]) -> tuple[int, int, int] | None:

@@ -35,7 +35,7 @@ from distill.io.source import source_kind
 from distill.io.volume import open_volume
 from distill.io.writers.output import check_free, check_place
 from distill.models.load import TrainedStudent, load_student
-from students.streaming.runner import SectionRunner, check_offsets
+from students.streaming.runner import SectionRunner, check_stream_offsets
 
 OnStart = Callable[[int, int | None], None]  # sections done, of how many
 OnProgress = Callable[[int, int | None, str], None]  # sections done, of how many, rate
@@ -96,7 +96,7 @@ def stream(
     """
     policies = parse_policies(streaming.on_bad)
     check_precision(options.precision)
-    check_offsets(streaming.offsets)
+    check_stream_offsets(streaming.offsets)
     check_place(out)
     fresh = not os.path.lexists(out) or not (streaming.resume or (streaming.part.of > 1 and is_stream(out)))
     if fresh:

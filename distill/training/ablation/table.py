@@ -9,7 +9,7 @@ import numpy as np
 
 from distill.training.ablation.scores import MethodScores, Network, NetworkScores
 
-METHODS: dict[str, Callable[[NetworkScores], MethodScores | None]] = {
+SCORED_METHODS: dict[str, Callable[[NetworkScores], MethodScores | None]] = {
     "query decoder": lambda scores: scores.query,
     "waterz at 0.5": lambda scores: scores.waterz_published,
     "waterz, chosen": lambda scores: scores.waterz_chosen,
@@ -45,7 +45,7 @@ def markdown(rows: Sequence[Row], about: Sequence[str]) -> str:
     first = [["network", "seeds", "segmentation", "VOI split", "merge", "sum", "ARAND", "thresholds"]]
     second = [["network", "seeds", "boundary F1 z", "y", "x"]]
     for name, found in grouped.items():
-        for method, pick in METHODS.items():
+        for method, pick in SCORED_METHODS.items():
             picked = [one for one in map(pick, found) if one is not None]
             if picked:
                 values = [[getattr(one, key) for one in picked] for key in ("voi_split", "voi_merge", "voi", "arand")]
@@ -60,7 +60,7 @@ def comparison(rows: Sequence[Row]) -> list[str]:
     """VOI of every other variant against the student alone and the teacher, by method; the mean over seeds."""
     lines = []
     students = list(dict.fromkeys(row.variant for row in rows if row.network == "student"))
-    for method, pick in METHODS.items():
+    for method, pick in SCORED_METHODS.items():
         means = {
             variant: _mean_voi([row for row in rows if row.network == "student" and row.variant == variant], pick)
             for variant in students

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from students.streaming.receptive_field import ReceptiveField, has_global_context, receptive_field
-from students.student import PairOutput, SectionFeatures, Student, cropped
+from students.student import PairOutput, SectionFeatures, Student, without_padding
 
 Build = Callable[..., Student]
 SIDES = ("previous", "current", "half", "full")
@@ -37,7 +37,7 @@ class Plain(Student):
         maps = {"previous": both[0], "current": both[1], "half": F.avg_pool2d(both[1], 2), "full": both[1]}
         given = both[0] if self.before else both[1]
         maps[self.output] = self.layer(F.avg_pool2d(given, 2) if self.output == "half" else given)
-        return cropped(current.size, **maps)
+        return without_padding(current.size, **maps)
 
 
 class Pooled(nn.Module):

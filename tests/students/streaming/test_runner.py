@@ -18,7 +18,7 @@ from distill.core.affinity_conventions import from_uint8, to_uint8
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Triple
 from students.slab_adapter import SlabAdapter
-from students.streaming.runner import SectionOutput, SectionRunner, check_offsets
+from students.streaming.runner import SectionOutput, SectionRunner, check_stream_offsets
 from students.student import Student
 from students.yshape import YShape
 
@@ -292,7 +292,7 @@ def test_the_stream_keeps_no_more_sections_than_its_offsets_need() -> None:
 )
 def test_offsets_that_a_stream_cannot_give(offsets: tuple[Triple, ...], message: str) -> None:
     with pytest.raises(DistillError, match=message):
-        check_offsets(offsets)
+        check_stream_offsets(offsets)
     with pytest.raises(DistillError, match=message):
         runner(networks()[0], None, offsets=offsets)
 

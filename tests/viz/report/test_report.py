@@ -25,7 +25,7 @@ from distill.io.volume import open_labels, open_volume, volume_from_array
 from distill.io.writers.store import create_zarr
 from distill.training.data import Part
 from distill.training.run_folder import pace, read_run
-from distill.training.train import Finished
+from distill.training.train import FinishedTraining
 from distill.training.validation import MERGE_THRESHOLDS
 from viz.report.report import report, report_after_training
 from viz.report.sections import command_line
@@ -278,14 +278,14 @@ def test_a_failing_report_does_not_fail_the_run(copy: Path, error: Exception, ca
     volume = volume_from_array(np.zeros((1, 2, 2), np.uint64), (30, 6, 6))
     nothing = Part(volume.read(), volume.read(), volume, volume.box, "nothing")
     with mock.patch("viz.report.report._document", side_effect=error), caplog.at_level(logging.WARNING):
-        report_after_training(Finished(copy, {}, nothing, CPU))
+        report_after_training(FinishedTraining(copy, {}, nothing, CPU))
     (said,) = caplog.records
     assert said.getMessage().startswith("no report")
     assert f"distill report {copy}" in said.getMessage()
     assert (said.exc_info is not None) == isinstance(error, KeyError)
     assert {path: path.read_bytes() for path in (copy / "best").iterdir()} == before
     assert not (copy / "report.html").exists()
-    report_after_training(Finished(copy, {}, nothing, CPU))  # a resumed run that was done already
+    report_after_training(FinishedTraining(copy, {}, nothing, CPU))  # a resumed run that was done already
     assert (copy / "report.html").is_file()
 
 

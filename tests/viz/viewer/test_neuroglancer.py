@@ -21,7 +21,7 @@ from distill.core.geometry import Box
 from distill.io.volume import Volume, open_volume, volume_from_array
 from distill.io.writers.store import create_zarr
 from viz.embeddings.pca import scores
-from viz.viewer.neuroglancer import ColourReader, Mark, Reader, Shown, go_to, middle, serve, viewer_state
+from viz.viewer.neuroglancer import ColourReader, Mark, Reader, Shown, go_to, middle_section, serve, viewer_state
 
 pytest.importorskip("neuroglancer", reason="the extra `view` is not installed")
 
@@ -154,8 +154,8 @@ def test_raw_contrast_follows_the_grey_values() -> None:
 
 
 def test_middle_is_inside() -> None:
-    assert middle(volume(RAW)) == Box((3, 0, 0), (4, 40, 50))
-    box = middle(volume(np.zeros((5, 600, 2000), np.uint8)))
+    assert middle_section(volume(RAW)) == Box((3, 0, 0), (4, 40, 50))
+    box = middle_section(volume(np.zeros((5, 600, 2000), np.uint8)))
     assert box == Box((2, 44, 744), (3, 556, 1256))
 
 

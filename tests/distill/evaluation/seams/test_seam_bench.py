@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from distill.core.errors import DistillError
-from distill.evaluation.seams.bench import cropped
+from distill.evaluation.seams.bench import corner
 from distill.io.volume import open_volume
 
 Cli = Callable[..., Any]
@@ -55,10 +55,10 @@ def test_refused(run: Path, phantom: Path, cli: Cli) -> None:
 @pytest.mark.parametrize("depth", [1, 4, 40])
 def test_the_piece_holds_the_section_and_the_one_before(phantom: Path, section: int, depth: int) -> None:
     whole = open_volume(str(phantom))
-    piece, there = cropped(whole, section, 64, depth)
+    piece, there = corner(whole, section, 64, depth)
     assert piece.size[1:] == (64, 64)
     assert piece.size[0] >= min(depth, 20)
     raw = whole.read()[:, :64, :64]
     np.testing.assert_array_equal(piece.read()[there - 1 : there + 1], raw[section - 1 : section + 1])
     with pytest.raises(DistillError, match="expected 1 to 19"):
-        cropped(whole, 0, 64, depth)
+        corner(whole, 0, 64, depth)
