@@ -1,4 +1,4 @@
-"""`python -m distill`, as torchrun starts it: torchrun -m distill train ..."""
+"""Entry point of `python -m distill`, as used by torchrun: torchrun -m distill train ..."""
 
 from distill.cli import main
 

@@ -1,8 +1,8 @@
-"""From consecutive sections of the student to the shared decoder's input.
+"""Convert consecutive sections of the student to decoder input.
 
-The student sees pairs of sections; the query decoder wants blocks. The adapter brings the current branch's features and
-the three affinity channels of every section to half resolution, mixes them within the section, then lets each section
-look at its two neighbours.
+The student processes pairs of sections; the query decoder processes blocks. The adapter reduces the current branch's
+features and the three affinity channels of every section to half resolution, mixes them within the section, then
+combines each section with its two neighbours.
 
 Legend: B batch, D sections, H W full and h w half resolution (rounded up).
 """
@@ -29,7 +29,7 @@ class SlabAdapter(nn.Module):
         Args:
             half: channels of the student's half-resolution features.
             full: channels of its full-resolution features.
-            features: channels of the shared decoder's input (the contract's 64).
+            features: channels of the decoder input (64 in its interface).
         """
         super().__init__()
         self.within = nn.Sequential(
@@ -38,8 +38,8 @@ class SlabAdapter(nn.Module):
         self.across = nn.Sequential(Conv(features, features, (3, 1, 1), bias=False), nn.GroupNorm(8, features))
 
     def joined(self, half: Tensor, full: Tensor, affinity: Tensor) -> tuple[Tensor, Tensor]:
-        """Everything about sections that looks at one pixel of half resolution, so that it can be done once per section
-        and whatever part of the section is at hand.
+        """Concatenate features and affinities at half resolution; pixel-wise, so once per section and for any part of
+        it.
 
         Args:
             half: (N, C, h, w) features of N sections at half resolution.
@@ -47,7 +47,7 @@ class SlabAdapter(nn.Module):
             affinity: (N, 3, H, W) in [0, 1].
 
         Returns:
-            Features side by side (N, J, h, w) and affinity logits (N, 3, h, w).
+            Concatenated features (N, J, h, w) and affinity logits (N, 3, h, w).
         """
         small = half_resolution(affinity)
         sure = small.float().clamp(_CERTAIN, 1 - _CERTAIN)
@@ -56,17 +56,17 @@ class SlabAdapter(nn.Module):
         return torch.cat([half, pooled, small.to(half.dtype)], 1), logits
 
     def mix(self, joined: Tensor) -> Tensor:
-        """Mixed features (N, 64, h, w) of what `joined` gave, normalised over all of it: of a decoder's tile."""
+        """Mix the output of `joined` to features (N, 64, h, w), normalised over its extent: that of a decoder tile."""
         mixed: Tensor = self.within(joined.unsqueeze(2)).squeeze(2)
         return mixed
 
     def section(self, half: Tensor, full: Tensor, affinity: Tensor) -> tuple[Tensor, Tensor]:
-        """Mixed features (N, 64, h, w) and affinity logits (N, 3, h, w); arguments as for `joined`."""
+        """Compute mixed features (N, 64, h, w) and affinity logits (N, 3, h, w); arguments as for `joined`."""
         joined, logits = self.joined(half, full, affinity)
         return self.mix(joined), logits
 
     def slab(self, mixed: Tensor, logits: Tensor) -> DecoderInput:
-        """The slab's decoder input from what `section` gave for its sections.
+        """Combine the outputs of `section` for the sections of a slab into its decoder input.
 
         Args:
             mixed: (B, 64, D, h, w).
@@ -75,7 +75,7 @@ class SlabAdapter(nn.Module):
         return DecoderInput(F.elu(mixed + self.across(mixed)), logits)
 
     def forward(self, half: Tensor, full: Tensor, affinity: Tensor, sections: int) -> DecoderInput:
-        """Both steps for B slabs of `sections` sections that lie behind one another in the first axis."""
+        """Run both steps for B slabs of `sections` consecutive sections along the first axis."""
         mixed, logits = self.section(half, full, affinity)
         mixed_slab: Tensor = mixed.unflatten(0, (-1, sections))  # type: ignore[no-untyped-call]
         logits_slab: Tensor = logits.unflatten(0, (-1, sections))  # type: ignore[no-untyped-call]

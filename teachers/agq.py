@@ -1,10 +1,10 @@
 """The AGQ teacher: residual 3D U-Net, fusion at half resolution, affinity branch.
 
 Chen et al., "Efficient Neuron Segmentation in Electron Microscopy by Affinity-Guided Queries", ICLR 2025. Its mask
-branch and query decoder live in `distill.decoder.decoder`, which teacher and student share.
+branch and query decoder are in `distill.decoder.decoder`, which teacher and student share.
 
-Added here: an embedding head on the finest map (off in the published network), so that the affinities of a 3D network
-and its voxel embeddings exist at full resolution for distillation (Liu et al., CVPR 2024) and for figures.
+An embedding head on the finest map is added (absent from the published network). It provides affinities and voxel
+embeddings of a 3D network at full resolution for distillation (Liu et al., CVPR 2024) and figures.
 
 Legend: B batch, E embedding channels, D H W = z y x, h w = half resolution, rounded up.
 """
@@ -23,7 +23,7 @@ from teachers.unet3d import ResidualUNet3d, conv_block
 
 
 class AGQTeacher(Teacher):
-    """Backbone, fusion block and affinity branch; the adapter to the shared decoder is the identity."""
+    """Backbone, fusion block and affinity branch; the adapter to the decoder is the identity."""
 
     def __init__(
         self,
@@ -34,13 +34,13 @@ class AGQTeacher(Teacher):
         branch_depth: int = 4,
         embedding: int = 0,
     ) -> None:
-        """Build the network; the defaults are the published one.
+        """Build the network; the defaults are those of the publication.
 
         Args:
             filters: backbone channels, fine to coarse, multiples of 8.
-            fused: channels that go to the shared decoder (the contract's 64).
+            fused: channels passed to the decoder (64 in its interface).
             branch_width: channels of the affinity branch.
-            branch_depth: its 3x3x3 layers before the projection.
+            branch_depth: number of its 3x3x3 layers before the projection.
             embedding: channels of the embedding head on the finest map; 0 = no head.
         """
         super().__init__()
@@ -55,7 +55,7 @@ class AGQTeacher(Teacher):
         """Run a block.
 
         Args:
-            volume: (B, 1, D, H, W), grey values in [0, 1]; mapped to [-1, 1] here as published.
+            volume: (B, 1, D, H, W), grey values in [0, 1]; mapped to [-1, 1] internally, as published.
         """
         levels = self.backbone((volume - 0.5) / 0.5)
         fused = torch.zeros((), device=volume.device)

@@ -1,11 +1,11 @@
 """The student paper's own teacher: residual symmetric 3D U-Net with a voxel embedding.
 
-Lee et al., "Superhuman Accuracy on the SNEMI3D Connectomics Challenge", 2017: five scales whose residual modules enter
-through a convolution within the section, skip connections that add, 5x5 convolutions within the section at both ends.
+Lee et al., "Superhuman Accuracy on the SNEMI3D Connectomics Challenge", 2017: five scales whose residual modules begin
+with a convolution within the section, additive skip connections, 5x5 convolutions within the section at both ends.
 Liu et al., "Cross-dimension Affinity Distillation for 3D EM Neuron Segmentation", CVPR 2024: filters 28 to 80, sampling
 by (1, 2, 2) between all scales, 16 embedding channels, grey values in [0, 1].
 
-Chosen here, where the facts at hand are silent: max pooling that rounds sizes up, transposed 2x2 convolutions cut to
+Details that the publications do not specify: max pooling that rounds sizes up, transposed 2x2 convolutions cropped to
 the encoder's size, so that blocks of any size fit; batch norm and ELU after each convolution; replicate padding.
 
 Legend: B batch, D H W = z y x.
@@ -23,14 +23,14 @@ from teachers.teacher import EmbeddingHead, Teacher, TeacherOutput
 
 
 class SuperHumanTeacher(Teacher):
-    """Five scales, halved within the section only; nothing but the decoder's features depends on the whole block."""
+    """Five scales, halved within the section only; only the decoder's features depend on the whole block."""
 
     def __init__(self, *, filters: Sequence[int] = (28, 36, 48, 64, 80), fused: int = 64, embedding: int = 16) -> None:
-        """Build the network; the defaults are the published one.
+        """Build the network; the defaults are those of the publication.
 
         Args:
             filters: channels per scale, fine to coarse.
-            fused: channels that go to the shared decoder (the contract's 64).
+            fused: channels passed to the decoder (64 in its interface).
             embedding: channels of the voxel embedding.
         """
         super().__init__()
@@ -62,7 +62,7 @@ class SuperHumanTeacher(Teacher):
 
 
 class ResidualModule(nn.Module):
-    """A convolution within the section, then two in 3D around which its result is carried."""
+    """A convolution within the section, then two 3D convolutions with a skip connection around them."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -71,13 +71,13 @@ class ResidualModule(nn.Module):
         self.second = nn.Sequential(Conv(outputs, outputs, (3, 3, 3), bias=False), nn.BatchNorm3d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, D, H, W) -> (B, outputs, D, H, W)."""
+        """Map (B, inputs, D, H, W) to (B, outputs, D, H, W)."""
         x = self.enter(x)
         return F.elu(x + self.second(self.first(x)))
 
 
 def _risen(rise: nn.Module, coarse: Tensor, like: Tensor) -> Tensor:
-    """A map at twice its size in the section, cut to that of `like`."""
+    """Upsample a map to twice its size within the section, cropped to that of `like`."""
     batch, _, depth, _, _ = coarse.shape
     sections = rise(coarse.transpose(1, 2).flatten(0, 1))[..., : like.shape[-2], : like.shape[-1]]
     blocks: Tensor = sections.unflatten(0, (batch, depth))

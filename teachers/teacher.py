@@ -1,4 +1,4 @@
-"""What every 3D teacher gives, and the head that makes it from the finest map of an embedding network.
+"""Interface of all 3D teachers, and the output head of embedding networks.
 
 Legend: B batch, C channels, E embedding channels, D H W = z y x, h w = half resolution, rounded up.
 """
@@ -23,7 +23,7 @@ _CERTAIN = 1e-3
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """What a teacher gives for a block."""
+    """Output of a teacher for a block."""
 
     decoder_input: DecoderInput
     embedding: Tensor | None  # (B, E, D, H, W), not normalised; None without the head
@@ -31,7 +31,7 @@ class TeacherOutput:
 
 
 class Teacher(nn.Module, ABC):
-    """A 3D network with its adapter to the shared decoder."""
+    """A 3D network with its adapter to the decoder."""
 
     embedding_channels: int  # 0 = no embedding
 
@@ -41,10 +41,10 @@ class Teacher(nn.Module, ABC):
 
 
 class EmbeddingHead(nn.Module):
-    """From an embedding network's finest map to the embedding and the shared decoder's input.
+    """Output head that computes embedding and decoder input from an embedding network's finest map.
 
-    The affinities are the embedding's own cosines (Liu et al., CVPR 2024), so there is no affinity branch. The features
-    are the finest map, averaged to half resolution and projected like a map of the AGQ fusion block.
+    The affinities are the cosines of the embedding (Liu et al., CVPR 2024), so there is no affinity branch. The
+    features are the finest map, averaged to half resolution and projected like a map of the AGQ fusion block.
     """
 
     def __init__(self, channels: int, *, embedding: int, fused: int) -> None:
@@ -53,21 +53,21 @@ class EmbeddingHead(nn.Module):
         Args:
             channels: of the finest map.
             embedding: channels of the voxel embedding.
-            fused: channels that go to the shared decoder, a multiple of 8.
+            fused: channels passed to the decoder, a multiple of 8.
         """
         super().__init__()
         self.embed = Conv(channels, embedding, (1, 1, 1), bias=True)
         self.project = conv_block(channels, fused, (1, 1, 1))
 
     def forward(self, levels: list[Tensor]) -> TeacherOutput:
-        """Finish a block.
+        """Compute the output for a block.
 
         Args:
             levels: decoder maps, the first (B, C, D, H, W) at the block's own size.
 
         Returns:
-            Logits end at 1e-3 from certainty. Edges that leave the block are 0 before they are halved, as in the
-            targets of the affinity loss.
+            Logits are clipped at 1e-3 from certainty. Edges that leave the block are 0 before averaging to half
+            resolution, as in the targets of the affinity loss.
         """
         finest = levels[0]
         embedding = self.embed(finest)
@@ -78,12 +78,12 @@ class EmbeddingHead(nn.Module):
 
 
 def extended(volume: Tensor, step: Triple, least: Triple = (1, 1, 1)) -> Tensor:
-    """Repeat the last section, row and column until the sizes are multiples of `step` and not below `least`.
+    """Repeat the last section, row and column until the sizes are multiples of `step` and at least `least`.
 
     Args:
-        volume: (B, C, D, H, W); it stays where it is, at the first corner.
+        volume: (B, C, D, H, W); it keeps its position at the first corner.
         step: multiples z, y, x.
-        least: smallest sizes z, y, x, multiples of `step` themselves.
+        least: minimum sizes z, y, x, multiples of `step`.
     """
     missing = [max(low, -(-n // s) * s) - n for n, s, low in zip(volume.shape[-3:], step, least, strict=True)]
     z, y, x = missing

@@ -1,4 +1,4 @@
-"""Residual 3D U-Net of the AGQ teacher, and the convolution that its parts share.
+"""Residual 3D U-Net of the AGQ teacher, and its convolution block.
 
 Chen et al., "Efficient Neuron Segmentation in Electron Microscopy by Affinity-Guided Queries", ICLR 2025.
 
@@ -19,7 +19,7 @@ _GROUPS = 8
 
 
 class ResidualUNet3d(nn.Module):
-    """Five scales; the first two halvings act in the section only, the last two in z as well."""
+    """Five scales; the first two halvings act within the section only, the last two also in z."""
 
     def __init__(self, filters: Sequence[int] = (32, 64, 96, 128, 160)) -> None:
         """Build the backbone.
@@ -46,7 +46,7 @@ class ResidualUNet3d(nn.Module):
         )
 
     def forward(self, volume: Tensor) -> list[Tensor]:
-        """Decoder maps, fine to coarse: (B, 1, D, H, W) -> five maps with `filters` channels."""
+        """Compute decoder maps, fine to coarse: (B, 1, D, H, W) to five maps with `filters` channels."""
         level = self.conv_in(volume)
         encoded = []
         for layer in self.down_layers:
@@ -71,12 +71,12 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, D, H, W) -> same shape."""
+        """Map (B, C, D, H, W) to the same shape."""
         return F.elu(x + self.conv(x))
 
 
 def conv_block(
     inputs: int, outputs: int, kernel: tuple[int, int, int], stride: tuple[int, int, int] = (1, 1, 1)
 ) -> nn.Sequential:
-    """Convolution (no bias, replicate padding), GroupNorm of 8 groups, ELU."""
+    """Build a block of convolution (no bias, replicate padding), GroupNorm of 8 groups, and ELU."""
     return nn.Sequential(Conv(inputs, outputs, kernel, stride, bias=False), nn.GroupNorm(_GROUPS, outputs), nn.ELU())

@@ -1,6 +1,6 @@
-"""Read the configuration of a pair from YAML files and `KEY=VALUE` overrides, and check it.
+"""Load and validate the configuration of a pair from YAML files and `KEY=VALUE` overrides.
 
-Unknown keys are refused with the nearest known one.
+Unknown keys are errors that suggest the nearest known key.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from distill.core.errors import ConfigError
 
 
 def load_pair(teacher: Path, student: Path, overrides: Sequence[str] = ()) -> Pair:
-    """Read, override and check both files.
+    """Read, override and validate both files.
 
     Args:
         teacher: teacher.yaml.
@@ -33,22 +33,23 @@ def load_pair(teacher: Path, student: Path, overrides: Sequence[str] = ()) -> Pa
         overrides: `teacher.KEY=VALUE` or `student.KEY=VALUE`, nested keys with dots, values as YAML.
 
     Raises:
-        ConfigError: a file that is missing or no mapping, an unknown key (the nearest known one is named), a bad value.
+        ConfigError: a file is missing or not a mapping, a key is unknown (the nearest known one is suggested), or a
+            value is invalid.
     """
     names = {"teacher": str(teacher), "student": str(student)}
     return checked_pair(with_overrides({"teacher": _read(teacher), "student": _read(student)}, overrides, names), names)
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Sequence[str], names: Mapping[str, str]) -> dict[str, Any]:
-    """Apply overrides to the values of both files, check their keys and fill environment variables in.
+    """Apply overrides to the values of both files, check their keys, and expand environment variables.
 
     Args:
-        values: under `teacher` and `student`; not changed.
+        values: under `teacher` and `student`; not modified.
         overrides: `teacher.KEY=VALUE` or `student.KEY=VALUE`, nested keys with dots, values as YAML.
-        names: what to call the two in messages.
+        names: names of the two files, for messages.
 
     Raises:
-        ConfigError: an unknown key (the nearest known one is named), or a value that is no YAML.
+        ConfigError: a key is unknown (the nearest known one is suggested), or a value is not YAML.
     """
     found: dict[str, Any] = copy.deepcopy(dict(values))
     for text in overrides:
@@ -60,10 +61,10 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str], names: M
 
 
 def older_defaults(student: Path) -> list[str]:
-    """Overrides that give the keys which a resolved student.yaml of an earlier version lacks the meaning they had then.
+    """Return overrides that give keys missing from an older resolved student.yaml the meaning they had in that version.
 
     Raises:
-        ConfigError: a file that is missing or no mapping.
+        ConfigError: the file is missing or not a mapping.
     """
     data = _read(student).get("data")
     known = isinstance(data, dict) and "normalisation" in data
@@ -71,14 +72,14 @@ def older_defaults(student: Path) -> list[str]:
 
 
 def checked_pair(values: Mapping[str, Any], names: Mapping[str, str]) -> Pair:
-    """A pair from the values of both files.
+    """Build and validate a pair from the values of both files.
 
     Args:
         values: under `teacher` and `student`.
-        names: what to call the two in messages.
+        names: names of the two files, for messages.
 
     Raises:
-        ConfigError: a bad value, or values that do not go together.
+        ConfigError: a value is invalid, or values are incompatible.
     """
     try:
         return Pair.model_validate(values)
@@ -87,7 +88,7 @@ def checked_pair(values: Mapping[str, Any], names: Mapping[str, str]) -> Pair:
 
 
 def dump(config: BaseModel) -> str:
-    """The resolved configuration as YAML."""
+    """Format the resolved configuration as YAML."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
 
 
@@ -169,7 +170,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
 
 def _expand(value: Any) -> Any:
-    """Environment variables in strings: `${NAME}` or `${NAME:-default}`."""
+    """Expand environment variables in strings: `${NAME}` or `${NAME:-default}`."""
     if isinstance(value, dict):
         return {key: _expand(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,6 +1,6 @@
 """Configuration of the networks: teacher, student, query decoder.
 
-Defaults are the published settings wherever a paper gives one.
+Defaults are the published settings where a paper states them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from distill.config.data import Strict
 
 class SeedConfig(Strict):
     """Affinity-guided queries (see `distill.decoder.queries.SeedRule`); published: `mean`, min_voxels 100, max_count
-    100."""
+    100.
+    """
 
     kind: Literal["mean", "edges"] = "edges"
     thresholds: tuple[float, float, float] = (0.8, 0.9, 0.9)  # z, y, x; for `edges`
@@ -28,40 +29,42 @@ class SeedConfig(Strict):
 
 
 class DecoderConfig(Strict):
-    """The shared query decoder. Seeds, prior, pieces and filling by default as measured best on real affinities (see
-    docs/method.md), not as published; `PUBLISHED_DECODER` holds what was.
+    """The query decoder. The defaults of seeds, prior, pieces and filling are those with the best scores on real
+    affinities.
 
-    `queries` says which queries there are, `learned` and `seeds.max_count` how many: exactly so many learned ones
-    (twice for `double-learned`) and at most so many guided ones. Left out, `learned` is 0 with `queries: guided`, and
-    `queries` is `learned` with other cues than queries.
+    See docs/method.md for the measurements; `PUBLISHED_DECODER` contains the published values.
 
-    Light, for CPUs and streams (73 k parameters instead of 484 k): width 32, depth 2, instance_depth 1, rounds 1,
-    learned 20.
+    `queries` selects the kinds of queries, `learned` and `seeds.max_count` their numbers: exactly this many learned
+    queries (twice for `double-learned`) and at most this many guided ones. If not set, `learned` is 0 with `queries:
+    guided`, and `queries` is `learned` with cues other than queries.
+
+    Light configuration for CPUs and streams (73 k parameters instead of 484 k): width 32, depth 2, instance_depth 1,
+    rounds 1, learned 20.
     """
 
     width: int = Field(64, ge=8, multiple_of=8)
-    depth: int = Field(4, ge=1)  # layers of the mask branch, and of the instance features unless they have their own
+    depth: int = Field(4, ge=1)  # layers of the mask branch, and of the instance features unless set separately
     instance_depth: int | None = Field(None, ge=1)
     rounds: int = Field(2, ge=0)
     refine: Literal["agq", "knet", "transformer"] = "agq"  # see `distill.decoder.blocks`
     queries: Literal["guided+learned", "guided", "learned", "double-learned"] = "guided+learned"
     cues: Literal["queries", "affinity", "segmentation"] = "queries"  # the last two: as channels of the input
     learned: int = Field(100, ge=0)
-    prior: Literal["none", "distance", "flood"] = "flood"  # left out, it is `none` without guided queries
-    norm_momentum: float = Field(0.01, gt=0, le=1)  # of the norms over kernels and logits
+    prior: Literal["none", "distance", "flood"] = "flood"  # default: `none` without guided queries
+    norm_momentum: float = Field(0.01, gt=0, le=1)  # momentum of the norms over kernels and logits
     seeds: SeedConfig = SeedConfig()
     block: tuple[int, int, int] = (17, 257, 257)  # voxels of a block at inference
-    overlap: tuple[int, int, int] = (1, 1, 1)  # voxels that neighbouring blocks share
+    overlap: tuple[int, int, int] = (1, 1, 1)  # overlap of neighbouring blocks in voxels
     min_instance: int = Field(40, ge=0)  # voxels at full resolution
-    min_piece: int = Field(100, ge=0)  # smaller components of an instance go to the nearest larger one
-    fill: bool = True  # give every voxel to a query instead of keeping the background channel
+    min_piece: int = Field(100, ge=0)  # smaller components of an instance are assigned to the nearest larger one
+    fill: bool = True  # assign every voxel to a query instead of keeping the background channel
 
     @model_validator(mode="before")
     @classmethod
     def _implied(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        if isinstance(values.get("prior"), bool):  # before there were two kinds
+        if isinstance(values.get("prior"), bool):  # from versions with one kind
             values = {**values, "prior": "distance" if values["prior"] else "none"}
         if values.get("cues", "queries") != "queries":
             values = {"queries": "learned", **values}
@@ -105,7 +108,7 @@ PUBLISHED_DECODER: dict[str, Any] = {
 
 
 class TeacherLoss(Strict):
-    """Weights of the teacher's own terms; 0 switches a term off."""
+    """Weights of the teacher's own loss terms; 0 disables a term."""
 
     multi_offset: float = Field(1.0, ge=0)
     affinity: float = Field(1.0, ge=0)
@@ -118,13 +121,13 @@ class QueryLoss(Strict):
     dice: float = Field(3.0, ge=0)
     discrimination: float = Field(0.1, ge=0)
     samples: int = Field(4096, ge=2)
-    points: int = Field(0, ge=0)  # voxels drawn a block for cross-entropy and Dice, 0 = all
+    points: int = Field(0, ge=0)  # voxels drawn per block for cross-entropy and Dice, 0 = all
     teacher: float = Field(1.0, ge=0)  # factor of the teacher's sum
     student: float = Field(1.0, ge=0)  # factor of the student's sum
     detach_teacher: bool = False  # stop query gradients at the teacher's features
     detach_student: bool = False  # stop query gradients at the student's features
     start: int = Field(0, ge=0)  # first step with query losses
-    every: int = Field(1, ge=1)  # steps from one to the next
+    every: int = Field(1, ge=1)  # steps between query losses
 
 
 class UNETRConfig(Strict):
@@ -135,8 +138,8 @@ class UNETRConfig(Strict):
     mlp: int = Field(3072, ge=1)
     heads: int = Field(12, ge=1)
     layers: int = Field(12, ge=4, multiple_of=4)
-    patch_depth: Literal[1, 2, 4, 8, 16] = 4  # sections of a patch; published 16, for voxels that are cubes
-    block: tuple[int, int, int] = (18, 160, 160)  # voxels that the position embedding is learnt for
+    patch_depth: Literal[1, 2, 4, 8, 16] = 4  # sections of a patch; published 16, for isotropic voxels
+    block: tuple[int, int, int] = (18, 160, 160)  # block size for which the position embedding is learnt
 
     @model_validator(mode="after")
     def _fits(self) -> UNETRConfig:
@@ -172,7 +175,7 @@ _PUBLISHED: dict[str, dict[str, Any]] = {  # defaults that depend on the kind
     "unetr": {"embedding": 16},
     "swinunetr": {"embedding": 16},
 }
-_ONLY_WITH = {  # keys that not every kind has
+_ONLY_WITH = {  # keys that only some kinds have
     "filters": ("agq", "superhuman"),
     "branch_width": ("agq",),
     "branch_depth": ("agq",),
@@ -182,13 +185,13 @@ _ONLY_WITH = {  # keys that not every kind has
 
 
 class TeacherConfig(Strict):
-    """teacher.yaml: the 3D network, the shared decoder, their losses.
+    """teacher.yaml: the 3D network, the decoder, and their losses.
 
-    A key of another kind is refused where it was set, and left out where the configuration is written.
+    A key of another kind is refused if it was set, and omitted when the configuration is written.
 
-    With `weights` the teacher, and the shared decoder where its shapes fit, start as another run left them. `frozen`
-    keeps the teacher as it is: in evaluation mode, without gradients and without losses of its own, whatever `loss`
-    says. Its features still teach the decoder where `queries.teacher` is above 0.
+    With `weights`, the teacher, and the decoder if its shapes match, are initialised from another run. `frozen` keeps
+    the teacher unchanged: in evaluation mode, without gradients and without losses of its own, regardless of `loss`.
+    The decoder still learns from its features if `queries.teacher` is above 0.
     """
 
     kind: Literal["agq", "superhuman", "unetr", "swinunetr"] = "agq"
@@ -243,8 +246,8 @@ _ONLY_SMP = ("encoder", "depth", "fuse", "encoder_weights")
 class StudentNetwork(Strict):
     """The 2D network: the paper's (`cad`) or the same shape on a library's encoder (`smp`, see `students.smp`).
 
-    The default is the one that did better in the same minutes and is faster (docs/students.md). A key of the other kind
-    is refused where it was set, and left out where the configuration is written.
+    The default scored better after the same training time and is faster (docs/students.md). A key of the other kind is
+    refused if it was set, and omitted when the configuration is written.
     """
 
     kind: Literal["cad", "smp"] = "smp"
@@ -252,7 +255,7 @@ class StudentNetwork(Strict):
     embedding: int = Field(16, ge=1)
     encoder: str = "tu-resnet10t"  # of segmentation-models-pytorch, `tu-NAME` for timm's
     depth: int = Field(4, ge=3, le=5)  # levels of the encoder
-    fuse: int = Field(1, ge=0)  # levels up to this one see one section, deeper ones both
+    fuse: int = Field(1, ge=0)  # levels up to this one process one section, deeper levels both
 
     @model_validator(mode="before")
     @classmethod

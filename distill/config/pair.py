@@ -1,6 +1,6 @@
-"""Configuration of a training: a teacher and a student, and what the two must have in common.
+"""Configuration of a training: a teacher, a student, and constraints between the two.
 
-The pairs in `configs/` say where each of their values comes from.
+The pairs of files in `configs/` state the source of each value.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from distill.config.training import AugmentConfig, DistillLoss, TrainingConfig
 
 
 class StudentConfig(StudentNetwork):
-    """student.yaml: the 2D network, the distillation, data and training.
+    """student.yaml: the 2D network, distillation, data and training.
 
-    With `weights` the student, its adapter and the shared decoder where their shapes fit start as another run left
-    them; of two decoders, a teacher's and a student's, the student's is taken.
+    With `weights`, the student, its adapter and, if its shapes match, the decoder are initialised from another run. If
+    both teacher and student provide a decoder, the student's is used.
     """
 
     encoder_weights: str | None = None  # from a hub, e.g. `imagenet`; for `smp`
@@ -31,7 +31,7 @@ class StudentConfig(StudentNetwork):
 
 
 class Pair(Strict):
-    """A teacher and the student that it teaches."""
+    """A teacher and its student."""
 
     teacher: TeacherConfig
     student: StudentConfig
@@ -96,13 +96,13 @@ class Pair(Strict):
         return self
 
     def unlabelled_at(self, step: int) -> bool:
-        """Whether a step is of the unlabelled volumes: after the warm-up the last of every `unlabelled_every`."""
+        """Return whether a step uses unlabelled volumes: after the warm-up, the last of every `unlabelled_every`."""
         training = self.student.training
         phase = step % training.unlabelled_every == training.unlabelled_every - 1
         return bool(self.student.data.unlabelled) and step >= training.warmup and phase
 
     def labelled_before(self, step: int) -> int:
-        """How many of the steps before this one are of the labelled volume; `teacher_every` and such count those."""
+        """Return the number of labelled steps before this one, which `teacher_every` and similar keys count."""
         training = self.student.training
         if not self.student.data.unlabelled or step <= training.warmup:
             return step
@@ -110,23 +110,23 @@ class Pair(Strict):
 
     @property
     def distils(self) -> bool:
-        """Whether the teacher teaches the student."""
+        """Whether the teacher distils into the student."""
         loss = self.student.loss
         return any((loss.cross, loss.graft, loss.masks))
 
     @property
     def student_runs(self) -> bool:
-        """Whether any loss needs the 2D network; else the teacher is trained alone."""
+        """Whether any loss needs the 2D network; otherwise the teacher is trained alone."""
         return self.distils or any((self.student.loss.slice, self.teacher.queries.student))
 
     @property
     def teacher_runs(self) -> bool:
-        """Whether any loss needs the 3D network; else the student is trained alone."""
+        """Whether any loss needs the 3D network; otherwise the student is trained alone."""
         return self.distils or self.teacher_losses or bool(self.teacher.queries.teacher)
 
     @property
     def teacher_learns(self) -> bool:
-        """Whether training changes what the teacher gives with the decoder, so that validation must look at it."""
+        """Whether training changes the output of teacher and decoder, so that it has to be validated."""
         return self.teacher_runs and (not self.teacher.frozen or bool(self.teacher.queries.teacher))
 
     @property

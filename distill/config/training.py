@@ -23,12 +23,12 @@ LONG_RANGE: tuple[Triple, ...] = (
 
 
 class DistillLoss(Strict):
-    """Weights of the student's terms (specified by the student paper); 0 switches a term off."""
+    """Weights of the student's loss terms (defined by the student paper); 0 disables a term."""
 
     slice: float = Field(1.0, ge=0)
     multi_offset: float = Field(0.0, ge=0)  # affinities of the labels at `offsets`, an auxiliary task
     offsets: tuple[Triple, ...] = LONG_RANGE  # (-k, 0, 0) sections, or (0, y, x) pixels
-    offset_grid: int = Field(2, ge=1)  # every how many pixels such an edge begins; all are drawn in turn
+    offset_grid: int = Field(2, ge=1)  # spacing in pixels of the first ends of such edges; the phase is random
     cross: float = Field(1.0, ge=0)
     cross_from: Literal["embedding", "logits"] = "embedding"
     graft: float = Field(1.0, ge=0)
@@ -56,23 +56,23 @@ AUGMENTATIONS = (
 
 
 class AugmentConfig(Strict):
-    """Augmentation of training volumes: probabilities per volume, each with its strengths (docs/augmentation.md)."""
+    """Augmentation of training volumes: probabilities per volume, and strengths (docs/augmentation.md)."""
 
     flips: bool = True
     transposes: bool = True
     rotate: float = Field(0.3, ge=0, le=1)
-    rotate_degrees: float = Field(180.0, ge=0, le=180)  # at most, either way
+    rotate_degrees: float = Field(180.0, ge=0, le=180)  # maximum, in either direction
     rescale: float = Field(0.2, ge=0, le=1)
     rescale_by: float = Field(0.2, ge=0, le=1)  # larger or smaller by a factor of up to 1 + this
     elastic: float = Field(0.3, ge=0, le=1)
-    elastic_pixels: float = Field(8.0, ge=0)  # nothing moves further
+    elastic_pixels: float = Field(8.0, ge=0)  # maximum displacement
     elastic_spacing: int = Field(32, ge=4)  # pixels between control points
     elastic_sections: int = Field(8, ge=1)  # the same in z
-    misalign: float = Field(0.2, ge=0, le=1)  # one section, or all from one on, shifted
+    misalign: float = Field(0.2, ge=0, le=1)  # shift of one section, or of all from one onwards
     misalign_pixels: int = Field(4, ge=0)
     grey: float = Field(0.5, ge=0, le=1)  # contrast, brightness, gamma of the volume
     grey_strength: float = Field(1.0, ge=0)  # 1: up to 30 %, 0.15, a factor of 1.5
-    grey_section: float = Field(0.3, ge=0, le=1)  # the same, anew for every section
+    grey_section: float = Field(0.3, ge=0, le=1)  # the same, drawn separately for every section
     grey_section_strength: float = Field(0.5, ge=0)
     contrast_jump: float = Field(0.05, ge=0, le=1)  # the same, in one section
     contrast_jump_strength: float = Field(1.5, ge=0)
@@ -85,12 +85,12 @@ class AugmentConfig(Strict):
     motion_blur: float = Field(0.05, ge=0, le=1)  # one section
     motion_blur_pixels: float = Field(11.0, ge=1)  # largest length
     missing: float = Field(0.05, ge=0, le=1)  # one section blank
-    missing_part: float = Field(0.05, ge=0, le=1)  # a part of one section blank
+    missing_part: float = Field(0.05, ge=0, le=1)  # part of one section blank
     missing_part_share: float = Field(0.35, gt=0, le=1)  # largest radius as a share of the shorter side
     local_contrast: float = Field(0.0, ge=0, le=1)  # contrast and brightness that vary smoothly within each section
     local_contrast_strength: float = Field(1.0, ge=0)  # 1: contrast by a factor of up to 2, brightness by 0.3
     local_contrast_pixels: int = Field(64, ge=4)  # pixels between control points
-    device: Literal["worker", "train"] = "worker"  # carried out by data workers, or where the networks are trained
+    device: Literal["worker", "train"] = "worker"  # applied by data workers, or on the training device
 
     @model_validator(mode="after")
     def _does_not_fold(self) -> AugmentConfig:
@@ -103,47 +103,47 @@ class AugmentConfig(Strict):
         return self
 
     def only(self, *names: str) -> AugmentConfig:
-        """The same strengths, but of all `AUGMENTATIONS` these for certain and no other."""
+        """Return the same strengths with only these of all `AUGMENTATIONS`, with certainty."""
         switches = {name: type(getattr(self, name))(name in names) for name in AUGMENTATIONS}
         return self.model_copy(update=switches)
 
 
 class TrainingConfig(Strict):
-    """The optimiser's loop.
+    """Settings of the training loop.
 
-    With `minutes` the first steps are timed and the run gets as many steps as fit, whatever `steps` says. `steps` is
-    then the length that `warmup`, `lr_warmup` and the teacher's `queries.start` are written for: they keep their share
-    of the run.
+    With `minutes`, trial steps are timed and the run gets as many steps as fit, regardless of `steps`. `steps` is then
+    the length to which `warmup`, `lr_warmup` and the teacher's `queries.start` refer: they keep their fraction of the
+    run.
     """
 
     steps: int = Field(200_000, ge=1)
-    minutes: float | None = Field(None, gt=0, allow_inf_nan=False)  # of the steps, validations and saving, together
-    warmup: int = Field(10_000, ge=0)  # steps with the teacher's own and the slice loss alone
+    minutes: float | None = Field(None, gt=0, allow_inf_nan=False)  # total of steps, validations and saving
+    warmup: int = Field(10_000, ge=0)  # steps with only the teacher's own loss and the slice loss
     crop: tuple[int, int, int] = (18, 160, 160)
     batch: int = Field(2, ge=1)
-    teacher_every: int = Field(1, ge=1)  # the 3D network runs every so many steps, the student at each
-    unlabelled_every: int = Field(2, ge=2)  # after the warm-up every so many steps one is of `data.unlabelled`
+    teacher_every: int = Field(1, ge=1)  # the 3D network runs every n-th step, the student in each
+    unlabelled_every: int = Field(2, ge=2)  # after the warm-up, every n-th step uses `data.unlabelled`
     widen_borders: bool = True
     lr: float = Field(1e-4, gt=0)
     lr_warmup: int = Field(0, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
     optimizer: Literal["adam", "adamw"] = "adam"
     weight_decay: float = Field(0.0, ge=0)
-    clip: float = Field(0.0, ge=0)  # norm of the gradient, 0 = off
+    clip: float = Field(0.0, ge=0)  # maximum gradient norm, 0 = off
     ema: float = Field(0.0, ge=0, lt=1)  # decay of averaged weights, 0 = off
-    precision: Precision = AUTO  # by what the device has, see docs/training.md
+    precision: Precision = AUTO  # depends on the device, see docs/training.md
     compile: bool = False  # teacher and student through torch.compile; see docs/training.md
     workers: int = Field(2, ge=0)
     seed: int = Field(0, ge=0)
     log_every: int = Field(20, ge=1)
     validate_every: int = Field(1000, ge=1)
-    validations: int = Field(0, ge=0)  # so many in the run, evenly spread, in place of `validate_every`; 0 = off
-    patience: int = Field(0, ge=0)  # the run ends after so many validations without a better VOI; 0 = off
+    validations: int = Field(0, ge=0)  # number of validations, evenly spaced, instead of `validate_every`; 0 = off
+    patience: int = Field(0, ge=0)  # training stops after this many validations without a better VOI; 0 = off
     save_every: int = Field(1000, ge=1)
 
     @property
     def validation_interval(self) -> int:
-        """Steps from one validation to the next."""
+        """Steps between validations."""
         return max(1, -(-self.steps // self.validations)) if self.validations else self.validate_every
 
     @field_validator("crop")

@@ -1,13 +1,13 @@
-"""Everything about affinities: targets, validity, balance, affinities from embeddings, converters.
+"""Definition of affinities: targets, validity, class balance, affinities from embeddings, converters.
 
 Convention: channel k at voxel p is the edge (p, p + o_k). 1 means that both ends carry the same non-zero label. The
-edge is invalid where p + o_k lies outside the array or where the labels do not tell what it is (`distill.core.known`).
-The first three offsets are the nearest neighbours in -z, -y, -x.
+edge is invalid if p + o_k lies outside the array or if its ground truth is unknown (`distill.core.known`). The first
+three offsets are the nearest neighbours in -z, -y, -x.
 
 Legend: B batch, K offsets, E embedding channels, D H W = z y x; `...` any leading axes.
 
-Sources: Liu et al., CVPR 2024 (cross-dimension affinity distillation); the offsets of
-`MULTI` are those of their teacher's loss.
+Sources: Liu et al., CVPR 2024 (cross-dimension affinity distillation); the offsets of `MULTI` are those of their
+teacher's loss.
 """
 
 from __future__ import annotations
@@ -41,26 +41,25 @@ _SHARE_LOW, _SHARE_HIGH = 0.05, 0.99
 
 @dataclass(frozen=True)
 class Targets:
-    """Affinity targets and where they mean something, both (..., K, D, H, W)."""
+    """Affinity targets and their validity, both (..., K, D, H, W)."""
 
     target: Tensor  # float32, 0 or 1; 0 where invalid
     valid: Tensor  # bool
 
     def section(self, z: int) -> Targets:
-        """The slice pair (z - 1, z): targets of section z, (..., K, H, W)."""
+        """Return the targets of section z, the slice pair (z - 1, z), (..., K, H, W)."""
         return Targets(self.target[..., z, :, :], self.valid[..., z, :, :])
 
 
 def edge_slices(offset: Triple, shape: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where both ends of an offset's edges lie inside an array.
+    """Return the slices of an array between which all edges of an offset lie.
 
     Args:
         offset: (z, y, x) in voxels, any sign.
         shape: (D, H, W).
 
     Returns:
-        Slices of the edge's own voxel p and of its partner p + offset; equal in shape, empty if the offset is larger
-        than the array.
+        Slices of the voxels p and of their partners p + offset; equal in shape, empty if the offset exceeds the array.
     """
     at, partner = [], []
     for step, size in zip(offset, shape, strict=True):
@@ -72,7 +71,7 @@ def edge_slices(offset: Triple, shape: Sequence[int]) -> tuple[tuple[slice, ...]
 
 
 def as_label_tensor(labels: NDArray[Any]) -> Tensor:
-    """Labels of any integer type as an int64 tensor in which equal stays equal and different stays different.
+    """Convert labels of any integer type to an int64 tensor that preserves equality.
 
     uint64 ids are reinterpreted, not narrowed: only equality and zero keep their meaning.
 
@@ -87,7 +86,7 @@ def as_label_tensor(labels: NDArray[Any]) -> Tensor:
 
 
 def known_voxels(labels: Tensor) -> Tensor:
-    """Mark the voxels whose label says what they are.
+    """Mark the voxels with known ground truth.
 
     Args:
         labels: integers, any shape.
@@ -101,7 +100,7 @@ def known_voxels(labels: Tensor) -> Tensor:
 
 
 def _known_edges(one: Tensor, other: Tensor) -> Tensor:
-    """Mark the edges of which both ends are known, or one is a neuron and the other is OTHER.
+    """Mark the edges whose ends are both known, or of which one is a neuron and the other is OTHER.
 
     Args:
         one: labels of the edges' first ends.
@@ -115,16 +114,16 @@ def _known_edges(one: Tensor, other: Tensor) -> Tensor:
 def affinity_targets(
     labels_DHW: Tensor, offsets: Sequence[Triple] = NEAREST, *, background_connects: bool = False
 ) -> Targets:
-    """Affinities of a labelling.
+    """Compute the affinities of a labelling.
 
     Args:
         labels_DHW: (..., D, H, W), any integer type; 0 = background, see `distill.core.known`.
         offsets: K edges (z, y, x) in voxels.
-        background_connects: edges between two background voxels are 1, as the published student code has it for its
-            short offsets. Off: they are 0.
+        background_connects: whether edges between two background voxels are 1, as in the published student code for its
+            short offsets, instead of 0.
 
     Returns:
-        Targets of shape (..., K, D, H, W); invalid, too, where an end is UNKNOWN or both are OTHER.
+        Targets of shape (..., K, D, H, W); also invalid where an end is UNKNOWN or both are OTHER.
 
     Raises:
         ShapeError: the labels are not integers or have fewer than three axes.
@@ -167,7 +166,7 @@ def edge_targets(here: Tensor, there: Tensor, *, background_connects: bool = Fal
 
 
 def unknown_edges(labels_DHW: Tensor, offsets: Sequence[Triple] = NEAREST) -> Tensor:
-    """Mark the edges inside the array of which the labels do not tell what they are.
+    """Mark the edges inside the array whose ground truth is unknown.
 
     Args:
         labels_DHW: (..., D, H, W), as for `affinity_targets`.
@@ -181,16 +180,16 @@ def unknown_edges(labels_DHW: Tensor, offsets: Sequence[Triple] = NEAREST) -> Te
 
 
 def section_labels(labels_DHW: Tensor, distance: int) -> Targets:
-    """Targets of the z-edges at one distance, (..., D, H, W): section z against section z - `distance`."""
+    """Compute targets of the z-edges at one distance, (..., D, H, W): section z against section z - `distance`."""
     found = affinity_targets(labels_DHW, [(-distance, 0, 0)])
     return Targets(found.target[..., 0, :, :, :], found.valid[..., 0, :, :, :])
 
 
 def class_balance(target: Tensor, valid: Tensor) -> Tensor:
-    """Weight per edge that gives both classes the same say, per sample (first axis).
+    """Compute weights per edge that balance both classes, per sample (first axis).
 
-    f = share of positive edges among the valid ones, clipped to [0.05, 0.99]. Where f > 0.5, positives weigh 1 and
-    negatives f / (1 - f); else positives weigh (1 - f) / f and negatives 1 (Liu et al., CVPR 2024).
+    f = fraction of positive edges among the valid ones, clipped to [0.05, 0.99]. If f > 0.5, positives have weight 1
+    and negatives f / (1 - f); otherwise positives have weight (1 - f) / f and negatives 1 (Liu et al., CVPR 2024).
 
     Args:
         target: (B, ...) in [0, 1]; positive where above 0.5.
@@ -210,12 +209,12 @@ def class_balance(target: Tensor, valid: Tensor) -> Tensor:
 
 
 def widen_borders(labels_HW: Tensor) -> Tensor:
-    """Background wherever the 3x3 in-section window holds more than one non-zero id.
+    """Set voxels to background where the 3x3 in-section window contains more than one non-zero id.
 
-    UNKNOWN and OTHER (`distill.core.known`) are no ids, and stay.
+    UNKNOWN and OTHER (`distill.core.known`) do not count as ids, and are kept.
 
     Args:
-        labels_HW: (..., H, W), integer; windows are cut at the array's border.
+        labels_HW: (..., H, W), integer; windows are clipped at the array's border.
 
     Returns:
         Labels of the same shape and type.
@@ -230,7 +229,7 @@ def widen_borders(labels_HW: Tensor) -> Tensor:
 
 
 def _window(values: Tensor, pick: Any, fill: int) -> Tensor:
-    """Extreme over the 3x3 window, separably; the array continues as `fill`."""
+    """Compute the extreme over the 3x3 window, separably; the array is padded with `fill`."""
     for axis in (-2, -1):
         edge = torch.full_like(values.narrow(axis, 0, 1), fill)
         longer = torch.cat([edge, values, edge], dim=axis)
@@ -241,7 +240,7 @@ def _window(values: Tensor, pick: Any, fill: int) -> Tensor:
 
 
 def unit(embedding: Tensor, dim: int = 1) -> Tensor:
-    """Embedding of length one along an axis; zero vectors stay zero.
+    """Scale an embedding to unit length along an axis; zero vectors stay zero.
 
     Written out because the library's vector norm is slow along a strided axis on CPUs.
     """
@@ -249,12 +248,12 @@ def unit(embedding: Tensor, dim: int = 1) -> Tensor:
 
 
 def embedding_affinity(embedding: Tensor, offsets: Sequence[Triple] = NEAREST, *, clamp: bool = True) -> Tensor:
-    """Cosine similarity of an embedding volume with itself at each offset.
+    """Compute the cosine similarity of an embedding volume with itself at each offset.
 
     Args:
-        embedding: (B, E, D, H, W), any scale; normalised here.
+        embedding: (B, E, D, H, W), any scale; normalised internally.
         offsets: K edges.
-        clamp: cut to [0, 1]; off leaves the cosine in [-1, 1] as the teacher's loss wants it.
+        clamp: clamp to [0, 1]; otherwise the cosine in [-1, 1] is returned, as required by the teacher's loss.
 
     Returns:
         (B, K, D, H, W), 0 where the edge leaves the volume.
@@ -274,22 +273,21 @@ def embedding_affinity(embedding: Tensor, offsets: Sequence[Triple] = NEAREST, *
 
 
 def channel_sum(values: Tensor) -> Tensor:
-    """Sum over the channels, (B, E, H, W) -> (B, 1, H, W)."""
+    """Sum over the channels, (B, E, H, W) to (B, 1, H, W)."""
     return values.sum(1, keepdim=True)
 
 
 def pair_affinity(previous: Tensor, current: Tensor, *, total: Callable[[Tensor], Tensor] = channel_sum) -> Tensor:
-    """Affinities of the current section from a slice pair's embeddings (Liu et al., CVPR 2024).
+    """Compute affinities of the current section from the embeddings of a slice pair (Liu et al., CVPR 2024).
 
     Args:
         previous: (B, E, H, W) embedding of section z - 1, any scale.
         current: (B, E, H, W) embedding of section z.
-        total: the sum over channels, where another way to write `channel_sum` runs faster.
+        total: sum over channels; a faster equivalent of `channel_sum` may be given.
 
     Returns:
         (B, 3, H, W) in [0, 1], channels z, y, x. The first row of y and the first column of x have no partner and
-        are filled by reflection (row 0 = row 2, as the published code does), so that a boundary map made of them has
-        no dark frame.
+        are filled by reflection (row 0 = row 2, as the published code does), so that boundary maps have no dark frame.
     """
     before, now = (torch.rsqrt(total(part.square()).clamp(min=1e-24)) for part in (previous, current))
     along_z = total(previous * current) * (before * now)
@@ -307,12 +305,12 @@ def _in_plane(embedding: Tensor, inverse: Tensor, total: Callable[[Tensor], Tens
 
 
 def section_affinity(now: Tensor, other: Tensor, step: tuple[int, int]) -> Tensor:
-    """Affinity of a section with another one (or itself) at an in-plane step, for edges beyond the nearest.
+    """Compute affinities between a section and another one (or itself) at an in-plane step, beyond nearest neighbours.
 
     Args:
-        now: (B, E, H, W) embedding of the section that holds the edges, any scale.
+        now: (B, E, H, W) embedding of the section that the edges belong to, any scale.
         other: (B, E, H, W) embedding of the section at their other end.
-        step: (y, x) in pixels from the edge's own pixel to its partner, any sign.
+        step: (y, x) in pixels from a pixel to its partner, any sign.
 
     Returns:
         (B, H, W) in [0, 1], 0 where the partner lies outside.
@@ -337,7 +335,7 @@ def fill_frame(affinity: NDArray[np.float32]) -> None:
 
 
 def slice_pairs(volume: Tensor) -> tuple[Tensor, Tensor]:
-    """All adjacent slice pairs of a volume, for the 2D student.
+    """Return all pairs of adjacent sections of a volume, for the 2D student.
 
     Args:
         volume: (B, C, D, H, W).
@@ -355,14 +353,16 @@ def slice_pairs(volume: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pairs_of(affinity: Tensor) -> Tensor:
-    """3D affinities (B, K, D, H, W) as the rows that `slice_pairs` gives: (B * (D - 1), K, H, W), sections 1 to D-1."""
+    """Rearrange 3D affinities (B, K, D, H, W) to the rows of `slice_pairs`: (B * (D - 1), K, H, W), sections 1 to
+    D-1.
+    """
     return affinity[:, :, 1:].transpose(1, 2).flatten(0, 1)
 
 
 def half_resolution(affinity: Tensor) -> Tensor:
-    """Mean over 2x2 in-plane windows: (..., H, W) -> (..., ceil(H/2), ceil(W/2)).
+    """Average 2x2 in-plane windows: (..., H, W) to (..., ceil(H/2), ceil(W/2)).
 
-    With an even size this is the trilinear resize by one half that the AGQ paper applies to its targets.
+    For even sizes, this is the trilinear resize by one half that the AGQ paper applies to its targets.
     """
     lead = affinity.shape[:-2]
     flat = affinity.reshape(-1, 1, *affinity.shape[-2:])

@@ -16,17 +16,17 @@ from distill.core.geometry import Triple
 
 
 def to_uint8(affinity: Tensor) -> Tensor:
-    """[0, 1] to 0..255, rounded to nearest."""
+    """Convert [0, 1] to 0..255, rounded to nearest."""
     return (affinity.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def from_uint8(affinity: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """0..255 back to [0, 1], float32."""
+    """Convert 0..255 to [0, 1], float32."""
     return np.asarray(affinity, dtype=np.float32) / np.float32(255)
 
 
 def attributes(offsets: Sequence[Triple], dtype: str = "uint8") -> dict[str, Any]:
-    """What a stored affinity array says about itself: offsets (twice named), polarity, scale."""
+    """Return the attributes of a stored affinity array: offsets (under two names), polarity, scale."""
     listed = [list(o) for o in offsets]
     return {
         "offsets": listed,
@@ -37,10 +37,10 @@ def attributes(offsets: Sequence[Triple], dtype: str = "uint8") -> dict[str, Any
 
 
 def stored_offsets(found: Mapping[str, Any], source: str) -> tuple[Triple, ...]:
-    """Offsets from a stored array's attributes.
+    """Read offsets from the attributes of a stored array.
 
     Raises:
-        DistillError: neither `offsets` nor `neighborhood` is there.
+        DistillError: neither `offsets` nor `neighborhood` is present.
     """
     listed = found.get("offsets", found.get("neighborhood"))
     if listed is None:
@@ -49,7 +49,7 @@ def stored_offsets(found: Mapping[str, Any], source: str) -> tuple[Triple, ...]:
 
 
 def to_waterz(affinity: NDArray[np.float32], offsets: Sequence[Triple] = NEAREST) -> NDArray[np.float32]:
-    """waterz: float32 [3][z][y][x], contiguous, offsets -1 in the order z, y, x, 1 = same.
+    """Convert to waterz: float32 [3][z][y][x], contiguous, offsets -1 in the order z, y, x, 1 = same.
 
     Raises:
         DistillError: one of the three nearest offsets is missing.
@@ -63,29 +63,29 @@ def to_waterz(affinity: NDArray[np.float32], offsets: Sequence[Triple] = NEAREST
 
 
 def to_mwatershed(affinity: NDArray[np.float32], bias: float = 0.5) -> NDArray[np.float64]:
-    """mwatershed: signed, positive attracts: affinity - bias."""
+    """Convert to mwatershed: signed, positive = attractive: affinity - bias."""
     return np.asarray(affinity, dtype=np.float64) - bias
 
 
 def from_mwatershed(signed: NDArray[np.float64], bias: float = 0.5) -> NDArray[np.float32]:
-    """Inverse of `to_mwatershed`."""
+    """Invert `to_mwatershed`."""
     return (np.asarray(signed, dtype=np.float64) + bias).astype(np.float32)
 
 
 def to_torch_em(affinity: NDArray[np.float32]) -> NDArray[np.float32]:
-    """torch-em: 1 = repulsive (a boundary), same offsets and voxel."""
+    """Convert to torch-em: 1 = repulsive (a boundary), same offsets and voxel."""
     return np.float32(1) - np.asarray(affinity, dtype=np.float32)
 
 
 def from_torch_em(boundary: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Inverse of `to_torch_em`."""
+    """Invert `to_torch_em`."""
     return np.float32(1) - np.asarray(boundary, dtype=np.float32)
 
 
 def reversed_offsets(
     affinity: NDArray[np.float32], offsets: Sequence[Triple]
 ) -> tuple[NDArray[np.float32], tuple[Triple, ...]]:
-    """The same edges stored at their other end, for tools with positive offsets.
+    """Store the same edges at their other end, for tools with positive offsets.
 
     Returns:
         (K, D, H, W) where channel k at p is the edge (p, p - o_k), and the negated offsets. Edges that leave the

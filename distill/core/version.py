@@ -1,3 +1,3 @@
-"""The version, which stores, weights and records hold."""
+"""Version of the package, recorded in stores, weights and run records."""
 
 VERSION = "0.1.0"

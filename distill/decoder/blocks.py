@@ -1,4 +1,4 @@
-"""Parts of the query decoder's rounds: queries look at the features, then at each other, then give masks.
+"""Refinement rounds of the query decoder: queries attend to the features, then to each other, then predict masks.
 
 `agq`: Chen et al., ICLR 2025. K-Net's gated update by features that softmax masks pool; attention among queries, then
 an MLP of ratio 4 with GELU; kernels by one linear layer; batch norms on kernels and logits.
@@ -7,9 +7,9 @@ where the mask's sigmoid exceeds 0.5, as for its instances; attention, then an M
 MLP; no batch norm.
 `transformer`: Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020. Attention to all features,
 then as `knet`; order and predictor of Mask2Former (Cheng et al., CVPR 2022) without its masked attention. No dropout,
-and no learned place of a query, since guided queries have none.
+and no learned position of a query, since guided queries have none.
 
-The mask features (L2-normalised) and the background channel are the decoder's own, the same for all three.
+The mask features (L2-normalised) and the background channel are those of the decoder, the same for all three.
 
 Legend: B batch, Q queries, C channels, M memory tokens, D h w = z y x at half y/x resolution.
 """
@@ -32,7 +32,7 @@ Refine = Literal["agq", "knet", "transformer"]
 
 _HEADS = 8
 _MEMORY_STRIDE = 4  # y and x; a token is about as wide as it is thick: 48 x 48 nm by 30 nm at 6 nm pixels
-_FINEST = 32  # half waves along an axis at the highest rate of the position code: a block's 33 tokens stay apart
+_FINEST = 32  # half waves along an axis at the highest rate of the position code, to distinguish 33 tokens
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Queries:
 
 
 def pool_by_masks(logits: Tensor, features: Tensor) -> Tensor:
-    """Sum of the features under each query's share of every voxel.
+    """Sum the features weighted by each query's softmax probability at every voxel.
 
     Args:
         logits: (B, Q, D, h, w), without background.
@@ -59,7 +59,7 @@ def pool_by_masks(logits: Tensor, features: Tensor) -> Tensor:
 
 
 def pool_by_threshold(logits: Tensor, features: Tensor) -> Tensor:
-    """Sum of the features where each query's sigmoid exceeds 0.5 (K-Net); no gradient reaches the logits.
+    """Sum the features where each query's sigmoid exceeds 0.5 (K-Net); no gradient reaches the logits.
 
     Arguments and result as in `pool_by_masks`.
     """
@@ -79,11 +79,13 @@ class KernelUpdater(nn.Module):
         self.fc_layer, self.fc_norm = nn.Linear(width, width), nn.LayerNorm(width)
 
     def forward(self, values: Tensor, logits: Tensor, features: Tensor) -> Tensor:
-        """Queries (B, Q, C), their logits (B, Q, D, h, w) and features (B, C, D, h, w) -> (B, Q, C)."""
+        """Update queries (B, Q, C) from their logits (B, Q, D, h, w) and features (B, C, D, h, w); returns (B, Q,
+        C).
+        """
         return self.update(values, self.pool(logits, features))
 
     def update(self, values: Tensor, pooled: Tensor) -> Tensor:
-        """Queries and what they pooled, each (..., Q, C) -> (..., Q, C)."""
+        """Update queries from their pooled features, each (..., Q, C); returns (..., Q, C)."""
         pooled_in, pooled_out = self.dynamic_layer(pooled).chunk(2, dim=-1)
         query_in, query_out = self.input_layer(values).chunk(2, dim=-1)
         gate = query_in * pooled_in
@@ -96,8 +98,8 @@ class KernelUpdater(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of queries to all features, averaged over 4 x 4 pixels; residual first, LayerNorm after (DETR).
 
-    Keys carry the position code. A block of 17 x 129 x 129 has 18,513 tokens; no Q x M matrix is kept where torch's
-    fused attention runs.
+    Keys carry the position code. A block of 17 x 129 x 129 has 18,513 tokens; with torch's fused attention, no Q x M
+    matrix is stored.
     """
 
     def __init__(self, width: int) -> None:
@@ -107,7 +109,7 @@ class CrossAttention(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, values: Tensor, logits: Tensor, features: Tensor) -> Tensor:
-        """As `KernelUpdater`, so that rounds look alike; the logits are not looked at."""
+        """Update queries; same signature as `KernelUpdater`, with the logits ignored."""
         small = F.avg_pool2d(features.flatten(1, 2), _MEMORY_STRIDE, ceil_mode=True)
         memory: Tensor = small.unflatten(1, features.shape[1:3])  # type: ignore[no-untyped-call]
         placed = memory + position_code(memory).to(memory.dtype)
@@ -118,7 +120,8 @@ class CrossAttention(nn.Module):
 
 
 def position_code(like: Tensor) -> Tensor:
-    """Sines and cosines of the three coordinates (-1..1 over the block) at geometric rates of 1 to 32 half waves.
+    """Compute sines and cosines of the three coordinates (-1..1 over the block) at geometric rates of 1 to 32 half
+    waves.
 
     Args:
         like: (B, C, D, h, w), C at least 6; channels beyond a multiple of 6 are 0.
@@ -144,7 +147,7 @@ class SelfAttention(nn.Module):
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, queries: Queries) -> Tensor:
-        """(B, Q, C); queries that a block lacks are not attended to."""
+        """Attend among queries (B, Q, C); queries that a block lacks are masked."""
         values, valid = queries.values, queries.valid
         q, k, v = (_split(part) for part in self.c_attn(values).chunk(3, dim=-1))
         seen = None if bool(valid.all()) else valid[:, None, None, :] | ~valid.any(1)[:, None, None, None]
@@ -155,13 +158,13 @@ class SelfAttention(nn.Module):
 
 
 def _split(x: Tensor) -> Tensor:
-    """(B, N, C) -> (B, heads, N, C / heads)."""
+    """Split heads: (B, N, C) to (B, heads, N, C / heads)."""
     heads: Tensor = x.unflatten(-1, (_HEADS, -1))  # type: ignore[no-untyped-call]
     return heads.transpose(1, 2)
 
 
 def _join(x: Tensor) -> Tensor:
-    """(B, heads, N, C / heads) -> (B, N, C)."""
+    """Join heads: (B, heads, N, C / heads) to (B, N, C)."""
     return x.transpose(1, 2).flatten(2)
 
 
@@ -175,7 +178,7 @@ class MaskPredictor(nn.Module):
         self.norm_logits = nn.BatchNorm2d(1, eps=1e-3, momentum=0.01)
 
     def forward(self, queries: Queries, mask_features: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits (B, Q, D, h, w), -inf where a block lacks the query, and kernels (B, Q, C), 0 there."""
+        """Predict logits (B, Q, D, h, w), -inf where a block lacks the query, and kernels (B, Q, C), 0 there."""
         valid = queries.valid
         rows = self.rows(queries.values[valid])
         kernels = rows.new_zeros(queries.values.shape).masked_scatter(valid.unsqueeze(-1), rows)
@@ -191,7 +194,7 @@ class MaskPredictor(nn.Module):
         return normed.masked_fill(~valid[..., None, None, None], -torch.inf), kernels
 
     def rows(self, values: Tensor) -> Tensor:
-        """Kernels (Q, C) of queries that are there (Q, C)."""
+        """Compute kernels (Q, C) of existing queries (Q, C)."""
         rows: Tensor = self.fc_kernel(values)
         statistics = self.norm_kernel.training and len(rows) > 1  # one query has no variance
         return F.batch_norm(
@@ -206,7 +209,7 @@ class MaskPredictor(nn.Module):
         )
 
     def scale(self) -> tuple[Tensor, Tensor]:
-        """What the norm does to logits by its running statistics: factor and summand, scalars."""
+        """Return the affine map of the logits by the norm's running statistics: factor and summand, scalars."""
         norm = self.norm_logits
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -215,14 +218,14 @@ class MaskPredictor(nn.Module):
 
 
 class DotPredictor(nn.Module):
-    """Kernels from queries by an MLP, mask logits their plain dot product with the mask features."""
+    """Kernels from queries by an MLP; mask logits are their dot product with the mask features."""
 
     def __init__(self, kernel: nn.Sequential) -> None:
         super().__init__()
         self.kernel = kernel
 
     def forward(self, queries: Queries, mask_features: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As `MaskPredictor`."""
+        """Predict logits and kernels; see `MaskPredictor`."""
         missing = ~queries.valid[..., None]
         kernels = self.kernel(queries.values).masked_fill(missing, 0.0)
         logits = torch.einsum("bqc,bcdhw->bqdhw", kernels.to(mask_features.dtype), mask_features)
@@ -232,20 +235,20 @@ class DotPredictor(nn.Module):
 
 
 def knet_predictor(width: int) -> DotPredictor:
-    """One hidden layer with LayerNorm and ReLU."""
+    """Build a predictor with one hidden layer, LayerNorm and ReLU."""
     hidden = nn.Linear(width, width, bias=False)
     return DotPredictor(nn.Sequential(hidden, nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width)))
 
 
 def transformer_predictor(width: int) -> DotPredictor:
-    """LayerNorm, then two hidden layers with ReLU (Mask2Former)."""
+    """Build a predictor with LayerNorm, then two hidden layers with ReLU (Mask2Former)."""
     first, second, last = (nn.Linear(width, width) for _ in range(3))
     return DotPredictor(nn.Sequential(nn.LayerNorm(width), first, nn.ReLU(), second, nn.ReLU(), last))
 
 
 @dataclass(frozen=True)
 class RoundBuilders:
-    """Builders of a round's modules from the width."""
+    """Functions that build the modules of a round for a given width."""
 
     predictor: Callable[[int], nn.Module]
     updater: Callable[[int], nn.Module]

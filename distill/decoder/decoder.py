@@ -1,10 +1,10 @@
-"""The query decoder that teacher and student share: features and affinities of a block in, instance masks out.
+"""Query decoder shared by teacher and student: from features and affinities of a block to instance masks.
 
-Chen et al., "Efficient Neuron Segmentation in Electron Microscopy by Affinity-Guided Queries", ICLR 2025.
-The defaults are the published decoder; `refine` and `cues` are the paper's ablations (rounds: see
-`distill.decoder.blocks`); `SeedRule(kind="edges")` and the priors are ours (see `distill.decoder.queries`).
+Chen et al., "Efficient Neuron Segmentation in Electron Microscopy by Affinity-Guided Queries", ICLR 2025. The defaults
+are the published decoder; `refine` and `cues` are the ablations of the paper (rounds: see `distill.decoder.blocks`).
+`SeedRule(kind="edges")` and the priors are additions (see `distill.decoder.queries`).
 
-Legend: B batch, Q queries (affinity-guided first, learned after), C channels, D h w = z y x at half y/x resolution.
+Legend: B batch, Q queries (affinity-guided first, then learned), C channels, D h w = z y x at half y/x resolution.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _CUE_CHANNELS: dict[Cues | None, int] = {None: 0, "queries": 0, "affinity": 3, "
 
 @dataclass(frozen=True)
 class DecoderInput:
-    """What a network's adapter hands to the shared decoder, at half y/x resolution."""
+    """Input of the decoder from a network's adapter, at half y/x resolution."""
 
     features: Tensor  # (B, 64, D, h, w)
     affinity_logits: Tensor  # (B, 3, D, h, w), channels z, y, x
@@ -67,7 +67,7 @@ class DecoderOutput:
     valid: Tensor  # (B, Q) bool
     kernels: Tensor  # (B, Q, C) of the last round
     mask_features: Tensor  # (B, C, D, h, w), L2-normalised
-    seeds: Seeds  # none where the decoder looks at none; the first queries are theirs if they are its queries
+    seeds: Seeds  # None for a decoder without seeds; the first queries belong to the seeds if seeds are queries
 
 
 class QueryDecoder(nn.Module):
@@ -92,22 +92,22 @@ class QueryDecoder(nn.Module):
         """Build the decoder.
 
         Args:
-            features: channels of the input features (the contract's 64).
+            features: channels of the input features (64 in the interface).
             width: channels of instance features, mask features and queries; a multiple of 8.
             depth: layers of the mask branch.
-            rounds: refinement rounds; 0 leaves the first masks.
-            learned: learned queries, 0 for affinity-guided ones alone.
-            seeds: rule for the affinity-guided queries; `max_count` 0 for learned ones alone.
-            prior: mask prior around the seeds, for guided queries: each voxel is drawn to the seed that is nearest
-                (`distance`), or that reaches it by the strongest path of affinities (`flood`).
-            cues: how the affinities guide. `queries`: seeds become queries. Else there are learned queries alone, and
-                the input gets channels: `affinity` the three affinities, `segmentation` the seeds' foreground and the
-                seeds' own three affinities, which fit any number of seeds and do not depend on their numbering.
+            rounds: refinement rounds; 0 returns the first masks.
+            learned: number of learned queries, 0 for affinity-guided queries only.
+            seeds: rule for the affinity-guided queries; `max_count` 0 for learned queries only.
+            prior: mask prior around the seeds, for guided queries: favours, for each voxel, the nearest seed
+                (`distance`), or the seed that reaches it by the strongest path of affinities (`flood`).
+            cues: use of affinities. `queries`: seeds become queries. Otherwise there are only learned queries, and
+                channels are added to the input: `affinity` the three affinities, `segmentation` the seeds' foreground
+                and the seeds' own three affinities, which fit any number of seeds and do not depend on their numbering.
                 None: learned queries and no cue.
             refine: kind of the rounds and of the kernels.
-            instance_depth: layers of the instance features, the mask branch's if None.
-            momentum: of the running statistics of the norms over kernels and logits; published 0.01, which needs
-                some hundred steps before they mean anything.
+            instance_depth: layers of the instance features; None = as in the mask branch.
+            momentum: of the running statistics of the norms over kernels and logits; published 0.01, with which they
+                are meaningful only after some hundred steps.
             sampling: voxel extent z, y, x in units of the half-resolution y/x voxel, for the prior's distances.
         """
         super().__init__()
@@ -135,7 +135,7 @@ class QueryDecoder(nn.Module):
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 module.momentum = momentum
         self._prior_kind, self._refine = prior, refine
-        # inside, near, and for distances the log of the fading one in half-resolution voxels
+        # inside, near, and for distances the log of the fading distance in half-resolution voxels
         first = {"none": None, "distance": [4.0, 4.0, 2.0], "flood": [4.0, 4.0]}[prior]
         self.prior = nn.Parameter(torch.tensor(first)) if first is not None else None
 
@@ -152,9 +152,9 @@ class QueryDecoder(nn.Module):
         """Decode a batch of blocks.
 
         Args:
-            given: features and affinity logits; the affinities guide, no gradient flows through the seeds.
-            seeds: take these instead of the predicted ones; a decoder that looks at no seeds leaves them alone.
-            rule: cut the predicted ones by this rule instead of the decoder's own.
+            given: features and affinity logits; no gradient flows through the seeds.
+            seeds: use these instead of the predicted ones; ignored by a decoder without seeds.
+            rule: rule for the predicted seeds, instead of the decoder's own.
             order: order of the affinity-guided queries; `random` in training, the default is deterministic.
             rng: for the random order.
             background: False sets the background logit of the last round to 0 (the published inference).
@@ -183,22 +183,22 @@ class QueryDecoder(nn.Module):
         rule: SeedRule | None = None,
         background: bool = True,
     ) -> DecoderOutput:
-        """What `forward` gives of the last round, for one block and a trained network; half the time.
+        """Return the last round of `forward` for one block and a trained network, in half the time.
 
-        Products of queries and features are made in float32, by whatever precision the layers run. Rounds of the kinds
-        `knet` and `transformer` go through `forward`.
+        Products of queries and features are computed in float32, regardless of the precision of the layers. Rounds of
+        the kinds `knet` and `transformer` go through `forward`.
 
         Args:
             given: features and affinity logits of one block.
-            seeds: as `forward` takes them.
-            rule: likewise.
+            seeds: as for `forward`.
+            rule: as for `forward`.
             background: False leaves the background logit at 0.
 
         Returns:
-            `masks` has one entry; the channels of its voxels lie side by side in memory.
+            `masks` has one entry; the channels of a voxel are contiguous in memory.
 
         Raises:
-            ShapeError: several blocks.
+            ShapeError: there are several blocks.
         """
         if self._refine != "agq":
             found = self(given, seeds=seeds, rule=rule, background=background)
@@ -231,7 +231,7 @@ class QueryDecoder(nn.Module):
         return DecoderOutput([found_masks], queries.valid, kernels.unsqueeze(0), block, seeds)
 
     def mask_features(self, given: DecoderInput) -> Tensor:
-        """Mask features alone, (B, C, D, h, w), as `forward` gives them for predicted seeds."""
+        """Compute only the mask features, (B, C, D, h, w), as `forward` does for predicted seeds."""
         x = self._input(given, self._find_seeds(given, self.rule, "size", None))
         return unit(self.mask_branch(x).float())
 
@@ -243,7 +243,7 @@ class QueryDecoder(nn.Module):
         order: Order,
         rng: np.random.Generator | None,
     ) -> tuple[Seeds, Tensor, Tensor]:
-        """What all rounds look at: seeds, mask features not yet of length one, instance features."""
+        """Compute the inputs of all rounds: seeds, mask features before normalisation, instance features."""
         if seeds is None or not self._looks_at_seeds:
             seeds = self._find_seeds(given, rule or self.rule, order, rng)
         instance = x = self._input(given, seeds)
@@ -259,7 +259,7 @@ class QueryDecoder(nn.Module):
         return Seeds(torch.zeros(batch, *shape, dtype=torch.int64, device=given.features.device), (0,) * batch)
 
     def _input(self, given: DecoderInput, seeds: Seeds) -> Tensor:
-        """Coordinates, features, and the cue where it is channels."""
+        """Concatenate coordinates, features, and the cue if it consists of channels."""
         parts = [coordinates(given.features), given.features]
         if self.cues == "affinity":
             parts.append(given.affinity_logits.detach().float().sigmoid())
@@ -285,7 +285,7 @@ class QueryDecoder(nn.Module):
         return mask_prior(seeds, self._around(given, seeds), queries.values.shape[1], *self._strengths())
 
     def _pull(self, given: DecoderInput, seeds: Seeds) -> Pull | None:
-        """The same as `_prior`, for one block, by voxel."""
+        """Compute the prior for one block in sparse form; see `_prior`."""
         if self.prior is None or seeds.counts[0] == 0:
             return None
         return seed_pull(seeds, self._around(given, seeds), *self._strengths())
@@ -297,7 +297,7 @@ class QueryDecoder(nn.Module):
         return Surroundings(owner, torch.zeros_like(owner, dtype=torch.float32))
 
     def _strengths(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The prior's inside, near and fade."""
+        """Return inside, near and fade of the prior."""
         assert self.prior is not None
         fade = self.prior[2].exp() if self._prior_kind == "distance" else torch.ones_like(self.prior[0])
         return self.prior[0], self.prior[1], fade

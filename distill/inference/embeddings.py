@@ -1,4 +1,4 @@
-"""The embeddings of single sections: the teacher's by sliding window, the student's of the whole section.
+"""Embeddings of single sections: the teacher's by sliding window, the student's on the whole section.
 
 Legend: E embedding channels, D H W = z y x.
 """
@@ -35,7 +35,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Windows:
-    """How the teacher slides."""
+    """Size, overlap and blending of the teacher's windows."""
 
     size: Triple | None  # voxels; None = the decoder's block, at most half a section
     overlap: Triple = (0, 0, 0)
@@ -43,7 +43,7 @@ class Windows:
 
     @property
     def kind(self) -> str:
-        """In words: whether neighbouring windows are mixed."""
+        """Describe whether neighbouring windows are blended."""
         if not any(self.overlap[1:]):
             return "side by side"
         return "blended" if self.blend else "overlapping, not blended"
@@ -55,8 +55,8 @@ class Sliding:
 
     Attributes:
         size: of a window, voxels.
-        overlap: voxels that neighbours share.
-        blend: whether they are mixed there.
+        overlap: overlap of neighbours in voxels.
+        blend: whether overlaps are blended.
         shape: of the volume.
     """
 
@@ -67,10 +67,10 @@ class Sliding:
 
     @classmethod
     def over(cls, windows: Windows, block: Triple, shape: Triple) -> Sliding:
-        """The windows that a user asked for, checked against the volume.
+        """Check the requested windows against the volume.
 
         Raises:
-            DistillError: an overlap that is no overlap, or windows that leave no border.
+            DistillError: the overlap is invalid, or the windows leave no border.
         """
         size = windows.size or _default_window(block, shape)
         if any(not 0 <= shared < extent for shared, extent in zip(windows.overlap, size, strict=True)):
@@ -85,12 +85,12 @@ class Sliding:
 
     @property
     def shift(self) -> tuple[int, int]:
-        """Half a window's step in y and x, 0 along an axis with one window."""
+        """Half a window's step in y and x, 0 along an axis with a single window."""
         y, x = (max(1, (self.size[a] - self.overlap[a]) // 2) if self.size[a] < self.shape[a] else 0 for a in (1, 2))
         return y, x
 
     def boxes(self, depth: int, *, shifted: bool = False) -> list[Box]:
-        """Windows over `depth` sections; shifted, all but the first of an axis begin half a step later."""
+        """Return windows over `depth` sections; if shifted, all but the first along an axis begin half a step later."""
         by = self.shift if shifted else (0, 0)
         boxes: list[Box] = []
         for box in sliding_windows((depth, *self.shape[1:]), self.size, self.overlap):
@@ -98,7 +98,7 @@ class Sliding:
         return sorted(set(boxes))
 
     def _moved(self, box: Box, by: tuple[int, int]) -> Iterator[Box]:
-        """A window and, if it is the first of an axis, also itself left where it is."""
+        """Yield a shifted window and, if it is the first along an axis, also the unshifted one."""
         starts = []
         for axis, shift in zip((1, 2), by, strict=True):
             start, last = box.start[axis], self.shape[axis] - box.shape[axis]
@@ -108,20 +108,20 @@ class Sliding:
                 yield box.shift((0, y - box.start[1], x - box.start[2]))
 
     def borders(self, *, shifted: bool = False) -> tuple[list[int], list[int]]:
-        """Rows and columns at which a window begins."""
+        """Return rows and columns at which a window begins."""
         boxes = self.boxes(1, shifted=shifted)
         rows, columns = (sorted({box.start[axis] for box in boxes} - {0}) for axis in (1, 2))
         return rows, columns
 
     def slab(self, section: int) -> tuple[int, int]:
-        """First and last (excluded) section of the windows that hold `section` nearest to their middle."""
+        """Return first and last (exclusive) section of the windows in which `section` is closest to the middle."""
         depth = min(self.size[0], self.shape[0])
         first = max(0, min(section - depth // 2, self.shape[0] - depth))
         return first, first + depth
 
 
 def grey_volume(volume: Volume, source: str) -> None:
-    """Make sure that a volume holds grey values.
+    """Check that a volume has no channels.
 
     Raises:
         DistillError: it has channels.
@@ -139,10 +139,11 @@ def teacher_slab(
     kept: range | None = None,
     shifted: bool = False,
 ) -> Embedding:
-    """The teacher's embedding of whole sections (D, H, W) by sliding window: (E, D, H, W), unit length before blending.
+    """Compute the teacher's embedding of whole sections (D, H, W) by sliding window: (E, D, H, W), unit length before
+    blending.
 
-    It is the embedding head's; a teacher without one gives the mask features that its decoder works on. `kept` are
-    consecutive sections to keep, all by default: what the network sees, and what is held, need not be the same.
+    The embedding is that of the embedding head; for a teacher without one, the mask features of its decoder. `kept` are
+    consecutive sections to keep, by default all: the network may see more sections than are held in memory.
     """
 
     def mask_features(output: TeacherOutput) -> Tensor:
@@ -166,7 +167,7 @@ def teacher_slab(
 def teacher_section(
     model: TrainedTeacher, volume: Volume, section: int, sliding: Sliding, runtime: Runtime, *, shifted: bool = False
 ) -> Embedding:
-    """The teacher's embedding of one section, (E, H, W)."""
+    """Compute the teacher's embedding of one section, (E, H, W)."""
     first, stop = sliding.slab(section)
     raw = volume.read(Box((first, 0, 0), (stop, *volume.size[1:])))
     here = range(section - first, section - first + 1)
@@ -176,9 +177,10 @@ def teacher_section(
 def teacher_sections(
     model: TrainedTeacher, volume: Volume, sections: range, sliding: Sliding, runtime: Runtime
 ) -> Iterator[Embedding]:
-    """The teacher's embedding of consecutive sections, (E, H, W) each; one slab of windows is held at a time.
+    """Iterate over the teacher's embeddings of consecutive sections, (E, H, W) each; one slab of windows is held at a
+    time.
 
-    A section that two slabs share is taken from the one in whose middle it lies; along z nothing is blended.
+    A section in two slabs is taken from the one in which it is closer to the middle; nothing is blended along z.
     """
     depth = min(sliding.size[0], sliding.shape[0])
     step, last = max(1, depth - sliding.overlap[0]), sliding.shape[0] - depth
@@ -196,25 +198,25 @@ def teacher_sections(
 
 
 def student_section(model: TrainedStudent, pair: NDArray[Any], runtime: Runtime) -> tuple[Embedding, Mask]:
-    """The second section's embedding (E, H, W), and where it lies inside neurites (`inside_neurites`)."""
+    """Compute the embedding of the second section (E, H, W), and its mask inside neurites (`inside_neurites`)."""
     results = student_sections(model, pair, runtime, with_slab=False, embedding="float32")
-    next(results)  # not kept: its embedding is as large as the one that counts
+    next(results)  # not kept: its embedding is as large as the one needed
     last = next(results)
     return embedding_of(last), inside_neurites(last)
 
 
 def embedding_of(result: SectionOutput) -> Embedding:
-    """A section's embedding (E, H, W), scaled to unit length."""
+    """Return a section's embedding (E, H, W), scaled to unit length."""
     assert result.embedding is not None, "not asked for"
     return result.embedding
 
 
 def inside_neurites(result: SectionOutput) -> Mask:
-    """Where a section lies inside neurites, (H, W): mean in-plane affinity of the student above 0.5.
+    """Mark pixels inside neurites, (H, W): mean in-plane affinity of the student above 0.5.
 
-    Trained with background edges at 0, neighbouring membrane pixels get orthogonal or opposite embeddings: a pixel-wide
-    pattern that has nothing to do with windows. Colours and seam scores therefore go by the pixels inside neurites
-    alone, the same ones for both networks; a student too young to tell them apart leaves all pixels in.
+    Trained with background edges at 0, neighbouring membrane pixels receive orthogonal or opposite embeddings, a
+    pixel-wide pattern unrelated to windows. Colours and seam scores are therefore based on the pixels inside neurites,
+    the same for both networks. If the student is too little trained to distinguish them, all pixels are used.
     """
     inside: Mask = from_uint8(result.affinity[1:3]).mean(0) > _INSIDE
     return inside if inside.mean() >= _FEW else np.ones_like(inside)

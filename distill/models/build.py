@@ -18,10 +18,10 @@ from teachers.unetr import UNETRTeacher
 
 
 def build_teacher(config: TeacherConfig) -> Teacher:
-    """The 3D network.
+    """Build the 3D network.
 
     Raises:
-        DistillError: it is built of MONAI's parts and MONAI is not installed.
+        DistillError: the network requires MONAI, which is not installed.
     """
     fused, embedding = config.fused, config.embedding
     if config.kind == "superhuman":
@@ -59,10 +59,10 @@ def build_teacher(config: TeacherConfig) -> Teacher:
 
 
 def build_student(config: StudentNetwork, *, weights: str | None = None) -> Student:
-    """The 2D network.
+    """Build the 2D network.
 
     Args:
-        config: which one.
+        config: of the network.
         weights: pretrained encoder weights from a hub, for the preset `smp`.
     """
     if config.kind == "cad":
@@ -78,12 +78,12 @@ def build_student(config: StudentNetwork, *, weights: str | None = None) -> Stud
 
 
 def build_slab(student: Student, fused: int) -> SlabAdapter:
-    """The student's adapter to the shared decoder."""
+    """Build the student's adapter to the decoder."""
     return SlabAdapter(half=student.half_channels, full=student.full_channels, features=fused)
 
 
 def build_decoder(config: DecoderConfig, fused: int, resolution: Nanometres) -> QueryDecoder:
-    """The shared decoder; the resolution (nm, full) sets the distances of its mask prior."""
+    """Build the decoder; the resolution (nm, full) determines the distances of its mask prior."""
     z, y, x = resolution
     return QueryDecoder(
         features=fused,
@@ -102,6 +102,6 @@ def build_decoder(config: DecoderConfig, fused: int, resolution: Nanometres) -> 
 
 
 def seed_rule(config: DecoderConfig) -> SeedRule:
-    """The rule that a configuration asks for."""
+    """Return the seed rule of a configuration."""
     seeds = config.seeds
     return SeedRule(seeds.kind, seeds.thresholds, seeds.min_voxels, seeds.max_count)

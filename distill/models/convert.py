@@ -1,4 +1,4 @@
-"""`distill convert`: published checkpoints to weights files of ours."""
+"""Convert published checkpoints to weights files of this package (`distill convert`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NAMED: dict[str, Nanometres] = {  # nm, of the volumes that the names of the pu
 
 @dataclass(frozen=True)
 class Converted:
-    """What was found in a published checkpoint."""
+    """Description of a converted checkpoint."""
 
     method: str
     kind: str
@@ -41,12 +41,12 @@ def convert(checkpoint: Path, out: Path, resolution: Nanometres | None = None) -
     Args:
         checkpoint: pickle with tensors (or safetensors) under the published names.
         out: .safetensors to write.
-        resolution: z, y, x in nm of the voxels that it was trained on; by default those of the AGQ paper, and for CAD
-            what the published file's name stands for, AC34 or CREMI.
+        resolution: z, y, x in nm of its training data; by default that of the AGQ paper, and for CAD that of the volume
+            in the published file's name, AC34 or CREMI.
 
     Raises:
-        CheckpointError: of another architecture, naming the first mismatch; or unreadable.
-        SourceError: nothing can be written at `out`.
+        CheckpointError: it belongs to another architecture, with the first mismatch named, or is unreadable.
+        SourceError: `out` cannot be written.
     """
     if out.suffix != ".safetensors":
         raise CheckpointError(f"--out: found {out}, expected a name that ends in .safetensors")
@@ -71,7 +71,7 @@ def convert(checkpoint: Path, out: Path, resolution: Nanometres | None = None) -
 
 
 def _named(checkpoint: Path) -> Nanometres | None:
-    """Voxel size of the volumes that a published file is named after."""
+    """Return the voxel size of the volumes that a published file is named after."""
     name = re.sub(r"[^a-z0-9]", "", checkpoint.stem.lower())
     return next((nm for start, nm in _NAMED.items() if name.startswith(start)), None)
 

@@ -1,4 +1,4 @@
-"""Networks from configurations, and trained ones from run folders and weights files."""
+"""Initialise networks from trained ones, and load trained networks from run folders and weights files."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 
 def start_teacher(teacher: Teacher, decoder: QueryDecoder, weights: str) -> bool:
-    """Give a teacher, and the decoder where all its shapes fit, the weights of a trained one.
+    """Initialise a teacher, and the decoder if all its shapes match, from a trained one.
 
     Returns:
-        Whether the decoder was filled too.
+        Whether the decoder was initialised too.
 
     Raises:
-        CheckpointError: no teacher there, or one of another architecture.
+        CheckpointError: there is no teacher, or one of another architecture.
     """
     found = _weights_to_start_from(weights, "teacher")
     load_module(teacher, found.part("teacher"), f"teacher.weights: {found.path} (teacher)")
@@ -41,25 +41,25 @@ def start_teacher(teacher: Teacher, decoder: QueryDecoder, weights: str) -> bool
 
 
 def start_decoder(decoder: QueryDecoder, weights: str) -> bool:
-    """Give the decoder alone, where all its shapes fit, the weights that stand beside a trained teacher's.
+    """Initialise only the decoder, if all its shapes match, from the one stored with a trained teacher.
 
     Returns:
-        Whether it was filled.
+        Whether it was initialised.
 
     Raises:
-        CheckpointError: no teacher there.
+        CheckpointError: there is no teacher.
     """
     return _fill_where_it_fits({"decoder": decoder}, _weights_to_start_from(weights, "teacher"))
 
 
 def start_student(student: Student, slab: SlabAdapter, decoder: QueryDecoder, weights: str) -> bool:
-    """Give a student, and its adapter and the decoder where all their shapes fit, the weights of a trained one.
+    """Initialise a student, and its adapter and the decoder if all their shapes match, from a trained one.
 
     Returns:
-        Whether adapter and decoder were filled too.
+        Whether adapter and decoder were initialised too.
 
     Raises:
-        CheckpointError: no student there, or one of another architecture.
+        CheckpointError: there is no student, or one of another architecture.
     """
     found = _weights_to_start_from(weights, "student")
     load_module(student, found.part("student"), f"student.weights: {found.path} (student)")
@@ -74,7 +74,7 @@ def _weights_to_start_from(weights: str, kind: Kind) -> Weights:
 
 
 def _fill_where_it_fits(modules: Mapping[str, nn.Module], found: Weights) -> bool:
-    """All of the modules or, where one has other shapes or is not there, none."""
+    """Load all of the modules or, if one is missing or has other shapes, none."""
     for name, module in modules.items():
         own = {key: value.shape for key, value in module.state_dict().items()}
         if own != {key: value.shape for key, value in found.part(name).items()}:
@@ -86,7 +86,7 @@ def _fill_where_it_fits(modules: Mapping[str, nn.Module], found: Weights) -> boo
 
 @dataclass(frozen=True)
 class TrainedStudent:
-    """A student ready to run, with its adapter and decoder where the file has them."""
+    """A student ready for inference, with its adapter and decoder if the file contains them."""
 
     student: Student
     slab: SlabAdapter | None
@@ -94,25 +94,25 @@ class TrainedStudent:
     decoding: DecoderConfig
     notes: dict[str, Any]
     path: Path
-    normaliser: Normaliser = UNCHANGED  # brings the sections of a source to the scale that the weights know
+    normaliser: Normaliser = UNCHANGED  # normalises the sections of a source as in training
 
 
 @dataclass(frozen=True)
 class TrainedTeacher:
-    """A teacher ready to run, with its decoder."""
+    """A teacher ready for inference, with its decoder."""
 
     teacher: Teacher
     decoder: QueryDecoder
     config: TeacherConfig
     notes: dict[str, Any]
     path: Path
-    normaliser: Normaliser = UNCHANGED  # brings the sections of a source to the scale that the weights know
+    normaliser: Normaliser = UNCHANGED  # normalises the sections of a source as in training
 
 
 def student_metadata(
     config: StudentConfig, fused: int, decoding: DecoderConfig, resolution: Nanometres
 ) -> dict[str, Any]:
-    """What a student's weights file must say so that it can be rebuilt."""
+    """Return the metadata needed to rebuild a student from its weights file."""
     return {
         **config.model_dump(mode="json", include=set(StudentNetwork.model_fields)),
         "fused": fused,
@@ -125,15 +125,16 @@ def student_metadata(
 def teacher_metadata(
     config: TeacherConfig, decoding: DecoderConfig, resolution: Nanometres, normalisation: Normalisation
 ) -> dict[str, Any]:
-    """What a teacher's weights file must say so that it can be rebuilt."""
+    """Return the metadata needed to rebuild a teacher from its weights file."""
     values = config.model_copy(update={"decoder": decoding}).model_dump(mode="json", exclude={"weights", "frozen"})
     return {**values, "resolution": list(resolution), "normalisation": normalisation.model_dump(mode="json")}
 
 
 def find_weights(model: str, kind: Kind) -> Path:
-    """The weights file behind MODEL: a file, a run folder's best (else last) one of this kind, or a bundled model's.
+    """Find the weights file of MODEL: a file, the best (otherwise last) one of this kind in a run folder, or a bundled
+    model.
 
-    A file or folder here goes before a bundled model of the same name, and it is said that it does.
+    A file or folder in the current folder takes precedence over a bundled model of the same name, which is reported.
 
     Raises:
         CheckpointError: none of them exists.
@@ -159,10 +160,10 @@ def find_weights(model: str, kind: Kind) -> Path:
 
 
 def load_student(model: str, device: torch.device) -> TrainedStudent:
-    """A trained student, in evaluation mode.
+    """Load a trained student in evaluation mode.
 
     Raises:
-        CheckpointError: the file is missing, of a teacher, or of another architecture.
+        CheckpointError: the file is missing, or belongs to a teacher or another architecture.
     """
     weights = read_weights(find_weights(model, "student"))
     if weights.kind != "student":
@@ -187,10 +188,10 @@ def load_student(model: str, device: torch.device) -> TrainedStudent:
 
 
 def load_teacher(model: str, device: torch.device) -> TrainedTeacher:
-    """A trained teacher, in evaluation mode.
+    """Load a trained teacher in evaluation mode.
 
     Raises:
-        CheckpointError: the file is missing, of a student, or of another architecture.
+        CheckpointError: the file is missing, or belongs to a student or another architecture.
     """
     weights = read_weights(find_weights(model, "teacher"))
     if weights.kind != "teacher":
@@ -210,7 +211,7 @@ def load_teacher(model: str, device: torch.device) -> TrainedTeacher:
 
 
 def weights_normalisation(model: str, kind: Kind) -> Normalisation:
-    """The normalisation that the weights of MODEL were trained with.
+    """Return the normalisation with which the weights of MODEL were trained.
 
     Raises:
         CheckpointError: there are no such weights.
@@ -219,12 +220,14 @@ def weights_normalisation(model: str, kind: Kind) -> Normalisation:
 
 
 def _normalisation(config: Mapping[str, Any]) -> Normalisation:
-    """The one that a weights file names; none in files that are older than normalisation, and in converted ones."""
+    """Return the normalisation recorded in a weights file; `none` in files older than normalisation, and in converted
+    ones.
+    """
     return Normalisation.model_validate(config["normalisation"]) if "normalisation" in config else NONE
 
 
 def _notes(weights: Weights) -> dict[str, Any]:
-    """What the file says of its training; the voxel size may stand among what the network is built from alone."""
+    """Return the training notes of a weights file; the voxel size may be recorded only in its configuration."""
     own = {"resolution": weights.config["resolution"]} if weights.config.get("resolution") else {}
     return own | weights.notes
 
@@ -235,10 +238,10 @@ def _fill(module: nn.Module, tensors: dict[str, torch.Tensor], source: str, devi
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda[:N]`.
+    """Resolve `auto`, `cpu` or `cuda[:N]`.
 
     Raises:
-        DistillError: another name, or a GPU where there is none.
+        DistillError: another name, or a GPU that does not exist.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

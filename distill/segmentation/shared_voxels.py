@@ -1,4 +1,4 @@
-"""Count the voxels that segments of overlapping blocks share, and unite segments by them."""
+"""Measure the overlap of segments of neighbouring blocks, and merge segments by it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from distill.core.labels import Integers, Relabelling, ranks, sum_pairs
 
 @dataclass(frozen=True)
 class Shares:
-    """How much of what they have in common two blocks call one: pairs (a, b) of their segments, arrays (P,).
+    """Overlap fractions of pairs (a, b) of segments of two blocks: arrays (P,).
 
     Attributes:
-        a: uint64 id in the one block.
-        b: uint64 id in the other.
-        share: float64, voxels that both cover relative to the larger of the two inside what the blocks share.
+        a: uint64 id in one block.
+        b: uint64 id in the other block.
+        share: float64, voxels covered by both relative to the larger of the two within the shared voxels of the blocks.
     """
 
     a: NDArray[np.uint64]
@@ -29,18 +29,18 @@ class Shares:
 
     @classmethod
     def joined(cls, parts: Iterable[Shares]) -> Shares:
-        """Pairs of several, in order."""
+        """Concatenate pairs, in order."""
         none = np.zeros(0, np.uint64)
         every = [cls(none, none, np.zeros(0)), *parts]
         return cls(*(np.concatenate([getattr(part, name) for part in every]) for name in ("a", "b", "share")))
 
 
 def shared_voxels(a: Integers, b: Integers) -> Shares:
-    """Pairs of segments that cover the same voxels.
+    """Find pairs of segments that cover the same voxels.
 
     Args:
-        a: ids of one block where both blocks are, any shape, 0 = background.
-        b: ids of the other, same shape.
+        a: ids of one block in the shared voxels of both, any shape, 0 = background.
+        b: ids of the other block, same shape.
     """
     inside = sum_pairs(a, b)
     sizes = []
@@ -52,12 +52,12 @@ def shared_voxels(a: Integers, b: Integers) -> Shares:
 
 
 def unite(ids: NDArray[np.uint64], shares: Shares, threshold: float = 0.5) -> Relabelling:
-    """Make one of segments whose shares suffice (rule (1) of `Stitcher`, without affinities).
+    """Merge segments whose overlap fraction is at least `threshold` (rule (1) of `Stitcher`, without affinities).
 
     Args:
         ids: (N,) all ids, ascending.
         shares: pairs of them.
-        threshold: least share.
+        threshold: minimum overlap fraction.
 
     Returns:
         For every id its final id; final ids are 1..n, in order of the smallest id of an object.

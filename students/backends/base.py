@@ -1,4 +1,4 @@
-"""What every runtime of the student provides.
+"""Interface of all runtimes of the student.
 
 Legend: B sections of a step, H W = y x.
 """
@@ -17,13 +17,13 @@ Maps = tuple[Any, ...]  # an encoded section as the backend keeps it
 
 
 class Backend(Protocol):
-    """Runs `Encode` and `Decode` for sections of any size; the same input always gives the same bits."""
+    """Runs `Encode` and `Decode` for sections of any size; deterministic to the bit."""
 
     name: str
-    batch: int  # most sections that it takes at once
+    batch: int  # maximum number of sections per step
 
     def encode(self, grey: Tensor) -> Maps:
-        """Encode (B, 1, H, W) float32 in [0, 1]; the result lives until the second next call."""
+        """Encode (B, 1, H, W) float32 in [0, 1]; the result remains valid until the second next call."""
 
     def decode(
         self, previous: Maps, current: Maps, linked: Tensor, size: tuple[int, int], samples: Sequence[Samples] = ()
@@ -31,7 +31,10 @@ class Backend(Protocol):
         """Decode pairs of sections (or tiles) of this size before padding; see `Decode.forward`."""
 
     def previous(self, last: Maps | None, current: Maps) -> Maps:
-        """Maps of the sections before those of a step: the last one of the step before, then all but its own last."""
+        """Return the maps of the sections before those of a step: the last one of the previous step, then all but its
+        own
+        last.
+        """
 
     def last(self, current: Maps, place: int) -> Maps:
-        """Maps of one section of a step, for `previous` in the next."""
+        """Return the maps of one section of a step, for `previous` in the next."""

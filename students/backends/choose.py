@@ -1,4 +1,4 @@
-"""Choose the runtime of a student."""
+"""Select the runtime of a student."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def make_backend(
     device: torch.device,
     precision: str,
 ) -> Backend:
-    """The way to run a student.
+    """Build the backend of a student.
 
     Args:
         name: one of `BACKENDS`, see `settled`.
         student: in evaluation mode.
-        slab: its adapter, if features are wanted.
-        wanted: results beside the affinities.
-        device: where to compute.
+        slab: its adapter, if features are needed.
+        wanted: outputs in addition to the affinities.
+        device: computing device.
         precision: see `distill.core.hardware`.
 
     Raises:
-        DistillError: unknown name or precision, a package that is missing, or a combination that does not exist.
+        DistillError: the name or precision is unknown, a package is missing, or the combination is not supported.
     """
     name, precision = settled(name, precision, device)
     if name in ("eager", "compile"):
@@ -55,14 +55,14 @@ def make_backend(
 
 
 def settled(name: str, precision: str, device: torch.device) -> tuple[str, Precision]:
-    """Backend and precision with `auto` replaced.
+    """Resolve `auto` in backend and precision.
 
     Args:
-        name: one of `BACKENDS`. `auto` is what was measured fastest: on a CPU OpenVINO where it is installed, else
-            eager; on a GPU torch.compile where it finds its tools, else eager. A precision that the CPU lacks is
-            eager's: OpenVINO would compute in float32.
-        precision: see `distill.core.hardware`; `auto` is float32 with ONNX Runtime, which has no other.
-        device: where to compute.
+        name: one of `BACKENDS`. `auto` is the fastest in measurements: on a CPU OpenVINO if it is installed, otherwise
+            eager; on a GPU torch.compile if its tools are available, otherwise eager. A precision not supported by the
+            CPU uses eager, because OpenVINO would compute in float32.
+        precision: see `distill.core.hardware`; `auto` is float32 with ONNX Runtime, which supports no other.
+        device: computing device.
 
     Raises:
         DistillError: unknown backend or precision.

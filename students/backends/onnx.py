@@ -1,4 +1,4 @@
-"""The stream's two functions on ONNX Runtime, and as ONNX models. On a CPU it computes in float32."""
+"""The two streaming functions on ONNX Runtime, and as ONNX models. On a CPU, ONNX Runtime computes in float32."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPSET = 18
 
 
 class OnnxBackend:
-    """One section at a time."""
+    """ONNX Runtime backend; processes one section at a time."""
 
     name = "onnxruntime"
     batch = 1
@@ -33,12 +33,12 @@ class OnnxBackend:
 
         Args:
             student: in evaluation mode, on the CPU.
-            slab: its adapter, if features are wanted.
-            wanted: results beside the affinities.
+            slab: its adapter, if features are needed.
+            wanted: outputs in addition to the affinities.
             precision: `FULL`, see `distill.core.hardware`.
 
         Raises:
-            DistillError: ONNX or its runtime is not installed, or another precision.
+            DistillError: ONNX or its runtime is not installed, or the precision is not supported.
         """
         if precision != FULL:
             raise DistillError(f"--precision: found {precision!r}, expected {FULL} with --backend onnxruntime")
@@ -94,14 +94,14 @@ def to_onnx(
     outputs: Sequence[str] | None = None,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
 ) -> bytes:
-    """A module as an ONNX model.
+    """Convert a module to an ONNX model.
 
     Args:
         module: in evaluation mode, in float32.
         example: its inputs.
         inputs: their names.
         outputs: names of the results.
-        dynamic: axes of inputs that may have any length, with a name.
+        dynamic: names of input axes of variable length.
 
     Raises:
         DistillError: ONNX is not installed.
@@ -109,7 +109,7 @@ def to_onnx(
     load_onnx()
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-        warnings.simplefilter("ignore")  # tracing says that sizes become constants, which is what is wanted
+        warnings.simplefilter("ignore")  # tracing warns that sizes become constants, which is intended
         torch.onnx.export(
             module.eval(),
             example,
@@ -124,7 +124,7 @@ def to_onnx(
 
 
 def load_onnx() -> None:
-    """Make sure that torch's exporter finds what it writes with.
+    """Check that the package required by torch's exporter is installed.
 
     Raises:
         DistillError: it is not installed.
@@ -135,7 +135,7 @@ def load_onnx() -> None:
 
 
 def load_runtime() -> ModuleType:
-    """ONNX Runtime.
+    """Import ONNX Runtime.
 
     Raises:
         DistillError: it is not installed.

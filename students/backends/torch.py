@@ -1,4 +1,4 @@
-"""The stream's two functions on PyTorch: eager, or built by its compiler.
+"""The two streaming functions on PyTorch, eager or compiled.
 
 Legend: B sections of a step, H W = y x.
 """
@@ -22,7 +22,7 @@ from students.student import Samples, Student
 
 
 class TorchBackend:
-    """Plain torch, or its compiler; batch norms folded, channels last."""
+    """PyTorch backend, eager or compiled; batch norms folded, channels last."""
 
     def __init__(
         self,
@@ -37,13 +37,13 @@ class TorchBackend:
         """Prepare copies of the networks on the device.
 
         Args:
-            student: in evaluation mode; stays as it is.
-            slab: its adapter, if features are wanted.
-            wanted: results beside the affinities.
-            device: where to compute.
+            student: in evaluation mode; not modified.
+            slab: its adapter, if features are needed.
+            wanted: outputs in addition to the affinities.
+            device: computing device.
             precision: see `distill.core.hardware`.
-            compiled: build kernels for every size by torch.compile. Not with CUDA graphs: a step of whole sections
-                takes milliseconds, so that launching kernels does not count, and results would be overwritten.
+            compiled: compile kernels for every size with torch.compile. CUDA graphs are not used: a step of whole
+                sections takes milliseconds, so that launch overhead is negligible, and results would be overwritten.
         """
         self.name = "compile" if compiled else "eager"
         self.batch = 8 if device.type == "cuda" else 1
@@ -96,13 +96,13 @@ class TorchBackend:
         """See `Backend.last`."""
         if len(current[0]) == 1:
             return current
-        with torch.inference_mode():  # a copy: a view would keep the whole batch
+        with torch.inference_mode():  # a copy, because a view would keep the whole batch
             return tuple(part[place : place + 1].clone(memory_format=torch.preserve_format) for part in current)
 
 
 @contextlib.contextmanager
 def _quiet(compiled: bool) -> Iterator[None]:
-    """Without the warnings that torch's compiler gives about itself where it builds something."""
+    """Suppress the warnings that torch's compiler issues about itself."""
     if not compiled:
         yield
         return

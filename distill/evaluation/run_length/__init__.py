@@ -1,1 +1,1 @@
-"""Expected run length on skeletons."""
+"""Expected run length of a segmentation on skeletons."""

@@ -1,4 +1,4 @@
-"""Seam scores of trained networks: the teacher by sliding window, the student of whole sections."""
+"""Seam scores of trained networks: the teacher with sliding windows, the student on whole sections."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from distill.inference.embeddings import Embedding, Mask, Sliding, student_secti
 from distill.inference.options import Runtime
 from distill.models.load import TrainedStudent
 
-DECODER_GRID = 2  # both networks end with an upsampling by two; borders are compared on the same phase of it
-NETWORK_GRID = 16  # both networks' coarsest maps; the spectrum leaves out what their own sampling repeats
+DECODER_GRID = 2  # both networks end with an upsampling by two; borders are compared at the same phase of it
+NETWORK_GRID = 16  # stride of both networks' coarsest maps; the spectrum excludes the harmonics of their own sampling
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class NetworkSeams:
     """Seam scores of one network at the teacher's window borders."""
 
     border: SeamScore
-    stride: StrideScore | None  # None where no axis has two borders at one stride, or too little beside them
-    shift: ShiftScore | None  # None unless asked for
+    stride: StrideScore | None  # None if no axis has two borders at one stride, or too few pixels next to them
+    shift: ShiftScore | None  # None unless requested
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the border score's fields, and the others by name."""
+        """Return the fields of the border score, and the other scores by name, for JSON."""
         return {
             **self.border.to_dict(),
             "stride": None if self.stride is None else self.stride.to_dict(),
@@ -40,7 +40,7 @@ class NetworkSeams:
 
 
 def border_scores(changes: Sequence[Changes]) -> NetworkSeams:
-    """Border score and, where a stride repeats over two strips or more, the score of its spectrum.
+    """Compute the border score and, if a stride repeats over at least two strips, the stride score.
 
     Raises:
         DistillError: as `distill.evaluation.seams.border.seam_score`.
@@ -48,13 +48,13 @@ def border_scores(changes: Sequence[Changes]) -> NetworkSeams:
     border = score_of_changes(changes, grid=DECODER_GRID)
     try:
         stride = stride_of_changes(changes, grid=NETWORK_GRID)
-    except DistillError:  # too few windows or pixels to compare: the border score stands alone
+    except DistillError:  # too few windows or pixels to compare: only the border score is available
         stride = None
     return NetworkSeams(border, stride, None)
 
 
 def teacher_shift(one: Embedding, other: Embedding, sliding: Sliding, exclude: Mask) -> ShiftScore:
-    """How much two runs of the teacher differ whose windows lie half a step apart."""
+    """Compute the shift score between two runs of the teacher with windows offset by half a step."""
     rows, columns = (a + b for a, b in zip(sliding.borders(), sliding.borders(shifted=True), strict=True))
     return shift_score(one, other, rows, columns, exclude=exclude)
 
@@ -62,9 +62,9 @@ def teacher_shift(one: Embedding, other: Embedding, sliding: Sliding, exclude: M
 def student_shift(
     model: TrainedStudent, pair: NDArray[Any], seen: Embedding, sliding: Sliding, exclude: Mask, runtime: Runtime
 ) -> ShiftScore:
-    """How much the student's embedding depends on the section's frame, moved by as much as the teacher's windows.
+    """Compute the shift score of the student for a frame shifted by as much as the teacher's windows.
 
-    Legend: `seen` (E, H, W) is what it gives for the whole of the pair's second section.
+    Legend: `seen` (E, H, W) is its output for the whole second section of the pair.
     """
     y, x = sliding.shift
     framed, _ = student_section(model, pair[:, y:, x:], runtime)

@@ -1,11 +1,12 @@
-"""What a block shows of itself where it meets others, and what two blocks tell there.
+"""Faces of blocks, and the comparison of neighbouring blocks.
 
-Queries: blocks are groups of the decoder's tiles. Tiles of two blocks are compared where they share voxels, and
-contacts across the border of what the two blocks own are counted, so that everything is as if all tiles of a section
-had been laid into one array.
-Other methods: a block is one piece. Shared voxels and the affinities along the contact decide together (`Stitcher`).
+Queries: blocks are groups of the decoder's tiles. Tiles of two blocks are compared where they overlap, and contacts
+across the border between the owned voxels of two blocks are counted, so that the result is that of all tiles of a
+section in one array.
+Other methods: a block is segmented as a whole. Shared voxels and affinities along the contact decide together
+(`Stitcher`).
 
-Names of faces: the axis, `high` towards later blocks and `low` towards earlier ones, then what it is.
+Names of faces: the axis, `high` towards later blocks and `low` towards earlier ones, then the content.
 
 Legend: D h w = z y x of a face.
 """
@@ -38,8 +39,8 @@ class Laid:
     """A block's pieces under ids that are unique in the whole volume.
 
     Attributes:
-        ids: (D, H, W) of the block's box; a voxel that pieces share is the first one's.
-        pieces: number, place and ids of each piece.
+        ids: (D, H, W) of the block's box; a voxel in several pieces belongs to the first.
+        pieces: number, position and ids of each piece.
         affinity: (3, D, H, W).
     """
 
@@ -49,7 +50,9 @@ class Laid:
 
 
 def tile_faces(plan: Plan, block: Block, laid: Laid) -> Faces:
-    """Faces of a block of tiles: ids of every tile where other blocks have tiles too, and of the owned border."""
+    """Extract the faces of a block of tiles: ids of every tile that overlaps tiles of other blocks, and of the owned
+    border.
+    """
     found: dict[str, NDArray[Any]] = {}
     for axis in range(3):
         for side, region in _shared(plan, block, axis).items():
@@ -69,7 +72,7 @@ def tile_faces(plan: Plan, block: Block, laid: Laid) -> Faces:
 
 
 def piece_faces(plan: Plan, block: Block, laid: Laid) -> Faces:
-    """Faces of a block that is one piece: ids and affinities of what is shared and one voxel more."""
+    """Extract the faces of a block segmented as a whole: ids and affinities of the shared voxels plus one voxel."""
     found: dict[str, NDArray[Any]] = {}
     for axis in range(3):
         for side, region in _shared(plan, block, axis).items():
@@ -80,7 +83,7 @@ def piece_faces(plan: Plan, block: Block, laid: Laid) -> Faces:
 
 
 def compare_tiles(plan: Plan, axis: int, first: tuple[Block, BlockTable], second: tuple[Block, BlockTable]) -> Evidence:
-    """What two blocks of tiles tell that meet along an axis.
+    """Compare two neighbouring blocks of tiles along an axis.
 
     Args:
         plan: of both.
@@ -102,7 +105,7 @@ def compare_tiles(plan: Plan, axis: int, first: tuple[Block, BlockTable], second
             shares.append(shared_voxels(mine, theirs))
     contacts = none().contacts
     if axis > 0 and b.owned.start[axis] == a.owned.stop[axis]:
-        fresh = slice(int(a.slab > 0), None)  # in-plane contacts of a shared section are the earlier slab's
+        fresh = slice(int(a.slab > 0), None)  # in-plane contacts of a shared section belong to the earlier slab
         contacts = _contacts(
             a_table.faces[f"{name}_high_ids"][fresh],
             b_table.faces[f"{name}_low_ids"][fresh],
@@ -114,7 +117,7 @@ def compare_tiles(plan: Plan, axis: int, first: tuple[Block, BlockTable], second
 def compare_pieces(
     plan: Plan, axis: int, first: tuple[Block, BlockTable], second: tuple[Block, BlockTable]
 ) -> Evidence:
-    """What two blocks tell that are one piece each: contacts of those pairs whose shared voxels suffice.
+    """Compare two neighbouring blocks segmented as a whole: contacts of the pairs with sufficient overlap.
 
     Arguments as for `compare_tiles`.
     """
@@ -133,12 +136,12 @@ def compare_pieces(
 
 
 def block_pieces(laid: Laid, region: Box) -> list[tuple[int, Box, Ids]]:
-    """Pieces that have voxels in a region."""
+    """Return the pieces that have voxels in a region."""
     return [piece for piece in laid.pieces if piece[1].intersect(region).voxels]
 
 
 def _shared(plan: Plan, block: Block, axis: int) -> dict[str, Box]:
-    """What a block shares with later (`high`) and earlier (`low`) blocks along an axis, where it does."""
+    """Return the overlap of a block with later (`high`) and earlier (`low`) blocks along an axis, if any."""
     place, count = (block.slab, block.row, block.column)[axis], plan.grid[axis]
     found = {}
     if place + 1 < count:
@@ -164,20 +167,20 @@ def _stop(plan: Plan, axis: int, place: int) -> int:
 
 
 def _span(box: Box, axis: int, start: int, stop: int) -> Box:
-    """A box between two positions along an axis; empty where they are the wrong way round."""
+    """Return a box between two positions along an axis; empty if they are reversed."""
     low, high = list(box.start), list(box.stop)
     low[axis], high[axis] = start, max(start, stop)
     return Box(_triple(low), _triple(high))
 
 
 def _line(box: Box, axis: int, at: int) -> Box:
-    """The first (0) or the last (-1) line of voxels of a box along an axis."""
+    """Return the first (0) or the last (-1) layer of voxels of a box along an axis."""
     start = box.start[axis] if at == 0 else box.stop[axis] - 1
     return _span(box, axis, start, start + 1)
 
 
 def _widened(region: Box, box: Box, axis: int, side: str) -> Box:
-    """A shared region and one voxel more, where the block goes on."""
+    """Extend a shared region by one voxel where the block continues."""
     start, stop = region.start[axis], region.stop[axis]
     if side == "high":
         return _span(region, axis, max(box.start[axis], start - 1), stop)

@@ -1,4 +1,4 @@
-"""The work of a stream between a source and a store: read, judge, pair, decode, hand over to the writer."""
+"""Processing of a stream between source and store: read, inspect, pair, decode, and pass to the writer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Policies = Mapping[str, str]  # kind of flaw -> fail, skip or bridge
 
 @dataclass(frozen=True)
 class Work:
-    """What a stream runs with."""
+    """Components and settings of a stream."""
 
     source: Source
     trained: TrainedStudent
@@ -41,10 +41,10 @@ class Work:
     runtime: Runtime
     store: StreamStore
     policies: Policies
-    layers: range  # to be done by this process; the last of them may end the stream
+    layers: range  # layers of this process; the last of them may end the stream
     last: bool  # whether the stream ends with them
-    in_pieces: bool  # whether sections are run and written in tiles, none as a whole
-    recorded: OnRecorded | None = None  # brings results to the store's grid, where the model works on another
+    in_pieces: bool  # whether sections are processed and written in tiles, never as a whole
+    recorded: OnRecorded | None = None  # transfers results to the grid of the store, if the model uses another
 
 
 @dataclass(frozen=True)
@@ -52,19 +52,19 @@ class _Judged:
     section: Section
     flaw: Flaw | None
     checksum: str
-    correction: Correction | None  # of its grey values; None where there is no image
+    correction: Correction | None  # normalisation of its grey values; None without an image
 
 
 def lines_that_stay(path: Path, depth: int, total: int | None, segment: bool) -> list[Line]:
-    """Lines of a manifest that a stream goes on from: whole layers, or all of it.
+    """Return the lines of a manifest from which a stream resumes: whole layers, or all of it.
 
-    Where a stream may have ended before and goes on now, its last layer is done anew: it was not full, or its slab
-    lacks the section that it shares with the next one.
+    If the stream may have ended earlier and now continues, its last layer is recomputed, because it was not full, or
+    its slab lacks the section that it shares with the next one.
 
     Args:
         path: the manifest of one process.
-        depth: sections of a layer.
-        total: number of sections of the stream; None while it is unknown.
+        depth: sections per layer.
+        total: number of sections of the stream; None if unknown.
         segment: whether there are slabs.
     """
     lines = read_lines(path)
@@ -77,19 +77,19 @@ def lines_that_stay(path: Path, depth: int, total: int | None, segment: bool) ->
 
 
 def run(work: Work, journal: Journal, stages: Stages, on_section: Callable[[int], None]) -> int | None:
-    """Do the layers that are not done yet.
+    """Process the layers that are not complete.
 
     Args:
-        work: what to do.
-        journal: of this process, locked.
-        stages: where time is counted.
-        on_section: called with the number of sections that are done, and durable.
+        work: components and settings.
+        journal: manifest of this process, locked.
+        stages: timer of the stages.
+        on_section: called with the number of sections that are complete and on disk.
 
     Returns:
-        The number of sections of the stream if its end was seen.
+        The number of sections of the stream if its end was reached.
 
     Raises:
-        SourceError: a bad section under the policy `fail`, or the disk refuses.
+        SourceError: a bad section under the policy `fail`, or a write error.
     """
     layout, total = work.store.layout, work.source.total
     lines = lines_that_stay(journal.path, layout.depth, total, layout.segment)
@@ -108,7 +108,7 @@ def _from(layer: int, layers: range, endless: bool) -> range:
 
 
 def _owned(first: int, stop: int | None, end: int | None) -> range:
-    """Sections whose supervoxels are yet to be written by this process."""
+    """Return the sections whose supervoxels this process has yet to write."""
     return range(first + int(first > 0), 2**62 if end is None else end + int(stop is not None))
 
 
@@ -130,7 +130,7 @@ class _Stream:
         self._segment = work.store.layout.segment
         reach = work.runner.reach
         self._replayed = (LONGEST_BRIDGE + 1) * (reach + 1)
-        self._judged: deque[_Judged] = deque()  # places whose results are yet to come
+        self._judged: deque[_Judged] = deque()  # positions with pending results
         work.runner.timed = stages.timed
         self._chain = Chain(work.runner, in_pieces=work.in_pieces)
 
@@ -163,7 +163,7 @@ class _Stream:
         return total
 
     def _read(self, given: Pipe[_Judged | None]) -> None:
-        """Sections from a little before the first one on, each with its flaw."""
+        """Read sections from shortly before the first one, each with its defect if any."""
         inspector, normaliser = Inspector(), self._work.trained.normaliser
         normalises = normaliser.normalisation.kind != "none"
         z = max(0, self._first - 2 * PAST - self._replayed)
@@ -174,7 +174,7 @@ class _Stream:
                 return given.put(None)
             with self._stages.timed("check"):
                 image = section.image
-                good = section.flaw is None  # one of another type or size may be skipped
+                good = section.flaw is None  # a section of another type or size may be skipped
                 correction = _correction(normaliser, image, section.name) if image is not None and good else None
                 flaw = inspector.look(image, section.flaw, correction if normalises else None)
                 checksum = section.checksum
@@ -207,7 +207,7 @@ class _Stream:
         return self._work.source.total
 
     def _begin(self, given: Pipe[_Judged | None]) -> Step | None:
-        """Take the sections before the first one, and with them the network's state."""
+        """Process the sections before the first one to restore the state of the network."""
         before: list[Place] = []
         for z in range(max(0, self._first - 2 * PAST - self._replayed), self._first):
             judged = given.get()
@@ -278,10 +278,10 @@ class _Stream:
 
 
 def _correction(normaliser: Normaliser, image: NDArray[Any], name: str) -> Correction:
-    """What normalises a section.
+    """Compute the normalisation of a section.
 
     Raises:
-        SourceError: its grey values cannot be brought to the network's scale.
+        SourceError: its grey values cannot be normalised.
     """
     try:
         return normaliser.of(image)

@@ -1,4 +1,4 @@
-"""HDF5 and NumPy files."""
+"""Read HDF5 and NumPy files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _open_hdf5(path: Path, dataset: str) -> Iterator[Cut]:
 
 
 def hdf5_ranks(path: Path) -> dict[str, int]:
-    """Rank of every dataset of an HDF5 file, by path."""
+    """Return the rank of every dataset of an HDF5 file, by path."""
     import h5py
 
     ranks: dict[str, int] = {}
@@ -39,7 +39,7 @@ def hdf5_ranks(path: Path) -> dict[str, int]:
 
 
 def load_hdf5(path: Path, dataset: str | None) -> StoredArray:
-    """The header of an HDF5 dataset."""
+    """Read the header of an HDF5 dataset."""
     import h5py
 
     name = dataset or ""
@@ -70,7 +70,7 @@ def _open_npy(path: Path) -> Iterator[Cut]:
 
 
 def load_npy(path: Path, dataset: str | None) -> StoredArray:
-    """The header of an NPY file."""
+    """Read the header of an NPY file."""
     no_dataset(path, dataset)
     with readable(path):
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -86,7 +86,7 @@ def _open_npz(path: Path, dataset: str) -> Iterator[Cut]:
 
 
 def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any], bool]]:
-    """Shape, type and whether compressed, by key, from the headers alone."""
+    """Read shape, type and compression of each key from the headers alone."""
     headers = {}
     with readable(path), zipfile.ZipFile(path) as archive:
         for item in archive.infolist():
@@ -99,7 +99,7 @@ def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any], 
 
 
 def npz_ranks(path: Path) -> dict[str, int]:
-    """Rank of every array of an NPZ file, by key, without those that place it."""
+    """Return the rank of every array of an NPZ file, by key, except resolution and offset."""
     headers = _npz_headers(path)
     return {
         name: len(shape) for name, (shape, _, _) in headers.items() if name not in ("resolution", "offset", "units")
@@ -107,7 +107,7 @@ def npz_ranks(path: Path) -> dict[str, int]:
 
 
 def load_npz(path: Path, dataset: str | None) -> StoredArray:
-    """The header of an array of an NPZ file."""
+    """Read the header of an array of an NPZ file."""
     headers = _npz_headers(path)
     name = dataset or ""
     if name not in headers:

@@ -1,8 +1,8 @@
-"""Teacher, student and shared decoder as one module that turns a training volume into weighted loss terms.
+"""Teacher, student and decoder as one module that computes the weighted loss terms of a training volume.
 
-The two phases of Liu et al., CVPR 2024: teacher loss and slice loss alone, then all four distillation terms; with the
-query losses of Chen et al., ICLR 2025, on teacher and student features through the same decoder. A network that no loss
-needs is not built; a frozen teacher is run, but neither changed nor asked for gradients.
+The two phases follow Liu et al., CVPR 2024: teacher loss and slice loss only, then all four distillation terms, with
+the query losses of Chen et al., ICLR 2025, on teacher and student features through the same decoder. A network that no
+loss needs is not built. A frozen teacher runs without changes and without gradients.
 
 Legend: B volumes, D sections, H W = y x, h w half resolution.
 """
@@ -53,7 +53,7 @@ from teachers.teacher import Teacher, TeacherOutput
 
 @dataclass(frozen=True)
 class StudentVolume:
-    """The student's view of a volume: sections 1 .. D-1, each with its previous one."""
+    """The student's output for a volume: sections 1 .. D-1, each with its previous one."""
 
     previous: Tensor  # (B, E, D - 1, H, W): sections 0 .. D - 2
     current: Tensor  # (B, E, D - 1, H, W): sections 1 .. D - 1
@@ -62,17 +62,18 @@ class StudentVolume:
 
 
 class Joint(nn.Module):
-    """All that is trained together."""
+    """All networks that are trained together, and their losses."""
 
     teacher: Teacher | None  # None: the student is trained alone
     student: Student | None  # None, and no slab: the teacher is trained alone
     slab: SlabAdapter | None
 
     def __init__(self, config: Pair, resolution: Nanometres) -> None:
-        """Build what the losses need; the student first, so that it begins alike with every teacher and with none.
+        """Build the networks needed by the losses; the student first, so that its initial weights do not depend on the
+        teacher.
 
         Raises:
-            CheckpointError: `teacher.weights` or `student.weights` do not fit.
+            CheckpointError: `teacher.weights` or `student.weights` do not match.
         """
         super().__init__()
         self.config = config
@@ -81,8 +82,8 @@ class Joint(nn.Module):
             self.student = build_student(config.student, weights=config.student.encoder_weights)
             self.slab = build_slab(self.student, config.teacher.fused)
         self.decoder = build_decoder(config.teacher.decoder, config.teacher.fused, resolution)
-        self.clock = StepClock(torch.device("cpu"))  # whoever measures puts in the one of the loop
-        self.not_started: list[str] = []  # weights without a decoder that fits, in words
+        self.clock = StepClock(torch.device("cpu"))  # replaced by the clock of the training loop
+        self.not_started: list[str] = []  # description of weights without a matching decoder
         weights = config.teacher.weights
         started = True
         if config.teacher_runs:
@@ -90,7 +91,7 @@ class Joint(nn.Module):
             started = weights is None or start_teacher(self.teacher, self.decoder, weights)
             if config.teacher.frozen:
                 self.teacher.eval().requires_grad_(False)
-        elif weights is not None:  # so that a student alone can be held against one that has this teacher
+        elif weights is not None:  # so that a student alone can be compared with one that has this teacher
             started = start_decoder(self.decoder, weights)
         self.not_started += [] if started else [f"teacher.weights: {weights} has no decoder"]
         weights = config.student.weights
@@ -99,19 +100,21 @@ class Joint(nn.Module):
             self.not_started += [] if started else [f"student.weights: {weights} has no adapter and decoder"]
 
     def train(self, mode: bool = True) -> Joint:
-        """As every module; a frozen teacher stays in evaluation mode, so that its norms do not move."""
+        """Set the training mode; a frozen teacher stays in evaluation mode, so that its norm statistics do not
+        change.
+        """
         super().train(mode)
         if self.teacher is not None and self.config.teacher.frozen:
             self.teacher.eval()
         return self
 
     def forward(self, batch: tuple[Tensor, Tensor], step: int) -> Mapping[str, Tensor]:
-        """Weighted terms of one step.
+        """Compute the weighted loss terms of one step.
 
         Args:
-            batch: raw (B, 1, D, H, W) in [0, 1] and labels (B, D, H, W) int64, which say what is known
-                (`distill.core.known`): no term looks elsewhere.
-            step: steps done so far; decides the phase, whether there are labels, and seeds what is random.
+            batch: raw (B, 1, D, H, W) in [0, 1] and labels (B, D, H, W) int64, with unknown voxels marked
+                (`distill.core.known`) and ignored by all terms.
+            step: number of steps done; determines the phase, whether there are labels, and the random seed.
         """
         raw, labels = batch
         if self.config.unlabelled_at(step):
@@ -138,10 +141,10 @@ class Joint(nn.Module):
         return terms
 
     def _unlabelled_terms(self, raw: Tensor, step: int) -> dict[str, Tensor]:
-        """What the teacher teaches on a volume without labels.
+        """Compute the distillation terms on a volume without labels.
 
-        It is taken as it is there: no gradient reaches it, and its norms do not move towards a volume that none of its
-        own losses sees.
+        The teacher's output is a fixed target: no gradient reaches it, and its norm statistics are not updated by a
+        volume without losses of its own.
         """
         assert self.teacher is not None
         nothing = raw.new_zeros((len(raw), *raw.shape[2:]), dtype=torch.int64)
@@ -189,7 +192,7 @@ class Joint(nn.Module):
         )
 
     def _taught(self, raw: Tensor, step: int) -> TeacherOutput | None:
-        """What the teacher gives; None at steps at which no loss asks for it."""
+        """Run the teacher; None in steps in which no loss needs it."""
         if self.teacher is None or not Phases(self.config).teacher(step):
             return None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.teacher.frozen):
@@ -221,7 +224,7 @@ class Joint(nn.Module):
             assert taught.embedding is not None
             terms["teacher_offsets"] = weights.multi_offset * multi_offset_loss(taught.embedding.float(), labels)
         if weights.affinity:
-            there = half_resolution(targets.valid.float())  # share of the window's edges that exist
+            there = half_resolution(targets.valid.float())  # fraction of the window's edges that exist
             half = half_resolution(targets.target) / there.clamp(min=1e-6)
             terms["teacher_affinity"] = weights.affinity * affinity_cross_entropy(
                 taught.decoder_input.affinity_logits, half, there > 0
@@ -264,7 +267,9 @@ class Joint(nn.Module):
     def _query_terms(
         self, taught: TeacherOutput | None, seen: StudentVolume | None, labels: Tensor, step: int
     ) -> dict[str, Tensor]:
-        """Masks of both networks against the labels, and of the student against the teacher's."""
+        """Compute the mask losses of both networks against the labels, and of the student against the teacher's
+        masks.
+        """
         weights = self.config.teacher.queries
         with_masks = taught is not None and Phases(self.config).masks(step)
         given = self._decoder_inputs(taught if weights.teacher or with_masks else None, seen)
@@ -290,7 +295,7 @@ class Joint(nn.Module):
         return terms
 
     def _decoder_inputs(self, taught: TeacherOutput | None, seen: StudentVolume | None) -> dict[str, DecoderInput]:
-        """What there is for the decoder, the teacher's first."""
+        """Return the available decoder inputs, the teacher's first."""
         weights = self.config.teacher.queries
         given: dict[str, DecoderInput] = {}
         if taught is not None:
@@ -305,7 +310,9 @@ class Joint(nn.Module):
         return given
 
     def _decode(self, given: Mapping[str, DecoderInput], step: int) -> DecoderOutput:
-        """Both networks' blocks go through the decoder as one batch, so that its batch norms see what they serve."""
+        """Decode the blocks of both networks as one batch, so that the batch norms see all data that they are used
+        for.
+        """
         parts = list(given.values())
         both = DecoderInput(
             torch.cat([part.features.to(parts[0].features.dtype) for part in parts]),
@@ -318,11 +325,11 @@ class Joint(nn.Module):
         return decoded
 
     def _drawing(self, step: int) -> torch.Generator:
-        """Randomness of the voxels that a step's query losses draw."""
+        """Return the generator of the voxels drawn by a step's query losses."""
         return torch.Generator().manual_seed(self.config.student.training.seed * 1_000_003 + step)
 
 
 def _volumes(pairs: Tensor, batch: int) -> Tensor:
-    """Rows of `slice_pairs` (B * (D - 1), C, H, W) as volumes (B, C, D - 1, H, W)."""
+    """Rearrange rows of `slice_pairs` (B * (D - 1), C, H, W) to volumes (B, C, D - 1, H, W)."""
     volumes: Tensor = pairs.unflatten(0, (batch, -1))  # type: ignore[no-untyped-call]
     return volumes.transpose(1, 2)

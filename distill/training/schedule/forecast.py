@@ -1,4 +1,4 @@
-"""How long a training will take, from the time of its steps so far or from a trial before its first one."""
+"""Estimate the duration of a training from the time of its steps, or from a trial before the first step."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _TIMED = 9  # steps after them
 
 
 class Forecast:
-    """Time that is left of a run, by the means of the kinds of its steps."""
+    """Estimate of the remaining time of a run, from the mean times of each kind of step."""
 
     def __init__(self, config: Pair, first: int, trial: Trial | None = None) -> None:
-        """Begin where a run, or this part of it, begins.
+        """Start at the beginning of a run, or of a resumed part.
 
         Args:
             config: of the run, with its number of steps.
             first: steps done already.
-            trial: what was timed before the first step, if it was.
+            trial: timings from before the first step, if any.
         """
         self._config, self._phases, self._first, self._trial = config, Phases(config), first, trial
         self._steps = config.student.training.steps
@@ -28,7 +28,7 @@ class Forecast:
         self._validations: list[float] = []
 
     def opening(self) -> str:
-        """What a run by minutes says before its first step; empty for other runs."""
+        """Message of a run by minutes before its first step; empty for other runs."""
         if self._trial is None or self._first >= self._steps:
             return ""
         left = self._steps - self._first
@@ -44,14 +44,14 @@ class Forecast:
         )
 
     def add(self, step: int, seconds: float) -> str:
-        """Count a step.
+        """Add the time of a step.
 
         Args:
             step: steps done with it.
             seconds: of it.
 
         Returns:
-            Once, when enough steps have been timed, what a run by steps says; else nothing.
+            The message of a run by steps, once, when enough steps have been timed; otherwise empty.
         """
         done = step - self._first
         if done <= _LEFT_OUT:
@@ -75,11 +75,11 @@ class Forecast:
         return text + "; validations come on top"
 
     def validated(self, seconds: float) -> None:
-        """Count a validation."""
+        """Add the time of a validation."""
         self._validations.append(seconds)
 
     def left(self, step: int) -> float | None:
-        """Seconds that are left after a step; None before any was timed."""
+        """Return the remaining seconds after a step; None before any was timed."""
         if not self._sums and self._trial is None:
             return None
         training = self._config.student.training

@@ -1,7 +1,7 @@
-"""What runs at each step of a training, and how many steps fit into a time.
+"""Work of each step of a training, and the number of steps that fit into a given time.
 
-A step's cost depends on its kind: whether the 3D network runs, whether it teaches the student, whether the query
-decoder runs, and whether the step is of a volume without labels.
+The cost of a step depends on its kind: whether the 3D network runs, whether it distils into the student, whether the
+query decoder runs, and whether the step uses a volume without labels.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _MOST = 10**9  # steps
 
 @dataclass(frozen=True, order=True)
 class StepKind:
-    """What runs at a step.
+    """Work of a step.
 
     Attributes:
         labelled: the crop has labels.
         teacher: the 3D network runs.
-        distils: it teaches the student.
+        distils: it distils into the student.
         queries: the query decoder runs.
     """
 
@@ -34,13 +34,13 @@ class StepKind:
     queries: bool
 
     def __str__(self) -> str:
-        """For records, such as `student + teacher + queries`."""
+        """Format the kind for records, such as `student + teacher + queries`."""
         parts = {"teacher": self.teacher, "distillation": self.distils, "queries": self.queries}
         return " + ".join(["student" if self.labelled else "unlabelled", *(name for name, on in parts.items() if on)])
 
 
 class Phases:
-    """What runs at every step of a configuration's training."""
+    """Work of every step of a configured training."""
 
     def __init__(self, config: Pair) -> None:
         """Read the phases of a configuration.
@@ -51,20 +51,22 @@ class Phases:
         self.config = config
 
     def teacher_due(self, step: int) -> bool:
-        """Whether the 3D network may run: never for a student alone, else every `teacher_every` labelled steps."""
+        """Return whether the 3D network may run: never for a student alone, otherwise every `teacher_every` labelled
+        steps.
+        """
         every = self.config.student.training.teacher_every
         return self.config.teacher_runs and self.config.labelled_before(step) % every == 0
 
     def distils(self, step: int) -> bool:
-        """Whether the teacher teaches the student, at steps at which it runs."""
+        """Return whether the teacher distils into the student, in steps in which it runs."""
         return self.config.distils and step >= self.config.student.training.warmup
 
     def masks(self, step: int) -> bool:
-        """Whether the teacher's masks teach, at labelled steps with query losses."""
+        """Return whether mask distillation runs, in labelled steps with query losses."""
         return self.config.student.loss.masks > 0 and self.teacher_due(step) and self.distils(step)
 
     def queries(self, step: int) -> bool:
-        """Whether a labelled step has query losses."""
+        """Return whether a labelled step has query losses."""
         queries = self.config.teacher.queries
         since = self.config.labelled_before(step) - self.config.labelled_before(queries.start)
         due = step >= queries.start and since % queries.every == 0
@@ -72,12 +74,12 @@ class Phases:
         return due and (of_teacher or queries.student > 0 or self.masks(step))
 
     def unlabelled_masks(self, step: int) -> bool:
-        """Whether the teacher's masks teach at an unlabelled step."""
+        """Return whether mask distillation runs in an unlabelled step."""
         queries, turn = self.config.teacher.queries, step // self.config.student.training.unlabelled_every
         return self.config.student.loss.masks > 0 and step >= queries.start and turn % queries.every == 0
 
     def teacher(self, step: int) -> bool:
-        """Whether the 3D network runs at a labelled step, which it does where a loss asks for it."""
+        """Return whether the 3D network runs in a labelled step, that is, whether a loss needs it."""
         if not self.teacher_due(step):
             return False
         loss = self.config.student.loss
@@ -86,7 +88,7 @@ class Phases:
         return self.config.teacher_losses or to_pairs or to_queries
 
     def kind(self, step: int) -> StepKind:
-        """What runs at a step."""
+        """Return the work of a step."""
         if self.config.unlabelled_at(step):
             return StepKind(labelled=False, teacher=True, distils=True, queries=self.unlabelled_masks(step))
         teacher = self.teacher(step)
@@ -95,11 +97,11 @@ class Phases:
         )
 
     def counts(self, first: int, last: int) -> Counter[StepKind]:
-        """How many steps of each kind there are.
+        """Count the steps of each kind.
 
         Args:
-            first: steps done before the first that counts.
-            last: steps done after the last.
+            first: number of steps before the first one counted.
+            last: number of steps after the last one counted.
         """
         found: Counter[StepKind] = Counter()
         for begin, end in pairwise(sorted({first, *(edge for edge in self._edges() if first < edge < last), last})):
@@ -109,7 +111,7 @@ class Phases:
         return found
 
     def examples(self) -> dict[StepKind, int]:
-        """The first step of each kind, in order."""
+        """Return the first step of each kind, in order."""
         found: dict[StepKind, int] = {}
         for begin, end in pairwise([*self._edges(), self.config.student.training.steps]):
             for step in range(begin, min(end, begin + self._period())):
@@ -117,7 +119,7 @@ class Phases:
         return found
 
     def _edges(self) -> list[int]:
-        """Steps after which the kinds repeat themselves until the next edge."""
+        """Return the steps after which the pattern of kinds changes."""
         return sorted({0, self.config.student.training.warmup, self.config.teacher.queries.start})
 
     def _period(self) -> int:
@@ -127,13 +129,14 @@ class Phases:
 
 
 def with_steps(config: Pair, steps: int) -> Pair:
-    """The same training with another number of steps, its phases in proportion.
+    """Return the same training with another number of steps and proportional phases.
 
-    `student.training.warmup`, `student.training.lr_warmup` and `teacher.queries.start` keep their share of the run, at
-    least one step each unless they are 0. Intervals (`validate_every`, `save_every`, `log_every`) stay as they are.
+    `student.training.warmup`, `student.training.lr_warmup` and `teacher.queries.start` keep their fraction of the run,
+    with at least one step each unless they are 0. Intervals (`validate_every`, `save_every`, `log_every`) are
+    unchanged.
 
     Args:
-        config: the training as it was written.
+        config: the original training.
         steps: at least 1.
     """
     training, queries = config.student.training, config.teacher.queries
@@ -156,13 +159,13 @@ class Lengths:
 
     @classmethod
     def of(cls, config: Pair) -> Lengths:
-        """Those of a configuration."""
+        """Return the lengths of a configuration."""
         training = config.student.training
         return cls(training.steps, training.warmup, training.lr_warmup, config.teacher.queries.start)
 
 
 def with_lengths(config: Pair, lengths: Lengths) -> Pair:
-    """The same training with other lengths."""
+    """Return the same training with other lengths."""
     changes = {"steps": lengths.steps, "warmup": lengths.warmup, "lr_warmup": lengths.lr_warmup}
     training = config.student.training.model_copy(update=changes)
     queries = config.teacher.queries.model_copy(update={"start": lengths.queries_start})
@@ -175,14 +178,14 @@ def with_lengths(config: Pair, lengths: Lengths) -> Pair:
 
 
 def most_steps(seconds: float, cost: Callable[[int], float]) -> int:
-    """The number of steps that fit into a time.
+    """Return the number of steps that fit into a time.
 
     Args:
         seconds: the time.
-        cost: seconds that a number of steps takes, which grows with it.
+        cost: seconds taken by a number of steps, an increasing function.
 
     Returns:
-        A number n with cost(n) <= seconds < cost(n + 1); 0 where not even one step fits.
+        A number n with cost(n) <= seconds < cost(n + 1); 0 if not even one step fits.
     """
     if cost(1) > seconds:
         return 0
