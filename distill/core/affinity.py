@@ -151,7 +151,7 @@ def edge_targets(here: Tensor, there: Tensor, *, background_connects: bool = Fal
     """Compute affinities from the labels at both ends of edges.
 
     Args:
-        here: labels of the edges' first ends, any integer type and shape; see `distill.known`.
+        here: labels of the edges' first ends, any integer type and shape; see `distill.core.known`.
         there: of their second ends; the same shape and type.
         background_connects: as for `affinity_targets`.
 
