@@ -60,7 +60,7 @@ def evaluate(
 ) -> None:
     """Score a segmentation, or affinities, against ground truth."""
     from distill.core.geometry import parse_numbers, parse_triple
-    from distill.evaluation.evaluate import EvaluationOptions, score_all
+    from distill.evaluation.evaluate import EvaluationOptions, evaluate_all
     from distill.io.truth import Known
     from viz.scores import draw_scorecard
     from viz.style import check_figure
@@ -83,7 +83,7 @@ def evaluate(
         merge_nodes=merge_nodes,
     )
     with Bar("blocks") as bar:
-        found = score_all(source, labels, wanted, bar.update)
+        found = evaluate_all(source, labels, wanted, bar.update)
     if plot is not None:
         draw_scorecard(found, plot)
     if as_json:

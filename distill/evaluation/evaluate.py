@@ -91,7 +91,7 @@ def holds_affinities(source: str) -> bool:
     return len(find_array(source, LABELS_DATASET).shape) == 4
 
 
-def score_all(source: str, labels: str | None, wanted: EvaluationOptions, on_block: OnBlock) -> Scorecard:
+def evaluate_all(source: str, labels: str | None, wanted: EvaluationOptions, on_block: OnBlock) -> Scorecard:
     """Score a segmentation, affinities, or both.
 
     Args:

@@ -119,14 +119,14 @@ class Assembly:
 
 
 @dataclass(frozen=True)
-class Laid:
+class UniqueBlocks:
     """Blocks of a slab under ids that are unique in the whole volume."""
 
     ids: NDArray[np.uint64]  # (D, H, W): a shared voxel belongs to the first block
     blocks: list[NDArray[np.uint64]]  # (D, h, w) of each block
 
 
-def lay_blocks(stitcher: Stitcher, pieces: Sequence[Piece], numbers: Iterable[int], shape: Triple) -> Laid:
+def lay_blocks(stitcher: Stitcher, pieces: Sequence[Piece], numbers: Iterable[int], shape: Triple) -> UniqueBlocks:
     """Number the blocks of a slab, compare them, and lay them into one array.
 
     Args:
@@ -145,7 +145,7 @@ def lay_blocks(stitcher: Stitcher, pieces: Sequence[Piece], numbers: Iterable[in
         np.copyto(ids[here], unique, where=free[here])
         free[here] = False
         blocks.append(unique)
-    return Laid(ids, blocks)
+    return UniqueBlocks(ids, blocks)
 
 
 def merge_contacts(stitched: Relabelling, contacts: Sequence[RegionGraph], threshold: float) -> Relabelling:

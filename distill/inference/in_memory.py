@@ -51,7 +51,7 @@ def student_sections(
 
 
 @dataclass(frozen=True)
-class Segmented:
+class SegmentedVolume:
     """A volume in memory whose final ids are still open."""
 
     supervoxels: NDArray[np.uint64]  # (D, H, W)
@@ -65,7 +65,7 @@ class Segmented:
 
 def student_volume(
     model: TrainedStudent, sections: Iterable[NDArray[np.generic]], shape: Triple, runtime: Runtime
-) -> Segmented:
+) -> SegmentedVolume:
     """Segment a volume that fits in memory with the student and the query decoder."""
     return student_volumes(model, sections, shape, runtime, [model.decoding])[0]
 
@@ -76,7 +76,7 @@ def student_volumes(
     shape: Triple,
     runtime: Runtime,
     decodings: Sequence[DecoderConfig],
-) -> list[Segmented]:
+) -> list[SegmentedVolume]:
     """Segment a volume as `student_volume` does, once for each way to decode; the student runs once for all.
 
     Args:
@@ -103,14 +103,14 @@ def student_affinity(
     return affinity
 
 
-def teacher_volume(model: TrainedTeacher, raw: NDArray[np.generic], runtime: Runtime) -> Segmented:
+def teacher_volume(model: TrainedTeacher, raw: NDArray[np.generic], runtime: Runtime) -> SegmentedVolume:
     """Segment a volume that fits in memory with the teacher and the query decoder, block by block."""
     return teacher_volumes(model, raw, runtime, [model.config.decoder])[0]
 
 
 def teacher_volumes(
     model: TrainedTeacher, raw: NDArray[np.generic], runtime: Runtime, decodings: Sequence[DecoderConfig]
-) -> list[Segmented]:
+) -> list[SegmentedVolume]:
     """Segment a volume as `teacher_volume` does, once for each way to decode; the teacher runs once for all.
 
     Args:
@@ -162,7 +162,7 @@ class _Volume:
         for supervoxels, assembly, found in zip(self._supervoxels, self._assemblies, pieces, strict=True):
             supervoxels[owned] = assembly.add(found, affinity)[skip:]
 
-    def segmented(self) -> list[Segmented]:
+    def segmented(self) -> list[SegmentedVolume]:
         """One for each way to decode."""
         together = zip(self._supervoxels, self._assemblies, strict=True)
-        return [Segmented(supervoxels, assembly, self._affinity) for supervoxels, assembly in together]
+        return [SegmentedVolume(supervoxels, assembly, self._affinity) for supervoxels, assembly in together]

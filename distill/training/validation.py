@@ -21,7 +21,7 @@ from distill.evaluation.affinities import affinity_scores
 from distill.evaluation.contingency import Scores
 from distill.evaluation.metrics import score
 from distill.inference.assembly import Assembly
-from distill.inference.in_memory import Segmented, student_volumes, teacher_volumes
+from distill.inference.in_memory import SegmentedVolume, student_volumes, teacher_volumes
 from distill.inference.options import Runtime
 from distill.models.load import TrainedStudent, TrainedTeacher
 from distill.training.data import Part
@@ -107,7 +107,7 @@ class TriedThreshold:
 
 
 def try_thresholds(
-    segmented: Segmented, labels: NDArray[np.uint64], thresholds: Sequence[float] = MERGE_THRESHOLDS
+    segmented: SegmentedVolume, labels: NDArray[np.uint64], thresholds: Sequence[float] = MERGE_THRESHOLDS
 ) -> TriedThreshold:
     """Score a segmentation at every merge threshold.
 
@@ -153,7 +153,7 @@ def pooled(scores: Sequence[Scores]) -> Scores:
 
 
 def judge(
-    segmented: Segmented,
+    segmented: SegmentedVolume,
     labels: NDArray[np.uint64],
     decoding: DecoderConfig,
     thresholds: Sequence[float] = MERGE_THRESHOLDS,

@@ -22,7 +22,7 @@ from distill.core.errors import SourceError
 from distill.evaluation.affinities import affinity_scores
 from distill.evaluation.contingency import Scores
 from distill.evaluation.metrics import score
-from distill.inference.in_memory import Segmented, student_volume, teacher_volume
+from distill.inference.in_memory import SegmentedVolume, student_volume, teacher_volume
 from distill.inference.options import WATERZ_THRESHOLD, Runtime
 from distill.models.load import load_student, load_teacher
 from distill.segmentation.agglomeration import waterz
@@ -85,7 +85,7 @@ def waterz_is_here() -> bool:
 
 
 def score_network(
-    segment: Callable[[NDArray[Any]], Segmented], parts: Parts, step: int | None, *, with_waterz: bool
+    segment: Callable[[NDArray[Any]], SegmentedVolume], parts: Parts, step: int | None, *, with_waterz: bool
 ) -> NetworkScores:
     """Segment the validation parts, choose, segment the parts that are scored, score.
 
@@ -124,7 +124,7 @@ class _Scored:
 
 
 def _score_parts(
-    segment: Callable[[NDArray[Any]], Segmented],
+    segment: Callable[[NDArray[Any]], SegmentedVolume],
     parts: Sequence[Part],
     merges: Sequence[float | None],
     agglomerated: Sequence[float],
@@ -185,14 +185,14 @@ def score_weights(
         student = load_student(str(weights), runtime.device)
         notes = student.notes
 
-        def segment(raw: NDArray[Any]) -> Segmented:
+        def segment(raw: NDArray[Any]) -> SegmentedVolume:
             z, y, x = raw.shape
             return student_volume(student, iter(raw), (z, y, x), runtime)
     else:
         teacher = load_teacher(str(weights), runtime.device)
         notes = teacher.notes
 
-        def segment(raw: NDArray[Any]) -> Segmented:
+        def segment(raw: NDArray[Any]) -> SegmentedVolume:
             return teacher_volume(teacher, raw, runtime)
 
     found = score_network(segment, parts, notes.get("step"), with_waterz=with_waterz)

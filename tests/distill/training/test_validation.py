@@ -11,7 +11,7 @@ from distill.core.geometry import Box
 from distill.core.known import OTHER_ID, UNKNOWN_ID
 from distill.evaluation.metrics import score
 from distill.inference.assembly import Assembly, Piece
-from distill.inference.in_memory import Segmented
+from distill.inference.in_memory import SegmentedVolume
 from distill.training.validation import (
     MERGE_THRESHOLDS,
     SEED_THRESHOLDS,
@@ -32,13 +32,13 @@ def truth() -> NDArray[np.uint64]:
     return labels
 
 
-def segmented(supervoxels: NDArray[np.uint64], between: float) -> Segmented:
+def segmented(supervoxels: NDArray[np.uint64], between: float) -> SegmentedVolume:
     """Affinity 0.82 everywhere, but `between` across the neurons' border."""
     affinity = np.full((3, *SHAPE), 0.82, np.float32)
     affinity[2, :, :, 16] = between
     assembly = Assembly((1, 1, 1))
     ids = assembly.add([Piece(Box.of_shape(SHAPE), supervoxels)], affinity)
-    return Segmented(ids, assembly, affinity)
+    return SegmentedVolume(ids, assembly, affinity)
 
 
 def quarters() -> NDArray[np.uint64]:
@@ -131,7 +131,7 @@ def test_unknown_voxels_do_not_count_in_a_validation() -> None:
     affinity[:, :, :8] = 0.3  # every edge there has an unknown end
     assembly = Assembly((1, 1, 1))
     again = judge(
-        Segmented(assembly.add([Piece(Box.of_shape(SHAPE), other)], given.affinity), assembly, affinity),
+        SegmentedVolume(assembly.add([Piece(Box.of_shape(SHAPE), other)], given.affinity), assembly, affinity),
         labels,
         DECODING,
     )
