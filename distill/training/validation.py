@@ -1,7 +1,7 @@
-"""Scores of teacher and student on the validation part, and the merge thresholds chosen there.
+"""Score teacher and student on the validation part, and select merge thresholds.
 
-Every number of a validation comes from sections that training never saw; thresholds that later runs use by default are
-chosen here and nowhere else.
+All validation scores come from sections that are not used for training. The default thresholds of later runs are
+selected here and nowhere else.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from distill.training.data import Part
 from distill.training.objective.objective import Joint
 
 MERGE_THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
-# z, y, x; tried beside the configured ones
+# z, y, x; tried in addition to the configured ones
 SEED_THRESHOLDS = ((0.8, 0.8, 0.8), (0.8, 0.9, 0.9), (0.9, 0.9, 0.9), (0.9, 0.95, 0.95), (0.97, 0.95, 0.95))
 
 
@@ -42,18 +42,18 @@ class Swept:
 
 @dataclass(frozen=True)
 class VolumeScores:
-    """One of several validation volumes."""
+    """Scores of one of several validation volumes."""
 
     name: str
-    scores: Scores  # at the threshold that is best for all of them together
+    scores: Scores  # at the threshold that is best over all volumes
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One network's validation; of several volumes, numbers are means weighted by counted voxels."""
+    """Validation of one network; for several volumes, scores are means weighted by counted voxels."""
 
     scores: Scores  # of the query segmentation at the best threshold
-    unmerged: Scores  # of the queries alone
+    unmerged: Scores  # without merging
     threshold: float | None  # merge above this mean affinity; None = merging did not help
     boundary_f1: tuple[float, ...]  # per axis z, y, x: edges that must be cut, predicted below 0.5
     decoding: DecoderConfig  # with the seed thresholds that gave these scores
@@ -63,7 +63,7 @@ class Judged:
     volumes: tuple[VolumeScores, ...] = ()  # one each where there are several
 
     def to_dict(self) -> dict[str, Any]:
-        """For metrics.jsonl and the weights file's notes."""
+        """Return the scores for metrics.jsonl and the notes of the weights file."""
         found: dict[str, Any] = {
             "voi_split": self.scores.voi_split,
             "voi_merge": self.scores.voi_merge,
@@ -83,20 +83,20 @@ class Judged:
         return found
 
     def sweep_rows(self) -> list[list[float | None]]:
-        """For metrics.jsonl: threshold (None = nothing merged), VOI split, VOI merge, ARAND."""
+        """Return rows for metrics.jsonl: threshold (None = nothing merged), VOI split, VOI merge, ARAND."""
         return [[s.threshold, s.scores.voi_split, s.scores.voi_merge, s.scores.arand] for s in self.sweep]
 
 
 @dataclass(frozen=True)
 class TriedThreshold:
-    """What is kept of one volume's segmentation when its voxels are forgotten.
+    """Summary of one volume's segmentation that is kept after its voxels are discarded.
 
     Attributes:
         scores: at every merge threshold, None first.
         boundary_f1: per axis z, y, x.
         supervoxels: (H, W) middle section.
         affinity: (3, H, W) middle section.
-        assembly: makes final ids of the supervoxels.
+        assembly: computes final ids of the supervoxels.
     """
 
     scores: tuple[Swept, ...]
@@ -114,7 +114,7 @@ def try_thresholds(
     Args:
         segmented: supervoxels, contacts and affinities of a part.
         labels: (D, H, W) ground truth of the same part, with the values of `distill.core.known`.
-        thresholds: candidates, beside no merging.
+        thresholds: candidates, in addition to no merging.
     """
     truth = counted_truth(labels)
     sweep = tuple(Swept(t, score(segmented.labels(t), truth)) for t in (None, *thresholds))
@@ -131,7 +131,7 @@ def try_thresholds(
 
 
 def pooled(scores: Sequence[Scores]) -> Scores:
-    """Scores of several volumes as one: means weighted by counted voxels; objects and voxels add up."""
+    """Combine the scores of several volumes: means weighted by counted voxels; objects and voxels are summed."""
     if len(scores) == 1:
         return scores[0]
     weights = [one.voxels for one in scores]
@@ -158,24 +158,24 @@ def judge(
     decoding: DecoderConfig,
     thresholds: Sequence[float] = MERGE_THRESHOLDS,
 ) -> Judged:
-    """Score a segmentation at every merge threshold and keep the one with the lowest VOI.
+    """Score a segmentation at every merge threshold, and select the one with the lowest VOI.
 
     Args:
         segmented: supervoxels, contacts and affinities of the validation part.
         labels: (D, H, W) ground truth of the same part, with the values of `distill.core.known`.
-        decoding: how it was decoded.
-        thresholds: candidates, beside no merging.
+        decoding: configuration of the decoder.
+        thresholds: candidates, in addition to no merging.
     """
     return judge_together([try_thresholds(segmented, labels, thresholds)], decoding)
 
 
 def judge_together(tried: Sequence[TriedThreshold], decoding: DecoderConfig, names: Sequence[str] = ()) -> Judged:
-    """Pool the scores of volumes that were decoded alike and keep the one threshold with the lowest mean VOI.
+    """Pool the scores of volumes decoded in the same way, and select the threshold with the lowest mean VOI.
 
     Args:
-        tried: one a volume, over the same thresholds.
-        decoding: how they were decoded.
-        names: of the volumes; may be left out for one.
+        tried: one per volume, over the same thresholds.
+        decoding: configuration of the decoder.
+        names: of the volumes; optional for a single one.
     """
     rows = list(zip(*(one.scores for one in tried), strict=True))
     sweep = tuple(Swept(row[0].threshold, pooled([one.scores for one in row])) for row in rows)
@@ -201,18 +201,17 @@ def judge_together(tried: Sequence[TriedThreshold], decoding: DecoderConfig, nam
 
 
 def validate(joint: Joint, config: Pair, parts: Sequence[Part], runtime: Runtime) -> dict[str, Judged]:
-    """The networks that training changes through the shared decoder on the validation parts, at the best of a few seed
-    thresholds.
+    """Validate the networks that training changes on the validation parts, at the best of several seed thresholds.
 
     Args:
-        joint: in evaluation mode, with the weights to judge.
+        joint: in evaluation mode, with the weights to validate.
         config: of the run.
-        parts: one at least; they are segmented one after the other.
+        parts: at least one; they are segmented one after another.
         runtime: device and precision.
     """
     student, teacher = views(joint, config)
     decodings = seed_candidates(config.teacher.decoder)
-    tried: dict[str, list[list[TriedThreshold]]] = {}  # by network, volume, way to decode
+    tried: dict[str, list[list[TriedThreshold]]] = {}  # by network, volume, decoder configuration
     for part in parts:
         z, y, x = part.raw.shape
         if student is not None:
@@ -228,11 +227,11 @@ def validate(joint: Joint, config: Pair, parts: Sequence[Part], runtime: Runtime
 def best_of(
     volumes: Sequence[Sequence[TriedThreshold]], decodings: Sequence[DecoderConfig], names: Sequence[str]
 ) -> Judged:
-    """The first way to decode with the lowest VOI, at its best merge threshold.
+    """Return the first decoder configuration with the lowest VOI, at its best merge threshold.
 
     Args:
-        volumes: by volume and way to decode.
-        decodings: the ways.
+        volumes: by volume and decoder configuration.
+        decodings: the configurations.
         names: of the volumes.
     """
     ways = zip(*volumes, strict=True)
@@ -241,7 +240,7 @@ def best_of(
 
 
 def seed_candidates(decoding: DecoderConfig) -> list[DecoderConfig]:
-    """The configured decoding and, where seeds are cut at edge thresholds, the same with the other thresholds."""
+    """Return the configured decoding and, if seeds use edge thresholds, variants with the other thresholds."""
     looks_at_seeds = decoding.queries.startswith("guided") or decoding.cues == "segmentation"
     if decoding.seeds.kind != "edges" or not looks_at_seeds:
         return [decoding]
@@ -252,7 +251,9 @@ def seed_candidates(decoding: DecoderConfig) -> list[DecoderConfig]:
 
 
 def views(joint: Joint, config: Pair) -> tuple[TrainedStudent | None, TrainedTeacher | None]:
-    """The joint module's parts as trained networks; None for one that training does not change."""
+    """Return the trained parts of the joint module as networks for inference; None for one that training does not
+    change.
+    """
     decoding, here = config.teacher.decoder, Path("training")
     student = teacher = None
     if joint.student is not None:

@@ -1,7 +1,7 @@
-"""The stream's two functions on OpenVINO: on a CPU the fastest way.
+"""The two streaming functions on OpenVINO, the fastest backend on a CPU.
 
-Between the functions maps stay in the layout and precision in which its convolutions work (channels last), so that
-nothing is converted to and fro. Models are built once a size and kept.
+Between the functions, maps keep the layout and precision of the convolutions (channels last), so that nothing is
+converted back and forth. Models are built once per size and cached.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ _KEPT_SIZES = 8  # compiled models: tiles at borders have sizes of their own
 
 
 class OpenVINOBackend:
-    """One section at a time: a section fills the cores, and nothing depends on how many came together."""
+    """OpenVINO backend; processes one section at a time, which fills the cores, so that results do not depend on batch
+    size.
+    """
 
     name = "openvino"
     batch = 1
@@ -39,9 +41,10 @@ class OpenVINOBackend:
 
         Args:
             student: in evaluation mode, on the CPU.
-            slab: its adapter, if features are wanted.
-            wanted: results beside the affinities.
-            precision: `FULL` or `MIXED`, see `distill.core.hardware`; a CPU without the second computes in float32.
+            slab: its adapter, if features are needed.
+            wanted: outputs in addition to the affinities.
+            precision: `FULL` or `MIXED`, see `distill.core.hardware`; a CPU without support for `MIXED` computes in
+                float32.
 
         Raises:
             DistillError: OpenVINO is not installed.
@@ -51,7 +54,7 @@ class OpenVINOBackend:
         self._student, self._slab, self._wanted = student, slab, wanted
         able = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._half_precision = precision == MIXED and able
-        self._entry: nn.Module | None = None  # OpenVINO has one precision for a model, so torch runs this layer
+        self._entry: nn.Module | None = None  # OpenVINO has one precision per model, so torch runs this layer
         if self._half_precision and student.entry is not None:
             self._student = fused(student)
             self._entry = take_entry(self._student)
@@ -98,7 +101,7 @@ class OpenVINOBackend:
         return current
 
     def _encoder(self, shape: tuple[int, ...]) -> _Encoder:
-        # Traced on a small section where that says all: a large one takes seconds and gigabytes.
+        # Traced on a small section if that is sufficient: a large one takes seconds and gigabytes.
         stride = self._student.stride
         whole = self._entry is not None or not any(size % stride for size in shape[-2:])
         small = (*shape[:-2], 2 * stride, 2 * stride) if whole else shape
@@ -115,7 +118,7 @@ class OpenVINOBackend:
         decode = Decode(self._student, self._slab, size, self._wanted, maps=len(maps)).eval()
         shapes = [(n, c, h, w) for n, h, w, c in (tuple(part.shape) for part in maps)] * 2
         small = shapes
-        if not samples and not any(length % self._student.stride for length in size):  # nothing is cut off or looked up
+        if not samples and not any(length % self._student.stride for length in size):  # nothing is cropped or looked up
             side = 2 * self._student.stride
             small = [(n, c, side * h // size[0], side * w // size[1]) for n, c, h, w in shapes]
         example = [torch.ones(1, 1, 1, 1), *(torch.zeros(shape) for shape in small), *flat(samples)]
@@ -126,7 +129,7 @@ class OpenVINOBackend:
         return decode, self._compiled(steps.build()).create_infer_request()
 
     def _kept_as_is(self, port: Any) -> None:
-        """Let a map enter or leave channels last, in the precision of the computation."""
+        """Keep a map channels last, in the precision of the computation, at the model's input or output."""
         kind = self._ov.Type.bf16 if self._half_precision else self._ov.Type.f32
         port.tensor().set_element_type(kind).set_layout(self._ov.Layout("NHWC"))
         port.model().set_layout(self._ov.Layout("NCHW"))
@@ -135,7 +138,7 @@ class OpenVINOBackend:
         return self._core.compile_model(model, "CPU", self.settings())
 
     def settings(self) -> dict[str, Any]:
-        """OpenVINO's own settings."""
+        """Return OpenVINO's own settings."""
         return {
             "INFERENCE_PRECISION_HINT": "bf16" if self._half_precision else "f32",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -143,7 +146,7 @@ class OpenVINOBackend:
         }
 
     def profile(self) -> dict[str, list[tuple[str, float]]]:
-        """Kind and seconds of every layer in the last run of either function, where the settings count them."""
+        """Return kind and seconds of every layer in the last run of either function, if profiling is enabled."""
         last = {
             "encode": [encoder.request for encoder in self._encoders.values()][-1:],
             "decode": [request for _, request in self._decoders.values()][-1:],
@@ -156,7 +159,9 @@ class OpenVINOBackend:
 
 
 class _Encoder:
-    """A compiled encoder that writes into two sets of maps by turns: that of the section before stays."""
+    """A compiled encoder that alternates between two sets of output maps, so that those of the previous section are
+    kept.
+    """
 
     def __init__(self, ov: ModuleType, model: Any) -> None:
         self.request = model.create_infer_request()
@@ -171,13 +176,13 @@ class _Encoder:
 
 
 def _make_room(kept: dict[Any, Any]) -> None:
-    """Forget the oldest model, for each holds buffers of its size."""
+    """Discard the oldest model, because each holds buffers of its size."""
     if len(kept) >= _KEPT_SIZES:
         del kept[next(iter(kept))]
 
 
 def to_openvino(module: nn.Module, example: tuple[Tensor, ...], shapes: Sequence[Any] | None = None) -> Any:
-    """A module as an OpenVINO model.
+    """Convert a module to an OpenVINO model.
 
     Args:
         module: in evaluation mode, in float32.
@@ -187,14 +192,14 @@ def to_openvino(module: nn.Module, example: tuple[Tensor, ...], shapes: Sequence
     ov = load_openvino()
     wanted = [list(part.shape) for part in example] if shapes is None else shapes
     with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-        warnings.simplefilter("ignore")  # tracing says that sizes become constants, which is what is wanted
+        warnings.simplefilter("ignore")  # tracing warns that sizes become constants, which is intended
         # without torch's check of the trace, which would run it twice more
         traced = torch.jit.trace(module, example, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
         return ov.convert_model(traced, example_input=example, input=wanted)
 
 
 def load_openvino() -> ModuleType:
-    """The library, without its package that sends usage statistics from every process that imports it.
+    """Import the library without its package that sends usage statistics from every importing process.
 
     Raises:
         DistillError: it is not installed.

@@ -1,7 +1,7 @@
-"""The student on a stream of sections: each section is encoded once and paired with the one before it.
+"""Run the student on a stream of sections: each section is encoded once and paired with the previous one.
 
-Results do not depend on how a stream was cut into calls. A step always has the same number of sections for sections of
-one size (missing ones are filled up), because kernels may add up in another order in a batch of another size.
+Results do not depend on how a stream is divided into calls. For sections of one size, a step always has the same number
+of sections (padded if necessary), because kernels may sum in a different order in a batch of another size.
 
 Legend: N sections, K offsets, E embedding channels, H W = y x, h w half resolution.
 """
@@ -35,14 +35,14 @@ from students.student import Samples, Student, tile_samples
 
 __all__ = ["EmbeddingType", "SectionOutput", "SectionRunner", "check_stream_offsets"]
 
-_STEP_PIXELS = 8 * 2**20  # a step of so many pixels fills any device
+_STEP_PIXELS = 8 * 2**20  # a step of this many pixels fills any device
 
 
 class SectionRunner:
-    """Takes sections in order; its state is the previous section's encoding.
+    """Processes sections in order; its state is the encoding of the previous section.
 
-    With offsets that reach further back than one section the embeddings of so many earlier sections are kept as well:
-    those of the branch that sees its section as the previous one, as in the edge to the nearest section.
+    With offsets that reach further back than one section, the embeddings of those earlier sections are kept as well:
+    those of the branch for the previous section, as in the edge to the nearest section.
     """
 
     def __init__(
@@ -63,20 +63,21 @@ class SectionRunner:
 
         Args:
             student: in evaluation mode, on the device.
-            slab: adapter to the query decoder, or None if only affinities are wanted.
-            device: where to compute.
+            slab: adapter to the query decoder, or None if only affinities are needed.
+            device: computing device.
             precision: see `distill.core.hardware`.
             backend: see `students.backends.choose.make_backend`.
-            tile: side of the tiles that `tiles` cuts, in pixels.
-            offsets: K edges (z, y, x), the three nearest ones first; others within the section or to earlier ones.
-            embedding: also give the current section's embedding, in this type.
-            batch: most sections at once; by default as many as the device likes.
-            normaliser: brings whole sections to the scale that the student knows. Regions of sections (`at`) are given
-                normalised, for their pixels alone do not tell the correction.
+            tile: side of the tiles of `tiles`, in pixels.
+            offsets: K offsets (z, y, x), the three nearest neighbours first; others within the section or to earlier
+                sections.
+            embedding: also return the current section's embedding, in this type.
+            batch: maximum number of sections at once; by default chosen for the device.
+            normaliser: normalises whole sections as in training. Regions of sections (`at`) must be given normalised,
+                because the correction does not follow from their pixels alone.
 
         Raises:
-            DistillError: the offsets do not begin with the nearest ones or one leads to a later section, or the backend
-                cannot be had.
+            DistillError: the offsets do not begin with the nearest neighbours, one leads to a later section, or the
+                backend is not available.
         """
         check_stream_offsets(offsets)
         self.further = tuple(offsets[3:])
@@ -103,24 +104,24 @@ class SectionRunner:
 
     @property
     def backend(self) -> str:
-        """Which backend computes: never `auto`."""
+        """Name of the backend, never `auto`."""
         return self._backend.name
 
     def at(self, region: Tile | None, section: tuple[int, int] | None = None) -> None:
-        """Work on one region of the sections from now on, or on whole sections again; forgets the sections so far.
+        """Process one region of the sections from now on, or whole sections again; discards the previous section.
 
-        Sections are then given as the region's own pixels (`Tile.filled`), results are those of its core, and are what
-        the whole section has there.
+        Sections are then given as the region's own pixels (`Tile.filled`). Results are those of its core, and equal the
+        results of the whole section there.
 
         Args:
             region: the region; None: whole sections.
-            section: (H, W) of the sections that it lies in.
+            section: (H, W) of the sections that contain it.
         """
         self.reset()
         self._region, self._whole = region, section
 
     def reset(self) -> None:
-        """Forget the sections so far: the next one has no previous one."""
+        """Discard the previous section: the next one has none."""
         self._last: Maps | None = None
         self._size: tuple[int, int] | None = None
         self._raw: deque[_Recorded] = deque(maxlen=self.reach)  # with tiles: the sections z - 1, z - 2, ...
@@ -128,16 +129,16 @@ class SectionRunner:
         self._earlier: deque[Tensor] = deque(maxlen=max([0, *(-z for z, _, _ in self.further)]))
 
     def prime(self, section: NDArray[Any], correction: Correction | None = None) -> None:
-        """Let a section become the previous one without results: to resume, to begin a range, to bridge a gap.
+        """Set the previous section without returning results: to resume, to start a range, or to bridge a gap.
 
-        With offsets that reach `reach` sections back, so many sections are primed in order.
+        With offsets that reach `reach` sections back, prime this many sections in order.
 
         Args:
             section: (H, W) grey values as recorded.
-            correction: of its grey values, where it is known already.
+            correction: of its grey values, if already known.
 
         Raises:
-            ShapeError: its size is not the previous section's, or its type cannot be normalised.
+            ShapeError: its size differs from that of the previous section, or its type cannot be normalised.
         """
         if self._tile is not None:
             self._check(section[None])
@@ -151,14 +152,15 @@ class SectionRunner:
         self._last = self._backend.last(self._backend.encode(self._filled(grey)), 0)
 
     def push(self, sections: NDArray[Any], corrections: Sequence[Correction] | None = None) -> list[SectionOutput]:
-        """Run the next sections.
+        """Process the next sections.
 
         Args:
             sections: (N, H, W) grey values as recorded.
-            corrections: of their grey values, where they are known already.
+            corrections: of their grey values, if already known.
 
         Raises:
-            ShapeError: their size is not the previous section's, their type cannot be normalised, or there are none.
+            ShapeError: their size differs from that of the previous section, their type cannot be normalised, or there
+                are none.
         """
         size = self._check(sections)
         given = [self._correction(section) for section in sections] if corrections is None else list(corrections)
@@ -176,21 +178,21 @@ class SectionRunner:
     def tiles(
         self, section: NDArray[Any], correction: Correction | None = None
     ) -> Iterator[tuple[slice, slice, SectionOutput]]:
-        """Run the next section piece by piece; it has become the previous one when the last piece is taken.
+        """Process the next section tile by tile; it becomes the previous one when the last tile has been consumed.
 
-        All results are those of the whole section. Each piece encodes both sections anew, for features of a whole
-        section would not fit.
+        All results equal those of the whole section. Each tile encodes both sections again, because features of a whole
+        section would not fit into memory.
 
         Args:
-            section: (H, W) grey values as recorded; kept as it is until the next one, so do not change it.
-            correction: of its grey values, where it is known already.
+            section: (H, W) grey values as recorded; referenced until the next one, so do not modify it.
+            correction: of its grey values, if already known.
 
         Returns:
-            Rows and columns of each piece in the section, and its results, in order of y, then x.
+            Rows and columns of each tile in the section, and its results, in order of y, then x.
 
         Raises:
             DistillError: the runner was made without `tile`.
-            ShapeError: its size is not the previous section's, or its type is another.
+            ShapeError: its size or type differs from that of the previous section.
         """
         if self._tile is None or self.halo is None:
             raise DistillError("tile: found none, expected the side of a tile, in pixels")
@@ -233,10 +235,12 @@ class SectionRunner:
         return output
 
     def _inside(self, tile: Tile, section: tuple[int, int]) -> tuple[tuple[int, int], tuple[Samples, ...]]:
-        """Size of a tile's region before padding and where its upsampling samples, in a section of size (H, W)."""
+        """Return the size of a tile's region before padding and its upsampling positions, in a section of size (H,
+        W).
+        """
         padded = [-(-length // self._stride) * self._stride for length in section]
         samples = tile_samples(tile.origin, tile.size, padded, self._levels, torch.device("cpu"))
-        # pixels beyond the section count where they are averaged, mirrored or reached; else all tiles are alike
+        # pixels beyond the section matter where they are averaged, mirrored or reached; otherwise all tiles are alike
         size = tile.size
         if self._wanted.features or self.further or min(section) < 3:
             size = min(size[0], section[0] - tile.origin[0]), min(size[1], section[1] - tile.origin[1])
@@ -272,7 +276,7 @@ class SectionRunner:
         return _Recorded(section, correction or self._correction(section))
 
     def _check(self, sections: NDArray[Any]) -> tuple[int, int]:
-        """Make sure that sections can follow those before, and note their size."""
+        """Check that sections can follow the previous ones, and record their size."""
         if sections.ndim != 3 or not len(sections):
             raise ShapeError(f"sections: found shape {sections.shape}, expected (N, H, W) with at least one section")
         self._normaliser.check(sections.dtype)
@@ -285,7 +289,9 @@ class SectionRunner:
         return size
 
     def _step(self, size: tuple[int, int]) -> int:
-        """Sections a step: a power of two, so that every number up to `batch` ends on a whole step."""
+        """Return the number of sections per step: a power of two, so that every number up to `batch` ends on a whole
+        step.
+        """
         step = 1
         while 2 * step <= self.batch and 2 * step * size[0] * size[1] <= _STEP_PIXELS:
             step *= 2
@@ -317,11 +323,11 @@ class SectionRunner:
         return self._transfer.host(stored(found.current[n][:, *part], self.embedding))
 
     def _further(self, now: Tensor, earlier: Mapping[int, Tensor | None]) -> Iterator[Tensor]:
-        """Affinities (1, H, W) uint8 of every further offset.
+        """Iterate over affinities (1, H, W) uint8 of every further offset.
 
         Args:
             now: (1, E, H, W) embedding of the section.
-            earlier: the same of the sections so many steps before, where they are known.
+            earlier: embeddings of earlier sections by distance, if known.
         """
         for z, y, x in self.further:
             other = now if z == 0 else earlier.get(-z)
@@ -331,7 +337,7 @@ class SectionRunner:
 
 @dataclass(frozen=True, eq=False)
 class _Recorded:
-    """A whole section as recorded, and what normalises it."""
+    """A whole section as recorded, with its normalisation."""
 
     section: NDArray[Any]  # (H, W)
     correction: Correction
@@ -342,7 +348,7 @@ class _Recorded:
         return self.section.shape[0], self.section.shape[1]
 
     def region(self, tile: Tile) -> NDArray[np.float32]:
-        """The pixels of a tile's region, normalised."""
+        """Return the pixels of a tile's region, normalised."""
         rows, columns = tile.window(self.size)
         window = self.correction.apply(self.section[rows, columns], (rows.start, columns.start))
         return tile.filled(window, self.size)
@@ -352,10 +358,11 @@ _NORMALISED = UNCHANGED.of(np.zeros((1, 1), np.float32))
 
 
 def check_stream_offsets(offsets: Sequence[Triple]) -> None:
-    """Make sure that a stream can give these affinities.
+    """Check that a stream can compute these affinities.
 
     Raises:
-        DistillError: they do not begin with the nearest ones, one leads to a later section or nowhere, or comes twice.
+        DistillError: they do not begin with the nearest neighbours, or one is zero, repeated, or leads to a later
+            section.
     """
     if tuple(offsets[:3]) != NEAREST:
         raise DistillError(f"offsets: found {[list(o) for o in offsets[:3]]} first, expected the three nearest ones")

@@ -1,6 +1,7 @@
-"""`distill bench seams`: seam scores of both networks over sections, window sizes, with and without blending.
+"""Seam scores of both networks over sections and window sizes, with and without blending (`distill bench seams`).
 
-As a control the student is also run by the teacher's windows: does the third dimension leave the seams, or the window?
+As a control, the student is also run with the teacher's windows, to separate the effect of windows from that of the
+third dimension.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ OnRun = Callable[[int, int], None]
 
 
 class Scored(Protocol):
-    """A value with its 95 % interval, of n blocks."""
+    """A value with its 95 % interval, from n blocks."""
 
     @property
     def ratio(self) -> float: ...
@@ -46,7 +47,7 @@ class Scored(Protocol):
 
 @dataclass(frozen=True)
 class Pooled:
-    """A value over several sections, with the interval that follows from theirs."""
+    """Mean of a value over several sections, with an interval derived from theirs."""
 
     ratio: float
     low: float
@@ -56,7 +57,7 @@ class Pooled:
 
 @dataclass(frozen=True)
 class SectionSeams:
-    """One section's scores; `pairwise` is the border score without averaging along the border."""
+    """Scores of one section; `pairwise` is the border score without averaging along the border."""
 
     section: int
     border: SeamScore
@@ -67,12 +68,12 @@ class SectionSeams:
 
 @dataclass(frozen=True)
 class SeamRow:
-    """What one network does with one kind of windows.
+    """Scores of one network with one kind of windows.
 
     Attributes:
         window: side in pixels.
         kind: `side by side` or `blended`.
-        network: `teacher`; `student, whole` sections; `student, windows`: run by the teacher's.
+        network: `teacher`; `student, whole`: on whole sections; `student, windows`: with the teacher's windows.
         sections: scores of every section.
     """
 
@@ -82,7 +83,7 @@ class SeamRow:
     sections: tuple[SectionSeams, ...]
 
     def pooled(self) -> dict[str, Pooled | None]:
-        """`border`, `pairwise`, `stride` and `shift` over the sections."""
+        """Pool `border`, `pairwise`, `stride` and `shift` over the sections."""
         return {
             "border": pool([s.border for s in self.sections], logarithmic=True),
             "pairwise": pool([s.pairwise for s in self.sections], logarithmic=True),
@@ -91,14 +92,14 @@ class SeamRow:
         }
 
     def cells(self) -> list[str]:
-        """For a table under `HEADER`."""
+        """Format the row for a table under `HEADER`."""
         degrees = np.mean([s.shift.degrees for s in self.sections])
         excess = np.mean([s.shift.excess for s in self.sections])
         scores = [_cell(score) for score in self.pooled().values()]
         return [f"{self.window} {self.kind}, {self.network}", *scores, f"{degrees:.1f}", f"{excess:+.3f}"]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the row for JSON."""
         pooled = {key: None if score is None else asdict(score) for key, score in self.pooled().items()}
         return {**asdict(self), "pooled": pooled}
 
@@ -117,24 +118,24 @@ def bench_seams(
     runtime: Runtime,
     on_run: OnRun = lambda done, total: None,
 ) -> list[SeamRow]:
-    """Measure.
+    """Measure the seam scores of a teacher and its student.
 
     Args:
         volume: grey values.
         teacher: 3D network.
         student: its student.
-        sections: numbers of the sections to look at, 1 at least.
+        sections: numbers of the sections to score, at least 1.
         sizes: sides of the windows in pixels.
         crop: pixels of a section along y and x, from the upper left corner.
         depth: sections of a window.
         runtime: device and precision.
-        on_run: called with section by window sizes done and their number.
+        on_run: called with the number of combinations of section and window size done and their total.
 
     Returns:
         Rows by size, kind of windows and network.
 
     Raises:
-        DistillError: sections, crop or windows that are not there.
+        DistillError: sections, crop or windows do not exist in the volume.
     """
     if not sections or not sizes:
         raise DistillError("bench seams: found no sections or no windows, expected one of each at least")
@@ -165,19 +166,19 @@ def bench_seams(
 
 
 def corner(whole: Volume, section: int, side: int, depth: int) -> tuple[Volume, int]:
-    """The sections that windows of `depth` and the student need, in memory, cut to the upper left corner.
+    """Read the sections needed by windows of `depth` and by the student into memory, cropped to the upper left corner.
 
     Args:
         whole: grey values.
-        section: number of the section, 1 at least.
-        side: pixels along y and x; less where a section is smaller.
+        section: number of the section, at least 1.
+        side: pixels along y and x; fewer if a section is smaller.
         depth: of the teacher's windows.
 
     Returns:
-        The piece, and the section's number in it.
+        The cropped volume, and the section's number in it.
 
     Raises:
-        DistillError: no such section.
+        DistillError: the section does not exist.
     """
     if not 1 <= section < whole.size[0]:
         raise DistillError(f"section: found {section}, expected 1 to {whole.size[0] - 1} for {whole.source}")
@@ -190,7 +191,7 @@ def corner(whole: Volume, section: int, side: int, depth: int) -> tuple[Volume, 
 def student_windows(
     student: TrainedStudent, pair: NDArray[Any], sliding: Sliding, runtime: Runtime, *, shifted: bool
 ) -> Embedding:
-    """The student run by the teacher's windows, side by side; the last one wins."""
+    """Run the student with the teacher's windows, side by side; overlaps keep the last window."""
     out: Embedding | None = None
     for box in sliding.boxes(1, shifted=shifted):
         _, y, x = box.slices
@@ -203,14 +204,14 @@ def student_windows(
 
 
 def pool(scored: Sequence[Scored | None], *, logarithmic: bool) -> Pooled | None:
-    """Mean of several sections' scores (geometric for ratios), each section as good as its own interval says."""
+    """Average the scores of several sections (geometric mean for ratios), and combine their intervals."""
     there = [s for s in scored if s is not None]
     if not there:
         return None
     change: Callable[[float], float] = math.log if logarithmic else float
     back: Callable[[float], float] = math.exp if logarithmic else float
     middle = sum(change(s.ratio) for s in there) / len(there)
-    # By the upper end alone, as a disagreement's lower end is cut off at 0.
+    # From the upper end only, because the lower end of a disagreement is truncated at 0.
     errors = [(change(s.high) - change(s.ratio)) / float(stdtrit(s.n - 1, 0.975)) for s in there]
     half = 1.96 * math.sqrt(sum(e**2 for e in errors)) / len(there)
     return Pooled(back(middle), back(middle - half), back(middle + half), len(there))

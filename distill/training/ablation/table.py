@@ -1,4 +1,4 @@
-"""The table of an ablation: mean and range over seeds."""
+"""Format the table of an ablation: mean and range over seeds."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ SCORED_METHODS: dict[str, Callable[[NetworkScores], MethodScores | None]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One run's network."""
+    """Scores of one network of one run."""
 
-    variant: str  # of the student; "" for a teacher that was there before
+    variant: str  # of the student; "" for a pretrained teacher
     seed: int | None
     network: Network
     scores: NetworkScores
 
     @property
     def name(self) -> str:
-        """What the table calls it."""
+        """Name of the row in the table."""
         if self.network == "student":
             return f"student, {self.variant}"
         return f"teacher of {self.variant}" if self.variant else "teacher"
 
 
 def markdown(rows: Sequence[Row], about: Sequence[str]) -> str:
-    """Two tables, segmentations and boundaries, and what distillation brings against the student alone.
+    """Format two tables, segmentations and boundaries, and the gain of distillation over the student alone.
 
     Args:
         rows: in the order of the table.
-        about: lines that say what was trained and what was scored.
+        about: lines that describe training and scoring.
     """
     names = list(dict.fromkeys(row.name for row in rows))
     grouped = {name: [row.scores for row in rows if row.name == name] for name in names}
@@ -57,7 +57,9 @@ def markdown(rows: Sequence[Row], about: Sequence[str]) -> str:
 
 
 def comparison(rows: Sequence[Row]) -> list[str]:
-    """VOI of every other variant against the student alone and the teacher, by method; the mean over seeds."""
+    """Compare the VOI of every other variant with that of the student alone and of the teacher, by method; mean over
+    seeds.
+    """
     lines = []
     students = list(dict.fromkeys(row.variant for row in rows if row.network == "student"))
     for method, pick in SCORED_METHODS.items():
@@ -79,7 +81,7 @@ def comparison(rows: Sequence[Row]) -> list[str]:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and, of several values, their range."""
+    """Format the mean and, for several values, their range."""
     mean = f"{np.mean(values):.3f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
 
@@ -95,7 +97,7 @@ def _thresholds(scores: Sequence[MethodScores]) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown, columns aligned so that it reads on a terminal too."""
+    """Format a Markdown table with aligned columns, readable on a terminal."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     padded = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
     return [padded[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *padded[1:]]
