@@ -62,7 +62,7 @@ class LabelledVolume(Strict):
     raw: str
     labels: str
     resolution: tuple[float, float, float] | None = None  # nm z, y, x, if a file has none
-    every: int = Field(1, ge=1)  # only every so many sections, for isotropic volumes; section numbers count those
+    every: int = Field(1, ge=1)  # take every n-th section of an isotropic volume; section numbers count those taken
     train: Part | None = None
     validation: Part | None = None
     test: Part | None = None  # for the scores of `distill ablate`; used neither for training nor for selection
@@ -103,7 +103,7 @@ class DataConfig(Strict):
     raw: str | None = None  # the keys up to `test` describe a single volume, instead of `volumes`
     labels: str | None = None
     resolution: tuple[float, float, float] | None = None  # nm z, y, x, if the file has none
-    every: int = Field(1, ge=1)  # only every so many sections, for isotropic volumes; section numbers count those
+    every: int = Field(1, ge=1)  # take every n-th section of an isotropic volume; section numbers count those taken
     train: tuple[int, int] | None = None  # sections from, to (exclusive)
     validation: tuple[int, int] | None = None
     test: tuple[int, int] | None = None  # for `distill ablate`; not used for training or selection

@@ -172,7 +172,7 @@ def owned_boxes(boxes: Sequence[Box]) -> list[Box]:
 
 
 def largest_overlap(boxes: Sequence[Box]) -> Triple:
-    """Most voxels per axis that a box shares with the next one along this axis; what a `Stitcher` has to be told."""
+    """Return the maximum overlap in voxels of consecutive boxes along each axis, as required by a `Stitcher`."""
     result = []
     for axis in range(3):
         spans = sorted({(box.start[axis], box.stop[axis]) for box in boxes})
