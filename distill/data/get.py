@@ -1,6 +1,6 @@
-"""`distill data get`: a public data set onto the disk, as CREMI files that training and evaluation read.
+"""Obtain a public data set as CREMI files for training and evaluation (`distill data get`).
 
-Files are downloaded, or taken from where a browser has put them, and cut into volumes; what is there already is left.
+Files are downloaded, or taken from a folder, and converted to volumes; existing files are kept.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class Got:
 
 
 def get(data: PublicData, out: Path, given: Path | None, *, on_bytes: OnBytes, note: Note) -> Got:
-    """Bring a data set into a folder.
+    """Obtain a data set in a folder.
 
     Args:
-        data: which.
+        data: the data set.
         out: folder for downloads and volumes.
-        given: a file, archive or folder that was downloaded by other means; None = download.
-        on_bytes: called with bytes of a file that are there, and its size.
+        given: a file, archive or folder downloaded manually; None = download.
+        on_bytes: called with the bytes of a file on disk, and its size.
         note: called with lines that the user should see.
 
     Raises:
-        DistillError: it has to be downloaded by hand and is not given; the message says how.
-        SourceError: a download fails, or something given is missing, broken or not the expected file.
-        ShapeError: a volume has another shape than the data set's.
+        DistillError: it has to be downloaded manually and is not given; the message gives instructions.
+        SourceError: a download fails, or a given file is missing, damaged or not the expected one.
+        ShapeError: the shape of a volume differs from that of the data set.
     """
     if given is None and data.by_hand is not None:
         raise DistillError(by_hand(data, out))
@@ -81,7 +81,7 @@ def get(data: PublicData, out: Path, given: Path | None, *, on_bytes: OnBytes, n
 
 
 def expected(data: PublicData) -> str:
-    """Names of the files that `--from` has to point at."""
+    """Return the names of the files that `--from` must contain."""
     names = [file.name for file in data.files] or [
         source.partition(":")[0] for cut in data.cuts for source in (cut.raw, cut.labels) if source
     ]
@@ -89,7 +89,7 @@ def expected(data: PublicData) -> str:
 
 
 def by_hand(data: PublicData, out: Path) -> str:
-    """What a user has to do where no program can."""
+    """Return instructions for a manual download."""
     return (
         f"{data.name}: cannot be downloaded by a program; open {data.page}: {data.by_hand}; then: distill data get "
         f"{data.name} --from FOLDER --out {out}"
@@ -97,7 +97,7 @@ def by_hand(data: PublicData, out: Path) -> str:
 
 
 def _whole_files(data: PublicData, out: Path, given: Path | None, on_bytes: OnBytes, note: Note) -> Iterator[Path]:
-    """Files that are CREMI files already, checked by their checksum and by opening them."""
+    """Iterate over files that are already CREMI files, verified by checksum and by opening them."""
     for file in data.files:
         path = out / file.name
         if given is None:
@@ -136,7 +136,7 @@ def _verify_given(data: PublicData, given: Path) -> None:
 
 @contextmanager
 def _members(place: Path, cut: CatalogueVolume) -> Iterator[Path]:
-    """A folder that holds the files of a volume; those of an archive are unpacked beside it for this time."""
+    """Provide a folder with the files of a volume; archives are unpacked into a temporary folder next to them."""
     if place.is_dir():
         yield place
         return
@@ -157,7 +157,7 @@ def _members(place: Path, cut: CatalogueVolume) -> Iterator[Path]:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """Whether the last parts of a path match a pattern with as many parts."""
+    """Return whether the last parts of a path match a pattern."""
     parts, wanted = path.split("/"), pattern.split("/")
     pairs = zip(parts[-len(wanted) :], wanted, strict=False)
     return len(parts) >= len(wanted) and all(fnmatch.fnmatchcase(part, want) for part, want in pairs)
@@ -177,7 +177,7 @@ def _write(cut: CatalogueVolume, folder: Path, target: Path, data: PublicData) -
 
 
 def _bodies(pieces: Volume, source: str, dataset: str) -> NDArray[np.uint64]:
-    """Neuron of every voxel, held in memory; pieces that the pairs do not name are background."""
+    """Return the neuron of every voxel, held in memory; supervoxels that are not in the pairs become background."""
     import h5py
 
     path = source.rpartition(":")[0]
@@ -193,7 +193,7 @@ def _bodies(pieces: Volume, source: str, dataset: str) -> NDArray[np.uint64]:
 
 
 def _source(folder: Path, source: str) -> str:
-    """The one file, or the folder of section images, that a pattern means."""
+    """Return the file or the folder of section images that matches a pattern."""
     pattern, colon, inside = source.partition(":")
     files = sorted(
         path for path in folder.rglob("*") if path.is_file() and _matches(path.relative_to(folder).as_posix(), pattern)

@@ -1,4 +1,4 @@
-"""Write the labelled sample of mouse cortex that ships with the package to a file of the user's."""
+"""Write the bundled labelled sample of mouse cortex to a file."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ SAMPLE = Path(__file__).parent / "bundled" / "ac4_sample.h5"  # made by tools/ma
 
 @dataclass(frozen=True)
 class Sample:
-    """What was written.
+    """Description of the sample written.
 
     Attributes:
         raw: SOURCE of the image, uint8.
         labels: SOURCE of the neuron ids, 0 = background, neurons 1..n.
         shape: voxels z, y, x of both.
         resolution: nm per voxel z, y, x.
-        neurons: how many are labelled.
-        source: tissue, microscope and volume that it was cut from.
+        neurons: number of labelled neurons.
+        source: tissue, microscope and original volume.
         licence: name and address.
         citation: of the publication to cite.
-        changes: how it differs from what was published.
+        changes: differences from the published data.
     """
 
     raw: str
@@ -47,14 +47,15 @@ class Sample:
 
 
 def write_sample(out: Path, *, overwrite: bool = False) -> Sample:
-    """Write the package's sample as an HDF5 file in CREMI layout.
+    """Write the bundled sample as an HDF5 file in CREMI layout.
 
     Args:
         out: target, with an extension of HDF5.
         overwrite: replace a file that exists.
 
     Raises:
-        SourceError: another extension, a file that exists, or a place that cannot be written; nothing is changed then.
+        SourceError: another extension, an existing file, or a location that cannot be written; nothing is changed in
+            these cases.
     """
     if out.suffix.lower() not in HDF5_SUFFIXES:
         raise SourceError(

@@ -30,7 +30,7 @@ class ChannelScores:
     Attributes:
         offset: z, y, x in voxels from an edge's own voxel to its partner.
         histogram: its edges by target and affinity.
-        threshold: affinity from which on an edge is taken for connected.
+        threshold: minimum affinity of a connected edge.
     """
 
     offset: Triple
@@ -43,7 +43,7 @@ class ChannelScores:
         return self.histogram.scores(self.threshold)
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers by name, ready for JSON."""
+        """Return all scores by name, ready for JSON."""
         found = self.histogram
         return {
             "offset_zyx": list(self.offset),
@@ -62,8 +62,8 @@ class AffinityScores:
     Attributes:
         source: of the affinities.
         channels: in the order of the file.
-        labelled_only: whether edges with an end in ground-truth 0 were left out instead of counted as boundaries.
-        exact: whether the histograms are; floating-point affinities went to the nearest 1/255.
+        labelled_only: whether edges with an end in ground truth 0 were ignored instead of counted as boundaries.
+        exact: whether the histograms are exact; floating-point affinities are rounded to the nearest 1/255.
     """
 
     source: str
@@ -72,7 +72,7 @@ class AffinityScores:
     exact: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers by name, ready for JSON."""
+        """Return all scores by name, ready for JSON."""
         return {
             "source": self.source,
             "edges": "labelled" if self.labelled_only else "all",
@@ -91,22 +91,22 @@ def evaluate_affinity(
     workers: int = 1,
     on_block: OnBlock = lambda done, total: None,
 ) -> AffinityScores:
-    """Score affinities where they lie inside the labelled volume.
+    """Score affinities at their position inside the labelled volume.
 
-    An edge is counted where both ends lie inside the affinities' volume. Its target is 1 where both ends carry the same
+    An edge is counted if both ends lie inside the volume of the affinities. Its target is 1 if both ends carry the same
     non-zero label.
 
     Args:
         affinity: source of (K, Z, Y, X), uint8 or floating-point, with an attribute that names the offsets.
-        labels: source of the ground truth, the same size or larger.
+        labels: source of the ground truth, of the same size or larger.
         resolution: for files without one.
-        labelled_only: leave out edges with an end in ground-truth 0; otherwise these must be cut, as in training.
-        known: where the ground truth counts; edges with another end are left out.
-        workers: processes that read and count; the result does not depend on it.
-        on_block: called with blocks read and their number.
+        labelled_only: ignore edges with an end in ground truth 0; otherwise they count as boundaries, as in training.
+        known: where the ground truth is valid; edges with an end elsewhere are ignored.
+        workers: number of reading and counting processes; the result does not depend on it.
+        on_block: called with the number of blocks read and their total.
 
     Raises:
-        ShapeError: other voxels, affinities that reach beyond the labels, or that are no affinities.
+        ShapeError: voxel sizes differ, the affinities extend beyond the labels, or the source is not an affinity array.
         DistillError: bad input, no offsets, another polarity, or no edge to count.
     """
     found = open_volume(affinity, resolution=resolution)
@@ -137,7 +137,7 @@ def evaluate_affinity(
 
 
 def count_edges(both: Aligned, offsets: tuple[Triple, ...], labelled_only: bool, box: Box) -> list[EdgeHistogram]:
-    """Histograms of the edges whose own voxel lies in one block; those of all blocks add up to the volume's.
+    """Build histograms of the edges of the voxels in one block; those of all blocks add up to the volume's.
 
     Args:
         both: affinities and ground truth.
@@ -167,7 +167,7 @@ def count_edges(both: Aligned, offsets: tuple[Triple, ...], labelled_only: bool,
 def _edges(
     labels: NDArray[Any], offset: Triple, own: tuple[slice, slice, slice]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which edges of a part of some labels are connected, and which have both ends inside the labels."""
+    """Return which edges of a part of some labels are connected, and which have both ends inside the labels."""
     found = affinity_targets(as_label_tensor(labels), [offset])
     return found.target[0].numpy()[own] > 0.5, found.valid[0].numpy()[own]
 

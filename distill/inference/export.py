@@ -1,4 +1,4 @@
-"""`distill export`: the stream's two functions for other runtimes, checked against torch."""
+"""Export the student's two streaming functions to other runtimes, verified against torch (`distill export`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _NM = (30.0, 6.0, 6.0)  # not used: only grey values are read
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how far it is from torch."""
+    """Files written, and their difference from torch."""
 
     files: tuple[Path, ...]
     stride: int
@@ -39,17 +39,18 @@ class Exported:
 
 
 def export(model: str, form: str, out: Path, sample: str | None, *, overwrite: bool) -> Exported:
-    """Write `encode` and `decode` of a trained student, and compare them with torch.
+    """Export `encode` and `decode` of a trained student, and compare them with torch.
 
     Args:
         model: run folder or weights file of a student.
         form: `onnx`, `openvino` or `torch`.
-        out: folder to make.
+        out: folder to create.
         sample: source of at least two sections to compare on; a phantom by default.
         overwrite: replace the folder if it exists.
 
     Raises:
-        DistillError: unknown format, a package that is missing, no two sections, or results that differ from torch's.
+        DistillError: the format is unknown, a package is missing, there are fewer than two sections, or results differ
+            from torch's.
     """
     if form not in EXPORT_FORMATS:
         raise DistillError(f"--format: found {form!r}, expected {', '.join(EXPORT_FORMATS)}")

@@ -1,4 +1,4 @@
-"""Trained networks over volumes: affinities and, through the shared query decoder, instances.
+"""Apply trained networks to volumes in memory: affinities and, with the query decoder, instances.
 
 Legend: D H W = z y x, h w half resolution.
 """
@@ -34,7 +34,7 @@ def student_sections(
     offsets: Sequence[Triple] = NEAREST,
     embedding: EmbeddingType | None = None,
 ) -> Iterator[SectionOutput]:
-    """Stream sections (H, W) through the student, one result a section."""
+    """Stream sections (H, W) through the student, with one output per section."""
     runner = SectionRunner(
         model.student,
         model.slab if with_slab else None,
@@ -52,14 +52,14 @@ def student_sections(
 
 @dataclass(frozen=True)
 class SegmentedVolume:
-    """A volume in memory whose final ids are still open."""
+    """A volume in memory before its final ids are computed."""
 
     supervoxels: NDArray[np.uint64]  # (D, H, W)
     assembly: Assembly
     affinity: Affinity  # (3, D, H, W)
 
     def labels(self, threshold: float | None) -> NDArray[np.uint64]:
-        """(D, H, W) ids 1..n after merging above `threshold` (see `Assembly.finish`)."""
+        """Return (D, H, W) ids 1..n after merging above `threshold` (see `Assembly.finish`)."""
         return self.assembly.finish(threshold).apply(self.supervoxels)
 
 
@@ -77,14 +77,14 @@ def student_volumes(
     runtime: Runtime,
     decodings: Sequence[DecoderConfig],
 ) -> list[SegmentedVolume]:
-    """Segment a volume as `student_volume` does, once for each way to decode; the student runs once for all.
+    """Segment a volume as `student_volume` does, once per decoder configuration; the student runs only once.
 
     Args:
-        model: its own way to decode does not count.
+        model: its own decoder configuration is not used.
         sections: (H, W) each.
         shape: (D, H, W).
         runtime: device and precision.
-        decodings: they cut the volume into the same blocks.
+        decodings: configurations with the same blocks.
     """
     ways = [replace(model, decoding=decoding) for decoding in decodings]
     volume = _Volume(shape, decodings)
@@ -96,7 +96,7 @@ def student_volumes(
 def student_affinity(
     model: TrainedStudent, sections: Iterable[NDArray[np.generic]], shape: Triple, runtime: Runtime
 ) -> Affinity:
-    """The student's affinities (3, D, H, W) of a volume that fits in memory."""
+    """Compute the student's affinities (3, D, H, W) of a volume that fits in memory."""
     affinity = np.zeros((3, *shape), dtype=np.float32)
     for z, result in enumerate(student_sections(model, sections, runtime, with_slab=False)):
         affinity[:, z] = from_uint8(result.affinity)
@@ -111,13 +111,13 @@ def teacher_volume(model: TrainedTeacher, raw: NDArray[np.generic], runtime: Run
 def teacher_volumes(
     model: TrainedTeacher, raw: NDArray[np.generic], runtime: Runtime, decodings: Sequence[DecoderConfig]
 ) -> list[SegmentedVolume]:
-    """Segment a volume as `teacher_volume` does, once for each way to decode; the teacher runs once for all.
+    """Segment a volume as `teacher_volume` does, once per decoder configuration; the teacher runs only once.
 
     Args:
-        model: its own way to decode does not count.
+        model: its own decoder configuration is not used.
         raw: (D, H, W), whole sections, grey values as recorded.
         runtime: device and precision.
-        decodings: they cut the volume into the same blocks.
+        decodings: configurations with the same blocks.
     """
     unit = model.normaliser.sections(raw)
     z, y, x = raw.shape
@@ -147,7 +147,7 @@ def teacher_volumes(
 
 
 class _Volume:
-    """Slabs in z order on their way to one segmentation in memory for each way to decode, affinities shared."""
+    """Assembles slabs in z order into one segmentation in memory per decoder configuration, with common affinities."""
 
     def __init__(self, shape: Triple, decodings: Sequence[DecoderConfig]) -> None:
         self._affinity = np.zeros((3, *shape), dtype=np.float32)
@@ -155,14 +155,16 @@ class _Volume:
         self._assemblies = [Assembly(decoder_overlap(shape, decoding)) for decoding in decodings]
 
     def add(self, first: int, affinity: Affinity, pieces: Sequence[Sequence[Piece]]) -> None:
-        """Take in the slab that begins with section `first`: (3, D, H, W) affinities, its pieces by way to decode."""
-        skip = int(first > 0)  # the shared section is the earlier slab's
+        """Add the slab that begins with section `first`: (3, D, H, W) affinities, and its pieces by decoder
+        configuration.
+        """
+        skip = int(first > 0)  # the shared section belongs to the earlier slab
         owned = slice(first + skip, first + affinity.shape[1])
         self._affinity[:, owned] = affinity[:, skip:]
         for supervoxels, assembly, found in zip(self._supervoxels, self._assemblies, pieces, strict=True):
             supervoxels[owned] = assembly.add(found, affinity)[skip:]
 
     def segmented(self) -> list[SegmentedVolume]:
-        """One for each way to decode."""
+        """Return one segmented volume per decoder configuration."""
         together = zip(self._supervoxels, self._assemblies, strict=True)
         return [SegmentedVolume(supervoxels, assembly, self._affinity) for supervoxels, assembly in together]

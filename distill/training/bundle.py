@@ -1,4 +1,6 @@
-"""`distill bundle`: a run's best weights at half precision with a model card, small enough to come with the package."""
+"""Package a run's best weights at half precision with a model card, for distribution with the package (`distill
+bundle`).
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,14 @@ from distill.models.checkpoint import Kind, Weights, read_weights, write_tensors
 from distill.models.load import find_weights, load_student, load_teacher
 
 LARGEST = 15_000_000  # bytes of a bundle
-MEAN_CHANGE, LARGEST_CHANGE = 0.002, 0.1  # of affinities, half a step of the stored ones on average
+MEAN_CHANGE, LARGEST_CHANGE = 0.002, 0.1  # tolerances of affinities, half a step of the stored type on average
 _SAMPLE = (5, 256, 256)  # voxels on which outputs are compared
 _EXACT = Runtime(torch.device("cpu"), FULL)
 
 
 @dataclass(frozen=True)
 class Change:
-    """How far affinities moved."""
+    """Differences between the affinities at half and at full precision."""
 
     mean: float
     largest: float
@@ -41,7 +43,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What was written."""
+    """Description of a bundle."""
 
     files: list[Path]
     size: int  # bytes
@@ -56,19 +58,19 @@ def bundle(
     sample: str | None = None,
     resolution: Nanometres | None = None,
 ) -> Bundle:
-    """Write OUT/{student,teacher}.safetensors and OUT/MODEL_CARD.md, all or nothing.
+    """Write OUT/{student,teacher}.safetensors and OUT/MODEL_CARD.md atomically.
 
     Args:
         model: run folder with a student, and a teacher if there is one.
-        out: folder to make.
-        about: Markdown that goes into the card as it is: attribution, limits.
-        sample: volume on which outputs at half and full precision are compared; by default the validation sections that
-            the weights name.
-        resolution: nm, where the sample has none.
+        out: folder to create.
+        about: Markdown included in the card verbatim: attribution, limitations.
+        sample: volume on which outputs at half and full precision are compared; by default the validation sections
+            recorded in the weights.
+        resolution: nm, if the sample has none.
 
     Raises:
-        DistillError: no student, weights that half precision cannot hold, outputs that move too far, or too large a
-            bundle; nothing is left then.
+        DistillError: there is no student, weights exceed the range of half precision, outputs differ too much, or the
+            bundle is too large; no files are left in these cases.
     """
     check_place(out)
     if out.exists():
@@ -104,7 +106,7 @@ def bundle(
 
 
 def half_precision(weights: Weights) -> dict[str, Tensor]:
-    """Floating-point tensors as float16, all others as they are.
+    """Convert floating-point tensors to float16, others unchanged.
 
     Raises:
         CheckpointError: a value beyond the range of float16.
@@ -119,7 +121,7 @@ def half_precision(weights: Weights) -> dict[str, Tensor]:
 
 
 def model_card(name: str, found: Mapping[Kind, Weights], changes: Mapping[str, Change], about: str) -> str:
-    """What the weights say of themselves, as Markdown."""
+    """Format the notes of the weights as Markdown."""
     lines = [f"# {name}", "", f"    distill stream SOURCE --model {name} --out OUT.zarr", ""]
     data = _shareable(found["student"].notes).get("data")
     for volume in (data.get("volumes") or [data]) if isinstance(data, dict) else []:
@@ -153,7 +155,7 @@ _SCORES = {"voi_split": "VOI split", "voi_merge": "merge", "voi": "sum", "arand"
 
 
 def _part_text(part: Any) -> str:
-    """Sections, or a box, in words."""
+    """Describe sections, or a box, in words."""
     spans = [f"{first} to {last - 1}" for first, last in (part if isinstance(part[0], list | tuple) else [part])]
     return f"sections {spans[0]}" + (f", rows {spans[1]}, columns {spans[2]}" if len(spans) > 1 else "")
 
@@ -163,7 +165,7 @@ def _number(value: Any) -> str:
 
 
 def _shareable(notes: Mapping[str, Any]) -> dict[str, Any]:
-    """Notes without the folders of the machine that trained."""
+    """Return notes without local folders of the training machine."""
     kept = dict(notes)
     if isinstance(kept.get("data"), dict):
         data = dict(kept["data"])
@@ -180,7 +182,7 @@ def _without_folders(volume: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _base(source: str) -> str:
-    """`folder/cell.h5:volumes/raw` -> `cell.h5:volumes/raw`; what lies on a network stays."""
+    """Shorten `folder/cell.h5:volumes/raw` to `cell.h5:volumes/raw`; network addresses are unchanged."""
     if "://" in source:
         return source
     path, colon, dataset = source.partition(":")
@@ -188,7 +190,7 @@ def _base(source: str) -> str:
 
 
 def _sample_of(weights: Weights, sample: str | None, resolution: Nanometres | None) -> NDArray[Any]:
-    """A piece from the middle of the sample, or of the validation sections."""
+    """Read a part from the middle of the sample, or of the validation sections."""
     data = weights.notes.get("data") or {}
     data = next((one for one in data.get("volumes") or () if one.get("validation")), data)
     if sample is None and not data.get("raw"):
@@ -209,10 +211,10 @@ def _sample_of(weights: Weights, sample: str | None, resolution: Nanometres | No
 
 
 def _change(kind: Kind, full: Path, half: Path, raw: NDArray[Any]) -> Change:
-    """Affinities of both files, held against each other.
+    """Compare the affinities of both files.
 
     Raises:
-        CheckpointError: they are further apart than they may be.
+        CheckpointError: they differ by more than allowed.
     """
     one, other = (_affinity(kind, path, raw) for path in (full, half))
     moved = np.abs(one - other)

@@ -1,4 +1,4 @@
-"""What a training reads: crops of labelled volumes and of volumes without labels, and the parts to validate on."""
+"""Data of a training: crops of labelled and unlabelled volumes, and the validation parts."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from distill.io.volume import Volume, check_pair, every_section, open_labels, op
 from distill.models.checkpoint import Kind
 from distill.models.load import weights_normalisation
 
-_VALIDATION_BYTES = 64  # a voxel: image, labels, affinities, supervoxels for the ways to decode
+_VALIDATION_BYTES = 64  # bytes per voxel: image, labels, affinities, supervoxels of all decoder configurations
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """An image with the sections that are used, its labels, and what the configuration says of it."""
+    """An image restricted to the sections used, its labels, and its configuration."""
 
     key: str  # of the entry, for messages
     raw: Volume
@@ -36,7 +36,7 @@ class Labelled:
     entry: LabelledVolume
 
     def box(self, name: PartName) -> Box:
-        """One of its parts, in voxels of the image."""
+        """Return one of its parts, in voxels of the image."""
         return part_box(self.entry.parts[name], self.raw.size)
 
 
@@ -47,8 +47,8 @@ class Part:
     Attributes:
         raw: (D, H, W) grey values, normalised or as recorded.
         labels: (D, H, W) with the values of `distill.core.known`.
-        volume: the image that it is cut from.
-        box: where, in voxels of the image.
+        volume: the image.
+        box: position, in voxels of the image.
         name: of the image, for tables.
     """
 
@@ -60,13 +60,13 @@ class Part:
 
     @property
     def counted(self) -> NDArray[np.uint64]:
-        """Labels with 0 where no score of a segmentation counts."""
+        """Return labels with 0 where they are ignored by segmentation scores."""
         return counted_truth(self.labels)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What is trained on, and what is validated on."""
+    """Training and validation data."""
 
     training: tuple[CropSource, ...]
     weights: tuple[float, ...]  # of the training sources
@@ -75,10 +75,10 @@ class Parts:
 
 
 def open_data(config: Pair) -> list[Labelled]:
-    """Images and labels, checked against each other and against the parts that the configuration names.
+    """Open images and labels, and check them against each other and against the configured parts.
 
     Raises:
-        DistillError: anything that does not fit, naming the file or the key.
+        DistillError: data do not match; the message names the file or the key.
     """
     data = config.student.data
     found = [_open(data, number, entry) for number, entry in enumerate(data.labelled)]
@@ -126,17 +126,17 @@ def _open(data: DataConfig, number: int, entry: LabelledVolume) -> Labelled:
 
 
 def _as_lies(labels: Volume, raw: Volume) -> Volume:
-    """Labels of the size of their image, wherever their offset says that they lie."""
+    """Place labels of the same size as their image on the image, unless both state different offsets."""
     return replace(labels, offset=raw.offset, resolution=raw.resolution)
 
 
 def open_parts(config: Pair) -> Parts:
-    """Open the volumes, check that they go together and that the parts exist, read what is kept in memory.
+    """Open and check the volumes, and read the data kept in memory.
 
-    Training volumes are kept where all of them, those without labels included, take no more than `data.memory`.
+    Training volumes are kept in memory if all of them, including those without labels, take at most `data.memory`.
 
     Raises:
-        DistillError: anything that does not fit, naming the file or the key.
+        DistillError: data do not match; the message names the file or the key.
     """
     opened = open_data(config)
     data, crop = config.student.data, config.student.training.crop
@@ -167,21 +167,21 @@ def open_parts(config: Pair) -> Parts:
 
 
 def keeps_in_memory(config: Pair, files: Sequence[FileSource]) -> bool:
-    """Whether all that is trained on fits into `data.memory`, volumes without labels included."""
+    """Return whether all training data, including volumes without labels, fit into `data.memory`."""
     others = [source for _, source in _unlabelled(config)]
     return sum(source.held_bytes for source in [*files, *others]) <= config.student.data.memory * 2**20
 
 
 def read_part(one: Labelled, name: PartName, normaliser: Normaliser | None = None) -> Part:
-    """Read a part that is looked at as a whole.
+    """Read a part that is processed as a whole.
 
     Args:
         one: the volume.
         name: of the part.
-        normaliser: brings the image to the network's scale, by its whole sections; None: it stays as recorded.
+        normaliser: normalises the image by its whole sections; None: as recorded.
 
     Raises:
-        ConfigError: it has no neuron to score.
+        ConfigError: it contains no neuron to score.
     """
     box = one.box(name)
     raw = one.raw.read(box)
@@ -196,14 +196,14 @@ def read_part(one: Labelled, name: PartName, normaliser: Normaliser | None = Non
 
 
 def check_normalisation(config: Pair, note: Callable[[str], None]) -> None:
-    """Compare the normalisation of the training data with that of the weights that networks start from.
+    """Compare the normalisation of the training data with that of the initial weights.
 
     Args:
         config: of the run.
-        note: called where a network that is trained further meets another scale of grey values.
+        note: called with a message if a network that continues to learn gets another normalisation.
 
     Raises:
-        ConfigError: a frozen teacher would meet another scale.
+        ConfigError: a frozen teacher would get another normalisation.
     """
     wanted = config.student.data.normalisation
     started: list[tuple[Kind, str | None, bool]] = [
@@ -226,7 +226,9 @@ def check_normalisation(config: Pair, note: Callable[[str], None]) -> None:
 
 
 def _worth_drawing(box: Box, truth: Truth, crop: Triple) -> Box:
-    """The part of a box of which crops meet labels: their middle lies among these, or the crop is as near as it can."""
+    """Return the part of a box from which crops contain labels: their centre lies among them, or as near as
+    possible.
+    """
     near = truth.box.grow((crop[0] // 2, crop[1] // 2, crop[2] // 2), box)
     start, stop = [], []
     for low, high, first, last, length in zip(near.start, near.stop, box.start, box.stop, crop, strict=True):
@@ -238,7 +240,7 @@ def _worth_drawing(box: Box, truth: Truth, crop: Triple) -> Box:
 
 
 def _check_room(key: str, box: Box) -> None:
-    """Refuse a part to validate on that the memory of this machine cannot hold."""
+    """Check that a validation part fits into the memory of this machine."""
     needed = box.voxels * _VALIDATION_BYTES
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
@@ -250,7 +252,7 @@ def _check_room(key: str, box: Box) -> None:
 
 
 def _identity(volume: Volume) -> str:
-    """Name of an array, the same for all ways to write its path."""
+    """Return a name of an array that does not depend on how its path is written."""
     path, colon, dataset = volume.source.rpartition(":")
     if "://" in volume.source or not colon:
         return volume.source if "://" in volume.source else os.path.realpath(volume.source)
@@ -258,7 +260,7 @@ def _identity(volume: Volume) -> str:
 
 
 def _unlabelled(config: Pair) -> list[tuple[str, FileSource]]:
-    """Volumes without labels, and what to call them in messages."""
+    """Return volumes without labels, and their names for messages."""
     found = []
     for k, entry in enumerate(config.student.data.unlabelled):
         volume = every_section(open_volume(entry.raw, resolution=entry.resolution), entry.every)
@@ -274,16 +276,16 @@ def _unlabelled(config: Pair) -> list[tuple[str, FileSource]]:
 
 
 def training_crops(config: Pair, parts: Parts, ranks: int, note: Callable[[str], None]) -> Items:
-    """Crops of the training parts and, where the configuration names some, of unlabelled volumes.
+    """Build crops of the training parts and, if configured, of unlabelled volumes.
 
     Args:
         config: of the run.
         parts: the labelled volumes.
-        ranks: processes that share every step.
-        note: called where voxels of a volume are of another shape.
+        ranks: number of processes that share every step.
+        note: called with a message if the voxel size of a volume differs.
 
     Raises:
-        DistillError: a volume that cannot be read or is too small for the crop.
+        DistillError: a volume cannot be read or is too small for the crop.
     """
     training, augmentation = config.student.training, config.student.augment
     normaliser = config.student.data.normaliser

@@ -1,4 +1,4 @@
-"""Where the worst objects of an evaluation lie: a section and a voxel at which the error can be seen."""
+"""Locate the worst objects of an evaluation: a section and a voxel at which the error is visible."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from distill.io.volume import Volume, voxel_shift
 
 ErrorKind = Literal["split", "merge"]
 
-_MOST, _SHARE = 6, 0.05  # pieces of an object that are named: so many, with so much of it
-_NEAR = 2048  # pixels along an axis that distances are measured on; larger objects are thinned out
+_MOST, _SHARE = 6, 0.05  # fragments of an object to report: maximum number, and minimum fraction of the object
+_NEAR = 2048  # pixels along an axis for distance measurements; larger objects are subsampled
 
 
 @dataclass(frozen=True)
 class Spot:
-    """One wrong object and where to look at it, in voxels of the segmentation.
+    """Location of one erroneous object, in voxels of the segmentation.
 
     Attributes:
         kind: `split` = a ground-truth object in several segments, `merge` = a segment that joins several objects.
         error: the object; its id is the ground truth's for a split, the segmentation's for a merge.
-        pieces: ids of the other labelling that hold most of it, largest first.
-        voxel: z, y, x on the second largest piece, where it comes closest to the largest.
-        extent: both pieces in the voxel's section.
-        piece: the second largest piece as a whole (the only one, where no other is left).
-        piece_voxels: voxels of it.
+        pieces: ids of the other labelling with the largest overlap, in descending order.
+        voxel: z, y, x in the second largest fragment, where it comes closest to the largest.
+        extent: bounding box of both fragments in the voxel's section.
+        piece: bounding box of the second largest fragment (or of the only one).
+        piece_voxels: number of its voxels.
     """
 
     kind: ErrorKind
@@ -50,13 +50,13 @@ class Spot:
 
     @property
     def short(self) -> str:
-        """What is wrong, in a few words."""
+        """Describe the error in a few words."""
         what = "object" if self.kind == "split" else "segment"
         return f"{self.kind} {self.error.bits:.3f} bits: {what} {self.error.id}"
 
     @property
     def text(self) -> str:
-        """What is wrong, in a line."""
+        """Describe the error in one line."""
         does = "lies in {} segments" if self.kind == "split" else "covers {} objects"
         return f"{self.short} {does.format(self.error.pieces)}"
 
@@ -68,21 +68,21 @@ def find_spots(
     on_block: OnBlock = lambda done, total: None,
     workers: int = 1,
 ) -> list[Spot]:
-    """Look up the objects of an evaluation, holding one block at a time.
+    """Locate the objects of an evaluation, holding one block in memory at a time.
 
     Args:
         segmentation: as it was evaluated.
-        labels: ground truth on the same voxel grid, the same size or larger.
-        worst: ids to look for.
-        on_block: called with blocks read and their number.
-        workers: processes that read; the result does not depend on it.
+        labels: ground truth on the same voxel grid, of the same size or larger.
+        worst: objects to locate.
+        on_block: called with the number of blocks read and their total.
+        workers: number of reading processes; the result does not depend on it.
 
     Returns:
-        One spot an object, the most expensive first.
+        One spot per object, largest error first.
 
     Raises:
         ShapeError: the labels do not cover the segmentation, voxel on voxel.
-        DistillError: an object is not there.
+        DistillError: an object does not occur.
     """
     both = Aligned(segmentation, labels, voxel_shift(segmentation, labels))
     if not labels.box.contains(both.box):
@@ -124,14 +124,14 @@ def _spot(both: Aligned, kind: ErrorKind, error: ObjectError, rows: PieceRows) -
 
 
 def _main_pieces(counts: dict[int, Counter[int]]) -> list[int]:
-    """The largest two pieces, and the next ones that hold some share of the object."""
+    """Return the two largest fragments, and further ones above a minimum fraction of the object."""
     totals = sum(counts.values(), Counter[int]())
     least = _SHARE * totals.total()
     return [piece for k, (piece, count) in enumerate(totals.most_common(_MOST)) if k < 2 or count >= least]
 
 
 def _clearest(counts: dict[int, Counter[int]], ranked: Sequence[int]) -> int:
-    """The section with most of both of the largest pieces, else one with the second nearest to the first."""
+    """Return the section with most of both largest fragments, or else one where the second is closest to the first."""
     first, second = ranked[0], ranked[min(1, len(ranked) - 1)]
     with_first = [z for z, pieces in counts.items() if pieces[first]]
 
@@ -149,14 +149,14 @@ def _clearest(counts: dict[int, Counter[int]], ranked: Sequence[int]) -> int:
 def _masks(
     kind: str, wanted: int, ranked: Sequence[int], found: NDArray[Any], truth: NDArray[Any]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Pixels of the two largest pieces of an object, and those of the second (of the only one)."""
+    """Return the pixels of the two largest fragments of an object, and those of the second (or of the only one)."""
     own, other = (truth, found) if kind == "split" else (found, truth)
     at = (own == wanted) & np.isin(other, np.array(ranked[:2], dtype=other.dtype))
     return at, at & (other == ranked[min(1, len(ranked) - 1)])
 
 
 def _closest(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[int, int]:
-    """Pixel of `second` closest to `first`, or farthest from its own border where there is no first."""
+    """Return the pixel of `second` closest to `first`, or farthest from its own border without a first."""
     where = ndimage.find_objects((first | second).astype(np.uint8))[0]
     step = 1 + max(s.stop - s.start - 1 for s in where) // _NEAR
     a, b = (mask[where][::step, ::step] for mask in (first, second))

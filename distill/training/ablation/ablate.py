@@ -1,4 +1,6 @@
-"""`distill ablate`: the same training with and without each term of the distillation, scored alike, in one table."""
+"""Train with and without each distillation term, score all variants in the same way, and write one table (`distill
+ablate`).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ from distill.training.data import open_data, read_part
 from distill.training.ranks import from_environment
 from distill.training.train import Progress, differing_file, train
 
-# terms that are on; a weight that the configuration has at 0 is 1 where the variant has the term
+# active terms; a weight that is 0 in the configuration is set to 1 if the variant includes the term
 VARIANTS: dict[str, tuple[str, ...]] = {
     "none": (),
     "cross": ("cross",),
@@ -53,7 +55,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What came of it."""
+    """Results of the ablation."""
 
     rows: list[Row]
     text: str  # Markdown
@@ -61,13 +63,13 @@ class Ablation:
 
 
 def variant_of(config: Pair, variant: str, seed: int) -> Pair:
-    """The configuration of one run: the terms that the variant has, the seed, all else as given.
+    """Return the configuration of one run: the terms of the variant and the seed, everything else unchanged.
 
-    `none` is the student alone: no teacher is built, and the decoder learns on the student's features only. It begins
-    as in the other variants, with `teacher.weights` from there.
+    `none` is the student alone: no teacher is built, and the decoder is trained on the student's features. The decoder
+    is initialised as in the other variants, with `teacher.weights` from the teacher's.
 
     Raises:
-        DistillError: an unknown variant, or one that this pair cannot have.
+        DistillError: the variant is unknown or not possible for this pair.
     """
     if variant not in VARIANTS:
         raise DistillError(f"--variants: found {variant!r}, expected some of {', '.join(VARIANTS)}")
@@ -83,10 +85,10 @@ def variant_of(config: Pair, variant: str, seed: int) -> Pair:
 
 
 def plan(config: Pair, out: Path, variants: Sequence[str], seeds: Sequence[int]) -> list[Run]:
-    """All runs, seed by seed, so that a broken-off ablation has all variants of the first seeds.
+    """Return all runs, seed by seed, so that an interrupted ablation has all variants of the first seeds.
 
     Raises:
-        DistillError: nothing to do, something twice, or a variant that this pair cannot have.
+        DistillError: nothing to do, a repeated entry, or a variant that is not possible for this pair.
     """
     for option, found in (("--variants", list(variants)), ("--seeds", list(seeds))):
         if not found or len(set(found)) != len(found):
@@ -109,20 +111,20 @@ def ablate(
     note: Callable[[str], None],
     command: list[str],
 ) -> Ablation:
-    """Train what is not trained yet, score everything, write table and numbers into the folder.
+    """Train the missing runs, score all of them, and write table and numbers to the folder.
 
     Args:
-        config: the pair; the variants differ from it in their terms alone.
-        out: folder of the ablation; every run has a folder of its own in it.
+        config: the pair; the variants differ from it only in their terms.
+        out: folder of the ablation, with one run folder per run.
         variants: names, see `VARIANTS`.
         seeds: each variant is trained once with each.
         device: `auto`, `cpu` or `cuda`.
-        progress: what to call while a run is trained, made from the number of runs before it and in all.
-        note: called with lines that the user should see.
-        command: what was typed.
+        progress: callback during a run, created from the number of previous runs and their total.
+        note: called with messages for the user.
+        command: command line of the user.
 
     Raises:
-        DistillError: bad input, or a finished run of another configuration; nothing is trained then.
+        DistillError: bad input, or a finished run of another configuration; nothing is trained in these cases.
     """
     if (processes := from_environment().size) > 1:
         raise DistillError(f"ablate: found {processes} processes of torchrun, expected one")
@@ -170,7 +172,7 @@ def ablate(
 
 
 def is_finished(run: Run) -> bool:
-    """Whether a run of this configuration has ended well.
+    """Return whether a run of this configuration is complete.
 
     Raises:
         CheckpointError: its folder holds a finished run of another configuration.
@@ -207,7 +209,7 @@ def _about(config: Pair, scored: PartName, seeds: Sequence[int]) -> list[str]:
 
 
 def _where(data: DataConfig, name: PartName, verb: str = "") -> str:
-    """The parts of a name in words; volumes are named in the first line or where there are several."""
+    """Describe the parts of a name; volumes are named in the first line or if there are several."""
     found = []
     for _, volume, part in data.having(name):
         first, last = spans(part)[0]
@@ -222,7 +224,7 @@ def _where(data: DataConfig, name: PartName, verb: str = "") -> str:
 
 
 def _sections(data: DataConfig) -> dict[str, Any]:
-    """Parts that are chosen or scored on; of several volumes a list each."""
+    """Return the parts used for selection or scoring; one list per volume if there are several."""
     found: dict[str, Any] = {}
     for name in ("validation", "test"):
         parts = [[list(span) for span in spans(part)] for _, _, part in data.having(name)]

@@ -1,4 +1,4 @@
-"""The number of steps of a training by time: found once, kept in the run folder, never changed."""
+"""Number of steps of a training by time: determined once, stored in the run folder, never changed."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FILE = "steps.json"
 
 @dataclass(frozen=True)
 class Trial:
-    """What was timed.
+    """Timings of a trial.
 
     Attributes:
-        seconds: of a step, by kind; the median of some.
-        steps: how many steps were timed, in all.
+        seconds: of a step, by kind; the median of several.
+        steps: total number of steps timed.
         validation: seconds of a whole validation.
         saving: seconds of writing the state.
     """
@@ -34,13 +34,13 @@ class Trial:
     saving: float = 0.0
 
     def of_steps(self, config: Pair, first: int = 0) -> float:
-        """Seconds of a configuration's steps from one on, without validations."""
+        """Return the seconds of a configuration's steps from `first`, without validations."""
         dearest = max(self.seconds.values())
         counts = Phases(config).counts(first, config.student.training.steps)
         return sum(count * self.seconds.get(kind, dearest) for kind, count in counts.items())
 
     def of_run(self, config: Pair, first: int = 0) -> float:
-        """Seconds of all that a configuration's training does from a step on."""
+        """Return the total seconds of a configuration's training from step `first`."""
         training = config.student.training
         validations = times_due(training.validation_interval, first, training.steps)
         saves = times_due(training.save_every, first, training.steps)
@@ -48,26 +48,26 @@ class Trial:
 
 
 def times_due(every: int, first: int, last: int) -> int:
-    """How often something happens that is due every so many steps and after the last one.
+    """Count how often something is due every `every` steps and after the last one.
 
     Args:
-        every: steps from one to the next.
-        first: steps done already.
+        every: steps between occurrences.
+        first: number of steps done.
         last: steps of the run.
     """
     return last // every - first // every + int(last % every != 0) if last > first else 0
 
 
 def planned(config: Pair, trial: Trial, seconds: float) -> Pair:
-    """The configuration with as many steps as a trial says fit into a time.
+    """Return the configuration with the number of steps that fit into a time according to a trial.
 
     Args:
         config: with `student.training.minutes`.
-        trial: what was timed.
-        seconds: the time that is left for steps, validations and saving.
+        trial: the timings.
+        seconds: remaining time for steps, validations and saving.
 
     Raises:
-        ConfigError: not even one step fits.
+        ConfigError: not a single step fits.
     """
     steps = most_steps(seconds, lambda count: trial.of_run(with_steps(config, count)))
     if not steps:
@@ -81,13 +81,13 @@ def planned(config: Pair, trial: Trial, seconds: float) -> Pair:
 
 
 def write_steps(out: Path, given: Pair, fixed: Pair, trial: Trial) -> None:
-    """Keep the number of steps, and how it was found.
+    """Write the number of steps and the timings to the run folder.
 
     Args:
         out: run folder.
-        given: the configuration as it was written.
+        given: the original configuration.
         fixed: with its number of steps.
-        trial: what was timed.
+        trial: the timings.
     """
     values = {
         **asdict(Lengths.of(fixed)),
@@ -103,15 +103,15 @@ def write_steps(out: Path, given: Pair, fixed: Pair, trial: Trial) -> None:
 
 
 def read_steps(out: Path, given: Pair, *, begun: bool) -> tuple[Pair, Trial] | None:
-    """The configuration with the number of steps that was kept, and what was timed.
+    """Read the configuration with the stored number of steps, and the timings.
 
     Args:
         out: run folder.
-        given: the configuration as it was written.
+        given: the original configuration.
         begun: whether a state of the run has been saved.
 
     Returns:
-        None where the run has not begun and there is no number, or one of another configuration.
+        None if the run has not begun and no number is stored, or one of another configuration.
 
     Raises:
         CheckpointError: the run has begun, and its number of steps cannot be read.
@@ -134,7 +134,7 @@ def read_steps(out: Path, given: Pair, *, begun: bool) -> tuple[Pair, Trial] | N
 
 
 def planned_settings(out: Path) -> dict[tuple[str, ...], int]:
-    """Settings in which a run differs from its configuration files, by file and keys; empty without minutes."""
+    """Return settings in which a run differs from its configuration files, by file and keys; empty without minutes."""
     try:
         lengths = _lengths(json.loads((out / FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError):
