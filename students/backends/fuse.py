@@ -33,7 +33,8 @@ class Exact(nn.Module):
     """A layer that computes in float32 under autocast and returns the type of autocast.
 
     The paper's network begins with kernels that compute differences of grey values, whose weights nearly cancel. In
-    bfloat16, both factors are rounded before they cancel, and this single layer causes most of the network's error.
+    half precision, both factors are rounded before they cancel, and this single layer causes most of the network's
+    error.
     """
 
     def __init__(self, layer: nn.Module) -> None:

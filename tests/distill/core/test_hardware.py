@@ -148,7 +148,7 @@ def test_the_limit_of_onednn_is_honoured(monkeypatch: pytest.MonkeyPatch, variab
 def test_the_limit_of_onednn_switches_a_process() -> None:
     """In a process of its own whose processor has bfloat16, whatever this machine's has."""
     program = (
-        f"import torch; from distill import hardware; hardware._flags = lambda: {ABLE!r}; "
+        f"import torch; from distill.core import hardware; hardware._flags = lambda: {ABLE!r}; "
         "print(hardware.choose('auto', torch.device('cpu')).line)"
     )
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
