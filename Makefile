@@ -18,12 +18,12 @@ demo: $(VENV)/ready
 
 # Two processes of one thread each; a test that takes its process down is named and the others go on.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # A test of every command as on a CPU without AVX-512 and bfloat16: both variables switch instruction sets off, the first
 # for oneDNN (PyTorch's and OpenVINO's), the second for PyTorch's own kernels.
 commands: $(VENV)/ready
-	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m commands
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n 2 --dist worksteal -m commands
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

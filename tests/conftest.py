@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+# Before anything loads OpenMP: results of other numbers of threads differ in their last bits, and two workers of
+# pytest on two cores would slow each other down.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
 import pytest
 import torch
 from hypothesis import settings
@@ -126,10 +130,10 @@ def call(*words: object) -> Said:
     """`distill WORDS` in this process; an exception that is not an exit is a defect and passes through."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with mock.patch.object(sys, "argv", ["distill", *map(str, words)]), redirect_stdout(out), redirect_stderr(err):
-        from distill.cli import main
+        from distill.cli import command
 
         try:
-            main()
+            command()
         except SystemExit as done:
             code = done.code if isinstance(done.code, int) else 1
     return Said(code, out.getvalue(), err.getvalue())

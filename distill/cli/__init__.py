@@ -13,13 +13,23 @@ import typer
 # They register their commands:
 from distill.cli import bench, data, evaluate, figures, segment, sweep, train  # noqa: F401
 from distill.cli.app import Stopped, app
-from distill.cli.stopping import say_how_to_continue, signals_end_the_command
+from distill.cli.stopping import leaving_at_once, say_how_to_continue, signals_end_the_command
 from distill.core.allocator import keep_freed_memory, let_idle_threads_sleep
 from distill.core.errors import DistillError
 
 
 def main() -> None:
-    """Entry point: errors of the user become one line and exit code 2."""
+    """Entry point of the process."""
+    with leaving_at_once():
+        command()
+
+
+def command() -> None:
+    """Run the command of `sys.argv`: errors of the user become one line and exit code 2.
+
+    Raises:
+        SystemExit: always where the exit code is not 0.
+    """
     keep_freed_memory()
     let_idle_threads_sleep()
     with signals_end_the_command():

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import atexit
+import ctypes
+import os
 import shlex
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import typer
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from distill.core.signals import SIGNALS, Requests
 
 
 @contextmanager
 def signals_end_the_command() -> Iterator[None]:
     """Make SIGTERM what Ctrl-C is, and let a second signal end the process whatever it does.
 
+    Python calls its handlers between two of its own instructions. A thread therefore counts the signals: a second one
+    ends the process also while a library computes. Several within half a second are one, see `distill.core.signals`.
+
     Signals that the parent process has set to be ignored stay so. Only the main thread can do this; elsewhere nothing
-    changes.
+    changes. Under torchrun, which passes signals on, no number of them ends a rank at once.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -30,19 +36,83 @@ def signals_end_the_command() -> Iterator[None]:
     usual = (signal.SIG_DFL, signal.default_int_handler)
     before = {number: signal.getsignal(number) for number in SIGNALS}
     ours = [number for number, handler in before.items() if handler in usual]
+    stopping = False
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for each in ours:
-            signal.signal(each, signal.SIG_DFL)
-        raise KeyboardInterrupt
+        nonlocal stopping
+        if not stopping:
+            stopping = True
+            raise KeyboardInterrupt
 
     for number in ours:
         signal.signal(number, stop)
     try:
-        yield
+        with nullcontext() if _is_one_of_many() else _second_ends_at_once(ours):
+            yield
     finally:
         for number in ours:
             signal.signal(number, before[number])
+
+
+@contextmanager
+def _second_ends_at_once(numbers: Sequence[int]) -> Iterator[None]:
+    """End the process at the second request to stop, by a thread that the interpreter's C handler writes to."""
+    received, written = os.pipe()
+    os.set_blocking(written, False)
+    requests = Requests()
+
+    def watch() -> None:
+        while arrived := os.read(received, 64):
+            for number in arrived:
+                if number in numbers and requests.note() > 1:
+                    end_by(number)
+
+    watcher = threading.Thread(target=watch, name="signals", daemon=True)
+    watcher.start()
+    before = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(written)
+        watcher.join()
+        os.close(received)
+
+
+def end_by(number: int) -> None:
+    """End this process by a signal, from any thread."""
+    ctypes.CDLL(None).signal(number, None)  # the default; Python's own function works in the main thread alone
+    os.kill(os.getpid(), number)
+
+
+def _is_one_of_many() -> bool:
+    return int(os.environ.get("WORLD_SIZE") or 1) > 1
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Let the process end without freeing what its libraries hold, which takes a second or more after torch.
+
+    Everything else that the end of a process does is done: threads are waited for and exit functions called, this one
+    last because it is registered first.
+    """
+    code = 1
+
+    def leave() -> None:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except (OSError, ValueError):  # the interpreter says so as ever
+            return
+        os._exit(code)
+
+    atexit.register(leave)
+    try:
+        yield
+        code = 0
+    except SystemExit as done:
+        code = done.code if isinstance(done.code, int) else int(done.code is not None)
+        raise
 
 
 def continuing(application: typer.Typer, argv: Sequence[str]) -> str:

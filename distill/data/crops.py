@@ -25,6 +25,7 @@ from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Box, Triple
 from distill.core.known import OTHER, UNKNOWN
 from distill.core.normalisation import UNCHANGED, Normaliser
+from distill.core.signals import SIGNALS
 from distill.data.augmentation.augment import AugmentationPlan, apply, draw_plan
 from distill.data.crop_source import ArraySource, CropSource, section_corrections
 
@@ -292,7 +293,7 @@ def as_unit_range(raw: NDArray[Any]) -> NDArray[np.float32]:
 
 def _leave_signals_to_the_loop(worker: int) -> None:
     """Ctrl-C and SIGTERM reach the whole process group; the loop stops cleanly and then ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from distill.config import TrainingConfig
 from distill.core.atomic import append_line, replacing
 from distill.core.errors import DistillError
+from distill.core.signals import SIGNALS, Requests
 from distill.training.loop.state import State, random_state, set_random_state
 from distill.training.loop.timing import StepClock
 
@@ -120,8 +121,9 @@ def fit(
             while state.step < training.steps and not stalled:
                 began = time.perf_counter()
                 clock.start()
+                asked = time.perf_counter()
                 batch = next(iterator)
-                waited = time.perf_counter() - began
+                waited = time.perf_counter() - asked
                 lr = learning_rate(state.step, training)
                 terms = take_step(state, objective, batch, training, fabric, lr, clock, state_path)
                 state.step += 1
@@ -257,15 +259,15 @@ class _Stopped:
     """Signals that were received."""
 
     def __init__(self, *, breaks_off: bool) -> None:
-        self._breaks_off, self._at_once, self._received = breaks_off, False, 0
+        self._breaks_off, self._at_once, self._count, self._requests = breaks_off, False, 0, Requests()
 
     def __bool__(self) -> bool:
-        return self._received > 0
+        return self._count > 0
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: the first one is kept until the step has ended, a second one breaks off."""
-        self._received += 1
-        if self._breaks_off and (self._at_once or self._received > 1):
+        self._count = self._requests.note()
+        if self._breaks_off and (self._at_once or self._count > 1):
             raise KeyboardInterrupt
 
     @contextmanager
@@ -288,7 +290,7 @@ def _stop_signals(*, breaks_off: bool) -> Iterator[_Stopped]:
     what has not stopped in time.
     """
     received = _Stopped(breaks_off=breaks_off)
-    before = {number: signal.signal(number, received.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, received.note) for number in SIGNALS}
     try:
         yield received
     finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.cli import main
+from distill.cli import command
 from distill.config import StudentNetwork
 from distill.core.errors import DistillError
 from distill.inference.export import export
@@ -70,7 +70,7 @@ def test_a_missing_package_is_one_line(
     words = ["distill", "export", str(model("cad")), "--format", "openvino", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stop:
-        main()
+        command()
     assert stop.value.code == 2
     printed = capsys.readouterr().err
     assert printed == "distill: openvino: not installed, expected `pip install openvino`\n"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from distill.config import AugmentConfig, TrainingConfig
 from distill.core.errors import CheckpointError, DistillError
+from distill.core.signals import TOGETHER, Requests
 from distill.data import crops as sampling
 from distill.data.crops import Crops
 from distill.training.loop.loop import (
@@ -444,12 +445,29 @@ def test_a_signal_in_a_validation_saves_and_stops(tmp_path: Path, ema: float, at
     assert resumed.state.best == whole.state.best
 
 
-def test_a_second_signal_breaks_off_at_once(tmp_path: Path) -> None:
-    def stop(report: StepReport) -> None:
+def two_signals(monkeypatch: pytest.MonkeyPatch, apart: float) -> Callable[[StepReport], None]:
+    """Send two in the second step, so many seconds apart by a clock that does not wait."""
+    now = iter((100.0, 100.0 + apart))
+    monkeypatch.setattr("distill.training.loop.loop.Requests", lambda: Requests(lambda: next(now)))
+
+    def send(report: StepReport) -> None:
         if report.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
 
+    return send
+
+
+def test_signals_that_arrive_together_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`timeout` sends every signal to the command, then to its group."""
+    run = Run(tmp_path / "state.pt", training())
+    with pytest.raises(Interrupted, match="stopped after step 2"):
+        run.fit(two_signals(monkeypatch, 0.9 * TOGETHER))
+    assert torch.load(run.path, weights_only=True)["step"] == 2
+
+
+def test_a_second_signal_breaks_off_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = two_signals(monkeypatch, 1.1 * TOGETHER)
     run = Run(tmp_path / "state.pt", training())
     with pytest.raises(KeyboardInterrupt) as caught:
         run.fit(stop)
