@@ -28,6 +28,7 @@ from distill.training.ablation.scores import (
 from distill.training.ablation.table import Row, markdown
 from distill.training.data import open_data, read_part
 from distill.training.ranks import from_environment
+from distill.training.schedule.planned_steps import STEPS_KEY, planned_settings
 from distill.training.train import Progress, differing_file, train
 
 # active terms; a weight that is 0 in the configuration is set to 1 if the variant includes the term
@@ -166,7 +167,7 @@ def ablate(
     if config.teacher.weights is not None:
         rows.append(Row("", None, "teacher", scores_of(Path(config.teacher.weights), "teacher", out)))
     rows.sort(key=lambda row: row.network != "student")
-    about = _about(config, parts.scored, seeds)
+    about = _about(config, runs, parts.scored, seeds)
     text = markdown(rows, about)
     return Ablation(rows, text, _write(out, config, rows, text, parts.scored, command))
 
@@ -192,10 +193,10 @@ def is_finished(run: Run) -> bool:
     return True
 
 
-def _about(config: Pair, scored: PartName, seeds: Sequence[int]) -> list[str]:
+def _about(config: Pair, runs: Sequence[Run], scored: PartName, seeds: Sequence[int]) -> list[str]:
     training, data = config.student.training, config.student.data
     lines = [
-        f"{_where(data, 'train', 'trained on ')}, {training.steps:,} steps of "
+        f"{_where(data, 'train', 'trained on ')}, {steps_in_words(runs)} of "
         f"{training.batch} x {' x '.join(map(str, training.crop))}, seeds {', '.join(map(str, seeds))}; mean (range).",
         f"Scores: {_where(data, scored)} ({scored}), preset skimage, VOI in bits. Checkpoints, thresholds: "
         f"chosen on {_where(data, 'validation')} (validation).",
@@ -206,6 +207,18 @@ def _about(config: Pair, scored: PartName, seeds: Sequence[int]) -> list[str]:
             "rows mean something, their level is a little too good. student.data.test names sections of their own."
         )
     return lines
+
+
+def steps_in_words(runs: Sequence[Run]) -> str:
+    """Steps of the finished runs in words; runs by time have a number each."""
+    found = []
+    for run in runs:
+        own = run.config.student.training
+        found.append(planned_settings(run.folder).get(STEPS_KEY, own.steps) if own.minutes is not None else own.steps)
+    fewest, most = min(found), max(found)
+    text = f"{fewest:,} steps" if fewest == most else f"{fewest:,} to {most:,} steps"
+    minutes = runs[0].config.student.training.minutes
+    return text if minutes is None else f"{minutes:g} minutes each, which were {text},"
 
 
 def _where(data: DataConfig, name: PartName, verb: str = "") -> str:

@@ -15,6 +15,7 @@ from distill.core.errors import CheckpointError, ConfigError
 from distill.training.schedule.phases import Lengths, Phases, StepKind, most_steps, with_lengths, with_steps
 
 FILE = "steps.json"
+STEPS_KEY = ("student.yaml", "training", "steps")  # among `planned_settings`
 
 
 @dataclass(frozen=True)

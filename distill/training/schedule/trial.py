@@ -48,7 +48,7 @@ def time_steps(
         objective: its module as set up by fabric.
         crops: of the run.
         fabric: device, precision and ranks.
-        budget: seconds of the whole run, of which the trial takes a small share where steps are short.
+        budget: seconds of the whole run, of which the trial takes a small share where steps are short; each rank's own.
         state_path: where the run keeps its state.
         now: a clock in seconds.
     """
@@ -57,6 +57,7 @@ def time_steps(
     found: dict[StepKind, list[float]] = {kind: [] for kind in examples}
     given = batches(crops, 0, fabric.device, rank=fabric.global_rank, ranks=fabric.world_size, steps=order)
     clock, began = StepClock(fabric.device), now()
+    budget = _mean(budget, fabric)  # ranks must agree when to end
     state.module.train()
     with restored(state):
         iterator = iter(given)

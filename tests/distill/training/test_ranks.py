@@ -19,7 +19,7 @@ from distill.training.objective.objective import Joint
 from distill.training.ranks import Ranks, from_environment
 
 SCRIPT = Path(__file__).with_name("training_process.py")
-CONFIGS = SCRIPT.parents[2] / "configs" / "phantom_cpu"
+CONFIGS = SCRIPT.parents[3] / "configs" / "phantom_cpu"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 # means over pairs of masks are each rank's own, so the terms of queries are not part of the comparison
 WORDS = ("teacher.queries.teacher=0", "teacher.queries.student=0", "student.training.teacher_every=2")
@@ -108,6 +108,15 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(together: tuple[Path, l
     saved = torch.load(folder / "spoilt.pt", weights_only=True)
     assert saved["step"] == 3
     assert all(bool(value.isfinite().all()) for value in saved["module"].values())
+
+
+def test_steps_are_timed_by_all_ranks_alike(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    """Each has its own clock and its own time left; one that stopped timing by itself would leave the other waiting."""
+    _, ranks = together
+    one, other = (rank["timed"] for rank in ranks)
+    assert one == other
+    assert len(one["seconds"]) == 2
+    assert set(one["seconds"]) == {2.5}  # clocks of 1 and 4 s a look
 
 
 def test_a_state_of_two_ranks_is_not_resumed_by_one(together: tuple[Path, list[dict[str, Any]]]) -> None:

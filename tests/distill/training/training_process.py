@@ -5,6 +5,7 @@ As a script under torchrun it plays the scenes of `test_ranks`: SCENE functions 
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -13,30 +14,33 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from distill.config import Pair, TrainingConfig
+from distill.data.crops import Crops
 from distill.training.launch import launch, leave
 from distill.training.loop.loop import Interrupted, NotFiniteError, StepReport, fit, make_optimizer
 from distill.training.loop.state import State
 from distill.training.loop.timing import StepClock
 from distill.training.objective.objective import Joint
 from distill.training.ranks import from_environment
+from distill.training.schedule.trial import time_steps
 
 NANOMETRES = (30.0, 6.0, 6.0)
 
 
 def command_line(words: list[str], environment: dict[str, str], silent: Path) -> None:
     """`distill WORDS` in this process, its output in a file."""
-    from distill.cli import main
+    from distill.cli import command
 
     torch.set_num_threads(1)
     with silent.open("w") as file, mock.patch.dict(os.environ, environment), mock.patch.object(sys, "argv", words):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-        main()
+        command()
 
 
 class Toy(nn.Module):
@@ -153,12 +157,33 @@ def not_finite(fabric: Fabric, folder: Path) -> dict[str, Any]:
     return {}
 
 
+def timed(fabric: Fabric, folder: Path) -> dict[str, Any]:
+    """Ranks with other clocks and other times left time the steps of a run."""
+    config = Pair.model_validate(torch.load(folder / "given.pt", weights_only=True)["pair"])
+    torch.manual_seed(0)
+    joint = Joint(config, NANOMETRES)
+    objective, optimizer = fabric.setup(joint, make_optimizer(joint, config.student.training))
+    raw = np.random.default_rng(0).integers(0, 255, (6, 48, 48), dtype=np.uint8)
+    labels = np.ones_like(raw, dtype=np.int64)
+    trial = time_steps(
+        config,
+        State(joint, optimizer, None),
+        objective,
+        Crops(raw, labels, config.student.training, config.student.augment),
+        fabric,
+        budget=(1.0, 1e4)[fabric.global_rank],
+        state_path=folder / "timed.pt",
+        now=itertools.count(0.0, (1.0, 4.0)[fabric.global_rank]).__next__,
+    )
+    return {"seconds": list(trial.seconds.values()), "steps": trial.steps}
+
+
 def main(folder: Path) -> None:
     """All scenes, one after the other, in one set of processes."""
     torch.set_num_threads(1)
     ranks = from_environment()
     fabric = launch("cpu", "32-true", ranks)
-    found = {scene.__name__: scene(fabric, folder) for scene in (gradients, resumed, not_finite)}
+    found = {scene.__name__: scene(fabric, folder) for scene in (gradients, resumed, not_finite, timed)}
     torch.save(found, folder / f"rank{ranks.rank}.pt")
     leave()
 

@@ -19,7 +19,7 @@ from distill.core.errors import ConfigError, DistillError
 from distill.evaluation.metrics import score
 from distill.io.volume import volume_from_array
 from distill.training.ablation import ablate as recipe
-from distill.training.ablation.ablate import VARIANTS, plan, variant_of
+from distill.training.ablation.ablate import VARIANTS, plan, steps_in_words, variant_of
 from distill.training.ablation.scores import (
     WATERZ_THRESHOLDS,
     MethodScores,
@@ -29,6 +29,8 @@ from distill.training.ablation.scores import (
 )
 from distill.training.ablation.table import Row, comparison, markdown, spread
 from distill.training.data import Part
+from distill.training.schedule.phases import with_steps
+from distill.training.schedule.planned_steps import Trial, write_steps
 from distill.training.validation import pooled
 from viz.charts.ablation import bars
 
@@ -97,6 +99,17 @@ def test_variants_that_cannot_be(pair: Callable[..., Pair], tmp_path: Path) -> N
 def test_all_variants_of_a_seed_come_before_the_next_seed(pair: Callable[..., Pair], tmp_path: Path) -> None:
     runs = plan(pair(), tmp_path, ["none", "both"], [3, 5])
     assert [run.folder.name for run in runs] == ["none-s3", "both-s3", "none-s5", "both-s5"]
+
+
+def test_steps_of_runs_by_time_are_their_own(pair: Callable[..., Pair], tmp_path: Path) -> None:
+    by_steps = plan(pair("student.training.steps=1234"), tmp_path, ["none", "both"], [1])
+    assert steps_in_words(by_steps) == "1,234 steps"
+    runs = plan(pair("student.training.steps=20", "student.training.minutes=1.5"), tmp_path, ["none", "both"], [1])
+    for run, count in zip(runs, (1200, 30), strict=True):
+        run.folder.mkdir()
+        write_steps(run.folder, run.config, with_steps(run.config, count), Trial({}, 0))
+    assert steps_in_words(runs) == "1.5 minutes each, which were 30 to 1,200 steps,"
+    assert steps_in_words(runs[:1]) == "1.5 minutes each, which were 1,200 steps,"
 
 
 def test_an_ablation_from_the_command_line(ablation: Callable[..., Any], tmp_path: Path) -> None:
