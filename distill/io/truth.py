@@ -1,4 +1,6 @@
-"""Ground truth on the voxel grid of its image: labels that may cover less than the image, a mask, what label 0 says."""
+"""Ground truth on the voxel grid of its image: labels that may be smaller than the image, a mask, the meaning of label
+0.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,11 @@ _ZERO = {"unknown": UNKNOWN_ID, "other": OTHER_ID}
 
 @dataclass(frozen=True)
 class Placed:
-    """A volume on the grid of another one.
+    """A volume positioned on the grid of another one.
 
     Attributes:
         volume: with its own voxels.
-        shift: voxel of the other one at which its voxel (0, 0, 0) lies.
+        shift: voxel of the other volume at the position of its voxel (0, 0, 0).
     """
 
     volume: Volume
@@ -37,18 +39,18 @@ class Placed:
 
     @property
     def box(self) -> Box:
-        """What it covers, in voxels of the other one."""
+        """Region that it covers, in voxels of the other volume."""
         return self.volume.box.shift(self.shift)
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Labels of an image, with values of `distill.core.known` where they carry no id.
+    """Labels of an image, with values of `distill.core.known` where they are not ids.
 
     Attributes:
-        labels: of the image's voxels; what they do not cover is UNKNOWN.
-        mask: not 0 where labels count; None = everywhere.
-        zero: what label 0 says.
+        labels: of the image's voxels; voxels that they do not cover are UNKNOWN.
+        mask: non-zero where labels are valid; None = everywhere.
+        zero: meaning of label 0.
         whole: whether every voxel of the image is known.
     """
 
@@ -64,15 +66,15 @@ class Truth:
 
     @property
     def box(self) -> Box:
-        """What can be known, in voxels of the image."""
+        """Region that can be known, in voxels of the image."""
         return self.labels.box if self.mask is None else self.labels.box.intersect(self.mask.box)
 
     def read(self, box: Box, read: Read | None = None) -> NDArray[np.uint64]:
-        """Labels of a box of the image.
+        """Read the labels of a box of the image.
 
         Args:
             box: voxels of the image; those outside the labels are UNKNOWN.
-            read: reads a box of one of the `files`, by number; by default each is opened for it.
+            read: function that reads a box of one of the `files`, by number; by default each file is opened.
 
         Raises:
             SourceError: a file cannot be read.
@@ -99,21 +101,21 @@ class Truth:
 def open_truth(
     raw: Volume, labels: Volume, mask: Volume | None = None, *, every: int = 1, zero: Zero = "background", ignores: bool
 ) -> tuple[Volume, Truth]:
-    """Lay labels and mask onto their image.
+    """Place labels and mask on their image.
 
     Args:
         raw: the image, all its sections.
-        labels: ground truth; a volume of the same size lies where the image lies unless both name an offset.
-        mask: not 0 where labels count.
-        every: only every so many sections of the image are used.
-        zero: what label 0 says.
+        labels: ground truth; a volume of the same size coincides with the image unless both state an offset.
+        mask: non-zero where labels are valid.
+        every: take every n-th section of the image.
+        zero: meaning of label 0.
         ignores: whether the labels have a value that reads as UNKNOWN.
 
     Returns:
-        The image with the sections that are used, and its labels.
+        The image restricted to the sections used, and its labels.
 
     Raises:
-        ShapeError: voxels of another size, part of a voxel between them, or nothing in common.
+        ShapeError: voxel sizes differ, the positions differ by a fraction of a voxel, or the volumes do not overlap.
     """
     image = every_section(raw, every)
     placed = _placed(labels, raw, image, every)
@@ -129,7 +131,7 @@ def open_truth(
 
 
 def _placed(inner: Volume, raw: Volume, image: Volume, every: int) -> Placed:
-    """A volume on the grid of the image's used sections."""
+    """Position a volume on the grid of the image's sections used."""
     if inner.size == raw.size and (not any(inner.offset) or not any(raw.offset)):
         inner = replace(inner, offset=raw.offset)
     first = -voxel_shift(inner, raw)[0] % every  # its first section that is used
@@ -142,14 +144,14 @@ def _placed(inner: Volume, raw: Volume, image: Volume, every: int) -> Placed:
 
 
 def masked_labels(labels: Volume, mask: Volume) -> Volume:
-    """Labels that read as UNKNOWN where a mask is 0 or has no voxel.
+    """Return labels that read as UNKNOWN where a mask is 0 or has no voxel.
 
     Args:
         labels: as of `open_labels`.
-        mask: on the same voxel grid; its offset says where.
+        mask: on the same voxel grid, positioned by its offset.
 
     Raises:
-        ShapeError: voxels of another size, part of a voxel between them, or channels.
+        ShapeError: voxel sizes differ, the positions differ by a fraction of a voxel, or the mask has channels.
     """
     if mask.channels is not None:
         raise ShapeError(f"{mask.source}: found {mask.channels} channels, expected a mask z, y, x")
@@ -159,11 +161,11 @@ def masked_labels(labels: Volume, mask: Volume) -> Volume:
 
 @dataclass(frozen=True)
 class Known:
-    """Where ground truth is to be counted.
+    """Region in which ground truth is valid.
 
     Attributes:
-        ignore: stored label of voxels that are not counted.
-        mask: source of a volume that is not 0 where voxels are counted.
+        ignore: stored label of voxels that are ignored.
+        mask: source of a volume that is non-zero where voxels are counted.
     """
 
     ignore: int | None = None
@@ -174,13 +176,13 @@ EVERYWHERE = Known()
 
 
 def open_known(source: str, known: Known, *, resolution: Nanometres | None = None, edges: bool = False) -> Volume:
-    """Open ground truth to score something with.
+    """Open ground truth for scoring.
 
     Args:
         source: of the labels.
-        known: what is not counted reads as 0, which no score of a segmentation counts.
+        known: ignored voxels read as 0, which no segmentation score counts.
         resolution: voxel size z, y, x in nm, for files without one.
-        edges: it reads as UNKNOWN instead, so that no edge there is valid.
+        edges: whether ignored voxels read as UNKNOWN instead, so that their edges are invalid.
 
     Raises:
         SourceError: a source that cannot be opened.

@@ -1,11 +1,11 @@
-"""From segmented blocks that share voxels to one volume.
+"""Stitch overlapping segmented blocks into one volume.
 
 Merging across block borders by shared voxels and by the mean affinity along the contact: Chen et al., Efficient Neuron
 Segmentation in Electron Microscopy by Affinity-Guided Queries, ICLR 2025, whole volumes (blocks share one plane, border
 threshold 0.3 on waterz's scale: mean affinity above 0.7; never inside a block).
 
-Nothing here depends on the order in which blocks come: the evidence about two segments lies in what their two blocks
-share, ids are numbered by block index, and all decisions fall at the end.
+The result does not depend on the order of the blocks: the evidence about two segments comes from the overlap of their
+two blocks, ids are numbered by block index, and all decisions are made at the end.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ _LOCAL_BITS = 32
 
 @dataclass(frozen=True)
 class _Part:
-    """A piece of a block: its place, global ids (Z, Y, X) and affinities (3, Z, Y, X) or None."""
+    """Part of a block: its position, global ids (Z, Y, X) and affinities (3, Z, Y, X) or None."""
 
     box: Box
     labels: NDArray[np.uint64]
     affinity: Affinity | None
 
     def cut(self, box: Box) -> _Part:
-        """The piece inside `box`, a view."""
+        """Return the part inside `box`, a view."""
         here = box.relative_to(self.box.start).slices
         return _Part(box, self.labels[here], None if self.affinity is None else self.affinity[(slice(None), *here)])
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What two blocks tell about pairs (a, b) of their segments: arrays (P,), a from the block of lower index.
+    """Evidence of two blocks about pairs (a, b) of their segments: arrays (P,), a from the block of lower index.
 
     Attributes:
         a: uint64 global id.
         b: uint64 global id.
-        overlap: float64, shared voxels relative to the larger of the two inside what the blocks share.
+        overlap: float64, shared voxels relative to the larger of the two within the overlap of the blocks.
         total: float64, sum of affinities along the contact.
         count: int64, edges of the contact.
     """
@@ -62,24 +62,24 @@ class _Evidence:
 
 
 class Stitcher:
-    """Collects evidence block by block and decides at the end which segments are one.
+    """Collects evidence block by block, and decides at the end which segments are merged.
 
-    Two segments of different blocks merge where (1) the voxels that both cover are at least `overlap_threshold` of the
-    larger one, counted inside what the two blocks share (above a half each segment has at most one partner in the other
-    block, so that slivers cannot chain neurons together), and (2) if affinities were given, the mean affinity along
-    their contact is above `affinity_threshold`. A contact consists of the edges between the shared voxels under one
-    segment and the voxels next to them, outside what is shared, under the other: `overlap_threshold=0` with affinities
-    is the AGQ paper's rule alone. Contacts of merged segments add up as in `agglomerate_graph`; a pair without contact
-    is decided by (1), and stays apart under the AGQ rule.
+    Two segments of different blocks are merged if (1) the voxels covered by both are at least `overlap_threshold` of
+    the larger one, counted within the overlap of the two blocks (above one half, each segment has at most one partner
+    in the other block, so that slivers cannot chain neurons together), and (2) if affinities were given, the mean
+    affinity along their contact is above `affinity_threshold`. A contact consists of the edges between shared voxels of
+    one segment and adjacent voxels of the other outside the overlap: `overlap_threshold=0` with affinities is the rule
+    of the AGQ paper. Contacts of merged segments are summed as in `agglomerate_graph`; a pair without contact is
+    decided by (1), and is not merged under the AGQ rule.
 
-    Blocks form a grid (as from `tiles`) and tell of each other across faces only: few voxels along an edge or at a
-    corner prove little, and two blocks that share those share faces with a third.
+    Blocks form a grid (as from `tiles`) and are compared across faces only: the few voxels along an edge or at a corner
+    are weak evidence, and two blocks that share them share faces with a third.
 
-    Only the faces of a block are kept, as thick as the overlap and one voxel more; `retire` drops those.
+    Only the faces of a block are kept, as thick as the overlap plus one voxel; `retire` discards them.
 
     Args:
-        overlap: most voxels per axis (z, y, x) that two blocks share across a face, see `largest_overlap`.
-        overlap_threshold: share in [0, 1]; at 0 the affinities decide alone, or any shared voxel if there are none.
+        overlap: maximum overlap of two blocks across a face in voxels per axis (z, y, x), see `largest_overlap`.
+        overlap_threshold: fraction in [0, 1]; at 0 only the affinities decide, or any shared voxel without affinities.
         affinity_threshold: mean affinity that a contact must exceed.
 
     Raises:
@@ -102,22 +102,22 @@ class Stitcher:
         self._retired: int | None = None
 
     def add(self, index: int, box: Box, labels: Integers, affinity: Affinity | None = None) -> NDArray[np.uint64]:
-        """Take one block in and compare it with the neighbours that are already there.
+        """Add one block, and compare it with the neighbours already added.
 
         Args:
-            index: number of the block; decides ids and, by `owned_boxes` or `assemble`, who owns shared voxels.
-            box: place of the block.
+            index: number of the block; determines ids and, by `owned_boxes` or `assemble`, the owner of shared voxels.
+            box: position of the block.
             labels: (Z, Y, X) ids of this block alone, below 2**32, 0 = background.
             affinity: (3, Z, Y, X) float in [0, 1] of this block; for all blocks or for none.
 
         Returns:
-            (Z, Y, X) global ids, index * 2**32 + local id; 0 stays. They can be written at once and be replaced by
-            the relabelling of `finish` later.
+            (Z, Y, X) global ids, index * 2**32 + local id; 0 stays. They can be written at once and relabelled by the
+            result of `finish` later.
 
         Raises:
-            ShapeError: shapes do not go together, or only some blocks come with affinities.
-            DistillError: an index comes twice, ids are too large, the block shares more voxels with a neighbour than
-                announced, or begins where blocks were retired.
+            ShapeError: shapes do not match, or only some blocks have affinities.
+            DistillError: an index is repeated, ids are too large, the overlap with a neighbour exceeds `overlap`, or
+                the block begins where blocks were retired.
         """
         self._check(index, box, labels, affinity)
         offset = np.uint64(index << _LOCAL_BITS)
@@ -137,7 +137,7 @@ class Stitcher:
         return ids
 
     def retire(self, z: int) -> None:
-        """Forget the faces of blocks that end at or before section `z`; every later block begins there or behind.
+        """Discard the faces of blocks that end at or before section `z`; every later block must begin at or after it.
 
         Args:
             z: section, in the boxes' coordinates.
@@ -146,7 +146,7 @@ class Stitcher:
         self._faces = {index: kept for index, kept in self._faces.items() if kept[0].stop[0] > z}
 
     def finish(self) -> Relabelling:
-        """Decide.
+        """Decide which segments are merged.
 
         Returns:
             For every global id its final id; final ids are 1..n, in order of the smallest global id of an object.
@@ -160,11 +160,13 @@ class Stitcher:
         return Relabelling(ids, np.unique(roots, return_inverse=True)[1].astype(np.uint64) + np.uint64(1))
 
     def shares(self) -> Shares:
-        """What the blocks so far share, with or without affinities."""
+        """Return the overlaps of the blocks so far, with or without affinities."""
         return Shares.joined(Shares(e.a, e.b, e.overlap) for e in self._evidence)
 
     def agreed(self) -> RegionGraph:
-        """Pairs whose overlap suffices, with their contacts; one edge of 1 stands for no contact."""
+        """Return pairs with sufficient overlap, with their contacts; a single edge of 1 represents a missing
+        contact.
+        """
         if not self._evidence:
             none = np.zeros(0, np.uint64)
             return RegionGraph(none, none, np.zeros(0), np.zeros(0, np.int64))
@@ -201,7 +203,7 @@ class Stitcher:
             )
 
     def _cut_faces(self, block: _Part) -> Iterator[_Part]:
-        """Copies of the block's faces; the whole block where the two faces of an axis meet."""
+        """Copy the block's faces; the whole block if the two faces of an axis meet."""
         whole = block.box
         boxes = []
         for axis, (size, overlap) in enumerate(zip(whole.shape, self._overlap, strict=True)):
@@ -232,21 +234,21 @@ def stitch(
     overlap_threshold: float = 0.5,
     affinity_threshold: float = 0.7,
 ) -> NDArray[np.uint64]:
-    """Join segmented blocks in memory, by the rule of `Stitcher`.
+    """Stitch segmented blocks in memory, by the rule of `Stitcher`.
 
     Args:
         blocks: boxes and their (Z, Y, X) ids, 0 = background, in any order.
         whole: region of the result.
-        affinity: (3, Z, Y, X) float in [0, 1] of the whole region, or None to go by shared voxels alone.
+        affinity: (3, Z, Y, X) float in [0, 1] of the whole region, or None to use shared voxels only.
         overlap_threshold: see `Stitcher`.
         affinity_threshold: see `Stitcher`.
 
     Returns:
-        (Z, Y, X) ids 1..n; a voxel of several blocks carries what the first of them, in z, y, x order, says.
-        The same bytes for any order of blocks.
+        (Z, Y, X) ids 1..n; a voxel in several blocks takes the id of the first of them, in z, y, x order. The same
+        bytes for any order of blocks.
 
     Raises:
-        ShapeError: shapes do not go together.
+        ShapeError: shapes do not match.
         DistillError: a block lies outside the region, or two blocks have the same box.
     """
     ordered = sorted(blocks, key=lambda block: block[0])
@@ -272,7 +274,7 @@ def assemble(blocks: Sequence[tuple[Box, Integers]], whole: Box, mapping: Relabe
     Args:
         blocks: boxes and (Z, Y, X) global ids, in order of index: a shared voxel belongs to the first block.
         whole: region of the result; voxels of no block are 0.
-        mapping: what `Stitcher.finish` returned.
+        mapping: result of `Stitcher.finish`.
 
     Returns:
         (Z, Y, X) final ids.
@@ -284,13 +286,15 @@ def assemble(blocks: Sequence[tuple[Box, Integers]], whole: Box, mapping: Relabe
 
 
 def _across_face(a: Box, b: Box) -> bool:
-    """Whether two blocks of a grid share voxels across a face, not only along an edge or at a corner."""
+    """Return whether two blocks of a grid overlap across a face, not only along an edge or at a corner."""
     same = [a.start[k] == b.start[k] and a.stop[k] == b.stop[k] for k in range(3)]
     return sum(same) >= 2 and all(a.start[k] < b.stop[k] and b.start[k] < a.stop[k] for k in range(3))
 
 
 def _compare(a: _Part, b: _Part, shared: Box) -> _Evidence:
-    """Evidence from two pieces that each hold `shared` and, where their blocks go on, one voxel around it."""
+    """Compute the evidence of two parts that each contain `shared` and, where their blocks continue, one voxel around
+    it.
+    """
     inside = shared_voxels(a.cut(shared).labels, b.cut(shared).labels)
     b_ids, a_ids, first = _contact(b, a, shared)
     more_a, more_b, second = _contact(a, b, shared)
@@ -308,11 +312,10 @@ def _compare(a: _Part, b: _Part, shared: Box) -> _Evidence:
 def _contact(
     inner: _Part, outer: _Part, shared: Box
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.float64]]:
-    """Edges between a shared voxel, labelled by `inner`, and its neighbour where only `outer` goes on.
+    """Find the edges between a shared voxel, labelled by `inner`, and its neighbour where only `outer` continues.
 
     Returns:
-        (N,) id from `inner`, id from `outer` and the affinity of the edge, which `outer` alone has seen; no edge
-        touches background.
+        (N,) id from `inner`, id from `outer` and the affinity of the edge from `outer`; no edge touches background.
     """
     inner_ids, outer_ids = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
     values = [np.zeros(0)]
@@ -326,7 +329,7 @@ def _contact(
         for (
             edges,
             ends_inside,
-        ) in sides:  # the edge (p, p + step) is stored at p: shared on the low side, not on the high
+        ) in sides:  # the edge (p, p + step) is stored at p, which is shared only on the low side
             here, there = (inner, outer) if ends_inside else (outer, inner)
             if outer.affinity is None or not outer.box.contains(edges) or not outer.box.contains(edges.shift(step)):
                 continue

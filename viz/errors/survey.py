@@ -1,7 +1,7 @@
-"""`distill errors`: which objects of a segmentation are wrong, and where, drawn for one section.
+"""Find the objects with the largest errors of a segmentation, and draw them for one section (`distill errors`).
 
-The sources are read section by section, twice: once to know who belongs to whom in the whole volume, once to find where
-that fails. Memory grows with the ids and the pairs of them that occur, as in `distill evaluate`.
+The sources are read section by section, twice: first to match objects and segments in the whole volume, then to locate
+errors. Memory grows with the ids and the pairs of them that occur, as in `distill evaluate`.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from distill.io.volume import Volume, open_labels, open_volume
 from viz.errors.figure import ErrorKind, WrongObject, errors_figure
 from viz.style import check_figure
 
-_EVERY = 2**31  # more objects than there are
+_EVERY = 2**31  # more than the number of objects
 OnSection = Callable[[int, int], None]
 
 
 @dataclass
 class Extents:
-    """Boxes of ids that come section by section."""
+    """Bounding boxes of ids, updated section by section."""
 
     boxes: dict[int, Box] = field(default_factory=dict)
 
     def add(self, z: int, ids: Integers, counted: NDArray[np.bool_]) -> None:
-        """Grow the box of every id that has a counted pixel in section `z`; 0 is an id like any other."""
+        """Extend the box of every id that has a counted pixel in section `z`; 0 is treated like any other id."""
         shifted = np.where(counted, ids + np.uint64(1), np.uint64(0))
         places = ndimage.find_objects(compact(shifted).astype(np.int64))
         for number, (y, x) in zip(distinct_ids(shifted) - np.uint64(1), places, strict=True):
@@ -50,19 +50,19 @@ class Extents:
 
 @dataclass(frozen=True)
 class Survey:
-    """What two passes over a segmentation and its ground truth leave; places are voxels of the labels.
+    """Result of two passes over a segmentation and its ground truth; positions are voxels of the labels.
 
     Attributes:
         segmentation: the source.
         labels: its ground truth.
-        box: where the segmentation lies in the labels.
-        table: voxels shared by objects and segments.
-        partners: who belongs to whom.
-        wrong: (Z,) wrong voxels of every section of the segmentation.
+        box: position of the segmentation in the labels.
+        table: contingency table of objects and segments.
+        partners: matched objects and segments.
+        wrong: (Z,) number of erroneous voxels of every section of the segmentation.
         truth: boxes of the ground-truth objects.
         segments: boxes of the segments.
-        split: boxes of the objects' largest wrong pieces.
-        merged: boxes of the segments' largest wrong pieces.
+        split: boxes of the objects' largest erroneous fragments.
+        merged: boxes of the segments' largest erroneous fragments.
     """
 
     segmentation: Volume
@@ -79,14 +79,14 @@ class Survey:
 
 @dataclass(frozen=True)
 class Errors:
-    """What the figure shows.
+    """Contents of the figure.
 
     Attributes:
         section: its number in the labels.
-        counted: its labelled pixels.
-        split: those of them that are wrong by a split alone.
-        merge: by a merge alone.
-        both: by both.
+        counted: number of its labelled pixels.
+        split: number of them in split errors only.
+        merge: in merge errors only.
+        both: in both.
         scores: of the whole volume.
         objects: as numbered in the figure, from 1.
     """
@@ -100,7 +100,7 @@ class Errors:
     objects: tuple[WrongObject, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the values for JSON."""
         listed = [
             {"number": number, "kind": found.kind, **asdict(found.error), "bits_here": found.bits_here}
             | {"box": asdict(found.box), "largest_wrong_piece": {"in": found.partner, **asdict(found.piece)}}
@@ -121,20 +121,20 @@ def errors(
     resolution: Nanometres | None = None,
     on_section: OnSection = lambda done, total: None,
 ) -> Errors:
-    """Make the figure.
+    """Draw the errors of one section.
 
     Args:
-        segmentation: source; its offset says where it lies in the labels.
-        labels: source of the ground truth, the same size or larger.
-        raw: source of the sections, the size of the segmentation or larger.
+        segmentation: source, positioned in the labels by its offset.
+        labels: source of the ground truth, of the same size or larger.
+        raw: source of the image, of the size of the segmentation or larger.
         out: .png, .svg or .pdf.
-        section: number in the labels; the one with most wrong voxels by default.
-        worst: list at most so many objects, those whose wrong voxels in the section cost most.
+        section: number in the labels; by default the one with most erroneous voxels.
+        worst: maximum number of objects to list, those with the largest errors in the section.
         resolution: for files without one.
-        on_section: called with sections read and to be read.
+        on_section: called with the number of sections read and their total.
 
     Raises:
-        DistillError: bad input, volumes that do not lie in each other, or a section that is not there.
+        DistillError: bad input, volumes that do not contain each other, or a section that does not exist.
     """
     check_figure(out)
     if worst < 0:
@@ -163,16 +163,16 @@ def errors(
 
 
 def survey(segmentation: Volume, labels: Volume, on_section: OnSection = lambda done, total: None) -> Survey:
-    """Judge every section of a segmentation.
+    """Find the errors of every section of a segmentation.
 
     Args:
         segmentation: segment ids.
-        labels: ground truth, the same size or larger.
-        on_section: called with sections read and to be read; each is read twice.
+        labels: ground truth, of the same size or larger.
+        on_section: called with the number of sections read and their total; each is read twice.
 
     Raises:
-        ShapeError: other voxels, or a segmentation that reaches beyond the labels.
-        DistillError: there is no ground truth where it lies, or a source cannot be read.
+        ShapeError: voxel sizes differ, or the segmentation extends beyond the labels.
+        DistillError: there is no ground truth within the segmentation, or a source cannot be read.
     """
     box = placed(segmentation, labels)
     depth = segmentation.size[0]
@@ -201,7 +201,7 @@ def survey(segmentation: Volume, labels: Volume, on_section: OnSection = lambda 
 
 
 def hull(one: Box, other: Box) -> Box:
-    """Smallest box around two."""
+    """Return the smallest box around two boxes."""
     low = [min(a, b) for a, b in zip(one.start, other.start, strict=True)]
     high = [max(a, b) for a, b in zip(one.stop, other.stop, strict=True)]
     return Box((low[0], low[1], low[2]), (high[0], high[1], high[2]))
@@ -225,7 +225,7 @@ def _section(found: Survey, z: int) -> tuple[NDArray[np.uint64], NDArray[np.uint
 
 
 def _worst(found: Survey, ids: NDArray[np.uint64], true: NDArray[np.uint64], n: int) -> tuple[WrongObject, ...]:
-    """The objects whose wrong voxels in the section cost most."""
+    """Return the objects with the largest errors in the section."""
     ranked, partners = worst_objects(found.table, _EVERY), found.partners
     rows = []
     cost = _costs_here(found, ids, true, "split", ranked.split)
@@ -246,7 +246,7 @@ def _worst(found: Survey, ids: NDArray[np.uint64], true: NDArray[np.uint64], n: 
 def _costs_here(
     found: Survey, ids: NDArray[np.uint64], true: NDArray[np.uint64], kind: ErrorKind, listed: tuple[ObjectError, ...]
 ) -> dict[int, float]:
-    """Bits of the volume's VOI that an object's wrong voxels in a section cost."""
+    """Return each object's contribution to the volume's VOI from its erroneous voxels in a section, in bits."""
     bit = SPLIT if kind == "split" else MERGE
     wrong = error_codes(ids, true, found.partners) & bit > 0
     here, known = sum_pairs(true[wrong], ids[wrong]), found.table.pairs()

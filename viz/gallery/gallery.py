@@ -1,4 +1,4 @@
-"""`distill gallery`: what each augmentation of the training makes of a piece of a volume."""
+"""Apply each augmentation of the training to part of a volume (`distill gallery`)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from viz.gallery.figure import Example, gallery_figure
 from viz.style import check_figure
 
 _CROP = 104  # pixels in y and x
-_SIDE = 60  # pixels of y that the side view is high
+_SIDE = 60  # height of the side view in pixels of y
 _DRAWS = 400
-_CHOICE = 5  # draws that change the section shown, of which the clearest is taken
+_CHOICE = 5  # draws that change the section shown, of which the most pronounced is used
 _LINED = ("rotate", "rescale", "elastic", "misalign")
-_LINES = 26  # pixels from one line to the next
+_LINES = 26  # pixels between lines
 _WHAT = {
     "flips": "mirrored in z, y, x",
     "transposes": "y and x swapped",
@@ -49,13 +49,13 @@ _WHAT = {
 
 @dataclass(frozen=True)
 class Gallery:
-    """What the figure shows.
+    """Contents of the figure.
 
     Attributes:
         section: number of the section.
-        box: the piece of the volume.
+        box: the part of the volume.
         shown: configuration keys in order.
-        off: keys that the configuration switches off.
+        off: keys disabled in the configuration.
     """
 
     section: int
@@ -72,19 +72,19 @@ def gallery(
     folder: Path | None = None,
     resolution: Nanometres | None = None,
 ) -> Gallery:
-    """Make the figure.
+    """Draw the gallery.
 
     Args:
         source: the volume.
         out: .png, .svg or .pdf.
         section: number of the section; the middle one by default.
-        seed: same seed, same figure.
-        folder: holds the teacher.yaml and student.yaml whose augmentation to show; by default every one is shown, with
-            its default strength.
+        seed: of all random draws.
+        folder: folder of the teacher.yaml and student.yaml that define the augmentation; by default every augmentation
+            is shown with its default strength.
         resolution: for files without one.
 
     Raises:
-        DistillError: bad input, a section that is not there, or no augmentation that is on.
+        DistillError: bad input, a section that does not exist, or no enabled augmentation.
     """
     check_figure(out)
     config = load_pair(folder / "teacher.yaml", folder / "student.yaml").student.augment if folder else AugmentConfig()
@@ -113,7 +113,7 @@ def gallery(
 
 
 def _piece(volume: Volume, section: int) -> Box:
-    """Sections around one, cut from the middle of the plane."""
+    """Return a box of sections around one, in the middle of the plane."""
     depth, height, width = volume.size
     deep = min(depth, max(8, round(_SIDE * volume.resolution[1] / volume.resolution[0])))
     tall, wide = min(_CROP, height), min(_CROP, width)
@@ -122,7 +122,7 @@ def _piece(volume: Volume, section: int) -> Box:
 
 
 def _around(volume: Volume, box: Box) -> Box:
-    """The piece with a margin of its own size, as far as the volume reaches; what lies beyond is mirrored."""
+    """Extend the box by a margin of its own size, within the volume; beyond it, data are mirrored."""
     (z, *start), (last, *stop) = box.start, box.stop
     top, left = (max(0, a - _CROP) for a in start)
     bottom, right = (min(b + _CROP, size) for b, size in zip(stop, volume.size[1:], strict=True))
@@ -132,7 +132,7 @@ def _around(volume: Volume, box: Box) -> Box:
 def _example(
     raw: Tensor, around: Box, box: Box, config: AugmentConfig, name: str, section: int, rng: np.random.Generator
 ) -> Example:
-    """The augmentation alone: of the first draws that change the section shown, the one that changes it most."""
+    """Apply one augmentation alone: of the first draws that change the section shown, use the most pronounced."""
     _, top, left = box.relative_to(around.start).start
     if name in _LINED:
         raw = _with_lines(raw, top, left)
@@ -154,7 +154,7 @@ def _example(
 
 
 def _with_lines(raw: Tensor, top: int, left: int) -> Tensor:
-    """White lines at fixed places of the piece, to be moved with it."""
+    """Draw white lines at fixed positions, which the augmentation then moves."""
     y, x = (
         (torch.arange(size) - first) % _LINES == _LINES // 2
         for size, first in zip(raw.shape[1:], (top, left), strict=True)

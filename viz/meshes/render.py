@@ -1,7 +1,7 @@
-"""`distill render`: neurons in three dimensions, as they are and as a segmentation has them.
+"""Draw neurons in 3D, ground truth next to segmentation (`distill render`).
 
-The neuron is cut into the segments that cover it, each in the colour that it has in every other figure; what its own
-segments hold of other objects is hatched. Ground-truth 0 is not counted, so it is not drawn either.
+The neuron is divided into the segments that cover it, each in the colour that it has in every other figure. Parts of
+other objects in the neuron's own segments are hatched. Ground truth 0 is not counted and not drawn.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from viz.meshes.raster import Solid, surface
 from viz.style import check_figure, label_colours
 
 _CELLS = 256  # along the longest edge of a drawing
-_SHOWN = 0.01  # of the neuron: a smaller piece is drawn with the others
+_SHOWN = 0.01  # fraction of the neuron: smaller fragments are drawn together
 _PIECES = 8
 _DEFAULT = 3
 _REST, _NOTHING = (140.0, 140.0, 140.0), (215.0, 215.0, 215.0)
-_EVERY = 2**31  # more objects than there are
+_EVERY = 2**31  # more than the number of objects
 
 
 @dataclass(frozen=True)
 class SharedVoxels:
-    """Voxels that a neuron shares with a segment."""
+    """Overlap of a neuron with a segment, in voxels."""
 
     segment: int
     voxels: int
@@ -45,7 +45,7 @@ class SharedVoxels:
 
 @dataclass(frozen=True)
 class Foreign:
-    """Voxels of another object that lie in a segment of the neuron."""
+    """Voxels of another object in a segment of the neuron."""
 
     object: int
     segment: int
@@ -54,14 +54,14 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Rendered:
-    """What one row of the figure shows.
+    """Contents of one row of the figure.
 
     Attributes:
         neuron: ground-truth id.
         voxels: its voxels.
-        box: what is drawn, in voxels of the labels.
+        box: region drawn, in voxels of the labels.
         pieces: segments that cover the neuron, the largest first; 0 = no segment.
-        foreign: what was merged to it, the largest first.
+        foreign: objects merged with it, the largest first.
     """
 
     neuron: int
@@ -71,7 +71,7 @@ class Rendered:
     foreign: tuple[Foreign, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the values for JSON."""
         return asdict(self)
 
 
@@ -83,18 +83,18 @@ def render(
     resolution: Nanometres | None = None,
     on_section: OnSection = lambda done, total: None,
 ) -> tuple[Rendered, ...]:
-    """Make the figure.
+    """Draw neurons in 3D.
 
     Args:
-        segmentation: source; its offset says where it lies in the labels.
-        labels: source of the ground truth, the same size or larger.
+        segmentation: source, positioned in the labels by its offset.
+        labels: source of the ground truth, of the same size or larger.
         out: .png, .svg or .pdf.
-        neurons: ground-truth ids; by default the worst three, split or swallowed.
+        neurons: ground-truth ids; by default the three with the largest split or merge errors.
         resolution: for files without one.
-        on_section: called with sections read and to be read, before anything is drawn.
+        on_section: called with the number of sections read and their total, before drawing.
 
     Raises:
-        DistillError: bad input, or an id that the segmentation does not meet.
+        DistillError: bad input, or an id that does not overlap the segmentation.
     """
     check_figure(out)
     seen, truth = open_labels(segmentation, resolution=resolution), open_labels(labels, resolution=resolution)
@@ -109,7 +109,7 @@ def render(
 
 
 def _worst(found: Survey) -> tuple[int, ...]:
-    """The neurons that cost most, split or with others merged to them; then the largest."""
+    """Return the neurons with the largest split or merge errors, then the largest neurons."""
     ranked = worst_objects(found.table, _EVERY)
     owners = dict(zip(found.partners.segments.tolist(), found.partners.truth_of[:, 0].tolist(), strict=True))
     costs = [(error.bits, error.id) for error in ranked.split]
@@ -122,7 +122,7 @@ def _worst(found: Survey) -> tuple[int, ...]:
 
 
 def _contents(found: Survey, neuron: int) -> Rendered:
-    """The segments of a neuron, and what the ones that are its own hold of others."""
+    """Return the segments of a neuron, and the other objects in the segments that belong to it."""
     pairs, partners = found.table.pairs(), found.partners
     inside = np.flatnonzero(pairs.u == neuron)
     inside = inside[np.argsort(-pairs.count[inside], kind="stable")]
@@ -140,7 +140,7 @@ def _contents(found: Survey, neuron: int) -> Rendered:
 
 
 def _neuron(found: Survey, one: Rendered) -> Neuron:
-    """Read the box once, section by section, and make a surface of every part."""
+    """Read the box section by section, and build a surface of every part."""
     shown = [piece.segment for piece in one.pieces[:_PIECES] if piece.voxels >= _SHOWN * one.voxels]
     resolution = found.labels.resolution
     step = _step(one.box, resolution)
@@ -182,7 +182,7 @@ def _colour(segment: int) -> Sequence[float]:
 
 
 def _step(box: Box, resolution: Nanometres) -> Triple:
-    """Voxels per cell, so that cells are about cubes and the longest edge has `_CELLS` of them at most."""
+    """Return voxels per cell, so that cells are nearly cubes and the longest edge has at most `_CELLS` of them."""
     longest = max(n * size for n, size in zip(box.shape, resolution, strict=True))
     edge = max(longest / _CELLS, min(resolution))
     z, y, x = (max(1, math.ceil(edge / size - 1e-6)) for size in resolution)
@@ -190,7 +190,10 @@ def _step(box: Box, resolution: Nanometres) -> Triple:
 
 
 def _shares(found: Survey, one: Rendered, shown: Sequence[int], step: Triple) -> list[NDArray[np.float32]]:
-    """How much of every cell of the box the neuron, its segments, the rest of it and what was merged to it fill."""
+    """Compute the fraction of every cell filled by the neuron, its segments, the rest of it, and the objects merged
+    with
+    it.
+    """
     cells = tuple(-(-n // size) for n, size in zip(one.box.shape, step, strict=True))
     shares = [np.zeros(cells, np.float32) for _ in range(len(shown) + 3)]
     for z in range(one.box.start[0], one.box.stop[0]):
@@ -207,7 +210,7 @@ def _shares(found: Survey, one: Rendered, shown: Sequence[int], step: Triple) ->
 
 
 def _cells(mask: NDArray[np.bool_], y: int, x: int) -> NDArray[np.float32]:
-    """Mean over cells of y x x pixels; beyond the mask there is nothing."""
+    """Average over cells of y x x pixels; empty beyond the mask."""
     height, width = mask.shape
     padded = np.pad(mask, ((0, -height % y), (0, -width % x)))
     share: NDArray[np.float32] = padded.reshape(-(-height // y), y, -(-width // x), x).mean((1, 3), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Figures that a report makes of a run: the threshold sweep of its validation, and its embeddings with their seams."""
+"""Figures of a run for its report: the threshold sweep of its validation, and its embeddings with their seams."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from distill.training.run_folder import RunFolder
 from viz.charts import SweepPoint, sweep_figure
 from viz.embeddings.figure import Networks, draw_pca, look, on_source, with_shifts
 
-SEAMS = "seams.json"  # beside figures/pca.png
-_NOT_MERGED = 1.0  # on the axis of thresholds: no mean affinity is above it
-_SIDE = 1024  # pixels of a section at most; what a 3D network takes for more is no matter of a report
+SEAMS = "seams.json"  # next to figures/pca.png
+_NOT_MERGED = 1.0  # position on the threshold axis: no mean affinity is above it
+_SIDE = 1024  # maximum pixels of a section, to limit the run time of a 3D network in a report
 
 
 def sweep_image(run: RunFolder) -> bool:
-    """Write figures/sweep.png: every merge threshold of the best validation of each network, the chosen one marked.
+    """Write figures/sweep.png: every merge threshold of the best validation of each network, with the selected one
+    marked.
 
     Returns:
         Whether there was one to draw.
 
     Raises:
-        DistillError: values that are no sweep, or a folder that cannot be written.
+        DistillError: values that are not a sweep, or a folder that cannot be written.
     """
     points, chosen = [], {}
     for name, found in run.validations().items():
@@ -54,11 +55,11 @@ def sweep_image(run: RunFolder) -> bool:
 def seam_image(run: RunFolder, runtime: Runtime) -> None:
     """Write figures/pca.png and figures/seams.json: both best networks on the middle section of the validation part.
 
-    The teacher slides windows of its decoder's block, at most half the section, side by side. Of a section larger than
-    1024 pixels the upper left corner is taken.
+    The teacher uses windows of its decoder's block, at most half the section, side by side. For a section larger than
+    1024 pixels, the upper left corner is used.
 
     Raises:
-        DistillError: a network or the data is not there, or the scores cannot be had.
+        DistillError: a network or the data do not exist, or the scores cannot be computed.
     """
     data = run.data
     if not isinstance(data.get("validation"), list):

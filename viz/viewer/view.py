@@ -1,4 +1,4 @@
-"""`distill view`: a result beside its image, ground truth and worst errors, in the browser."""
+"""View a result in the browser with its image, ground truth and worst errors (`distill view`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ _SEGMENTATION, _TRUTH = "segmentation", "ground truth"
 
 @dataclass(frozen=True)
 class Sources:
-    """What to show beside a store; what is None is left out, but for the image that the store was made from."""
+    """Sources to show with a store; None is omitted, except for the image, which defaults to the source of the
+    store.
+    """
 
     raw: str | None = None
     labels: str | None = None
@@ -47,18 +49,18 @@ def view(
     note: Callable[[str], None],
     ready: Callable[[str, list[str]], None],
 ) -> None:
-    """Serve a viewer until SIGINT or SIGTERM, which is how it ends well.
+    """Serve a viewer until SIGINT or SIGTERM, which end it normally.
 
     Args:
         out: Zarr store of `distill stream` or `distill segment`.
-        sources: what to show with it.
-        port: on 127.0.0.1; 0 takes a free one.
-        on_block: called while the errors are looked up, with blocks read and their number.
-        note: called with lines that the user should see.
-        ready: called with the address and a line for each error once the viewer answers.
+        sources: sources to show with it.
+        port: on 127.0.0.1; 0 selects a free one.
+        on_block: called while errors are located, with the number of blocks read and their total.
+        note: called with messages for the user.
+        ready: called with the address and one line per error once the viewer responds.
 
     Raises:
-        DistillError: bad input, Neuroglancer is missing, or the port is taken.
+        DistillError: bad input, Neuroglancer is not installed, or the port is in use.
     """
     shown = open_layers(out, sources, note)
     spots = find_errors(shown, sources.evaluation, on_block) if sources.evaluation else []
@@ -70,16 +72,16 @@ def view(
 
 
 def open_browser(address: str) -> None:
-    """Open the user's browser where there is a screen; a browser in the terminal would take the terminal over."""
+    """Open the user's browser if there is a display; a text browser would occupy the terminal."""
     if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
         webbrowser.open(address)
 
 
 def open_layers(out: Path, sources: Sources, note: Callable[[str], None]) -> list[Shown]:
-    """The layers of a view; headers are read, no voxels.
+    """Open the layers of a view; only headers are read.
 
     Raises:
-        SourceError: the store has nothing to show, or a source cannot be opened.
+        SourceError: the store contains nothing to show, or a source cannot be opened.
     """
     node = zarr_node(out) if out.is_dir() else None
     names = zarr_ranks(out) if node is not None and node[0].startswith("group") else {}
@@ -107,10 +109,10 @@ def open_layers(out: Path, sources: Sources, note: Callable[[str], None]) -> lis
 
 
 def find_errors(shown: list[Shown], evaluation: Path, on_block: Callable[[int, int], None]) -> list[Spot]:
-    """The worst objects of an evaluation and where they lie.
+    """Locate the worst objects of an evaluation.
 
     Raises:
-        DistillError: the file is not what `distill evaluate --json` prints, or is of other volumes.
+        DistillError: the file is not output of `distill evaluate --json`, or belongs to other volumes.
     """
     volumes = {one.name: one.volume for one in shown}
     if _SEGMENTATION not in volumes:
@@ -126,10 +128,10 @@ def find_errors(shown: list[Shown], evaluation: Path, on_block: Callable[[int, i
 
 
 def read_worst(path: Path) -> WorstObjects:
-    """The worst objects in what `distill evaluate --json` printed.
+    """Read the worst objects from the output of `distill evaluate --json`.
 
     Raises:
-        DistillError: the file cannot be read or holds something else.
+        DistillError: the file cannot be read or has other content.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["worst"]
@@ -148,7 +150,7 @@ def _checked(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def _raw(sources: Sources, attributes: Any, note: Callable[[str], None]) -> Volume | None:
-    """The image given, else the one that the store says it was made from, if it is still there."""
+    """Open the given image, or else the one recorded in the store, if it still exists."""
     if sources.raw is not None:
         return open_volume(sources.raw, resolution=sources.resolution)
     made_by = attributes.get("made_by")
@@ -171,14 +173,14 @@ def _mark(spot: Spot, segmentation: Volume) -> Mark:
 
 
 def _line(mark: Mark, segmentation: Volume) -> str:
-    """An error and its place, in the viewer's voxels."""
+    """Format an error and its position in the viewer's voxels."""
     x, y, z = (math.floor(p / r) for p, r in zip(mark.place[::-1], segmentation.resolution[::-1], strict=True))
     return f"{mark.text}; x {x}, y {y}, z {z}"
 
 
 @contextmanager
 def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set."""
+    """Provide an event that SIGINT and SIGTERM set."""
     stopped = threading.Event()
 
     def note(number: int, frame: FrameType | None) -> None:

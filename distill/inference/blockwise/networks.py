@@ -1,4 +1,4 @@
-"""From a block's voxels to its affinities and instances: the student's regions, the teacher's windows.
+"""Compute affinities and instances of a block: the student on regions, the teacher in windows.
 
 Legend: D H W = z y x of a block.
 """
@@ -34,18 +34,18 @@ Affinity = NDArray[np.float32]
 
 
 class Clock(Protocol):
-    """Counts time by stage."""
+    """Measures time by stage."""
 
     def timed(self, stage: str) -> AbstractContextManager[None]:
-        """Around a stage."""
+        """Time a stage."""
 
 
 @dataclass(frozen=True)
 class Solved:
-    """A block's own result.
+    """Result of one block.
 
     Attributes:
-        pieces: number, place in the volume and ids (D, h, w) of each piece, in order.
+        pieces: number, position in the volume and ids (D, h, w) of each piece, in order.
         affinity: (3, D, H, W) in [0, 1].
         stored: (3, D, H, W) uint8.
     """
@@ -56,7 +56,7 @@ class Solved:
 
 
 class Instances(Protocol):
-    """A network and a method."""
+    """A network with a segmentation method."""
 
     def solve(self, block: Block, sections: Sections, clock: Clock) -> Solved:
         """Segment a block.
@@ -64,12 +64,12 @@ class Instances(Protocol):
         Args:
             block: of the plan.
             sections: of the plan.
-            clock: counts time.
+            clock: timer of the stages.
         """
 
 
 class StudentBlocks:
-    """The student on regions of sections: affinities are those of whole sections, and so is what the decoder takes."""
+    """The student on regions of sections; affinities and decoder inputs equal those of whole sections."""
 
     def __init__(
         self,
@@ -92,10 +92,10 @@ class StudentBlocks:
         self._regions = regions(plan, halo, trained.student.stride)
 
     def solve(self, block: Block, sections: Sections, clock: Clock) -> Solved:
-        """See `Instances.solve`."""
+        """Segment a block; see `Instances.solve`."""
         region = self._regions[block.row, block.column]
         begin, stop = block.box.start[0], block.box.stop[0]
-        before = min(begin, self._runner.reach)  # sections that the first one is paired with
+        before = min(begin, self._runner.reach)  # previous section for pairing the first one
         rows, columns = region.window(self._size)
         with clock.timed("read"):
             at = Box((begin - before, rows.start, columns.start), (stop, rows.stop, columns.stop))
@@ -122,13 +122,13 @@ class StudentBlocks:
 
 
 class TeacherBlocks:
-    """The teacher in windows of its decoder's tiles, affinities blended inside a block."""
+    """The teacher in windows of its decoder's tiles, with affinities blended within a block."""
 
     def __init__(self, trained: TrainedTeacher, runtime: Runtime, method: str, threshold: float | None) -> None:
         self._trained, self._runtime, self._method, self._threshold = trained, runtime, method, threshold
 
     def solve(self, block: Block, sections: Sections, clock: Clock) -> Solved:
-        """See `Instances.solve`."""
+        """Segment a block; see `Instances.solve`."""
         trained, runtime, method = self._trained, self._runtime, self._method
         with clock.timed("read"):
             unit = sections.read(block.box)
@@ -160,7 +160,7 @@ class TeacherBlocks:
 
 
 def instances_of(method: str, affinity: Affinity, threshold: float | None) -> Ids:
-    """Instances (D, H, W) of a block by its affinities (3, D, H, W) alone.
+    """Segment a block (D, H, W) from its affinities (3, D, H, W) only.
 
     Raises:
         DistillError: the method's package is missing.
@@ -172,12 +172,12 @@ def instances_of(method: str, affinity: Affinity, threshold: float | None) -> Id
 
 
 def regions(plan: Plan, halo: tuple[int, int], stride: int) -> dict[tuple[int, int], Tile]:
-    """The student's region of every row and column of blocks."""
+    """Return the student's region of every row and column of blocks."""
     rows, columns = ([(group.start, group.stop) for group in groups] for groups in (plan.rows, plan.columns))
     tiles = iter(around(plan.shape[1:], rows, columns, halo, stride))
     return {(row, column): next(tiles) for row in range(len(rows)) for column in range(len(columns))}
 
 
 def as_uint8(affinity: Affinity) -> NDArray[np.uint8]:
-    """[0, 1] to 0..255, rounded to nearest."""
+    """Convert [0, 1] to 0..255, rounded to nearest."""
     return np.asarray(np.rint(np.clip(affinity, 0, 1) * 255), dtype=np.uint8)

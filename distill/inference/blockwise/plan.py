@@ -1,8 +1,8 @@
-"""How a volume is cut into blocks: slabs of sections times groups of the decoder's tiles.
+"""Divide a volume into blocks: slabs of sections times groups of the decoder's tiles.
 
-The tiles are those of the whole section, so that what a tile gives does not depend on how tiles are grouped. Blocks
-share a section along z and as much as tiles share along y and x; a shared voxel is owned by the first block, as a
-shared voxel of two tiles is by the first tile, so that owned boxes cover the volume once.
+The tiles are those of the whole section, so that the result of a tile does not depend on the grouping. Blocks share a
+section along z and the overlap of the tiles along y and x. A shared voxel is owned by the first block, as a shared
+voxel of two tiles is by the first tile, so the owned boxes partition the volume.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from distill.core.errors import DistillError
 from distill.core.geometry import Box, Triple
 from distill.inference.decode import decoder_tiles
 
-SIDE = 1024  # of a block along y and x where nobody asks for another, or as many tiles as come closest
+SIDE = 1024  # default extent of a block along y and x, rounded to whole tiles
 
 Span = tuple[int, int]  # start and stop along an axis
 
@@ -52,7 +52,7 @@ class Block:
     tiles: tuple[tuple[int, Box], ...]  # number of each decoder tile in the whole volume, and its place in it
 
     def __str__(self) -> str:
-        """For messages."""
+        """Describe the block for messages."""
         return f"block {self.index} (voxels {self.box.start} to {self.box.stop})"
 
 
@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def slabs(self) -> int:
-        """Number of slabs: the last one may be thinner, but never only repeats a section."""
+        """Number of slabs; the last one may be thinner, but never consists of the shared section only."""
         return max(1, -(-(self.shape[0] - 1) // (self.depth - 1)))
 
     @property
@@ -90,12 +90,12 @@ class Plan:
 
     @property
     def cell(self) -> Triple:
-        """Most voxels that a block owns along each axis."""
+        """Maximum extent of the owned voxels of a block along each axis."""
         y, x = (max(group.owned[1] - group.owned[0] for group in axis) for axis in (self.rows, self.columns))
         return min(self.depth, self.shape[0]), y, x
 
     def at(self, slab: int, row: int, column: int) -> Block:
-        """The block at a place in the grid."""
+        """Return the block at a position in the grid."""
         rows, columns = self.rows[row], self.columns[column]
         z = slab * (self.depth - 1)
         stop = min(self.shape[0], z + self.depth)
@@ -112,16 +112,16 @@ class Plan:
         return Block(index, slab, row, column, box, Box((z + (slab > 0), y, x), (stop, y_stop, x_stop)), tiles)
 
     def block(self, index: int) -> Block:
-        """The block of a number."""
+        """Return a block by its number."""
         _, rows, columns = self.grid
         return self.at(index // (rows * columns), index // columns % rows, index % columns)
 
     def blocks(self) -> Iterator[Block]:
-        """All blocks in order."""
+        """Iterate over all blocks in order."""
         return (self.block(index) for index in range(self.count))
 
     def touching(self, box: Box) -> list[Block]:
-        """Blocks that own a voxel of a box, in order."""
+        """Return the blocks that own a voxel of a box, in order."""
         z, stop, step = box.start[0], box.stop[0], self.depth - 1
         slabs = range(max(0, (z - 1) // step), min(self.slabs - 1, max(0, (stop - 2) // step)) + 1)
         rows, columns = (
@@ -135,7 +135,9 @@ class Plan:
         return [self.at(slab, row, column) for slab in slabs for row in rows for column in columns]
 
     def pairs(self) -> Iterator[tuple[int, int, int]]:
-        """Axis and numbers of the earlier and the later one of all blocks that meet at a face."""
+        """Iterate over all pairs of blocks with a common face: axis, number of the earlier, number of the later
+        block.
+        """
         slabs, rows, columns = self.grid
         for slab in range(slabs):
             for row in range(rows):
@@ -150,12 +152,12 @@ class Plan:
 
 
 def make_plan(shape: Triple, config: DecoderConfig, block: Triple | None) -> Plan:
-    """Cut a volume.
+    """Divide a volume into blocks.
 
     Args:
         shape: (D, H, W) of the volume.
         config: block and overlap of the decoder's tiles.
-        block: most voxels of a block along each axis; by default the decoder's depth and 1024 x 1024.
+        block: maximum extent of a block in voxels; by default the decoder's depth and 1024 x 1024.
 
     Raises:
         DistillError: a block is smaller than a tile of the decoder, or has fewer than two sections.
@@ -177,7 +179,7 @@ def _usual(side: int, overlap: int) -> int:
 
 
 def _groups(spans: Sequence[Span], side: int) -> tuple[Group, ...]:
-    """As many tiles together as fit into a block; a moved tile may begin an odd voxel early and still counts."""
+    """Group as many tiles as fit into a block; a shifted tile may begin an odd voxel early and still counts."""
     cuts = [0]
     for number, (_, stop) in enumerate(spans):
         if number > cuts[-1] and stop - spans[cuts[-1]][0] > side:
@@ -190,7 +192,7 @@ def _groups(spans: Sequence[Span], side: int) -> tuple[Group, ...]:
 
 
 def _meeting(groups: Sequence[Group], number: int) -> list[int]:
-    """Later groups that share voxels with one, and the next one in any case."""
+    """Return the later groups that overlap a group, and always the next one."""
     stop = groups[number].stop
     return [k for k in range(number + 1, len(groups)) if k == number + 1 or groups[k].start < stop]
 

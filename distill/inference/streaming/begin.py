@@ -1,4 +1,4 @@
-"""How a stream's store comes into being, and how one is taken up again."""
+"""Create the store of a stream, or open it for resuming."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def job_of(
     begun: Start,
     runner: SectionRunner,
 ) -> dict[str, Any]:
-    """Everything that decides what the store holds, and some that does not."""
+    """Return the settings that determine the contents of the store, and some that do not."""
     return {
         "format": FORMAT,
         "created": now(),
@@ -81,7 +81,7 @@ def job_of(
 def prepare(
     out: Path, layout: Layout, job: dict[str, Any], total: int | None, streaming: Streaming, options: Options
 ) -> bool:
-    """Make the store, whole and at once, or make sure that the one that is there is of the same stream.
+    """Create the store atomically, or check that an existing one belongs to the same stream.
 
     Returns:
         Whether it was made.
@@ -115,7 +115,7 @@ def prepare(
 
 
 def refuse_to_begin_again(journal: Journal, streaming: Streaming, created: bool) -> None:
-    """Refuse to do a range anew that has begun, unless it is asked to go on."""
+    """Raise an error if the range has already been started and resuming was not requested."""
     done = len(read_lines(journal.path))
     if done and not created and not streaming.resume:
         part = streaming.part

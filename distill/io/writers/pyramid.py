@@ -1,4 +1,4 @@
-"""`distill pyramid`: coarser levels of an array that is there, so that a viewer need not load all of it."""
+"""Add coarser levels to an existing array, so that a viewer need not load all of it (`distill pyramid`)."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from distill.io.writers.levels import Level, ome_image, plan_levels
 from distill.io.writers.metadata import Written, layout
 from distill.io.writers.store import put_in_place, write_group_attributes, write_json, writing
 
-LEVELS = "levels"  # group of the levels of arrays that are not numbered themselves
+LEVELS = "levels"  # group with the levels of arrays that are not numbered
 
 
 def add_levels(
     source: str, count: int | None, labels: bool | None, overwrite: bool, on_part: Callable[[int, int], None]
 ) -> list[Level]:
-    """Add coarser levels to an array of a Zarr v3 store of this machine, and name them in its group's `multiscales`.
+    """Add coarser levels to an array of a local Zarr v3 store, and list them in its group's `multiscales`.
 
-    An array `0` gets its levels beside it, as `1`, `2`, ...; any other array NAME in `levels/NAME/1` and so on.
+    The levels of an array `0` are stored next to it as `1`, `2`, ...; those of any other array NAME in `levels/NAME/1`
+    and so on.
 
     Args:
         source: `STORE:ARRAY`, or the folder of an OME-Zarr image.
         count: levels, the finest included; None for as many as it takes until a section has at most 256 pixels along
             y and x.
-        labels: whether the numbers are ids; None = integers of 32 and 64 bits are.
-        overwrite: replace levels that are there.
-        on_part: called with parts done and their number.
+        labels: whether the values are ids; None = true for integers of 32 and 64 bits.
+        overwrite: replace existing levels.
+        on_part: called with the number of parts done and their total.
 
     Returns:
         The levels, the finest first.
 
     Raises:
-        SourceError: not such an array, it has levels already, or they cannot be written; the array itself is never
-            touched.
+        SourceError: the source is not such an array, it already has levels, or they cannot be written; the array itself
+            is never modified.
     """
     volume = open_volume(source)
     folder = _folder(find_array(source, RAW_DATASET).source)
@@ -86,7 +87,7 @@ def add_levels(
 
 
 def _folder(source: str) -> Path:
-    """Folder of a local Zarr array by the name under which it opens."""
+    """Return the folder of a local Zarr array."""
     store, _, dataset = source.rpartition(":")
     return Path(store, dataset) if store and os.path.isdir(store) else Path(source)
 
@@ -101,7 +102,7 @@ def _check(group: Path, known: Sequence[str], places: Sequence[str], overwrite: 
 
 
 def _name_levels(group: Path, images: Sequence[dict[str, Any]], image: dict[str, Any]) -> None:
-    """Write the group's `multiscales` with one image put in, or put in the place of the one of the same array."""
+    """Write the group's `multiscales`, adding or replacing the entry of one array."""
     first = image["datasets"][0]["path"]
     kept = list(images)
     at = next((k for k, one in enumerate(kept) if one["datasets"][0]["path"] == first), len(kept))

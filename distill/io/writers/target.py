@@ -1,7 +1,7 @@
-"""Where a copy goes: what the text of a target means, whether it is free, and how it takes its name.
+"""Target of a copy: parse it, check that it is free, and rename the copy into place.
 
-On this machine everything is written beside the target and renamed. A bucket knows no renaming: there the metadata are
-written last, so that what was broken off opens nowhere, and nothing that exists is ever replaced.
+Local targets are written under a temporary name and renamed. Buckets do not support renaming: there, metadata are
+written last, so that an incomplete copy cannot be opened, and existing objects are never replaced.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ FORMATS = ("zarr3", "zarr2", "n5", "precomputed", "hdf5", "tiff")
 _BY_SUFFIX = {".zarr": "zarr3", ".n5": "n5", ".precomputed": "precomputed", ".tif": "tiff", ".tiff": "tiff"}
 _BY_SUFFIX |= dict.fromkeys((".h5", ".hdf", ".hdf5"), "hdf5")
 _FILES = ("hdf5", "tiff")
-_STATE = "distill-copy.json"  # in a bucket: whether the copy is whole; needs no right to remove files
+_STATE = "distill-copy.json"  # in a bucket: states whether the copy is complete; needs no permission to remove files
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be written.
+    """Parsed target of a copy.
 
     Attributes:
-        place: file or folder; of a dataset the container.
+        place: file or folder; for a dataset, the container.
         dataset: inside the container; None for the container itself.
         form: one of `FORMATS`.
     """
@@ -54,10 +54,10 @@ class Target:
 
 
 def parse_target(text: str, form: str | None) -> Target:
-    """Read `PATH[:DATASET]` or the address of a bucket; the format is told by the name where it is not given.
+    """Parse `PATH[:DATASET]` or the address of a bucket; the format follows from the name if not given.
 
     Raises:
-        SourceError: an unknown format or extension, a dataset that cannot be, or a place that cannot be written to.
+        SourceError: the format or extension is unknown, a dataset is not possible, or the location cannot be written.
     """
     if form is not None and form not in FORMATS:
         raise SourceError(f"--format: found {form!r}, expected one of {', '.join(FORMATS)}")
@@ -92,11 +92,11 @@ def parse_target(text: str, form: str | None) -> Target:
 
 
 def check_target(target: Target, overwrite: bool) -> None:
-    """Make sure that a pyramid can be written, before long work begins.
+    """Check, before a long computation, that a pyramid can be written.
 
     Raises:
-        SourceError: the target exists and may not be replaced, holds more than one array or something else, or lies in
-            an array, in a store of another kind, or where nothing can be written.
+        SourceError: the target exists and may not be replaced, contains more than one array or other data, or lies in
+            an array, in a store of another kind, or in a location that cannot be written.
     """
     folder = target.folder
     _check_containers(target)
@@ -114,10 +114,10 @@ def check_target(target: Target, overwrite: bool) -> None:
 
 
 def check_file(path: Path, overwrite: bool) -> None:
-    """Make sure that a file can be written.
+    """Check that a file can be written.
 
     Raises:
-        SourceError: it exists and may not be replaced, is a folder, or lies where nothing can be written.
+        SourceError: it exists and may not be replaced, is a folder, or lies in a location that cannot be written.
     """
     if path.is_dir():
         raise SourceError(f"{path}: found a folder, expected a file name to write to")
@@ -127,7 +127,7 @@ def check_file(path: Path, overwrite: bool) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make sure that something can be made at a path.
+    """Check that a path can be created.
 
     Raises:
         SourceError: it has no name, or the nearest folder above it is a file or not writable.
@@ -143,17 +143,18 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def placing(target: Target, documents: Mapping[str, Any]) -> Iterator[Place]:
-    """The folder to write a pyramid's chunks into; after the block its metadata are added and it takes its name.
+    """Provide the folder for a pyramid's chunks; after the block, metadata are added and the folder is renamed into
+    place.
 
-    On this machine an exception leaves what was there before, and nothing else. In a bucket it leaves chunks without
-    metadata.
+    A local target is unchanged after an exception. In a bucket, chunks without metadata remain.
 
     Args:
         target: checked by `check_target`.
         documents: metadata by path below the target.
     """
     if isinstance(target.folder, Remote):
-        # tensorstore would try without end to write a chunk into a bucket that does not exist; here it says so.
+        # tensorstore would retry endlessly to write a chunk to a bucket that does not exist; this gives an error
+        # instead.
         with writing(str(target)):
             _put(target.folder, _STATE, {"finished": False})
         yield target.folder
@@ -179,7 +180,7 @@ def placing(target: Target, documents: Mapping[str, Any]) -> Iterator[Place]:
                 put_in_place(work, folder)
             else:
                 os.replace(work, folder)
-            # It already stands under its name; some network disks cannot flush a folder.
+            # It already has its name; some network disks cannot flush a folder.
             with suppress(OSError):
                 flush(folder.parent)
     finally:
@@ -197,7 +198,7 @@ def _check_names(target: Target) -> None:
 
 
 def _containers(target: Target) -> list[Place]:
-    """The container and the groups between it and the dataset, from the outside in."""
+    """Return the container and the groups between it and the dataset, from the outside in."""
     parts = target.dataset.split("/") if target.dataset else []
     found: list[Place] = [target.place] if parts else []
     for part in parts[:-1]:
@@ -232,7 +233,7 @@ def _n5_own(folder: Path) -> dict[str, int]:
 
 
 def _check_replaceable(target: Target, folder: Path) -> None:
-    """Refuse to replace anything but one array or one pyramid."""
+    """Check that the target consists of one array or one pyramid."""
     if not folder.is_dir():
         raise SourceError(f"{target}: found a file, expected nothing or a folder of {target.form}")
     node = zarr_node(folder)
@@ -258,7 +259,7 @@ def _check_replaceable(target: Target, folder: Path) -> None:
 
 
 def _missing_groups(target: Target) -> dict[str, Any]:
-    """Metadata that the groups around a dataset lack, by path below the target's folder."""
+    """Return metadata missing in the groups around a dataset, by path below the target's folder."""
     groups = _containers(target)
     found: dict[str, Any] = {}
     for at, group in enumerate(groups):
@@ -273,7 +274,7 @@ def _missing_groups(target: Target) -> dict[str, Any]:
 
 
 def _put(folder: Remote, name: str, document: Any) -> None:
-    """Write one JSON document of a bucket; `../` in front of its name climbs from the folder."""
+    """Write one JSON document to a bucket; a leading `../` of its name refers to the parent folder."""
     import tensorstore
 
     while name.startswith("../"):

@@ -1,7 +1,7 @@
-"""What a store says about its own stream: the settings it was begun with, and a line for every section that is done.
+"""Records of a stream in its store: the settings it was started with, and one line per completed section.
 
-A line is written after the section's data are on disk; what the lines do not name does not count. Every process appends
-to a file of its own, and holds a lock on it.
+A line is written after the section's data are on disk; sections without a line are not complete. Every process appends
+to its own file, and holds a lock on it.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from distill.io.readers.array import readable
 from distill.io.writers.store import write_json, writing
 
 FOLDER = "stream"
-# may differ when a stream goes on
+# may differ on resume
 _FREE = ("created", "source", "model", "merge_threshold", "on_bad", "device", "hardware", "precision_by")
 _NEVER_COMPARED = ("created", "hardware", "precision_by")
 
 
 @dataclass(frozen=True)
 class Line:
-    """A section that is done."""
+    """Record of a completed section."""
 
     section: int
     source: str  # file, or dataset and number
     checksum: str  # of the pixels; empty where there are none
     flaw: str | None  # kind of a bad section
     why: str | None
-    taken: str | None  # what was done about it: skip or bridge
+    taken: str | None  # policy that was applied: skip or bridge
     time: str
 
 
 class Journal:
-    """Lines of one process, open for appending."""
+    """Manifest lines of one process, open for appending."""
 
     def __init__(self, store: Path, first_layer: int) -> None:
-        """Open or begin the file and lock it.
+        """Open or create the file, and lock it.
 
         Raises:
-            SourceError: another process is at it, or the disk refuses.
+            SourceError: another process is using it, or a write error.
         """
         self.path = manifest_path(store, first_layer)
         with writing(self.path):
@@ -61,7 +61,7 @@ class Journal:
             flush(self.path.parent)
 
     def keep(self, count: int) -> None:
-        """Drop all but the first lines: those of a layer that was not finished, or a line that was cut off."""
+        """Remove all but the first lines: those of an incomplete layer, or a truncated line."""
         with writing(self.path):
             self._file.seek(0)
             lines = self._file.readlines()[:count]
@@ -69,7 +69,7 @@ class Journal:
             os.fsync(self._file.fileno())
 
     def append(self, lines: Sequence[Line]) -> None:
-        """Note sections whose data are on disk, and wait until the note is."""
+        """Record sections whose data are on disk, and wait until the record is on disk."""
         with writing(self.path):
             text = "".join(json.dumps(asdict(line)) + "\n" for line in lines).encode()
             if self._file.write(text) != len(text):
@@ -77,17 +77,17 @@ class Journal:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         self._file.close()
 
 
 def manifest_path(store: Path, first_layer: int) -> Path:
-    """Where the process that begins at a layer notes its sections."""
+    """Return the manifest of the process that starts at a layer."""
     return store / FOLDER / f"manifest-{first_layer:08d}.jsonl"
 
 
 def read_lines(path: Path) -> list[Line]:
-    """Lines of a file; one that was cut off, and all after it, are left out."""
+    """Read the lines of a file; a truncated line, and all after it, are ignored."""
     found: list[Line] = []
     if not path.exists():
         return found
@@ -105,23 +105,23 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def all_lines(store: Path) -> list[Line]:
-    """Lines of all processes, by section."""
+    """Read the lines of all processes, by section."""
     files = (store / FOLDER).glob("manifest-*.jsonl")
     return sorted((line for file in files for line in read_lines(file)), key=lambda line: line.section)
 
 
 def is_stream(store: Path) -> bool:
-    """Whether a folder is the store of a stream, finished or not."""
+    """Return whether a folder is the store of a stream, finished or not."""
     return settings_path(store, FOLDER).is_file()
 
 
 def write_job(store: Path, job: Mapping[str, Any]) -> None:
-    """Note the settings."""
+    """Write the settings."""
     write_json(settings_path(store, FOLDER), job)
 
 
 def read_job(store: Path) -> dict[str, Any]:
-    """The settings that a stream was begun with.
+    """Read the settings that a stream was started with.
 
     Raises:
         SourceError: the folder is not the store of a stream.
@@ -130,12 +130,12 @@ def read_job(store: Path) -> dict[str, Any]:
 
 
 def check_job(store: Path, job: Mapping[str, Any], *, free: bool) -> None:
-    """Make sure that a stream goes on as it was begun.
+    """Check that a stream is resumed with its original settings.
 
     Args:
         store: its store.
-        job: the settings of now.
-        free: whether those may differ that change no bytes of what is done.
+        job: the current settings.
+        free: whether settings may differ that do not affect completed data.
 
     Raises:
         SourceError: a setting differs.
@@ -144,10 +144,10 @@ def check_job(store: Path, job: Mapping[str, Any], *, free: bool) -> None:
 
 
 def now() -> str:
-    """Time of day for a line."""
+    """Return the time of day for a line."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def bad_lines(lines: Iterable[Line]) -> list[str]:
-    """A line of text for every bad section, for the user."""
+    """Format one line per bad section for the user."""
     return [f"section {one.section}, {one.source}: {one.flaw} ({one.why}), {one.taken}" for one in lines if one.flaw]
