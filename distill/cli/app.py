@@ -1,4 +1,4 @@
-"""The application that the groups of commands register with."""
+"""The typer application that all commands are registered with."""
 
 from __future__ import annotations
 

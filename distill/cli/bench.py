@@ -1,4 +1,4 @@
-"""Commands that measure a user's own model on the user's own machine."""
+"""Commands that benchmark your own model on your own machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def seams(
     precision: Precision = AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Score the seams of teacher and student, with windows of several sizes, side by side and blended."""
+    """Measure the seam scores of teacher and student for several window sizes, side by side and blended."""
     from distill.core.geometry import parse_numbers
     from distill.evaluation.seams.bench import HEADER, bench_seams
     from distill.inference.embeddings import grey_volume

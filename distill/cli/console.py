@@ -1,4 +1,4 @@
-"""What commands print: lines, progress, and the record beside an output."""
+"""Output of commands: lines, progress, and the run record next to an output."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def took(began: float) -> str:
 
 
 class Recorded:
-    """run.json beside an output: command, versions, what was done, seconds."""
+    """run.json next to an output: command, versions, results, seconds."""
 
     def __init__(self, out: Path) -> None:
         if not out.name:
@@ -55,7 +55,7 @@ class Recorded:
 
 
 class Bar:
-    """Progress with rate and time left; plain lines when the output is no terminal."""
+    """Progress with rate and time left; plain lines if the output is not a terminal."""
 
     def __init__(self, unit: str, *, shown: bool = True) -> None:
         self.terminal = shown and sys.stderr.isatty()
@@ -76,7 +76,7 @@ class Bar:
         return self
 
     def head(self, *lines: str) -> None:
-        """Set lines to print before the first progress: not at all where an error comes first."""
+        """Set lines to print before the first progress; they are not printed if an error occurs first."""
         self.first_lines = lines
 
     def _begin(self) -> None:
@@ -91,20 +91,20 @@ class Bar:
             self.progress.stop()
 
     def start(self, done: int, total: int | None) -> None:
-        """The work begins now, with what earlier processes have done; the rate counts from here."""
+        """Start with the work already done by earlier processes; the rate counts from this point."""
         self._begin()
         self.began, self.before = time.perf_counter(), done
         if self.progress is not None:
             self.progress.update(self.task, completed=done, total=total, note="")
 
     def update(self, done: int, total: int | None, note: str = "", *, left: float | None = None) -> None:
-        """Show how far the work is.
+        """Show the progress.
 
         Args:
-            done: finished, those of earlier processes included.
-            total: of how many; None while that is not known.
+            done: finished items, including those of earlier processes.
+            total: total number; None if unknown.
             note: shown after the rate.
-            left: seconds, where the caller knows better than the rate so far.
+            left: remaining seconds, if the caller has a better estimate than the rate so far.
         """
         self._begin()
         now = time.perf_counter()
@@ -118,7 +118,7 @@ class Bar:
             self.shown = now
 
     def line(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if self.progress is not None:
             self.progress.console.print(text, markup=False, highlight=False)
         else:
@@ -128,21 +128,21 @@ class Bar:
 def pace_text(
     done: int, seconds: float, unit: str, note: str = "", to_do: int | None = None, left: float | None = None
 ) -> str:
-    """Rate and time left, as far as they are known.
+    """Format rate and time left, as far as known.
 
     Args:
-        done: finished in this process.
-        seconds: since it began.
-        unit: what is counted, in the plural.
-        note: comes after the rate.
-        to_do: how many are not finished; None while that is not known.
-        left: seconds, where the caller knows better than the rate so far.
+        done: items finished in this process.
+        seconds: elapsed time.
+        unit: plural name of the items.
+        note: shown after the rate.
+        to_do: number of unfinished items; None if unknown.
+        left: remaining seconds, if the caller has a better estimate than the rate so far.
     """
     parts = [" ".join(part for part in (rate(done, seconds, unit) or unit, note) if part)]
     if to_do == 0:
         parts.append(f"in {span(seconds)}" if done > 0 else "")
     elif left is not None:
         parts.append(f"{span(left)} left")
-    elif to_do is not None and done > 1:  # the first one has the start in it
+    elif to_do is not None and done > 1:  # the first one includes the start-up time
         parts.append(f"{span(to_do * seconds / done)} left")
     return ", ".join(part for part in parts if part)

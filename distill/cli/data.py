@@ -1,4 +1,4 @@
-"""Commands for public data sets, and for volumes in other formats."""
+"""Commands for public data sets, and for conversion between formats."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sample(
     out: Annotated[Path, typer.Argument(metavar="OUT.h5")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a small labelled piece of mouse cortex that ships with the package (CREMI layout)."""
+    """Write the bundled labelled sample of mouse cortex (CREMI layout)."""
     from distill.data.sample import write_sample
 
     made = write_sample(out, overwrite=overwrite)
@@ -38,7 +38,7 @@ def sample(
 def list_data(
     name: Annotated[str | None, typer.Argument(help="say all that is known of this one")] = None,
 ) -> None:
-    """List public data sets with their terms."""
+    """List public data sets with their licences."""
     from distill.data.catalogue import DATASETS, dataset
 
     if name is not None:
@@ -59,7 +59,7 @@ def get(
         Path | None, typer.Option("--from", metavar="FILE", help="what a browser has saved: a file, zip or folder")
     ] = None,
 ) -> None:
-    """Download a public data set, or take what a browser has saved, and write volumes in CREMI layout."""
+    """Download a public data set, or use files saved by a browser, and write volumes in CREMI layout."""
     from distill.data.catalogue import dataset
     from distill.data.get import LABELS, RAW
     from distill.data.get import get as run
@@ -115,7 +115,7 @@ def copy(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace TARGET if it exists")] = False,
 ) -> None:
-    """Copy a volume into another format, block by block, with resolution and offset."""
+    """Copy a volume to another format, block by block, with resolution and offset."""
     from distill.core.geometry import parse_numbers
     from distill.io.writers.copy import Copying
     from distill.io.writers.copy import copy as run

@@ -1,4 +1,4 @@
-"""Options that several commands take, and what their text means."""
+"""Options that several commands have in common, and their parsing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Thresholds = Annotated[
 
 
 def merge_of(merge: float | None, thresholds: Path | None, method: str) -> float | None:
-    """The merge threshold given by itself, or by a file; None = the model's own."""
+    """Return the merge threshold given directly or by a file; None = the model's own."""
     from distill.inference.thresholds import threshold_of
 
     if thresholds is None:
@@ -81,7 +81,7 @@ def run_options(
 
 
 def runtime_of(device: str, precision: str) -> tuple[Runtime, Chosen]:
-    """Device and precision of a command that keeps no store."""
+    """Return device and precision of a command without a store."""
     from distill.core.hardware import choose
     from distill.inference.options import Runtime
     from distill.models.load import pick_device

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: end what runs, at once with the second one, and print the command that continues."""
+"""Stop commands on Ctrl-C and SIGTERM, at once on the second signal, and print the command that continues."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from distill.core.signals import SIGNALS, Requests
 
 @contextmanager
 def signals_end_the_command() -> Iterator[None]:
-    """Make SIGTERM what Ctrl-C is, and let a second signal end the process whatever it does.
+    """Handle SIGTERM like Ctrl-C, and let a second signal end the process immediately.
 
     Python calls its handlers between two of its own instructions. A thread therefore counts the signals: a second one
-    ends the process also while a library computes. Several within half a second are one, see `distill.core.signals`.
+    also ends the process while a library computes. Several within half a second count as one, see
+    `distill.core.signals`.
 
-    Signals that the parent process has set to be ignored stay so. Only the main thread can do this; elsewhere nothing
-    changes. Under torchrun, which passes signals on, no number of them ends a rank at once.
+    Signals that the parent process ignores remain ignored. In other threads than the main one, nothing changes. Under
+    torchrun, which forwards signals, no number of them ends a rank at once.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -56,7 +57,7 @@ def signals_end_the_command() -> Iterator[None]:
 
 @contextmanager
 def _second_ends_at_once(numbers: Sequence[int]) -> Iterator[None]:
-    """End the process at the second request to stop, by a thread that the interpreter's C handler writes to."""
+    """End the process at the second request to stop, from a thread that is notified by the interpreter's C handler."""
     received, written = os.pipe()
     os.set_blocking(written, False)
     requests = Requests()
@@ -91,10 +92,10 @@ def _is_one_of_many() -> bool:
 
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Let the process end without freeing what its libraries hold, which takes a second or more after torch.
+    """End the process without freeing the memory of its libraries, which takes a second or more after torch.
 
-    Everything else that the end of a process does is done: threads are waited for and exit functions called, this one
-    last because it is registered first.
+    All other steps of a normal exit are performed: threads are joined and exit functions called, this one last because
+    it is registered first.
     """
     code = 1
 
@@ -116,14 +117,14 @@ def leaving_at_once() -> Iterator[None]:
 
 
 def continuing(application: typer.Typer, argv: Sequence[str]) -> str:
-    """The command line that continues what was interrupted.
+    """Return the command line that continues the interrupted command.
 
     Args:
         application: the commands.
-        argv: as the process was called.
+        argv: arguments of the process.
 
     Returns:
-        The same command, with `--resume` in place of `--overwrite` where the command has it.
+        The same command, with `--resume` instead of `--overwrite` if the command supports it.
     """
     name = Path(argv[0]).name if argv else ""
     start = ["python", "-m", "distill"] if name == "__main__.py" else ["distill"]
@@ -140,5 +141,5 @@ def continuing(application: typer.Typer, argv: Sequence[str]) -> str:
 
 
 def say_how_to_continue(application: typer.Typer) -> None:
-    """Print the command that continues, on standard error."""
+    """Print the command that continues to standard error."""
     typer.echo(f"continue with: {continuing(application, sys.argv)}", err=True)

@@ -1,4 +1,4 @@
-"""The command that chooses thresholds on labelled validation data."""
+"""Select thresholds on labelled validation data (`distill sweep`)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def sweep(
     invert: Invert = False,
     rescale: Rescale = False,
 ) -> None:
-    """Compare ways from affinities to neurons over their thresholds, and choose those with the least VOI."""
+    """Compare segmentation methods over a range of thresholds, and select those with the lowest VOI."""
     from distill.evaluation.sweep import TRIED, SupervoxelModel
     from distill.evaluation.sweep import sweep as run
     from distill.inference.grey_values import GreyValues

@@ -1,4 +1,4 @@
-"""Commands around training: volumes to try it on, the training, its augmentations and its report."""
+"""Commands for training: phantoms, training, fine-tuning, ablations, augmentations, reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def phantom(
     resolution: Annotated[str, typer.Option(metavar="Z,Y,X", help="nm per voxel")] = "30,6,6",
     seed: Annotated[int, typer.Option(help="same seed, same bytes")] = 0,
 ) -> None:
-    """Make a synthetic EM volume with 3D neuron labels (CREMI layout)."""
+    """Write a synthetic EM volume with 3D neuron labels (CREMI layout)."""
     from distill.core.geometry import parse_numbers, parse_triple
     from distill.data.phantom import make_phantom
     from distill.io.writers.output import check_place
@@ -76,7 +76,7 @@ def train(
     with Bar("steps", shown=ranks.first) as bar:
         try:
             split = run(pair, folder, resume=resume, device=device, progress=_progress(bar), command=sys.argv)
-        except (Interrupted, NotFiniteError):  # every rank stops so; one says it
+        except (Interrupted, NotFiniteError):  # every rank stops in this way; one reports it
             if ranks.first:
                 raise
             return
@@ -119,7 +119,7 @@ def finetune(
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in RUN where it stopped")] = False,
     device: Device = "auto",
 ) -> None:
-    """Train a trained student further on a few labelled sections of another volume."""
+    """Continue the training of a student on a few labelled sections of another volume."""
     from distill.core.geometry import parse_numbers
     from distill.models.load import pick_device
     from distill.training.finetune import plan_finetune
@@ -166,9 +166,9 @@ def ablate(
     seeds: Annotated[str, typer.Option(metavar="N,...", help="every variant is trained with each")] = "0,1,2",
     device: Device = "auto",
 ) -> None:
-    """Train a student with and without each term of the distillation and score all of them in one table.
+    """Train a student with and without each distillation term, and score all variants in one table.
 
-    Finished runs in FOLDER are kept, unfinished ones go on where they were.
+    Finished runs in FOLDER are kept, and unfinished ones are resumed.
     """
     from distill.config import load_pair
 
@@ -207,7 +207,7 @@ def bundle(
     ] = None,
     resolution: Resolution = None,
 ) -> None:
-    """Pack a run's best weights at half precision, with a model card, and check that their outputs stay the same."""
+    """Package a run's best weights at half precision with a model card, and check that their outputs are unchanged."""
     from distill.core.geometry import parse_numbers
     from distill.training.bundle import bundle as pack
 
@@ -224,7 +224,7 @@ def bundle(
 
 
 def _progress(bar: Bar, before: int = 0, runs: int = 1) -> Progress:
-    """Steps of a run on the bar, after those of the runs before it; validations as lines."""
+    """Show steps of a run on the bar, after those of previous runs, and validations as lines."""
     from distill.training.train import Progress
     from viz.report.report import report_after_training
 
@@ -269,7 +269,7 @@ def gallery(
     ] = None,
     resolution: Resolution = None,
 ) -> None:
-    """Draw a piece of a volume before and after each augmentation of the training."""
+    """Draw part of a volume before and after each augmentation of the training."""
     from distill.core.geometry import parse_numbers
     from viz.gallery.gallery import gallery as run
 
@@ -294,7 +294,7 @@ def report(
     device: Device = "auto",
     precision: Precision = AUTO,
 ) -> None:
-    """Write a run as one web page: scores, figures, curves, worst errors, times, how to repeat it."""
+    """Write a run as one web page: scores, figures, curves, worst errors, timings, and commands to reproduce it."""
     from viz.report.report import report as write
 
     runtime = None
