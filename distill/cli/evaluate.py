@@ -1,4 +1,4 @@
-"""`distill evaluate`: what a result is worth."""
+"""Score a result (`distill evaluate`)."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def _say_affinity(found: AffinityScores) -> None:
 
 
 def _say_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table as plain text, as wide as it needs to be, so that it can be kept in a file."""
+    """Print a plain-text table as wide as necessary, so that it can be kept in a file."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""Commands that show: figures, the viewer, what a file holds."""
+"""Commands for figures, the viewer, and descriptions of files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def pca(
     rescale: Rescale = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the seam scores as JSON")] = False,
 ) -> None:
-    """Draw a section beside the embeddings of teacher (sliding window) and student, with their seam scores."""
+    """Draw a section next to the embeddings of teacher (sliding window) and student, with their seam scores."""
     from distill.core.geometry import parse_numbers, parse_triple
     from distill.inference.embeddings import Windows
     from distill.inference.grey_values import GreyValues
@@ -146,7 +146,7 @@ def errors(
     resolution: Resolution = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Draw a section with what is split or merged in it, and list the worst objects."""
+    """Draw the split and merge errors of a section, and list the worst objects."""
     from distill.core.geometry import parse_numbers
     from viz.errors.survey import errors as run
 
@@ -177,7 +177,7 @@ def render(
     resolution: Resolution = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Draw neurons in 3D beside what a segmentation made of them: pieces in their colours, what was merged hatched."""
+    """Draw neurons in 3D, ground truth next to segmentation: fragments in their colours, merged objects hatched."""
     from distill.core.geometry import parse_numbers
     from viz.meshes.render import render as run
 
@@ -208,7 +208,7 @@ def view(
     no_open: Annotated[bool, typer.Option("--no-open", help="only print the address")] = False,
     resolution: Resolution = None,
 ) -> None:
-    """Show a result beside its image, ground truth and worst errors in the browser, until Ctrl-C."""
+    """Show a result with its image, ground truth and worst errors in the browser, until Ctrl-C."""
     from distill.core.geometry import parse_numbers
     from viz.viewer.view import Sources, open_browser
     from viz.viewer.view import view as run
@@ -238,7 +238,7 @@ def info(
     resolution: Resolution = None,
     as_json: Annotated[bool, typer.Option("--json", help="with --grey: print JSON, section by section")] = False,
 ) -> None:
-    """Say what a volume or a weights file holds."""
+    """Describe the contents of a volume or a weights file."""
     from distill.models.checkpoint import bundled_models, read_weights
 
     if grey:

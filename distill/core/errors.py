@@ -1,12 +1,12 @@
-"""The errors that a user can cause and mend; everything else is a defect of ours.
+"""Errors caused by invalid input; every other exception is a defect of the package.
 
 The command line prints the message of a `DistillError` as one line and exits with 2. A message therefore names the
-file, key or argument, says what was found and what was expected.
+file, key or argument, what was found and what was expected.
 """
 
 
 class DistillError(ValueError):
-    """Base of every error that a user can mend."""
+    """Base of all errors that a user can correct."""
 
 
 class SourceError(DistillError):
@@ -18,8 +18,8 @@ class ConfigError(DistillError):
 
 
 class CheckpointError(DistillError):
-    """A weights file or run folder that does not fit."""
+    """A weights file or run folder that is unreadable or does not match."""
 
 
 class ShapeError(DistillError):
-    """Arrays whose shapes, types or resolutions do not go together."""
+    """Arrays whose shapes, types or resolutions do not match."""

@@ -1,4 +1,4 @@
-"""Two volumes on one voxel grid, read block by block, by one process or by several."""
+"""Two volumes on one voxel grid, read block by block by one or several processes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Box, Triple
 from distill.io.volume import Volume, voxel_shift
 
-BLOCK_VOXELS = 2**22  # bounds what a block takes; a chunk of the file that is larger is read whole
-_AHEAD = 2  # blocks a worker that wait or are done
+BLOCK_VOXELS = 2**22  # limits the size of a block; a larger chunk of the file is read as a whole
+_AHEAD = 2  # blocks per worker that are waiting or done
 
 OnBlock = Callable[[int, int], None]
 T = TypeVar("T")
@@ -29,12 +29,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Aligned:
-    """A volume inside its ground truth.
+    """A volume positioned inside its ground truth.
 
     Attributes:
-        found: what is judged.
-        truth: ground truth, the same size or larger.
-        shift: voxel of `truth` at which voxel (0, 0, 0) of `found` lies.
+        found: the volume to score.
+        truth: ground truth, of the same size or larger.
+        shift: voxel of `truth` at the position of voxel (0, 0, 0) of `found`.
     """
 
     found: Volume
@@ -43,19 +43,20 @@ class Aligned:
 
     @property
     def box(self) -> Box:
-        """Where `found` lies, in voxels of `truth`."""
+        """Position of `found`, in voxels of `truth`."""
         return self.found.box.shift(self.shift)
 
     def labels(self, box: Box) -> NDArray[np.uint64]:
-        """Ground truth of a box in voxels of `found`."""
+        """Read the ground truth of a box in voxels of `found`."""
         return self.truth.read(box.shift(self.shift))
 
 
 def align(found: Volume, truth: Volume) -> Aligned:
-    """Place a volume in its ground truth.
+    """Position a volume inside its ground truth.
 
     Raises:
-        ShapeError: voxels of another size, part of a voxel between them, or a volume that reaches beyond the truth.
+        ShapeError: voxel sizes differ, the positions differ by a fraction of a voxel, or the volume extends beyond the
+            truth.
     """
     shift = voxel_shift(found, truth)
     box = found.box.shift(shift)
@@ -69,10 +70,10 @@ def align(found: Volume, truth: Volume) -> Aligned:
 
 
 def chunk_blocks(volume: Volume) -> list[Box]:
-    """Blocks that cover a volume, each made of whole chunks of its file, so that nothing is read or unpacked twice.
+    """Cover a volume with blocks of whole chunks of its file, so that no chunk is read or decompressed twice.
 
     Args:
-        volume: chunked or not; where any part is as cheap, blocks are whole rows, then whole sections.
+        volume: chunked or not; without chunks, blocks are whole rows, then whole sections.
 
     Returns:
         Boxes in z, y, x order, of `BLOCK_VOXELS` voxels at most, channels counted, or of one chunk.
@@ -86,7 +87,7 @@ def chunk_blocks(volume: Volume) -> list[Box]:
 
 
 def block_extent(volume: Volume) -> Triple:
-    """Extent of the blocks of `chunk_blocks`, but for those at the far borders, which are cut."""
+    """Return the extent of the blocks of `chunk_blocks`, except those clipped at the far borders."""
     chunks = (1, 1, 1) if volume.chunks is None else volume.chunks[-3:]
     extent = [min(chunk, size) for chunk, size in zip(chunks, volume.size, strict=True)]
     for axis in (2, 1, 0):
@@ -98,13 +99,13 @@ def block_extent(volume: Volume) -> Triple:
 def over_blocks(
     work: Callable[[Box], T], blocks: Sequence[Box], workers: int = 1, on_block: OnBlock = lambda done, total: None
 ) -> Iterator[T]:
-    """What `work` gives for every block, in their order.
+    """Apply `work` to every block, and iterate over the results in order.
 
     Args:
-        work: must be picklable, and give something that is, where there are several workers.
-        blocks: what to work on.
-        workers: processes; 1 works in this one.
-        on_block: called with blocks done and their number.
+        work: must be picklable, with picklable results, for several workers.
+        blocks: the blocks.
+        workers: number of processes; 1 = this process.
+        on_block: called with the number of blocks done and their total.
 
     Raises:
         DistillError: fewer than one worker, or a worker died; and what `work` raises.

@@ -1,4 +1,4 @@
-"""Fit a model's normalisation to the grey values of a source."""
+"""Adapt a model's normalisation to the grey values of a source."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from distill.models.load import TrainedStudent, TrainedTeacher
 
 @dataclass(frozen=True)
 class GreyValues:
-    """How the user wants the grey values of a source taken."""
+    """User options for the grey values of a source."""
 
     normalise: str | None = None  # kind of normalisation; None = the model's own
-    invert: bool = False  # dark and bright are exchanged in the source
+    invert: bool = False  # whether dark and bright are exchanged in the source
 
 
 AS_RECORDED = GreyValues()
 
 
 def normaliser_of(trained: TrainedStudent | TrainedTeacher, grey: GreyValues, inverted: bool) -> Normaliser:
-    """Choose what normalises the sections of a source for a model.
+    """Select the normaliser of a source's sections for a model.
 
     Args:
         trained: the model.
-        grey: what the user wants.
-        inverted: whether the source's own metadata exchange dark and bright.
+        grey: options of the user.
+        inverted: whether the source's metadata state that dark and bright are exchanged.
 
     Raises:
         DistillError: an unknown kind of normalisation.
@@ -39,16 +39,16 @@ def normaliser_of(trained: TrainedStudent | TrainedTeacher, grey: GreyValues, in
 
 
 def check_grey(normaliser: Normaliser, dtype: np.dtype[Any], source: str, note: Callable[[str], None]) -> None:
-    """Refuse a source whose pixels the normalisation cannot bring to a scale, and name what is done to the others.
+    """Check that the pixels of a source can be normalised, and report changes of their grey values.
 
     Args:
         normaliser: of the source.
         dtype: of its pixels.
         source: for messages.
-        note: called with a line where grey values are changed.
+        note: called with a message if grey values are changed.
 
     Raises:
-        SourceError: pixels of such a type.
+        SourceError: the type of the pixels cannot be normalised.
     """
     try:
         normaliser.check(dtype)
@@ -60,9 +60,9 @@ def check_grey(normaliser: Normaliser, dtype: np.dtype[Any], source: str, note: 
 
 
 def grey_settings(normaliser: Normaliser) -> dict[str, Any]:
-    """Record how grey values are normalised in a store's settings; nothing where only the type's range is divided out.
+    """Return the normalisation for a store's settings; empty if values are only divided by the type's range.
 
-    Stores from before there was a normalisation have no such settings either, and resume.
+    Stores written before normalisation existed have no such settings either, and can be resumed.
     """
     if normaliser == UNCHANGED:
         return {}

@@ -1,4 +1,4 @@
-"""Looking into what a file holds: its arrays, and a glance at the middle section of each."""
+"""Describe the contents of a file: its arrays, and a summary of the middle section of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SAMPLE_VALUES = 64 * 2**20
 
 @dataclass(frozen=True)
 class VolumeSummary:
-    """What one array of a file looks like.
+    """Summary of one array of a file.
 
     Attributes:
         source: `path[:dataset]`.
@@ -29,7 +29,7 @@ class VolumeSummary:
         dtype: type in native byte order.
         resolution: nm per axis; None where the file gives none.
         offset: nm per axis; None where the file gives none.
-        chunks: extent of what is read in one go; None where not chunked.
+        chunks: extent of a reading unit; None if not chunked.
         compression: codec; None where not compressed.
         minimum: smallest value of the middle section; None where nothing was sampled.
         maximum: largest value of the middle section; None where nothing was sampled.
@@ -51,7 +51,7 @@ class VolumeSummary:
 
 
 def describe(source: str | Path) -> list[VolumeSummary]:
-    """Summaries of every array that a source holds, or of the one dataset it names.
+    """Summarise every array of a source, or the one dataset that it names.
 
     Raises:
         SourceError: the source is missing or unreadable, or holds no array.
@@ -60,7 +60,7 @@ def describe(source: str | Path) -> list[VolumeSummary]:
 
 
 def format_summary(summaries: Sequence[VolumeSummary]) -> str:
-    """The file's name and a table in plain text, a line per array; columns that say nothing are left out."""
+    """Format the file's name and a plain-text table, one line per array; empty columns are omitted."""
     titles = ("array", "shape", "type", "resolution nm", "offset nm", "chunks", "compression", "middle section", "ids")
     rows = [_row(summary) for summary in summaries]
     kept = [at for at in range(len(titles)) if any(row[at] != "-" for row in rows)]
@@ -100,7 +100,7 @@ def _looks_like_labels(stored: StoredArray) -> bool:
 
 
 def _sample(stored: StoredArray) -> NDArray[Any] | None:
-    """The middle section of all channels; None where that is too much, empty or not numeric."""
+    """Read the middle section of all channels; None if it is too large, empty or not numeric."""
     index = [slice(0, extent) for extent in stored.shape]
     if len(index) >= 3:
         middle = stored.shape[-3] // 2

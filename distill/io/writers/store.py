@@ -1,7 +1,7 @@
-"""Writing volumes so that nothing that exists is ever harmed.
+"""Write volumes atomically; existing data is never modified in place.
 
-CREMI files are written beside their target and then moved over it; Zarr arrays (version 3) are filled chunk by chunk.
-Axes are z, y, x (c, z, y, x with channels); resolution and offset are in nm.
+CREMI files are written under a temporary name and then renamed; Zarr arrays (version 3) are filled chunk by chunk. Axes
+are z, y, x (c, z, y, x with channels); resolution and offset are in nm.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _PLACE_KEYS = ("resolution", "offset", "units", "axis_names")
 class ZarrArray:
     """A Zarr array open for writing.
 
-    A chunk is replaced as a whole and at once on disk. Writers in different processes must not share chunks.
+    A chunk is replaced atomically on disk. Writers in different processes must not share chunks.
 
     Attributes:
         path: the store.
         dataset: path of the array inside it.
         shape: (z, y, x) or (c, z, y, x) in voxels.
-        dtype: the only type that is accepted.
+        dtype: type of the array; no other is accepted.
         chunks: extent of one chunk, same axes.
     """
 
@@ -65,11 +65,11 @@ class ZarrArray:
 
         Args:
             box: voxels to write.
-            array: (z, y, x) or (c, z, y, x) as large as the box, of type `dtype`.
+            array: (z, y, x) or (c, z, y, x) of the size of the box, of type `dtype`.
 
         Raises:
             ShapeError: the box leaves the array, or shape or type differ.
-            SourceError: the disk refuses.
+            SourceError: a write error.
         """
         whole = Box.of_shape(self.shape[-3:])
         if not whole.contains(box):
@@ -88,7 +88,7 @@ class ZarrArray:
         self.write(Box((z, 0, 0), (z + 1, height, width)), np.expand_dims(array, -3))
 
     def volume(self) -> Volume:
-        """What has been written so far, for reading."""
+        """Open the data written so far for reading."""
         return open_volume(f"{self.path}:{self.dataset}")
 
     def __str__(self) -> str:
@@ -104,19 +104,19 @@ def write_cremi(
     offset: Nanometres = (0.0, 0.0, 0.0),
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a CREMI file, section by section, all of it or nothing.
+    """Write a CREMI file section by section, atomically.
 
     Args:
-        path: target; parent folders are made, an existing file is replaced once the new one is complete.
+        path: target; parent folders are created, and an existing file is replaced once the new one is complete.
         raw: image (z, y, x) uint8, written to `/volumes/raw`.
         labels: ids (z, y, x) of any integer type without negatives, written as uint64 to `/volumes/labels/neuron_ids`.
         resolution: voxel size z, y, x in nm.
-        offset: position of voxel (0, 0, 0) in nm; written where it is not zero.
+        offset: position of voxel (0, 0, 0) in nm; written if it is not zero.
         attributes: further attributes of the file itself.
 
     Raises:
         ShapeError: nothing to write, or an array of the wrong shape or type.
-        SourceError: a section cannot be read, or the target cannot be written; what was there is untouched.
+        SourceError: a section cannot be read, or the target cannot be written; an existing file is untouched.
     """
     target = Path(path)
     place = checked_resolution(str(path), resolution), checked_offset(str(path), offset)
@@ -153,8 +153,8 @@ def create_zarr(
     """Create an array, filled with zeros, in a new or an existing Zarr v3 store.
 
     Args:
-        path: the store; it and its parent folders are made where absent.
-        dataset: path of the array inside; groups on the way are made where absent.
+        path: the store; created with its parent folders if necessary.
+        dataset: path of the array inside; intermediate groups are created if necessary.
         shape: (z, y, x) or (c, z, y, x) in voxels.
         dtype: boolean, integer or floating-point type.
         resolution: voxel size z, y, x in nm.
@@ -167,7 +167,7 @@ def create_zarr(
 
     Raises:
         ShapeError: shape, chunks or type cannot be stored.
-        SourceError: the target exists, is no Zarr v3 store, or cannot be written; what was there is untouched.
+        SourceError: the target exists, is not a Zarr v3 store, or cannot be written; existing data is untouched.
     """
     store = Path(path)
     name = f"{store}:{dataset}"
@@ -194,7 +194,7 @@ def create_zarr(
 
 
 def open_zarr_for_writing(path: str | Path, dataset: str) -> ZarrArray:
-    """Open an existing Zarr v3 array, to go on writing where an earlier run stopped.
+    """Open an existing Zarr v3 array to continue writing.
 
     Raises:
         SourceError: there is no such array, or it is not Zarr v3, or it cannot be opened.
@@ -215,7 +215,7 @@ def open_zarr_for_writing(path: str | Path, dataset: str) -> ZarrArray:
 
 
 def write_group_attributes(path: str | Path, attributes: Mapping[str, Any]) -> None:
-    """Update the attributes of a Zarr v3 group at once; keys that are not named stay as they are.
+    """Update the attributes of a Zarr v3 group atomically; other keys are kept.
 
     Args:
         path: folder of the group.
@@ -282,7 +282,7 @@ def array_metadata(
     chunks: Sequence[int] | None,
     shards: Sequence[int] | None,
 ) -> dict[str, Any]:
-    """Zarr v3 metadata of an array, without its attributes; chunks and shards as for `create_zarr`.
+    """Build the Zarr v3 metadata of an array, without its attributes; chunks and shards as for `create_zarr`.
 
     Raises:
         ShapeError: shape, chunks or type cannot be stored.
@@ -320,7 +320,7 @@ def array_metadata(
 
 
 def resize_zarr(path: str | Path, dataset: str, depth: int) -> ZarrArray:
-    """Give a Zarr v3 array another number of sections; nothing is written or removed but its metadata.
+    """Change the number of sections of a Zarr v3 array by updating its metadata only.
 
     Args:
         path: the store.
@@ -357,7 +357,7 @@ def _array_folder(store: Path, dataset: str) -> Path:
 
 
 def _check_target(store: Path, folder: Path, name: str, overwrite: bool) -> None:
-    """Refuse to write into anything but a Zarr v3 store, over an array unasked, or over a group."""
+    """Check that the target is a Zarr v3 store and would not overwrite a group, or an array without permission."""
     groups = [store, *reversed([group for group in folder.parents if store in group.parents])]
     for group in groups:
         if not group.exists():
@@ -385,13 +385,13 @@ def _make_groups(store: Path, folder: Path) -> None:
 
 
 def write_json(file: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON document, whole or not at all, and wait until it is on disk."""
+    """Write a JSON document atomically, and wait until it is on disk."""
     with replacing(file) as temporary:
         temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def put_in_place(created: Path, folder: Path) -> None:
-    """Move a newly created array to its name; an array that was there before leaves only once its successor stands."""
+    """Rename a newly created array into place; an existing array is removed only after that."""
     kept = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
     existed = folder.exists()
     if existed:
@@ -407,7 +407,7 @@ def put_in_place(created: Path, folder: Path) -> None:
 
 @contextmanager
 def replacing_file(target: Path) -> Iterator[Path]:
-    """A temporary name beside `target`, flushed to disk and moved over it at the end, removed on failure."""
+    """Provide a temporary name next to `target`, flushed to disk and renamed at the end, removed on failure."""
     if target.is_dir():
         raise SourceError(f"{target}: found a folder, expected a file name to write to")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -416,7 +416,7 @@ def replacing_file(target: Path) -> Iterator[Path]:
         yield temporary
         flush(temporary)
         os.replace(temporary, target)
-        # The file already stands under its name; some network disks cannot flush a folder.
+        # The file already has its name; some network disks cannot flush a folder.
         with suppress(OSError):
             flush(target.parent)
     finally:
@@ -425,7 +425,7 @@ def replacing_file(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(name: str | Path) -> Iterator[None]:
-    """Turn whatever a library raises on a failed write into one `SourceError` that names the target and the reason."""
+    """Convert every exception of a failed write to a `SourceError` that names the target and the reason."""
     try:
         yield
     except DistillError:

@@ -1,4 +1,4 @@
-"""Where sections come from, one at a time: image files, or a volume that is read section by section."""
+"""Sources of sections: image files, or a volume read section by section."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _REGULAR = 0.8  # share of steps that must be alike for numbers to count as a se
 
 @dataclass(frozen=True)
 class Section:
-    """One place of a stream."""
+    """One position of a stream."""
 
     z: int
     name: str
@@ -37,7 +37,7 @@ class Section:
 
     @property
     def checksum(self) -> str:
-        """Of the pixels; empty where there are none."""
+        """Checksum of the pixels; empty without pixels."""
         if self.image is None:
             return ""
         return hashlib.blake2b(np.ascontiguousarray(self.image).data, digest_size=16).hexdigest()
@@ -45,7 +45,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Kind:
-    """What the sections of a stream have in common."""
+    """Common properties of the sections of a stream."""
 
     size: tuple[int, int]  # (H, W)
     dtype: np.dtype[Any]
@@ -67,14 +67,14 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, z: int) -> Section | None:
-        """Section z, in any order, cheapest in ascending order; None where the stream has ended before it."""
+        """Read section z, in any order, most efficient in ascending order; None if the stream ended before it."""
 
 
 class VolumeSource(Source):
     """Sections of a volume file."""
 
     def __init__(self, volume: Volume, sections: tuple[int, int | None] | None) -> None:
-        """Take a range of sections, all by default.
+        """Select a range of sections; default: all.
 
         Raises:
             SourceError: the volume has channels, or the sections are not there.
@@ -114,7 +114,7 @@ class VolumeSource(Source):
 
 
 class FileSource(Source):
-    """Sections in an image file each; a number that the names leave out is a place without a file."""
+    """Sections in separate image files; a number missing in the names is a position without a file."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class FileSource(Source):
         resolution: Nanometres | None,
         sections: tuple[int, int | None] | None,
     ) -> None:
-        """Find out what the files have in common.
+        """Determine the common properties of the files.
 
         Args:
             name: of the source, for messages.
@@ -157,7 +157,7 @@ class FileSource(Source):
 
 
 def read_file(z: int, path: Path, kind: Kind) -> Section:
-    """A section image, checked against the others' size and type."""
+    """Read a section image, and check its size and type."""
     try:
         image = read_section(path)
     except SourceError as error:
@@ -169,7 +169,7 @@ def read_file(z: int, path: Path, kind: Kind) -> Section:
 
 
 def kind_of(name: str, paths: Sequence[Path], resolution: Nanometres | None, first: int = 0) -> Kind:
-    """Size, type and resolution by the first of some files that can be read.
+    """Determine size, type and resolution from the first readable file.
 
     Raises:
         SourceError: none can be read, or nothing gives a resolution.
@@ -194,7 +194,7 @@ def kind_of(name: str, paths: Sequence[Path], resolution: Nanometres | None, fir
 
 
 def with_gaps(paths: Sequence[Path]) -> list[Path | None]:
-    """Files in their places: where names are numbered in even steps, a number left out leaves its place empty."""
+    """Assign files to positions: if names are numbered in equal steps, a missing number leaves its position empty."""
     numbers = [number_of(path) for path in paths]
     step = usual_step(numbers)
     places: list[Path | None] = list(paths[:1])
@@ -205,13 +205,13 @@ def with_gaps(paths: Sequence[Path]) -> list[Path | None]:
 
 
 def number_of(path: Path) -> int | None:
-    """Last number in a file's name; None without one."""
+    """Return the last number in a file's name; None without one."""
     found = re.findall(r"\d+", path.stem)
     return int(found[-1]) if found else None
 
 
 def usual_step(numbers: Sequence[int | None]) -> int | None:
-    """By how much names count on; None where they do not count evenly."""
+    """Return the step between numbers in names; None if it is irregular."""
     steps = [b - a for a, b in pairwise(numbers) if a is not None and b is not None]
     if len(steps) != len(numbers) - 1 or not steps:
         return None
@@ -220,29 +220,29 @@ def usual_step(numbers: Sequence[int | None]) -> int | None:
 
 
 def missing_between(before: int | None, after: int | None, step: int | None) -> int:
-    """Places between two files that follow each other."""
+    """Return the number of positions missing between two consecutive files."""
     if before is None or after is None or step is None or (after - before) % step or after <= before:
         return 0
     return (after - before) // step - 1
 
 
 def listed_paths(lines: Iterable[str]) -> list[Path]:
-    """Paths, one a line; empty lines are left out."""
+    """Parse paths, one per line; empty lines are ignored."""
     return [Path(line.rstrip("\n")) for line in lines if line.strip()]
 
 
 def folder_images(folder: Path) -> Iterator[Path]:
-    """Section images of a folder, in no order."""
+    """Iterate over the section images of a folder, in no order."""
     return (item for item in folder.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES and item.name[0] != ".")
 
 
 def in_order(paths: Iterable[Path]) -> list[Path]:
-    """Natural order: s2 before s10."""
+    """Sort paths in natural order: s2 before s10."""
     return sorted(paths, key=natural_order)
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse what is no section image by its name.
+    """Check the extension of a section image.
 
     Raises:
         SourceError: another extension.
@@ -252,7 +252,7 @@ def check_suffix(path: Path) -> None:
 
 
 def checked_range(sections: tuple[int, int | None] | None, depth: int, name: str) -> tuple[int, int]:
-    """A range of sections that are there.
+    """Return a range of existing sections.
 
     Raises:
         SourceError: they are not.
@@ -265,5 +265,5 @@ def checked_range(sections: tuple[int, int | None] | None, depth: int, name: str
 
 
 def moved(offset: Nanometres, sections: int, resolution: Nanometres) -> Nanometres:
-    """An offset some sections further."""
+    """Shift an offset by a number of sections."""
     return offset[0] + sections * resolution[0], offset[1], offset[2]
