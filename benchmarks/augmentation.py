@@ -1,4 +1,4 @@
-"""What an augmented crop costs on one thread, key by key, and what other libraries take for the same warp.
+"""Measure the time of an augmented crop on one thread, key by key, and of the same warp in other libraries.
 
     python benchmarks/augmentation.py --out result.json
 
@@ -33,7 +33,7 @@ CROPS = ((18, 160, 160), (6, 160, 160))
 
 
 def milliseconds(calls: list[Callable[[], object]], repeats: int = 1) -> list[float]:
-    """Time of each call, the first one excluded as warm-up."""
+    """Time each call, excluding the first one as warm-up."""
     calls[0]()
     found = []
     for call in calls * repeats:
@@ -44,7 +44,7 @@ def milliseconds(calls: list[Callable[[], object]], repeats: int = 1) -> list[fl
 
 
 def per_key(raw: Any, labels: Any, crop: tuple[int, int, int], count: int) -> dict[str, float]:
-    """Milliseconds of one crop."""
+    """Measure the milliseconds of one crop for each key."""
 
     def crops(config: AugmentConfig) -> Crops:
         return Crops(raw, labels, TrainingConfig(crop=crop, steps=4 * count), config)
@@ -63,7 +63,7 @@ def per_key(raw: Any, labels: Any, crop: tuple[int, int, int], count: int) -> di
 
 
 def rivals(crop: tuple[int, int, int], count: int) -> dict[str, float]:
-    """The same elastic warp of raw and labels, or the nearest thing a library has."""
+    """Measure the same elastic warp of raw and labels in other libraries, or the closest equivalent."""
     import monai.transforms as monai
 
     config, rng = AugmentConfig(), np.random.default_rng(0)

@@ -1,7 +1,8 @@
-"""`distill segment` in blocks: workers against one process byte by byte, a killed worker, memory and time over volumes.
+r"""Measure `distill segment` in blocks: workers against one process byte by byte, a killed worker, memory and time by
+volume.
 
     python benchmarks/blocks.py --sections ../shared/data/ac4_sections --model ac4 --json OUT.json
-    python benchmarks/blocks.py --scaling --sections ../shared/data/ac4_sections --model ac4 \\
+    python benchmarks/blocks.py --scaling --sections ../shared/data/ac4_sections --model ac4 \
         --json benchmarks/results/blocks_scaling_epyc.json --figure docs/figures/blocks_scaling.png
 
 The volume is made of the real sections, mirrored along all axes as often as it takes, in chunks, never whole in
@@ -68,7 +69,7 @@ class Ran:
 
 
 def main() -> None:
-    """Parse and run one of the two."""
+    """Parse the arguments and run one of the two benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", required=True, help="real sections: a volume or a folder of images")
     parser.add_argument("--model", default="ac4")
@@ -93,7 +94,7 @@ def main() -> None:
 
 
 def workers(work: Path, given: argparse.Namespace) -> list[Ran]:
-    """One process, several workers, and several of which one is killed: time, memory and bytes."""
+    """Compare one process, several workers, and several of which one is killed: time, memory and bytes."""
     source = make_volume(given.sections, work / "raw.zarr", given.shape)
     runs = []
     for name, count, kill in (("one", 1, False), ("several", given.workers, False), ("killed", given.workers, True)):
@@ -108,7 +109,7 @@ def workers(work: Path, given: argparse.Namespace) -> list[Ran]:
 
 
 def scaling(work: Path, given: argparse.Namespace) -> list[Ran]:
-    """Volumes of more and more sections, one process each."""
+    """Segment volumes with increasing numbers of sections, one process each."""
     runs = []
     for millions in given.millions.split(","):
         depth = max(2, round(float(millions) * 1e6 / given.side**2))
@@ -119,7 +120,7 @@ def scaling(work: Path, given: argparse.Namespace) -> list[Ran]:
 
 
 def make_volume(sections: str, store: Path, shape: Triple) -> str:
-    """A Zarr volume of real sections mirrored to and fro, chunk by chunk."""
+    """Write a Zarr volume of real sections, mirrored repeatedly, chunk by chunk."""
     real = open_volume(sections, resolution=NM)
     array = create_zarr(store, "raw", shape=shape, dtype=real.dtype, resolution=NM, chunks=CHUNK)
     grey = real.read()
@@ -131,14 +132,14 @@ def make_volume(sections: str, store: Path, shape: Triple) -> str:
 
 
 def mirrored(length: int, wanted: int) -> NDArray[np.int64]:
-    """Which of `length` lines stands at each of `wanted` places, forwards and backwards by turns."""
+    """Return the index of a line of `length` at each position in `wanted`, alternating forwards and backwards."""
     period = max(1, 2 * (length - 1))
     at = np.arange(wanted) % period
     return np.where(at < length, at, period - at)
 
 
 def segment(source: str, out: Path, given: argparse.Namespace, count: int, *, kill: bool) -> Ran:
-    """Run the command, watch its memory, and perhaps kill one of its workers when a block is done."""
+    """Run the command, sample its memory, and optionally kill one of its workers when a block is done."""
     out.parent.mkdir(parents=True, exist_ok=True)
     words = ["segment", source, "--model", given.model, "--out", str(out), "--workers", str(count)]
     began = time.perf_counter()
@@ -176,7 +177,7 @@ def segment(source: str, out: Path, given: argparse.Namespace, count: int, *, ki
 
 
 def memory(pid: int) -> tuple[int, dict[int, int]]:
-    """Resident bytes of a process, and of each of its children."""
+    """Return the resident bytes of a process and of each of its children."""
     try:
         process = psutil.Process(pid)
         children = {child.pid: child.memory_info().rss for child in process.children(recursive=True)}
@@ -186,7 +187,7 @@ def memory(pid: int) -> tuple[int, dict[int, int]]:
 
 
 def say(ran: Ran) -> None:
-    """One run in two lines."""
+    """Print one run in two lines."""
     print(
         f"{ran.voxels / 1e6:.1f} million voxels, {ran.workers} workers{', one killed' if ran.killed else ''}: "
         f"{ran.seconds:.0f} s, {ran.voxels / ran.seconds / 1e6:.3f} Mvoxel/s, memory "
@@ -197,7 +198,7 @@ def say(ran: Ran) -> None:
 
 
 def files(store: Path) -> dict[str, bytes]:
-    """All files of a store, without the time of day."""
+    """Read all files of a store, without times of day."""
     found = {}
     for path in store.rglob("*"):
         if path.is_file():
@@ -209,13 +210,13 @@ def files(store: Path) -> dict[str, bytes]:
 
 
 def compared(a: Path, b: Path) -> list[str]:
-    """Names of files that differ."""
+    """Return the names of files that differ."""
     one, other = files(a), files(b)
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 def draw(runs: list[Ran], path: Path) -> None:
-    """Memory and time against the number of voxels."""
+    """Plot memory and time against the number of voxels."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Wall time, processor time and peak memory of a `distill` command.
+"""Measure wall time, processor time and peak memory of a `distill` command.
 
     python benchmarks/command.py --repeat 3 --json OUT.json -- stream SECTIONS --model ac4 --out {new}/out.zarr
 
@@ -40,7 +40,7 @@ class Ran:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, write JSON; the exit code is that of a command that fails."""
+    """Measure, print, write JSON; the exit code is that of a failing command."""
     argv = sys.argv[1:] if argv is None else argv
     options = _parser().parse_args(argv)
     runs = []
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(words: Sequence[str]) -> tuple[int, Ran]:
-    """Run `distill WORDS` once; its exit code and what it took."""
+    """Run `distill WORDS` once; return its exit code and measurements."""
     with tempfile.TemporaryDirectory(prefix="command.") as new:
         command = [sys.executable, "-m", "distill", *(word.replace("{new}", new) for word in words)]
         began = time.perf_counter()
@@ -76,7 +76,7 @@ def run(words: Sequence[str]) -> tuple[int, Ran]:
 
 
 def rows(runs: Sequence[Ran]) -> list[tuple[str, str, str, str]]:
-    """Least, median and most of every quantity."""
+    """Return minimum, median and maximum of every quantity."""
     quantities = {
         "wall time (s)": [one.seconds for one in runs],
         "processor time (s)": [one.cpu_seconds for one in runs],

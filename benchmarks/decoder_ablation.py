@@ -1,4 +1,5 @@
-"""The ablations of the query decoder on real blocks: every variant trained alike on the features of one frozen student.
+"""Run the ablations of the query decoder on real blocks: every variant trained alike on the features of one frozen
+student.
 
     python benchmarks/decoder_ablation.py --student runs/ac4_cpu --steps 300 --seeds 3 --out ablation.json
 
@@ -105,7 +106,7 @@ def look(model: TrainedStudent, raw: NDArray[Any], labels: NDArray[np.uint64]) -
 def train(
     config: DecoderConfig, part: Part, *, steps: int, seed: int, crop: tuple[int, int, int], rate: float
 ) -> tuple[SlabAdapter, nn.Module, float]:
-    """Slab adapter and decoder after so many steps, averaged weights; and the seconds a step took."""
+    """Train slab adapter and decoder for a number of steps; return averaged weights and seconds per step."""
     torch.manual_seed(seed)
     slab = SlabAdapter(half=part.half.shape[1], full=part.full.shape[1], features=FUSED)
     decoder = build_decoder(config, FUSED, (30.0, 12.0, 12.0))
@@ -141,7 +142,7 @@ def train(
 
 
 def blocks(part: Part) -> Iterator[tuple[int, Box]]:
-    """Slab number and box of every block."""
+    """Return slab number and box of every block."""
     _, height, width = part.labels.shape
     for number, (first, stop) in enumerate(SLABS):
         for y in range(0, height, TILE):
@@ -150,7 +151,7 @@ def blocks(part: Part) -> Iterator[tuple[int, Box]]:
 
 
 def decode_all(slab: SlabAdapter, decoder: nn.Module, part: Part) -> list[NDArray[np.uint64]]:
-    """Instances of every block."""
+    """Decode the instances of every block."""
     found = []
     with torch.inference_mode(), computing(torch.device("cpu"), AUTO):
         for _, box in blocks(part):
@@ -162,7 +163,7 @@ def decode_all(slab: SlabAdapter, decoder: nn.Module, part: Part) -> list[NDArra
 def rate_all(
     part: Part, segment: Callable[[int, Box, float], NDArray[np.uint64]], thresholds: Sequence[float]
 ) -> dict[float, NDArray[np.float64]]:
-    """(blocks, 4) VOI split, merge, sum and ARAND at every threshold."""
+    """Score all blocks at every threshold: (blocks, 4) VOI split, merge, sum and ARAND."""
     found = {}
     for threshold in thresholds:
         rows = []
@@ -174,7 +175,7 @@ def rate_all(
 
 
 def crossed(rated: dict[float, NDArray[np.float64]], slab_of: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(4,) scores with the threshold of each slab chosen on the other one."""
+    """Return (4,) scores with the threshold of each slab selected on the other one."""
     rows = []
     for slab in np.unique(slab_of):
         chosen = min(rated, key=lambda t: rated[t][slab_of != slab, 2].mean())
@@ -184,12 +185,12 @@ def crossed(rated: dict[float, NDArray[np.float64]], slab_of: NDArray[np.int64])
 
 
 def named(values: NDArray[np.float64]) -> dict[str, float]:
-    """Scores by name."""
+    """Name the scores."""
     return dict(zip(("voi_split", "voi_merge", "voi", "arand"), (round(float(v), 4) for v in values), strict=True))
 
 
 def judge(part: Part, labels: list[NDArray[np.uint64]], affinity: NDArray[np.float32]) -> dict[str, Any]:
-    """Scores of decoded blocks, as they are and merged."""
+    """Score decoded blocks, without merging and merged."""
     slab_of = np.array([number for number, _ in blocks(part)])
 
     def merged(number: int, box: Box, threshold: float) -> NDArray[np.uint64]:
@@ -201,7 +202,7 @@ def judge(part: Part, labels: list[NDArray[np.uint64]], affinity: NDArray[np.flo
 
 
 def baseline(part: Part, affinity: NDArray[np.float32]) -> dict[str, Any]:
-    """Watershed + waterz on the same blocks."""
+    """Score watershed + waterz on the same blocks."""
     slab_of = np.array([number for number, _ in blocks(part)])
     made = [waterz(np.ascontiguousarray(affinity[(slice(None), *box.slices)]), list(WATERZ)) for _, box in blocks(part)]
     rated = rate_all(part, lambda number, _, threshold: made[number][threshold], WATERZ)

@@ -1,4 +1,4 @@
-"""The machine: its name, and the most that it does, measured."""
+"""Describe the machine and measure its peak performance."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class Peak:
 
 
 def peak_rate(device: torch.device, dtype: torch.dtype) -> Peak:
-    """Best of a matrix product and of 3x3 convolutions in both memory formats, large enough to fill the cores.
+    """Measure the best rate of a matrix product and of 3x3 convolutions in both memory formats, large enough to fill
+    the
+    cores.
 
     In float32 a GPU may round the factors of convolutions to TF32, as torch's default is: then that is the peak.
     """
@@ -59,14 +61,14 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> Peak:
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes per second, read and written together, of the best copy of one large array onto another."""
+    """Measure the best copy rate of a large array, in bytes per second read and written together."""
     source = torch.ones(COPY_BYTES // 4, device=device)
     target = torch.empty_like(source)
     return 2 * COPY_BYTES / _least(lambda: target.copy_(source), device)
 
 
 def available_bytes() -> int | None:
-    """Memory that the system could still give, None where it does not say (Linux only)."""
+    """Return the available memory of the system, None if unknown (Linux only)."""
     try:
         return int(re.findall(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[0]) * 1024
     except OSError:
@@ -74,7 +76,7 @@ def available_bytes() -> int | None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Names of the hardware, versions, threads."""
+    """Return hardware names, versions and threads."""
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -1,4 +1,4 @@
-"""Training from two chunked volumes of any size: memory by step, waiting for data, resume bit for bit.
+"""Measure training from two chunked volumes of any size: memory by step, waiting for data, and exact resume.
 
     python benchmarks/large_volumes.py SOURCE.h5 FOLDER --gigabytes 10 --steps 40 --out OUT.json
 
@@ -75,7 +75,7 @@ class Measured:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make the volumes that are not there, train, print, write JSON."""
+    """Create missing volumes, train, print, write JSON."""
     argv = sys.argv[1:] if argv is None else argv
     options = _parser().parse_args(argv)
     volumes = make_volumes(options.source, options.folder, options.gigabytes)
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def make_volumes(source: Path, folder: Path, gigabytes: float) -> tuple[Path, Path]:
-    """Mirror a part of the source into two volumes, unless they are there."""
+    """Mirror part of the source into two volumes, unless they exist."""
     folder.mkdir(parents=True, exist_ok=True)
     one, two = folder / "one.h5", folder / "two.zarr"
     if (folder / "made").exists():
@@ -180,7 +180,7 @@ def _places(
 
 
 def measure(folder: Path, volumes: tuple[Path, Path], options: argparse.Namespace) -> Measured:
-    """Train unbroken, then broken off and resumed."""
+    """Train without interruption, then interrupted and resumed."""
     one, two = volumes
     names = ((f"{one}:volumes/raw", f"{one}:volumes/labels/neuron_ids"), (f"{two}:raw", f"{two}:labels"))
     sizes = [open_volume(raw).size for raw, _ in names]

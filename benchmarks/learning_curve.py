@@ -1,7 +1,7 @@
-"""What a few labelled sections of another volume are worth, from a trained student and from nothing.
+"""Measure the benefit of a few labelled sections of another volume, for a trained student and for random weights.
 
-    python benchmarks/learning_curve.py --medulla fib25_medulla.h5 --cortex ac4.h5 --out FOLDER --minutes 2.5 \
-        --json benchmarks/results/learning_curve_NAME.json
+    python benchmarks/learning_curve.py --medulla fib25_medulla.h5 --cortex ac4.h5 --out FOLDER --minutes 2.5
+    --json benchmarks/results/learning_curve_NAME.json
 
 Each point is `distill finetune` on the first 2, 5, 10 or 20 sections, those that it sets aside for validation among
 them, then `distill segment` and `distill evaluate` (preset skimage) on sections that it never saw. `medulla` is every
@@ -63,12 +63,12 @@ class Point:
 
 
 def another_contrast(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Grey values to the power of 1.6, then times 0.7."""
+    """Raise grey values to the power of 1.6, then multiply by 0.7."""
     return np.round(0.7 * 255 * (raw / 255.0) ** 1.6).astype(np.uint8)
 
 
 def prepare(name: str, source: Path, folder: Path) -> Prepared:
-    """Write the sections that a curve needs, unless they are there.
+    """Write the sections that a curve needs, unless they exist.
 
     Raises:
         DistillError: a file that cannot be read.
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every point that is asked for and not done yet; all points of the folder.
+    """Compute all requested points that are missing; return all points of the folder.
 
     Raises:
         DistillError: bad input, or a folder that holds points of other settings.
@@ -174,7 +174,7 @@ HEADER = ("volume", "start", "sections", "steps", "split", "merge", "VOI", "ARAN
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """A line of the table."""
+    """Format a line of the table."""
     about = [row["volume"], row["start"], str(row["sections"]), "-" if row["steps"] is None else str(row["steps"])]
     if row["voi"] is None:
         return [*about, *["-"] * 3, row["refused"]]

@@ -1,4 +1,4 @@
-"""A run cut into stages, and the time, operations and memory of each."""
+"""Measure time, operations and memory of each stage of a run."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class Timeline:
 
 
 def costs(run: Callable[[Timeline], T], device: torch.device, repeat: int) -> tuple[dict[str, Cost], T]:
-    """Run once to count operations (and to warm up), `repeat` times for the time, once for the memory.
+    """Run once to count operations (and to warm up), `repeat` times for the time, and once for the memory.
 
     Args:
         run: does the work and marks its stages, the same ones every time.
@@ -193,7 +193,7 @@ def costs(run: Callable[[Timeline], T], device: torch.device, repeat: int) -> tu
 
 @contextmanager
 def returned_at_once() -> Iterator[None]:
-    """Allocations of 64 KiB or more come from the kernel and go back to it when they are freed (glibc).
+    """Make allocations of 64 KiB or more come from the kernel and return to it when freed (glibc).
 
     Slower, so nothing is timed in it. Afterwards the threshold is 32 MiB, where glibc's own rule ends up once tensors
     of that size have been freed.
@@ -212,12 +212,12 @@ def returned_at_once() -> Iterator[None]:
 
 
 def nbytes(*tensors: Tensor) -> int:
-    """Size of some tensors in memory."""
+    """Return the size of tensors in memory."""
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def now(device: torch.device) -> float:
-    """Seconds of a clock that runs on; waits for the GPU."""
+    """Return a monotonic time in seconds, after waiting for the GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

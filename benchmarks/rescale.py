@@ -1,4 +1,4 @@
-"""VOI of one model on the same sections at other pixel sizes, as they are and with `--rescale`.
+"""Measure the VOI of one model on the same sections at other pixel sizes, unscaled and with `--rescale`.
 
     python benchmarks/rescale.py ac4.h5 --model ac4 --box 80:88,512:1024,512:1024 --pixels 4,5,7,12 --json OUT.json
 

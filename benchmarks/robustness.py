@@ -1,7 +1,7 @@
-"""How scores of a model change when nothing but the grey values or the pixel size of the sections do.
+"""Measure how a model's scores change with the grey values or the pixel size of the sections.
 
-    python benchmarks/robustness.py ac4.h5:volumes/raw ac4.h5:volumes/labels/neuron_ids --model ac4 --out FOLDER \
-        --sections 60:68 --box 512:1024,512:1024 --method waterz --json benchmarks/results/robustness_NAME.json
+    python benchmarks/robustness.py ac4.h5:volumes/raw ac4.h5:volumes/labels/neuron_ids --model ac4 --out FOLDER
+    --sections 60:68 --box 512:1024,512:1024 --method waterz --json benchmarks/results/robustness_NAME.json
 
 The sections are cut out of the volume and written unchanged and under twelve changes; each is segmented by
 `distill segment --method waterz` (or `mws`), or by `distill stream` where the method is `query`, and scored by
@@ -112,13 +112,13 @@ CHANGES = {
 
 
 def changed(raw: NDArray[Any], change: Change) -> NDArray[Any]:
-    """Sections (D, H, W) uint8 under a change of grey values, uint8 or uint16."""
+    """Apply a change of grey values to sections (D, H, W) uint8; returns uint8 or uint16."""
     grey = np.clip(change.grey(raw / 255.0), 0, 1)
     return np.round(grey * (change.levels - 1)).astype(np.uint8 if change.levels <= 256 else np.uint16)
 
 
 def resampled(sections: NDArray[Any], pixels: float, *, labels: bool = False) -> NDArray[Any]:
-    """Sections on pixels of another side, in units of their own: cubic, labels nearest; the corner stays."""
+    """Resample sections to a relative pixel size: cubic, labels nearest; the corner is fixed."""
     if pixels == 1:
         return sections
     shape = tuple(int(side / pixels) for side in sections.shape[1:])
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every row that is asked for and not done yet; all rows of the folder.
+    """Compute all requested rows that are missing; return all rows of the folder.
 
     Raises:
         DistillError: bad input, or a folder that holds rows of other settings.
@@ -222,7 +222,7 @@ HEADER = ("change", "split", "merge", "VOI", "ratio", "ARAND", "options")
 
 
 def cells(found: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Lines of the table; the ratio is that of VOI to the unchanged sections."""
+    """Format lines of the table; the ratio is VOI relative to that of the unchanged sections."""
     base = next((row["voi"] for row in found if row["change"] == "unchanged"), None)
     lines = []
     for row in found:

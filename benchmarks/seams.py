@@ -1,4 +1,4 @@
-"""Does a 3D teacher run by sliding window leave seams that a 2D student of whole sections does not, and how strong?
+"""Compare the seams of a 3D teacher run by sliding window with those of a 2D student on whole sections.
 
     python benchmarks/seams.py real --run RUN SECTIONS --sections 6 16 --crop 384 --json OUT.json
     python benchmarks/seams.py synthetic --json OUT.json
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def real(options: argparse.Namespace) -> dict[str, Any]:
-    """Scores of both networks of a run on sections of a volume.
+    """Score both networks of a run on sections of a volume.
 
     Raises:
         DistillError: no such run, sections or windows.
@@ -84,7 +84,7 @@ def real(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def synthetic(trials: int) -> dict[str, Any]:
-    """What the scores make of planted steps: coverage, false alarms, detection, means by contrast."""
+    """Evaluate the scores on planted steps: coverage, false alarms, detection, means by contrast."""
     result: dict[str, Any] = {"trials": trials, "side": SIDE, "window": WINDOW}
     for name, make in (("smooth field", smooth), ("cells", cells)):
         rows, kept = [], []
@@ -105,7 +105,7 @@ def synthetic(trials: int) -> dict[str, Any]:
 
 
 def pictures(folder: Path) -> None:
-    """One image for each kind of made section: it with steps of every contrast, as colours, twice as large.
+    """Write one image per kind of synthetic section, with steps of every contrast, as colours, at twice its size.
 
     Raises:
         DistillError: a folder that cannot be written.
@@ -130,13 +130,13 @@ def pictures(folder: Path) -> None:
 
 
 def smooth(rng: np.random.Generator) -> tuple[Embedding, Mask]:
-    """A smooth random field of five channels, correlated over about 6 pixels, nothing excluded."""
+    """Draw a smooth random field of five channels, correlated over about 6 pixels, without exclusions."""
     field = np.stack([gaussian_filter(rng.normal(size=(SIDE, SIDE)), 4, mode="wrap") for _ in range(5)])
     return (field / field.std()).astype(np.float32), np.zeros((SIDE, SIDE), bool)
 
 
 def cells(rng: np.random.Generator) -> tuple[Embedding, Mask]:
-    """Convex cells of one vector each, with texture and noise on it; membranes between are noise and excluded."""
+    """Draw convex cells of one vector each, with texture and noise; membranes between them are noise and excluded."""
     points = rng.uniform(-20, SIDE + 20, (60, 2))
     distance, index = KDTree(points).query(np.argwhere(np.ones((SIDE, SIDE))), k=2)
     label, membrane = index[:, 0].reshape(SIDE, SIDE), (np.diff(distance) < 4).reshape(SIDE, SIDE)
@@ -147,7 +147,7 @@ def cells(rng: np.random.Generator) -> tuple[Embedding, Mask]:
 
 
 def planted(field: Embedding, exclude: Mask, contrast: float, first: int, rng: np.random.Generator) -> Embedding:
-    """The field, at unit length, with an own random direction added in every window.
+    """Add a random direction in every window to the field at unit length.
 
     The step across borders has `contrast` times the root mean square change between neighbouring rows, both averaged
     over runs of 8 pixels.
@@ -161,7 +161,7 @@ def planted(field: Embedding, exclude: Mask, contrast: float, first: int, rng: n
 
 
 def ordinary_change(unit: NDArray[np.floating[Any]], exclude: Mask) -> float:
-    """Root mean square change of unit vectors between neighbouring rows, averaged over runs of 8 pixels."""
+    """Compute the root mean square change of unit vectors between neighbouring rows, averaged over runs of 8 pixels."""
     runs = np.diff(unit, axis=1).reshape(5, SIDE - 1, -1, 8).mean(axis=3)
     kept = (~exclude[1:] & ~exclude[:-1]).reshape(SIDE - 1, -1, 8).all(axis=2)
     return float(np.sqrt((runs**2).sum(axis=0)[kept].mean()))

@@ -1,4 +1,4 @@
-"""How fast a student goes through sections: every backend and precision against the plain loop, on one machine.
+"""Measure the speed of a student on sections: every backend and precision against the plain loop, on one machine.
 
     python benchmarks/stream.py --checkpoint AC34.ckpt --sections SECTIONS --labels VOLUME.h5 --json OUT.json
 
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything that the options ask for, printed as it is measured.
+    """Run all requested measurements, and print them as they are made.
 
     Raises:
         DistillError: a file cannot be read, or a backend cannot be had.
@@ -175,7 +175,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def make(preset: str, checkpoint: Path | None, model: str | None = None) -> Student:
-    """The published network, the default student (both with random weights if none are given), or a trained one."""
+    """Build the published network, the default student (both with random weights by default), or a trained one."""
     if model is not None:
         return load_student(model, torch.device("cpu")).student
     torch.manual_seed(0)
@@ -187,7 +187,9 @@ def make(preset: str, checkpoint: Path | None, model: str | None = None) -> Stud
 
 
 def operations(student: Student, pair: Sections) -> int:
-    """Operations of a section in a stream: encoded once, decoded with the one before it (a multiply-add is two)."""
+    """Count the operations per section of a stream: one encode, one decode with the previous section (a multiply-add is
+    two).
+    """
     grey = torch.from_numpy(as_unit_range(pair))[:, None]
     with torch.inference_mode():
         before = student.encode(grey[:1])
@@ -199,7 +201,7 @@ def operations(student: Student, pair: Sections) -> int:
 def plain_loop(
     student: Student, sections: Sections, device: torch.device
 ) -> tuple[list[float], list[NDArray[np.float32]]]:
-    """Seconds and affinities (3, H, W) of every section from the second on; the first's are of the pair with itself."""
+    """Return seconds and affinities (3, H, W) of every section from the second on; the first is paired with itself."""
     student = student.to(device).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     seconds, found = [], []
     for z in range(len(sections)):
@@ -229,7 +231,7 @@ def measure(
     labels: NDArray[np.uint64] | None,
     plain_voi: float | None,
 ) -> Way:
-    """Time one way, and compare what it gives."""
+    """Time one configuration, and compare its output."""
     runner = SectionRunner(student, None, device=device, precision=precision, backend=backend)
     began = time.perf_counter()
     first = runner.push(sections[:1])
@@ -267,12 +269,12 @@ def measure(
 
 
 def voi(affinity: NDArray[np.float32], labels: NDArray[np.uint64]) -> float:
-    """VOI in bits of the waterz segmentation at the CAD paper's threshold, preset `skimage`."""
+    """Return the VOI in bits of the waterz segmentation at the CAD paper's threshold, preset `skimage`."""
     return score(waterz(affinity, [WATERZ_THRESHOLD])[WATERZ_THRESHOLD], labels, "skimage").voi_sum
 
 
 def whole_command(options: argparse.Namespace, plain: float) -> Command:
-    """Time `distill stream --no-segment` over all sections of the source, start of Python and building included.
+    """Time `distill stream --no-segment` over all sections of the source, including the start of Python and building.
 
     Raises:
         DistillError: it fails.
@@ -297,7 +299,7 @@ class _Profiled(OpenVINOBackend):
 
 
 def layers(student: Student, pair: Sections, repeat: int) -> dict[str, dict[str, float]]:
-    """Seconds of a section by kind of layer, OpenVINO: where the time goes, least of some runs."""
+    """Return the seconds per section by kind of layer, OpenVINO, minimum of several runs."""
     backend = _Profiled(student, None, ExtraOutputs(), precision=resolved(AUTO, torch.device("cpu")))
     grey = torch.from_numpy(as_unit_range(pair))[:, None]
     best: dict[str, dict[str, float]] = {}

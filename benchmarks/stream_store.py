@@ -1,4 +1,4 @@
-"""What a stream promises, tried on processes: memory over thousands of sections, ranges, kills, full disks.
+"""Test the guarantees of a stream on processes: memory over thousands of sections, ranges, kills, full disks.
 
     python benchmarks/stream_store.py memory --model RUN --sections 2000 --figure docs/figures/stream_memory.png
     python benchmarks/stream_store.py ranges --model RUN --sections 2000 --parts 4
@@ -39,7 +39,7 @@ MIB = 2**20
 
 
 def main() -> None:
-    """Parse and run one of the four."""
+    """Parse the arguments and run one of the four tests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("memory", "ranges", "kills", "full"))
     parser.add_argument("--model", required=True)
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def make_sections(folder: Path, count: int, side: int) -> None:
-    """A phantom's sections forwards and backwards, as often as it takes."""
+    """Write a phantom's sections, alternating forwards and backwards."""
     raw = make_phantom((PERIOD, side, side), NM, 0).raw
     folder.mkdir(parents=True)
     for z in range(count):
@@ -76,14 +76,14 @@ def make_sections(folder: Path, count: int, side: int) -> None:
 
 
 def command(folder: Path, out: Path, given: argparse.Namespace, *more: str) -> list[str]:
-    """`distill stream`, exact."""
+    """Return the command line of `distill stream` in exact arithmetic."""
     words = ["stream", str(folder), "--model", given.model, "--out", str(out), "--resolution", "30,6,6"]
     words += ["--device", "cpu", "--precision", "32-true", "--backend", given.backend, *more]
     return [sys.executable, "-c", "from distill.cli import main; main()", *words]
 
 
 def finish_command(out: Path) -> list[str]:
-    """`distill finish`."""
+    """Return the command line of `distill finish`."""
     return [sys.executable, "-c", "from distill.cli import main; main()", "finish", str(out)]
 
 
@@ -97,7 +97,7 @@ class Sample:
 
 
 def memory(work: Path, folder: Path, given: argparse.Namespace) -> None:
-    """Resident memory while a stream runs, and that of the last pass."""
+    """Measure resident memory during a stream, and during the last pass."""
     out = work / "out.zarr"
     samples = sampled(command(folder, out, given), out)
     streaming = [s for s in samples if 0 < s.sections < given.sections]
@@ -117,7 +117,7 @@ def memory(work: Path, folder: Path, given: argparse.Namespace) -> None:
 
 
 def sampled(words: list[str], out: Path) -> list[Sample]:
-    """Run a process and look at its memory every quarter of a second."""
+    """Run a process and sample its memory every quarter of a second."""
     began = time.perf_counter()
     samples = []
     running = subprocess.Popen(words, stdout=subprocess.DEVNULL)
@@ -135,7 +135,7 @@ def sampled(words: list[str], out: Path) -> list[Sample]:
 
 
 def draw(samples: list[Sample], count: int, path: Path) -> None:
-    """Memory against the sections that are done, and against what the affinities alone would take."""
+    """Plot memory against completed sections, and against the size of the affinities."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -156,7 +156,7 @@ def draw(samples: list[Sample], count: int, path: Path) -> None:
 
 
 def ranges(work: Path, folder: Path, given: argparse.Namespace) -> None:
-    """One process against several, one after the other, byte by byte."""
+    """Compare one process with several, run one after another, byte by byte."""
     whole, parts = work / "whole.zarr", work / "parts.zarr"
     subprocess.run(command(folder, whole, given), check=True, stdout=subprocess.DEVNULL)
     for index in range(given.parts):
@@ -169,7 +169,7 @@ def ranges(work: Path, folder: Path, given: argparse.Namespace) -> None:
 
 
 def kills(work: Path, folder: Path, given: argparse.Namespace) -> None:
-    """SIGKILL at random moments, each time gone on with; a stream that is done is compared, and another begun."""
+    """Send SIGKILL at random moments and resume; compare every finished stream, then start another."""
     whole, out, chance = work / "whole.zarr", work / "killed.zarr", random.Random(given.seed)
     running = subprocess.Popen(command(folder, whole, given), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_start(running, whole)
@@ -199,7 +199,7 @@ def kills(work: Path, folder: Path, given: argparse.Namespace) -> None:
 
 
 def full(work: Path, folder: Path, given: argparse.Namespace) -> None:
-    """A disk that is half as large as the store, then larger ones until the stream is done."""
+    """Run on a disk smaller than the store, then on larger ones until the stream is complete."""
     whole, disk = work / "whole.zarr", work / "disk"
     subprocess.run(command(folder, whole, given), check=True, stdout=subprocess.DEVNULL)
     size = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file()) // 1024
@@ -221,7 +221,7 @@ def full(work: Path, folder: Path, given: argparse.Namespace) -> None:
 
 
 def wait_for_start(running: subprocess.Popen[bytes], store: Path) -> None:
-    """Until a process holds the lock of its manifest, or has ended."""
+    """Wait until a process holds the lock of its manifest, or has ended."""
     manifest = store / "stream" / "manifest-00000000.jsonl"
     while running.poll() is None:
         if manifest.exists():
@@ -234,12 +234,12 @@ def wait_for_start(running: subprocess.Popen[bytes], store: Path) -> None:
 
 
 def files(store: Path) -> int:
-    """Number of files in a store."""
+    """Count the files in a store."""
     return sum(path.is_file() for path in store.rglob("*"))
 
 
 def compared(a: Path, b: Path, *, ranges: bool) -> list[str]:
-    """Files that differ, times of day aside; with ranges, each process has a manifest of its own."""
+    """Return files that differ, ignoring times of day; with ranges, each process has its own manifest."""
     found = []
     names = {path.relative_to(root) for root in (a, b) for path in root.rglob("*") if path.is_file()}
     for name in sorted(names):
@@ -251,7 +251,7 @@ def compared(a: Path, b: Path, *, ranges: bool) -> list[str]:
 
 
 def contents(path: Path, ranges: bool) -> bytes | None:
-    """A file's bytes without times of day; None where it is not there."""
+    """Return a file's bytes without times of day; None if it does not exist."""
     if not path.is_file():
         return None
     data = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What a student costs per section of a stream: parameters, multiply-adds, time on a CPU or a GPU.
+"""Measure the cost of a student per section of a stream: parameters, multiply-adds, time on a CPU or a GPU.
 
     python benchmarks/student_presets.py --json benchmarks/results/student_presets.json
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything that the options ask for, printed as it is measured.
+    """Run all requested measurements, and print them as they are made.
 
     Raises:
         DistillError: no such device, or an encoder that the library lacks.
@@ -117,13 +117,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def make(preset: str) -> Student:
-    """A student with random weights, for evaluation."""
+    """Build a student with random weights in evaluation mode."""
     torch.manual_seed(0)
     return build_student(PRESETS[preset]).eval().requires_grad_(False)
 
 
 def measure(preset: str, size: int, device: torch.device, peaks: dict[tuple[int, str], Peak], repeat: int) -> Measured:
-    """Cost of a preset in every way to run it for which there is a peak.
+    """Measure the cost of a preset in every execution mode with a known peak rate.
 
     Args:
         preset: one of `PRESETS`.
@@ -173,7 +173,7 @@ def measure(preset: str, size: int, device: torch.device, peaks: dict[tuple[int,
 def stream(
     student: Student, size: int, device: torch.device, precision: str, channels_last: bool, repeat: int
 ) -> tuple[dict[str, Cost], int]:
-    """Costs of `encode` and `decode` for one section of a stream, and the bytes of its encoding."""
+    """Measure the costs of `encode` and `decode` for one section of a stream, and the bytes of its encoding."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     student.to(memory_format=layout)  # type: ignore[call-overload]
     grey = torch.rand(2, 1, 1, size, size, generator=torch.Generator().manual_seed(0)).to(device)
@@ -197,7 +197,7 @@ def stream(
 
 
 def sizes(found: Sequence[Measured]) -> str:
-    """Presets side by side: what does not depend on how they run."""
+    """Compare presets by quantities that do not depend on the execution mode."""
     rows = [
         [
             one.preset,
@@ -216,7 +216,7 @@ def sizes(found: Sequence[Measured]) -> str:
 
 
 def times(one: Measured, size: int) -> str:
-    """Every way to run a preset."""
+    """Compare every execution mode of a preset."""
     rows = [
         [
             f"{t.threads} thread{'s' if t.threads > 1 else ''}, {t.precision}",

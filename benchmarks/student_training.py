@@ -1,4 +1,4 @@
-"""Which student is best after the same minutes of training: slice loss alone, one thread, waterz on unseen sections.
+"""Compare students after the same training time: slice loss only, one thread, waterz on unseen sections.
 
     python benchmarks/student_training.py --minutes 15 --student kind=smp encoder=resnet18 --out result.json
 
@@ -42,7 +42,7 @@ THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)
 def configuration(
     network: dict[str, Any], data: Path, seed: int, learning_rate: float, augment: dict[str, Any] | None = None
 ) -> Pair:
-    """The student alone, trained as in configs/ac4_cpu; its teacher is never run."""
+    """Return the configuration of the student alone, trained as in configs/ac4_cpu; the teacher is never run."""
     teacher = {
         "filters": [8] * 5,
         "fused": 8,
@@ -78,7 +78,7 @@ def configuration(
 
 
 def train(config: Pair, seconds: float, steps: int | None) -> tuple[Joint, int, float]:
-    """Train for so many seconds of the clock, or steps if given; returns the averaged weights, steps, last losses."""
+    """Train for a wall time, or for steps if given; return averaged weights, number of steps, last losses."""
     training = config.student.training
     parts = open_parts(config)
     torch.manual_seed(training.seed)
@@ -108,7 +108,7 @@ def train(config: Pair, seconds: float, steps: int | None) -> tuple[Joint, int, 
 
 
 def judge(joint: Joint, raw: NDArray[Any], labels: NDArray[np.uint64]) -> dict[str, Any]:
-    """Scores on a labelled part."""
+    """Score a labelled part."""
     student = TrainedStudent(joint.student, None, None, joint.config.teacher.decoder, {}, Path())
     depth, height, width = raw.shape
     affinity = student_affinity(student, iter(raw), (depth, height, width), Runtime(torch.device("cpu")))

@@ -1,4 +1,4 @@
-"""What a benchmark leaves: plain-text tables and JSON."""
+"""Write results of benchmarks: plain-text tables and JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def provenance(script: str, argv: Sequence[str]) -> dict[str, Any]:
-    """Command, commit (with a + if files differ from it) and day of a result; paths are cut down to names."""
+    """Return command, commit (with a + if files differ from it) and date of a result; paths are reduced to names."""
     return {
         "command": " ".join(["python", f"benchmarks/{script}", *(re.sub(r"[^=]*/", "", a.rstrip("/")) for a in argv)]),
         "commit": _commit(),
@@ -30,12 +30,12 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
 
 
 def milliseconds(seconds: float) -> str:
-    """Three digits, in ms."""
+    """Format a time in ms with three digits."""
     return f"{1000 * seconds:.{max(0, 2 - math.floor(math.log10(max(1000 * seconds, 0.01))))}f}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Plain text in columns, the first to the left, the others to the right."""
+    """Format a plain-text table, the first column left-aligned, the others right-aligned."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = [
         "  ".join(

@@ -1,4 +1,4 @@
-"""A 3D teacher by sliding window against the student's stream, on the same sections and machine.
+"""Compare a 3D teacher by sliding window with the student's stream, on the same sections and machine.
 
     python benchmarks/teacher_windows.py --sections SECTIONS --student MODEL --teacher MODEL --json OUT.json
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Time the student on some sections, each teacher on some windows.
+    """Time the student on some sections, and each teacher on some windows.
 
     Raises:
         DistillError: a file cannot be read.

@@ -1,7 +1,7 @@
-"""Where the time of a training step goes, and what memory layout, precision and compilation change.
+"""Measure the parts of a training step, and the effect of memory layout, precision and compilation.
 
-    python benchmarks/training_step.py configs/ac4_cpu/teacher.yaml configs/ac4_cpu/student.yaml \
-        --variants student student+teacher student+teacher+decoder --out result.json
+    python benchmarks/training_step.py configs/ac4_cpu/teacher.yaml configs/ac4_cpu/student.yaml         --variants
+    student student+teacher student+teacher+decoder --out result.json
 
 A variant names, joined by +, the networks whose convolutions are channels-last (`none` for none of them), `compile` and
 `float32`. The variants take turns, so that what slows the machine down slows them all. Steps come from behind the
@@ -100,7 +100,7 @@ class Variant:
 
 
 def first_step(config: Pair) -> int:
-    """First step of a whole cycle with all terms."""
+    """Return the first step of a whole cycle with all terms."""
     training, queries = config.student.training, config.teacher.queries
     cycle = training.teacher_every * queries.every
     return -(-max(training.warmup, queries.start) // cycle) * cycle

@@ -1,4 +1,4 @@
-"""`distill segment` on Kubernetes: dask-kubernetes starts one pod a worker. Not tried on a cluster yet.
+"""Run `distill segment` on Kubernetes: dask-kubernetes starts one pod per worker. Not tested on a cluster.
 
     pip install dask-kubernetes    # and its operator in the cluster
     python examples/dask_kubernetes.py IMAGE CLAIM SOURCE MODEL OUT.zarr 16

@@ -1,4 +1,4 @@
-"""`distill segment` on SLURM: dask-jobqueue submits one job a worker, each with a GPU. Not tried on a cluster yet.
+"""Run `distill segment` on SLURM: dask-jobqueue submits one job per worker, each with a GPU. Not tested on a cluster.
 
     pip install dask-jobqueue
     python examples/dask_slurm.py SOURCE MODEL OUT.zarr 16

@@ -1,4 +1,4 @@
-"""Install packages with pip and show how far it has come: `python tools/install.py [PIP'S ARGUMENTS]`.
+"""Install packages with pip and show the progress: `python tools/install.py [PIP'S ARGUMENTS]`.
 
 pip itself names every file and then says nothing for minutes while it unpacks. Here a line every ten seconds counts the
 packages. Errors appear as they come; of warnings that differ in a quoted name alone, the first. All that pip prints is

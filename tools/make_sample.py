@@ -1,4 +1,4 @@
-"""Cut the sample that ships with the package out of AC4; for maintainers.
+"""Cut the bundled sample from AC4; for maintainers.
 
     python tools/make_sample.py ac4.h5 distill/data/bundled/ac4_sample.h5
 
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def write(file: h5py.File, name: str, array: NDArray[Any]) -> None:
-    """Store an array losslessly, a section a chunk, with its voxel size and its place in AC4 in nm."""
+    """Store an array losslessly, one section per chunk, with its voxel size and its position in AC4 in nm."""
     resolution = (30.0, 6.0, 6.0)
     chunks = (1, *array.shape[1:])
     made = file.create_dataset(
