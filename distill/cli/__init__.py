@@ -1,7 +1,7 @@
-"""The command line: parse, call one function, turn our errors into an exit code.
+"""Command line: parse options, call one function, convert errors to exit codes.
 
-0 done, 1 a failure inside, 2 wrong use, 130 interrupted. Everything heavy is imported inside the commands, so that
-`distill --help` answers at once.
+0 success, 1 internal error, 2 invalid input or usage, 130 interrupted. Heavy imports are inside the commands, so that
+`distill --help` responds at once.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from distill.core.errors import DistillError
 
 
 def main() -> None:
-    """Entry point of the process."""
+    """Run the process's entry point."""
     with leaving_at_once():
         command()
 
 
 def command() -> None:
-    """Run the command of `sys.argv`: errors of the user become one line and exit code 2.
+    """Run the command of `sys.argv`; user errors become one line and exit code 2.
 
     Raises:
-        SystemExit: always where the exit code is not 0.
+        SystemExit: always, unless the exit code is 0.
     """
     keep_freed_memory()
     let_idle_threads_sleep()
@@ -38,7 +38,7 @@ def command() -> None:
 
 def _run() -> None:
     try:
-        if app(standalone_mode=False, prog_name="distill") == 130:  # Ctrl-C before a command had begun
+        if app(standalone_mode=False, prog_name="distill") == 130:  # Ctrl-C before a command started
             _stopped("interrupted")
     except DistillError as error:
         _fail(str(error))

@@ -1,7 +1,7 @@
-"""Training crops: drawn at random from labelled volumes, the same ones for the same seed and step.
+"""Training crops, drawn at random from labelled volumes and reproducible by seed and step.
 
-Item i of the dataset depends on (seed, i) alone, so a run that is resumed at a step sees what an unbroken run would
-have seen, whatever the number of workers.
+Item i of the dataset depends on (seed, i) only, so a resumed run sees the same crops as an uninterrupted one, for any
+number of workers.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from distill.data.crop_source import ArraySource, CropSource, section_correction
 Batch = tuple[Tensor, Tensor]
 T = TypeVar("T")
 
-_DRAWS, _LEAST_KNOWN = 16, 0.01  # places that are tried for a crop, and the share of known voxels that it should have
+_DRAWS, _LEAST_KNOWN = 16, 0.01  # positions tried for a crop, and the minimum fraction of known voxels
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """A crop before its augmentation: what is cut from the volume, and the plan of what is to be done to it.
+    """A crop before augmentation: the window cut from the volume, and the augmentation plan.
 
     Attributes:
-        raw: (D, h, w) float32 in [0, 1], the crop with the plan's margin as far as the volume reaches.
-        labels: (D, h, w) int64; None for a volume without.
-        plan: drawn already.
-        origin: where the crop would begin without the augmentation, y and x.
+        raw: (D, h, w) float32 in [0, 1], the crop with the plan's margin, as far as the volume extends.
+        labels: (D, h, w) int64; None for a volume without labels.
+        plan: augmentation parameters, already drawn.
+        origin: position y, x of the crop without augmentation.
     """
 
     raw: Tensor
@@ -52,26 +52,26 @@ class Window:
     origin: tuple[int, int]
 
     def to(self, device: torch.device) -> Window:
-        """The same window on a device."""
+        """Move the window to a device."""
         labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
         return replace(self, raw=self.raw.to(device, non_blocking=True), labels=labels)
 
     def pin_memory(self) -> Window:
-        """In memory from which a GPU copies without waiting; called by the data loader."""
+        """Copy to pinned memory, from which a GPU copies asynchronously; called by the data loader."""
         labels = None if self.labels is None else self.labels.pin_memory()
         return replace(self, raw=self.raw.pin_memory(), labels=labels)
 
 
 class Items(Dataset[Batch]):
-    """Augmented crops; index = position in the run, and all that an item depends on apart from the seed."""
+    """Augmented crops; an item depends only on the seed and its index, the position in the run."""
 
     def __init__(self, training: TrainingConfig, augmentation: AugmentConfig, sources: Sequence[CropSource]) -> None:
-        """Keep the settings.
+        """Store the settings.
 
         Args:
             training: crop size, seed, border widening, steps, batch.
             augmentation: see `distill.data.augmentation.augment`.
-            sources: all that windows may be cut from.
+            sources: sources of the windows.
         """
         self.training, self.augmentation, self.sources = training, augmentation, sources
 
@@ -79,11 +79,11 @@ class Items(Dataset[Batch]):
         return self.training.steps * self.training.batch
 
     def of_run(self, training: TrainingConfig, unlabelled_at: Callable[[int], bool]) -> Items:
-        """The same crops in a run that differs in its number of steps and the phases that go with it.
+        """Return the same crops for a run with another number of steps and other phases.
 
         Args:
             training: of that run.
-            unlabelled_at: whether a step of that run is of volumes without labels.
+            unlabelled_at: whether a step of that run uses volumes without labels.
         """
         other = copy.copy(self)
         other.training = training
@@ -94,11 +94,11 @@ class Items(Dataset[Batch]):
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Batch:
-        """Raw (1, D, H, W) float32 in [0, 1] and labels (D, H, W) int64, all 0 for a volume without."""
+        """Return raw (1, D, H, W) float32 in [0, 1] and labels (D, H, W) int64, all 0 for a volume without labels."""
         return self.finish(self.window(index))
 
     def finish(self, window: Window) -> Batch:
-        """Carry the augmentation of a window out, on the device where it lies; the item it gives."""
+        """Apply the augmentation of a window on its device, and return the item."""
         raw, labels = apply(window.raw, window.labels, window.plan, window.origin)
         if labels is None:
             return raw[None], torch.zeros(raw.shape, dtype=torch.int64, device=raw.device)
@@ -120,11 +120,11 @@ class Crops(Items):
 
         Args:
             raw: (D, H, W) whole sections, grey values as recorded.
-            labels: (D, H, W) integers (`distill.core.known`); None for a volume without labels, whose items carry
+            labels: (D, H, W) integers (`distill.core.known`); None for a volume without labels, whose items contain
                 zeros.
             training: crop size, seed, border widening, steps, batch.
             augmentation: see `distill.data.augmentation.augment`.
-            normaliser: brings the sections to the network's scale.
+            normaliser: normalises the sections.
 
         Raises:
             ShapeError: the crop does not fit into the volume.
@@ -139,7 +139,7 @@ class Crops(Items):
         augmentation: AugmentConfig,
         normaliser: Normaliser = UNCHANGED,
     ) -> Crops:
-        """Crops of anything that they can be cut from.
+        """Create crops of any source.
 
         Raises:
             ShapeError: the crop does not fit into the source.
@@ -163,8 +163,8 @@ class Crops(Items):
     def window(self, index: int) -> Window:
         """Cut a crop and draw its augmentation.
 
-        The window lies inside the volume wherever it can: only a volume too small for crop and margin makes the
-        augmentation mirror what is missing. A crop of which the labels tell almost nothing is drawn again.
+        The window lies inside the volume if possible; only for a volume too small for crop and margin is the missing
+        part mirrored. A crop with almost no known labels is redrawn.
         """
         rng = np.random.default_rng((self.training.seed, 1, index))
         crop = self.training.crop
@@ -178,7 +178,7 @@ class Crops(Items):
         return Window(torch.from_numpy(self.grey(self.source.raw(cut), cut.start)), known, plan, origin)
 
     def _place(self, rng: np.random.Generator, plan: AugmentationPlan) -> tuple[Box, tuple[int, int]]:
-        """Where a window lies in the source, and where in it the crop begins."""
+        """Return the position of a window in the source, and of the crop in the window."""
         start, stop, origin = [], [], []
         for size, length, margin in zip(self.source.shape, self.training.crop, (0, *plan.margin), strict=True):
             spare = margin if length + 2 * margin <= size else 0
@@ -189,7 +189,7 @@ class Crops(Items):
         return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2])), (origin[1], origin[2])
 
     def grey(self, raw: NDArray[Any], start: Triple) -> NDArray[np.float32]:
-        """Grey values of a window as the networks take them.
+        """Normalise the grey values of a window.
 
         Args:
             raw: (D, h, w) as recorded.
@@ -200,14 +200,14 @@ class Crops(Items):
 
 
 def _known_share(labels: NDArray[np.int64], origin: tuple[int, int], crop: Triple) -> float:
-    """Share of a crop's voxels whose label is known."""
+    """Return the fraction of a crop's voxels with known labels."""
     y, x = origin
     inside = labels[:, y : y + crop[1], x : x + crop[2]]
     return 1 - float(np.isin(inside, (UNKNOWN, OTHER)).mean())
 
 
 class _Windows(Dataset[Window]):
-    """What data workers make where the augmentation is carried out later."""
+    """Dataset of windows, for augmentation outside the data workers."""
 
     def __init__(self, crops: Items) -> None:
         self.crops = crops
@@ -220,27 +220,27 @@ class _Windows(Dataset[Window]):
 
 
 class PooledCrops(Items):
-    """Crops of several labelled volumes: each item is of one of them, drawn by weight."""
+    """Crops of several labelled volumes; the volume of each item is drawn by weight."""
 
     def __init__(self, volumes: Sequence[Crops], weights: Sequence[float]) -> None:
         """Pool volumes.
 
         Args:
-            volumes: two at least, with the same settings.
-            weights: one each, above 0; what counts is the share of their sum.
+            volumes: at least two, with the same settings.
+            weights: one each, above 0; normalised by their sum.
         """
         super().__init__(volumes[0].training, volumes[0].augmentation, [crops.source for crops in volumes])
         self.volumes = volumes
         self.share = np.array(weights, dtype=np.float64) / np.sum(weights)
 
     def window(self, index: int) -> Window:
-        """As `Crops` of the volume that is drawn."""
+        """Cut a window from the volume drawn; see `Crops`."""
         rng = np.random.default_rng((self.training.seed, 4, index))
         return self.volumes[int(rng.choice(len(self.volumes), p=self.share))].window(index)
 
 
 class MixedCrops(Items):
-    """Crops of labelled volumes and, at some steps, of volumes without labels."""
+    """Crops of labelled volumes and, in some steps, of volumes without labels."""
 
     def __init__(
         self,
@@ -255,8 +255,8 @@ class MixedCrops(Items):
         Args:
             labelled: of the steps with labels.
             others: at least one, without labels, with the same settings.
-            unlabelled_at: whether a step is of the others; the whole batch is then.
-            ranks: processes that share every step.
+            unlabelled_at: whether the whole batch of a step comes from the others.
+            ranks: number of processes that share every step.
         """
         sources = [*labelled.sources, *(crops.source for crops in others)]
         super().__init__(labelled.training, labelled.augmentation, sources)
@@ -265,13 +265,13 @@ class MixedCrops(Items):
         self.share = np.array([math.prod(crops.source.shape) for crops in others], dtype=np.float64)
 
     def of_run(self, training: TrainingConfig, unlabelled_at: Callable[[int], bool]) -> Items:
-        """See `Items.of_run`."""
+        """Return the same crops for another run; see `Items.of_run`."""
         other = copy.copy(self)
         other.training, other.unlabelled_at = training, unlabelled_at
         return other
 
     def window(self, index: int) -> Window:
-        """As `Crops`; without labels a volume is drawn by its size."""
+        """Cut a window; see `Crops`. Volumes without labels are drawn in proportion to their size."""
         if not self.unlabelled_at(index // self.per_step):
             return self.labelled.window(index)
         rng = np.random.default_rng((self.training.seed, 3, index))
@@ -279,7 +279,7 @@ class MixedCrops(Items):
 
 
 def as_unit_range(raw: NDArray[Any]) -> NDArray[np.float32]:
-    """Grey values in [0, 1]: integers divided by their type's maximum, floats as they are.
+    """Convert grey values to [0, 1]: integers divided by their type's maximum, floats unchanged.
 
     Raises:
         ShapeError: a signed or other type.
@@ -292,13 +292,15 @@ def as_unit_range(raw: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _leave_signals_to_the_loop(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group; the loop stops cleanly and then ends its workers."""
+    """Ignore Ctrl-C and SIGTERM, which reach the whole process group: the loop stops cleanly and then ends its
+    workers.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 class _Given(Iterator[T]):
-    """What a loader gives; an error of a worker without the worker's traceback."""
+    """Items of a loader; an error of a worker is raised without the worker's traceback."""
 
     def __init__(self, found: Iterator[T]) -> None:
         self.found = found
@@ -309,13 +311,13 @@ class _Given(Iterator[T]):
         except DistillError as error:
             name = f"{type(error).__module__}.{type(error).__name__}: "
             plain = type(error)(str(error).strip().splitlines()[-1].removeprefix(name))
-        # Nothing may keep the loader alive: its workers end with it, and they ignore signals.
+        # No reference may keep the loader alive: its workers end with it, and they ignore signals.
         self.found = iter(())
         raise plain
 
 
 class _Batches:
-    """Batches as a loader gives them."""
+    """Batches of a loader."""
 
     def __init__(self, batches: DataLoader[Batch]) -> None:
         self.batches = batches
@@ -325,15 +327,13 @@ class _Batches:
 
 
 class _FinishedHere:
-    """Batches of windows whose augmentation is carried out by the process that asks for them."""
+    """Batches of windows that are augmented by the consuming process."""
 
     def __init__(self, crops: Items, windows: DataLoader[list[Window]], device: torch.device) -> None:
         self.crops, self.windows, self.device = crops, windows, device
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(
-            self._finish, _Given(iter(self.windows))
-        )  # the workers start now, not when the first batch is wanted
+        return map(self._finish, _Given(iter(self.windows)))  # start the workers now, not at the first batch
 
     def _finish(self, windows: list[Window]) -> Batch:
         raw, labels = zip(*(self.crops.finish(window.to(self.device)) for window in windows), strict=True)
@@ -349,15 +349,15 @@ def batches(
     ranks: int = 1,
     steps: Sequence[int] | None = None,
 ) -> Iterable[Batch]:
-    """Batches from `first_step` on, augmented where `student.augment.device` says; what they hold is the same.
+    """Iterate over batches from `first_step`, augmented as `student.augment.device` specifies, with the same content.
 
     Args:
         crops: the items.
         first_step: steps done already.
-        device: of the training; with `augment.device: train` batches come from there, else from the CPU.
+        device: of the training; with `augment.device: train`, batches are on this device, otherwise on the CPU.
         rank: this process.
-        ranks: how many share every step's batch.
-        steps: numbers of the steps in the order in which they are wanted; default all from `first_step` on.
+        ranks: number of processes that share every step's batch.
+        steps: step numbers in the required order; default: all from `first_step`.
     """
     wanted = range(first_step, crops.training.steps) if steps is None else steps
     if crops.augmentation.device == "worker":
@@ -367,7 +367,9 @@ def batches(
 
 
 def loader(crops: Items, first_step: int, *, rank: int = 0, ranks: int = 1) -> DataLoader[Batch]:
-    """Batches from `first_step` on, augmented by the workers; with several ranks each gets its share of every batch."""
+    """Load batches from `first_step`, augmented by the workers; with several ranks, each loads its part of every
+    batch.
+    """
     return _load(crops, crops, range(first_step, crops.training.steps), rank, ranks)
 
 
@@ -384,7 +386,7 @@ def _load(
     order = [(step * ranks + rank) * training.batch + item for step in steps for item in range(training.batch)]
     return DataLoader(
         items,
-        generator=torch.Generator(),  # so that making a loader leaves torch's own random state alone
+        generator=torch.Generator(),  # so that creating a loader does not change torch's random state
         worker_init_fn=_leave_signals_to_the_loop,
         collate_fn=collate,
         batch_size=training.batch,

@@ -1,6 +1,7 @@
-"""The optimiser's loop: one module that turns a batch into named loss terms, stepped, averaged, saved, resumed.
+"""Training loop: steps a module that maps a batch to named loss terms, with averaging, saving and resuming.
 
-Nothing here knows about teachers or students. Devices, mixed precision and data-parallel runs are lightning-fabric's.
+The loop is independent of teachers and students. lightning-fabric handles devices, mixed precision and data
+parallelism.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from distill.training.loop.timing import StepClock
 
 
 class Objective(Protocol):
-    """What the loop trains: `module(batch, step)` gives weighted, named terms whose sum is the loss.
+    """The trained module: `module(batch, step)` returns weighted, named terms whose sum is the loss.
 
-    Which terms there are depends on the step, never on the batch: ranks take means of them.
+    The set of terms depends on the step, never on the batch, because ranks average them.
     """
 
     def __call__(self, batch: Any, step: int) -> Mapping[str, Tensor]:
-        """Terms of one step."""
+        """Compute the terms of one step."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -47,7 +48,7 @@ class NotFiniteError(DistillError):
 
 
 def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW over all parameters; norms, biases and scalars are not decayed."""
+    """Build Adam or AdamW over all parameters; norms, biases and scalars are not decayed."""
     matrices = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -56,7 +57,7 @@ def make_optimizer(module: nn.Module, training: TrainingConfig) -> torch.optim.O
 
 
 def learning_rate(step: int, training: TrainingConfig) -> float:
-    """Linear warm-up, then constant or a cosine that would reach zero one step after the last."""
+    """Return the learning rate: linear warm-up, then constant or a cosine that reaches zero one step after the last."""
     if step < training.lr_warmup:
         return training.lr * (step + 1) / training.lr_warmup
     if training.schedule == "constant":
@@ -67,13 +68,13 @@ def learning_rate(step: int, training: TrainingConfig) -> float:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step gave."""
+    """Results of one step."""
 
-    step: int  # steps done
+    step: int  # number of steps done
     terms: dict[str, float]  # weighted loss terms and their sum as `loss`, means over the ranks
     lr: float
     seconds: float
-    waited: float  # of these, for data
+    waited: float  # of these, spent waiting for data
     parts: dict[str, float]  # seconds by part, see `StepClock.parts`
 
 
@@ -89,35 +90,35 @@ def fit(
     on_step: Callable[[StepReport], None],
     on_validate: Callable[[State], None],
 ) -> None:
-    """Train from `state.step` to `training.steps`, or until validations have not found better weights for a while.
+    """Train from `state.step` to `training.steps`, or until `patience` validations bring no improvement.
 
-    All ranks take the same steps and stop at the same one. The first rank alone validates and writes; the others wait.
+    All ranks take the same steps and stop at the same one. Only the first rank validates and writes; the others wait.
 
     Args:
-        state: module, optimiser, average; advanced in place.
+        state: module, optimiser, average; updated in place.
         objective: the same module as set up by fabric.
-        batches: one a step, beginning with step `state.step`; every rank has its own.
+        batches: one per step, starting at step `state.step`; every rank has its own.
         training: schedule and intervals.
         fabric: device, precision and ranks.
         clock: marks the parts of a step; the objective marks its own.
-        state_path: where the state goes every `save_every` steps, at the end, and on Ctrl-C.
+        state_path: file for the state, written every `save_every` steps, at the end, and on Ctrl-C.
         on_step: called after every step.
         on_validate: called every `validation_interval` steps and after the last, on the first rank, with the averaged
             weights in place.
 
     Raises:
-        NotFiniteError: a loss or gradient that is not finite on any rank; the state saved last is kept on disk.
-        Interrupted: after Ctrl-C or SIGTERM on any rank, state saved. A validation is broken off, and repeated when the
-            run is resumed; with several ranks it ends first.
+        NotFiniteError: a loss or gradient is not finite on any rank; the last saved state is kept on disk.
+        Interrupted: after Ctrl-C or SIGTERM on any rank, with the state saved. A validation is aborted, and repeated on
+            resume; with several ranks it is completed first.
     """
     state.module.train()
     with _stop_signals(breaks_off=fabric.world_size == 1) as stopped:
         iterator = iter(batches)
         try:
-            if state.validated < state.step:  # the validation that a signal broke off
+            if state.validated < state.step:  # the validation that a signal aborted
                 _validate(state, on_validate, stopped, fabric, state_path)
                 _save(state, state_path, fabric)
-            stalled = _stalled(state, training)  # a run that ended so is not trained further when it is resumed
+            stalled = _stalled(state, training)  # a run that stopped early is not continued on resume
             while state.step < training.steps and not stalled:
                 began = time.perf_counter()
                 clock.start()
@@ -139,7 +140,7 @@ def fit(
                 if stopping:
                     raise Interrupted(f"stopped after step {state.step}; state saved in {state_path}")
         finally:
-            # Ends the loader's workers, also where an exception keeps this frame alive; they ignore signals.
+            # Ends the loader's workers, even if an exception keeps this frame alive; they ignore signals.
             if isinstance(iterator, Generator):
                 iterator.close()
             del iterator
@@ -163,12 +164,12 @@ def take_step(
     loss = torch.stack([term.float() for term in terms.values()]).sum()
     values = _mean_values({**terms, "loss": loss}, fabric)
     clock.mark("losses")
-    if not math.isfinite(values["loss"]):  # nothing is saved now: batch-norm statistics may already be spoilt
+    if not math.isfinite(values["loss"]):  # do not save: batch-norm statistics may already be corrupted
         raise _not_finite(f"the loss of step {state.step} is {values['loss']}", values, path)
     state.optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
     clock.mark("backward")
-    # Part by part: the teacher's large losses must not shrink the student's steps.
+    # Separately for each part: large losses of the teacher must not shrink the student's steps.
     limit = training.clip or math.inf
     norms = [torch.nn.utils.clip_grad_norm_(part.parameters(), limit) for part in state.module.children()]
     if norms and not math.isfinite(float(torch.stack(norms).sum())):  # the ranks have the same gradient
@@ -181,13 +182,13 @@ def take_step(
 
 
 def _mean_values(terms: Mapping[str, Tensor], fabric: Fabric) -> dict[str, float]:
-    """Means over the ranks, one exchange for all; not finite if it is so on any rank, and then on every one."""
+    """Average over the ranks in one exchange; not finite on every rank if it is so on any."""
     own = torch.stack([term.detach().double() for term in terms.values()])
     return dict(zip(terms, fabric.all_reduce(own, reduce_op="mean").tolist(), strict=True))
 
 
 def _stalled(state: State, training: TrainingConfig) -> bool:
-    """Whether `patience` validations have passed since the last that found better weights."""
+    """Return whether `patience` validations have passed since the last improvement."""
     found = [step for name, step in state.best.items() if name.endswith("_step")]
     return bool(training.patience and found) and (
         state.step - max(found) >= training.patience * training.validation_interval
@@ -213,7 +214,7 @@ def _not_finite(what: str, values: Mapping[str, float], path: Path) -> NotFinite
 def _validate(
     state: State, on_validate: Callable[[State], None], stopped: _Stopped, fabric: Fabric, path: Path
 ) -> None:
-    """Validate on the first rank; a signal breaks that off and saves the state as it was before.
+    """Validate on the first rank; a signal aborts the validation and saves the state from before it.
 
     Raises:
         Interrupted: after a signal.
@@ -235,7 +236,7 @@ def _validate(
 
 @contextmanager
 def _judged_module(state: State) -> Iterator[None]:
-    """The module in evaluation mode, with the averaged weights if there are any."""
+    """Put the module into evaluation mode, with the averaged weights if there are any."""
     state.module.eval()
     try:
         with nullcontext() if state.average is None else state.average.applied(state.module):
@@ -256,7 +257,7 @@ def _save(state: State, path: Path, fabric: Fabric) -> None:
 
 
 class _Stopped:
-    """Signals that were received."""
+    """Signals received."""
 
     def __init__(self, *, breaks_off: bool) -> None:
         self._breaks_off, self._at_once, self._count, self._requests = breaks_off, False, 0, Requests()
@@ -265,14 +266,14 @@ class _Stopped:
         return self._count > 0
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: the first one is kept until the step has ended, a second one breaks off."""
+        """Handle a signal: the first is kept until the step has ended, a second one aborts."""
         self._count = self._requests.note()
         if self._breaks_off and (self._at_once or self._count > 1):
             raise KeyboardInterrupt
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Let also the first signal break off what runs inside the block."""
+        """Let the first signal abort the block as well."""
         self._at_once = True
         try:
             if self and self._breaks_off:
@@ -284,10 +285,10 @@ class _Stopped:
 
 @contextmanager
 def _stop_signals(*, breaks_off: bool) -> Iterator[_Stopped]:
-    """Collect SIGINT and SIGTERM instead of breaking off in the middle of a step; a second one breaks off.
+    """Collect SIGINT and SIGTERM instead of aborting in the middle of a step; a second signal aborts.
 
-    Under torchrun a second one is usual (the terminal's and torchrun's own) and `breaks_off` is False; torchrun kills
-    what has not stopped in time.
+    Under torchrun, a second signal is usual (from the terminal and from torchrun) and `breaks_off` is False; torchrun
+    kills processes that do not stop in time.
     """
     received = _Stopped(breaks_off=breaks_off)
     before = {number: signal.signal(number, received.note) for number in SIGNALS}
@@ -299,15 +300,17 @@ def _stop_signals(*, breaks_off: bool) -> Iterator[_Stopped]:
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object a line, appended and forced to disk; cut back to a step when a run is resumed."""
+    """metrics.jsonl: one JSON object per line, appended and flushed to disk; truncated to a step when a run is
+    resumed.
+    """
 
     def __init__(self, path: Path, keep_to_step: int, validated: int | None = None) -> None:
         """Open the log.
 
         Args:
             path: file.
-            keep_to_step: rows of later steps are dropped.
-            validated: rows of validations after this step are dropped, too; by default `keep_to_step`.
+            keep_to_step: rows of later steps are removed.
+            validated: rows of validations after this step are removed as well; by default `keep_to_step`.
         """
         self.path = path
         judged = keep_to_step if validated is None else validated
@@ -324,7 +327,7 @@ class MetricsLog:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Whole rows of a log; a line that was cut off by a crash is left out."""
+    """Iterate over complete rows of a log; a line truncated by a crash is skipped."""
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             yield json.loads(line)

@@ -1,8 +1,8 @@
-"""Time the parts of a training before its first step, and leave everything as it was.
+"""Time the parts of a training before its first step, and restore the initial state.
 
-Trial steps of every kind that the run will have, one validation of a few sections and one save are timed with the run's
-own networks, crops and data workers. Weights, optimiser, averages and random numbers are put back afterwards, so that a
-training whose number of steps was found this way is the same as one that was given this number.
+Trial steps of every kind of the run, one validation of a few sections and one save are timed with the run's own
+networks, crops and data workers. Weights, optimiser, averages and random states are restored afterwards, so a training
+whose number of steps was determined in this way is identical to one configured with this number.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from distill.training.loop.timing import StepClock
 from distill.training.schedule.phases import Phases, StepKind
 from distill.training.schedule.planned_steps import Trial
 
-_FEWEST, _MOST = 2, 4  # timed rounds over all kinds, after one that is not counted
-_SHARE = 0.05  # of the time of the run that further rounds may take
+_FEWEST, _MOST = 2, 4  # timed rounds over all kinds, after one that is discarded
+_SHARE = 0.05  # maximum fraction of the run's time for further rounds
 
 Seconds = Callable[[], float]  # a clock
 
@@ -44,12 +44,12 @@ def time_steps(
 
     Args:
         config: of the run.
-        state: as the run begins; the same afterwards.
-        objective: its module as set up by fabric.
+        state: initial state of the run; restored afterwards.
+        objective: the module as set up by fabric.
         crops: of the run.
         fabric: device, precision and ranks.
         budget: seconds of the whole run, of which the trial takes a small share where steps are short; each rank's own.
-        state_path: where the run keeps its state.
+        state_path: file of the run's state.
         now: a clock in seconds.
     """
     examples = Phases(config).examples()
@@ -66,7 +66,7 @@ def time_steps(
                 for kind, step in reversed(examples.items()):
                     start, state.step = now(), step
                     batch = next(iterator)
-                    # At a learning rate of 0, so that the networks whose time is measured stay the ones of the start.
+                    # At a learning rate of 0, so that the timed networks keep their initial weights.
                     take_step(state, objective, batch, config.student.training, fabric, 0.0, clock, state_path)
                     if fabric.device.type == "cuda":
                         torch.cuda.synchronize(fabric.device)
@@ -83,7 +83,7 @@ def time_steps(
 
 
 def _mean(seconds: float, fabric: Fabric) -> float:
-    """Mean over the ranks, so that all of them come to the same decisions."""
+    """Average over the ranks, so that all of them reach the same decisions."""
     if fabric.world_size == 1:
         return seconds
     given: Any = torch.tensor(seconds, dtype=torch.float64, device=fabric.device)
