@@ -39,6 +39,8 @@ def allocator_as_it_is() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distill.cli.keep_freed_memory", lambda: False)
         patch.setattr("distill.cli.let_idle_threads_sleep", lambda: False)
+        for module in ("train", "launch"):
+            patch.setattr(f"distill.training.{module}.avoid_amx", lambda: False)
         yield
 
 

@@ -27,6 +27,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # oneDNN's names of instruction sets
 _WITHOUT = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 _PARTLY = ("AVX2_VNNI_2",)  # converts, but multiplies in float32
+_WITHOUT_AMX = "AVX512_CORE_BF16"
 _GAIN = 1.2  # required speed-up of a timed convolution over float32
 _REPEATS = 3
 
@@ -198,6 +199,24 @@ def _cost(device: torch.device) -> str:
         f"warning: precision {MIXED}: this {device.type.upper()} has no bfloat16: measured now, a convolution takes "
         f"{convolution:.3g} times as long as in float32, a matrix product {product:.3g} times; {FULL} is faster"
     )
+
+
+def avoid_amx() -> bool:
+    """Keep oneDNN from using AMX in this process and those that it starts; bfloat16 then runs on AVX-512.
+
+    In bfloat16 on AMX, the weight gradient of a 3D convolution without padding writes outside its memory (oneDNN of
+    torch 2.13, channels last or not, rows of 98 voxels or more): training the 3D teacher crashes. Convolutions in 2D,
+    with padding, forward or without AMX were not affected in some hundred shapes.
+
+    oneDNN reads the variable when it is first used, so call this before.
+
+    Returns:
+        Whether the limit was set: not if the CPU has no AMX, nor if the user has set a limit.
+    """
+    if not _flags().get("amx_bf16") or any(os.environ.get(name) for name in _LIMITS):
+        return False
+    os.environ[_LIMITS[0]] = _WITHOUT_AMX
+    return True
 
 
 def _limit() -> str | None:

@@ -13,7 +13,7 @@ from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
 from distill.core.errors import ConfigError, DistillError
-from distill.core.hardware import resolved
+from distill.core.hardware import avoid_amx, resolved
 from distill.models.load import pick_device
 from distill.training.objective.objective import Joint
 from distill.training.ranks import Ranks
@@ -34,6 +34,8 @@ def launch(device: str, precision: str, ranks: Ranks) -> Fabric:
         DistillError: the device does not exist, or there are fewer GPUs than processes.
     """
     where = pick_device(device)
+    if where.type == "cpu":
+        avoid_amx()
     precision = resolved(precision, where)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it prints the precision to the terminal
     if ranks.size == 1:

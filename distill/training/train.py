@@ -20,7 +20,7 @@ from lightning_fabric import Fabric
 from distill.config import Pair, dump, load_pair, older_defaults
 from distill.core.atomic import replacing
 from distill.core.errors import CheckpointError, DistillError, SourceError
-from distill.core.hardware import AUTO, Chosen, Precision, choose
+from distill.core.hardware import AUTO, Chosen, Precision, avoid_amx, choose
 from distill.core.version import VERSION
 from distill.data.crops import Items, batches
 from distill.inference.options import Runtime
@@ -208,7 +208,10 @@ def _precision(config: Pair, begun: Path | None, device: str) -> Chosen:
     """The precision of a training: `auto` is that of the run folder that is continued, else what the device has."""
     found = None if begun is None else _written(begun)
     earlier = None if found is None else found.student.training.precision
-    return choose(config.student.training.precision, pick_device(device), begun=earlier)
+    where = pick_device(device)
+    if where.type == "cpu":
+        avoid_amx()  # before the first line of the run is made
+    return choose(config.student.training.precision, where, begun=earlier)
 
 
 def _written(out: Path) -> Pair | None:

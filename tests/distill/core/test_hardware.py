@@ -157,6 +157,41 @@ def test_the_limit_of_onednn_switches_a_process() -> None:
     assert done.stdout.strip().endswith("no bfloat16, oneDNN limited to AVX2), precision 32-true (auto)")
 
 
+def test_amx_is_avoided_where_it_is_and_the_user_has_set_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, ABLE)
+    assert not hardware.avoid_amx()
+    assert "ONEDNN_MAX_CPU_ISA" not in os.environ
+    pretend(monkeypatch, ABLE | {"amx_bf16": True})
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX512_CORE_AMX")
+    assert not hardware.avoid_amx()
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "")  # so that what is set now is undone
+    assert hardware.avoid_amx()
+    assert os.environ["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_BF16"
+    assert choose("auto", CPU).precision == "bf16-mixed"
+    assert not hardware.avoid_amx()
+
+
+def test_a_training_process_survives_the_gradient_that_amx_gets_wrong() -> None:
+    """A 3D convolution without padding in bfloat16, as the teacher has; on a CPU with AMX it ends the process."""
+    program = """
+import torch
+from lightning_fabric import Fabric
+from distill.training.launch import launch
+from distill.training.ranks import Ranks
+fabric = launch("cpu", "bf16-mixed", Ranks())
+layer = torch.nn.Conv3d(16, 16, 3).to(memory_format=torch.channels_last_3d)
+module, optimizer = fabric.setup(layer, torch.optim.SGD(layer.parameters(), lr=0.1))
+for _ in range(4):
+    fabric.backward(module(torch.rand(1, 16, 5, 130, 130)).square().mean())
+    kept = [bytearray(length) for length in range(16, 4000, 16)]
+print("done")
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in hardware._LIMITS}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=REPO, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
 def test_auto_is_the_default_everywhere() -> None:
     assert (TrainingConfig().precision, Options().precision) == ("auto", "auto")
     written = {
