@@ -11,7 +11,7 @@ Legend: N sections, H W = y x, h w = of a part of a section, n m tiles along y a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -82,12 +82,14 @@ class Correction:
         width: likewise; negative where dark and bright are exchanged, 1e30 where a section has no contrast.
         target: grey value that `middle` becomes.
         tile: side of a tile in pixels; 0 with one value for the whole section.
+        unit: whether floats outside [0, 1] are refused rather than cut off: nothing was measured to place them.
     """
 
     middle: Grey
     width: Grey
     target: float
     tile: float = 0
+    unit: bool = False
 
     def apply(self, pixels: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> Grey:
         """Normalise a part of the section.
@@ -97,8 +99,21 @@ class Correction:
             origin: (y, x) of the first pixel in the section.
 
         Returns:
-            (h, w) float32 in [0, 1]; where pixels are no numbers, so is the result.
+            (h, w) float32 in [0, 1].
+
+        Raises:
+            ShapeError: pixels that are no finite numbers, or outside the range that `unit` asks for.
         """
+        check_finite(pixels)
+        if self.unit:
+            _check_unit_range(pixels)
+        return self._placed(pixels, origin)
+
+    def picture(self, pixels: NDArray[Any]) -> Grey:
+        """Normalise for the eye: pixels that are no numbers become 0."""
+        return np.nan_to_num(self._placed(pixels, (0, 0)), nan=0.0)
+
+    def _placed(self, pixels: NDArray[Any], origin: tuple[int, int]) -> Grey:
         found: Grey = pixels.astype(np.float32)
         if self.tile:
             rows, columns = (
@@ -169,7 +184,8 @@ class Normaliser:
         wanted = self.normalisation
         if wanted.kind == "none":
             _check_unit_range(section)
-            return self._correction(np.zeros((1, 1)), np.full((1, 1), _type_range(section.dtype)), 0.0, 1.0)
+            width = np.full((1, 1), _type_range(section.dtype))
+            return replace(self._correction(np.zeros((1, 1)), width, 0.0, 1.0), unit=True)
         histogram = Histogram(section.dtype).add(section, mask)
         found = Statistics.of(histogram, wanted.low, wanted.high)
         if wanted.kind == "percentile":
@@ -257,7 +273,23 @@ def as_picture(section: NDArray[Any]) -> NDArray[np.uint8]:
         return section
     unit = section.dtype.kind == "f" and bool(np.all((section >= 0) & (section <= 1)))
     shown = Normaliser(NONE if unit else Normalisation(kind="percentile", low=0.5, high=99.5))
-    return np.round(np.nan_to_num(shown.of(section).apply(section)) * 255).astype(np.uint8)
+    return np.round(shown.of(section).picture(section) * 255).astype(np.uint8)
+
+
+def check_finite(pixels: NDArray[Any]) -> None:
+    """Refuse grey values that are no finite numbers; a network would spread one of them over all that it reaches.
+
+    Raises:
+        ShapeError: there are some.
+    """
+    if pixels.dtype.kind != "f" or not pixels.size:
+        return
+    if not (np.isfinite(pixels.min()) and np.isfinite(pixels.max())):
+        count = int(pixels.size - np.isfinite(pixels).sum())
+        raise ShapeError(
+            f"raw: found {count:,} of {pixels.size:,} pixels that are no finite numbers (NaN or infinite), expected "
+            "grey values; give them one, such as 0, in a copy of the data"
+        )
 
 
 def _check_unit_range(section: NDArray[Any]) -> None:

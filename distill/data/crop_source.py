@@ -6,7 +6,7 @@ A worker process opens its own files when it first reads; nothing that another p
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.affinity import as_label_tensor
+from distill.core.errors import ShapeError, SourceError
 from distill.core.geometry import Box, Triple
 from distill.core.known import OTHER, UNKNOWN
-from distill.core.normalisation import Correction, Normaliser
+from distill.core.normalisation import Correction, Normaliser, check_finite
 from distill.io.readers.array import readable
 from distill.io.truth import Truth
 from distill.io.volume import Volume
@@ -172,26 +173,50 @@ def section_corrections(source: CropSource, normaliser: Normaliser) -> list[Corr
         One a section of the source.
 
     Raises:
-        SourceError: a file cannot be read.
-        ShapeError: grey values that the normalisation cannot bring to a scale.
+        SourceError: a file cannot be read, or has grey values that are no numbers or cannot be brought to a scale.
+        ShapeError: the same of arrays in memory.
     """
     volume = source.volume
     depth, height, width = source.shape
-    if volume is None or (isinstance(source, HeldSource) and (height, width) == volume.size[1:]):
+    if volume is None:
         return [normaliser.of(section) for section in source.raw(Box.of_shape(source.shape))]
+    if isinstance(source, HeldSource) and (height, width) == volume.size[1:]:
+        return corrections_of(source.raw(Box.of_shape(source.shape)), normaliser, volume, source.start[0])
     kind, first = normaliser.normalisation.kind, source.start[0]
     if kind == "none" and volume.dtype.kind != "f":
         return [normaliser.of(np.zeros((1, 1), volume.dtype))] * depth
     if kind == "local" or volume.size[1] * volume.size[2] <= _WHOLE:
-        return [normaliser.of(section) for section in volume.sections(first, first + depth)]
+        return corrections_of(volume.sections(first, first + depth), normaliser, volume, first)
     with volume.reading() as read:
-        return list(_sampled(volume, read, first, first + depth, normaliser))
+        return corrections_of(_squares(volume, read, first, first + depth), normaliser, volume, first)
 
 
-def _sampled(
-    volume: Volume, read: Callable[[Box], NDArray[Any]], first: int, stop: int, normaliser: Normaliser
-) -> Iterator[Correction]:
-    """Corrections of sections of which squares stand for the whole."""
+def corrections_of(
+    sections: Iterable[NDArray[Any]], normaliser: Normaliser, volume: Volume, first: int
+) -> list[Correction]:
+    """Work out the corrections of sections, or of pixels that stand for them.
+
+    Args:
+        sections: (H, W) each, or any part of them that decides.
+        normaliser: of the network.
+        volume: that they are of, for messages.
+        first: number of the first one.
+
+    Raises:
+        SourceError: grey values that are no numbers or cannot be brought to a scale; names volume and section.
+    """
+    found = []
+    for z, section in enumerate(sections, first):
+        try:
+            check_finite(section)
+            found.append(normaliser.of(section))
+        except ShapeError as error:
+            raise SourceError(f"{volume.source}: section {z}: {error}") from None
+    return found
+
+
+def _squares(volume: Volume, read: Callable[[Box], NDArray[Any]], first: int, stop: int) -> Iterator[NDArray[Any]]:
+    """Pixels (1, N) of squares that stand for each section."""
     rows, columns = (np.linspace(0, max(0, size - _SQUARE), _SQUARES).astype(int).tolist() for size in volume.size[1:])
     chunk = min(volume.chunks[-3], _MOST_SECTIONS) if volume.chunks else 1
     z = first
@@ -200,7 +225,7 @@ def _sampled(
         boxes = [Box((z, y, x), (end, y + _SQUARE, x + _SQUARE)) for y in rows for x in columns]
         squares = [read(box.intersect(volume.box)) for box in boxes]
         for n in range(end - z):
-            yield normaliser.of(np.concatenate([square[n].ravel() for square in squares])[None])
+            yield np.concatenate([square[n].ravel() for square in squares])[None]
         z = end
 
 

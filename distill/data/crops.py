@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from distill.config import AugmentConfig, TrainingConfig
 from distill.core.affinity import widen_borders
-from distill.core.errors import DistillError, ShapeError
+from distill.core.errors import DistillError, ShapeError, SourceError
 from distill.core.geometry import Box, Triple
 from distill.core.known import OTHER, UNKNOWN
 from distill.core.normalisation import UNCHANGED, Normaliser
@@ -196,7 +196,11 @@ class Crops(Items):
             start: voxel of the source at which the window begins.
         """
         corner = start[1] + self.source.start[1], start[2] + self.source.start[2]
-        return np.stack([self.corrections[start[0] + z].apply(one, corner) for z, one in enumerate(raw)])
+        try:
+            return np.stack([self.corrections[start[0] + z].apply(one, corner) for z, one in enumerate(raw)])
+        except ShapeError as error:
+            volume = self.source.volume
+            raise error if volume is None else SourceError(f"{volume.source}: {error}") from None
 
 
 def _known_share(labels: NDArray[np.int64], origin: tuple[int, int], crop: Triple) -> float:

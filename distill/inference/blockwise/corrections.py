@@ -16,6 +16,7 @@ from distill.core.atomic import replacing
 from distill.core.errors import SourceError
 from distill.core.geometry import Box
 from distill.core.normalisation import Correction, Normaliser
+from distill.data.crop_source import corrections_of
 from distill.inference.blockwise.tables import FOLDER
 from distill.io.readers.array import readable
 from distill.io.volume import Volume
@@ -55,11 +56,14 @@ def write_corrections(store: Path, normaliser: Normaliser, volume: Volume, first
         volume: the source.
         first: its first section that counts.
         depth: how many count.
+
+    Raises:
+        SourceError: a section cannot be read, or its grey values cannot be brought to the network's scale.
     """
     path = _path(store)
-    if normaliser.normalisation.kind == "none" or path.is_file():
+    if not _by_section(normaliser, volume) or path.is_file():
         return
-    found = [normaliser.of(section) for section in volume.sections(first, first + depth)]
+    found = corrections_of(volume.sections(first, first + depth), normaliser, volume, first)
     with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
         middle, width = ([getattr(one, name) for one in found] for name in ("middle", "width"))
         np.savez(file, middle=middle, width=width, target=[one.target for one in found], tile=found[0].tile)
@@ -71,14 +75,20 @@ def read_corrections(store: Path, normaliser: Normaliser, volume: Volume) -> lis
     Raises:
         SourceError: they are not there.
     """
-    if normaliser.normalisation.kind == "none":
+    if not _by_section(normaliser, volume):
         return [normaliser.of(np.zeros((1, 1), volume.dtype))]
     path = _path(store)
     if not path.is_file():
         raise SourceError(f"{path}: found no corrections of grey values, expected those of distill segment")
     with readable(path), np.load(path) as kept:
-        numbers = zip(kept["middle"], kept["width"], kept["target"], strict=True)
-        return [Correction(middle, width, float(target), int(kept["tile"])) for middle, width, target in numbers]
+        numbers, tile = zip(kept["middle"], kept["width"], kept["target"], strict=True), int(kept["tile"])
+        unit = normaliser.normalisation.kind == "none"
+        return [Correction(middle, width, float(target), tile, unit) for middle, width, target in numbers]
+
+
+def _by_section(normaliser: Normaliser, volume: Volume) -> bool:
+    """Whether sections are looked at: where statistics decide, and floats, whose range only the values tell."""
+    return normaliser.normalisation.kind != "none" or volume.dtype.kind == "f"
 
 
 def _path(store: Path) -> Path:

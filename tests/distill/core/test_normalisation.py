@@ -24,6 +24,7 @@ from distill.core.normalisation import (
     as_picture,
     source_normaliser,
 )
+from distill.data.crop_source import FileSource, section_corrections
 from distill.data.crops import as_unit_range
 from distill.inference.blockwise.corrections import Sections, read_corrections, write_corrections
 from distill.inference.blockwise.tables import FOLDER
@@ -160,3 +161,39 @@ def test_blocks_without_their_statistics_are_refused(tmp_path: Path) -> None:
     volume = volume_from_array(section()[None], (30.0, 6.0, 6.0))
     with pytest.raises(SourceError, match=r"grey.npz: found no corrections of grey values"):
         read_corrections(tmp_path, normaliser("mean-std"), volume)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_pixels_that_are_no_numbers_never_enter(kind: Kind, bad: float, dtype: Any, tmp_path: Path) -> None:
+    stack = np.stack([section(seed=n) for n in range(3)]).astype(dtype) / dtype(255)
+    stack[1, 7, 9] = bad
+    with pytest.raises(ShapeError, match=r"found 1 of 25,500 pixels that are no finite numbers"):
+        normaliser(kind).of(stack[0]).apply(stack[1])
+    volume = volume_from_array(stack, (30, 6, 6), source="given")
+    (tmp_path / FOLDER).mkdir()
+    with pytest.raises(SourceError, match=r"given: section 1: raw: found 1 of 25,500 pixels that are no finite"):
+        write_corrections(tmp_path, normaliser(kind), volume, 0, 3)
+    with pytest.raises(SourceError, match=r"given: section 1: raw: found 1 of 25,500"):
+        section_corrections(FileSource(volume, None, Box((1, 0, 0), (3, 150, 170))), normaliser(kind))
+    assert as_picture(stack[1]).dtype == np.uint8  # figures show what is there
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("low", [-0.5, 0.0])
+def test_floats_without_a_range_are_never_cut_off(depth: int, low: float, tmp_path: Path) -> None:
+    """Blocks refuse what streams refuse: before any block, and in a part of a section too."""
+    stack = np.full((depth, 20, 20), 0.5, np.float32)
+    stack[-1, 3, 4], stack[-1, 5, 5] = low, 1.0 if low else 7.0
+    volume = volume_from_array(stack, (30, 6, 6), source="given")
+    (tmp_path / FOLDER).mkdir()
+    with pytest.raises(SourceError, match=rf"given: section {depth - 1}: raw: found grey values from {low:g} to"):
+        write_corrections(tmp_path, UNCHANGED, volume, 0, depth)
+    good = volume_from_array(np.clip(stack, 0, 1), (30, 6, 6), source="given")
+    write_corrections(tmp_path, UNCHANGED, good, 0, depth)
+    corrections = read_corrections(tmp_path, UNCHANGED, good)
+    whole = Box.of_shape(stack.shape)
+    np.testing.assert_array_equal(Sections(good, 0, corrections).read(whole), np.clip(stack, 0, 1))
+    with pytest.raises(ShapeError, match="found grey values from"):
+        Sections(volume, 0, corrections).read(whole)
