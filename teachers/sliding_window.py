@@ -67,6 +67,7 @@ def run_teacher(
         affinity[here] += own * inside
         edge_weight[here] += inside
     affinity /= np.maximum(edge_weight, np.finfo(np.float32).tiny)
+    _fill_seams(affinity, edge_weight, windows)
     fill_frame(affinity)
     return TeacherVolume(affinity, list(windows))
 
@@ -151,6 +152,23 @@ def block_affinity(output: TeacherOutput, size: tuple[int, int]) -> NDArray[np.f
     half: Tensor = output.decoder_input.affinity_logits[0].float().sigmoid()
     full = half.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
     return full[..., : size[0], : size[1]].cpu().numpy()
+
+
+def _fill_seams(affinity: NDArray[np.float32], edge_weight: NDArray[np.float32], windows: Sequence[Box]) -> None:
+    """Give edges between windows that share no voxel the value of the next ones inside a window.
+
+    Args:
+        affinity: (3, D, H, W), changed in place.
+        edge_weight: (3, D, H, W), 0 for edges that lie in no window.
+        windows: all of them.
+    """
+    for window in windows:
+        for axis, size in enumerate(window.shape):
+            if window.start[axis] == 0 or size < 2:
+                continue
+            own = affinity[axis][window.slices].swapaxes(0, axis)  # a view
+            unknown = edge_weight[axis][window.slices].swapaxes(0, axis)[0] == 0
+            own[0][unknown] = own[1][unknown]
 
 
 def _edges_inside(shape: Triple) -> NDArray[np.float32]:

@@ -58,7 +58,7 @@ def match(masks: Tensor, instances: Tensor) -> list[Match]:
     found = []
     for block, labels in zip(masks, instances, strict=True):
         there = torch.isfinite(block[1:].flatten(1).amax(1)).nonzero().flatten()
-        score = dice_matrix(block, labels)[there]
+        score = torch.nan_to_num(dice_matrix(block, labels)[there], nan=0.0)  # the loop tells of what is not finite
         rows, columns = linear_sum_assignment(score.cpu().numpy(), maximize=True)
         query = there[torch.as_tensor(rows, device=there.device)]
         found.append(Match(query, torch.as_tensor(columns, device=there.device) + 1))

@@ -33,8 +33,9 @@ def flood(components: Tensor, affinity: Tensor) -> Tensor:
     Returns:
         (B, D, H, W) int64: seeds keep their number; 0 everywhere in a block without a seed.
     """
+    affinity = torch.nan_to_num(affinity.detach().float(), nan=-1.0)  # an edge that is not known joins nothing
     if components.device.type == "cpu":
-        pairs = zip(components.numpy(), affinity.detach().float().numpy(), strict=True)
+        pairs = zip(components.numpy(), affinity.numpy(), strict=True)
         return torch.from_numpy(np.stack([spanning_forest(block, edges) for block, edges in pairs]))
     return propagate(components, affinity)[0]
 
@@ -123,7 +124,8 @@ def propagate(components: Tensor, affinity: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _until_steady(work: Callable[[], None], watched: Tensor) -> None:
-    while True:
+    """Repeat until nothing changes; a round carries a path on by a voxel at least, and none is longer than a block."""
+    for _ in range(watched[0].numel() // _ROUNDS + 2):
         before = watched.clone()
         for _ in range(_ROUNDS):
             work()

@@ -90,7 +90,7 @@ def test_one_window_is_the_direct_run(embedding: int, blend: bool) -> None:
 
 @pytest.mark.parametrize("embedding", [0, 4])
 @pytest.mark.parametrize("blend", [False, True])
-@pytest.mark.parametrize("overlap", [(1, 1, 1), (1, 2, 3)])
+@pytest.mark.parametrize("overlap", [(1, 1, 1), (1, 2, 3), (1, 0, 0), (0, 0, 0), (0, 2, 0)])
 def test_a_constant_teacher_leaves_no_seam_in_the_affinities(
     embedding: int, blend: bool, overlap: tuple[int, int, int]
 ) -> None:

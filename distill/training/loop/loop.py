@@ -171,7 +171,9 @@ def take_step(
     clock.mark("backward")
     # Separately for each part: large losses of the teacher must not shrink the student's steps.
     limit = training.clip or math.inf
-    norms = [torch.nn.utils.clip_grad_norm_(part.parameters(), limit) for part in state.module.children()]
+    # A part that did not run has no gradient, and would answer with a zero that lies on the CPU.
+    moved = [[one for one in part.parameters() if one.grad is not None] for part in state.module.children()]
+    norms = [torch.nn.utils.clip_grad_norm_(part, limit) for part in moved if part]
     if norms and not math.isfinite(float(torch.stack(norms).sum())):  # the ranks have the same gradient
         raise _not_finite(f"the gradient of step {state.step} is not finite", values, path)
     state.optimizer.step()

@@ -336,7 +336,8 @@ def instance_discrimination(
         gumbel = -torch.log(-torch.log(noise))
         picked = inside[(gumbel - _RARITY * sizes.log()).topk(min(samples, len(inside))).indices]
         chosen = features.flatten(1)[:, picked].float().T
-        similarity = chosen @ chosen.T / _DISCRIMINATION_TEMPERATURE
+        with torch.autocast(chosen.device.type, enabled=False):
+            similarity = chosen @ chosen.T / _DISCRIMINATION_TEMPERATURE
         same = (flat[picked].unsqueeze(0) == flat[picked].unsqueeze(1)).float()
         itself = torch.eye(len(picked), dtype=torch.bool, device=flat.device)
         log_share = similarity.masked_fill(itself, -torch.inf).log_softmax(1).masked_fill(itself, 0.0)

@@ -65,7 +65,7 @@ def pairs_by_overlap(masks: Tensor, taught: Tensor) -> list[QueryPairs]:
     for own, other in zip(masks, taught, strict=True):
         there = torch.isfinite(own[1:].flatten(1).amax(1)).nonzero().flatten()
         teachers = _wins(other).nonzero().flatten()
-        score = soft_dice_matrix(own, other)[there][:, teachers]
+        score = torch.nan_to_num(soft_dice_matrix(own, other)[there][:, teachers], nan=0.0)
         rows, columns = linear_sum_assignment(score.cpu().numpy(), maximize=True)
         first, second = (torch.as_tensor(index, device=score.device) for index in (rows, columns))
         overlap = score[first, second] > 0
@@ -84,7 +84,9 @@ def soft_dice_matrix(masks: Tensor, taught: Tensor) -> Tensor:
         (Q, T) in [0, 1]: 2 sum(p q) / (sum p + sum q), p and q the softmax over all channels.
     """
     p, q = (logits.float().softmax(0)[1:].flatten(1) for logits in (masks, taught))
-    return 2 * (p @ q.T) / (p.sum(1, keepdim=True) + q.sum(1)).clamp(min=1e-6)
+    with torch.autocast(p.device.type, enabled=False):
+        overlap = p @ q.T
+    return 2 * overlap / (p.sum(1, keepdim=True) + q.sum(1)).clamp(min=1e-6)
 
 
 def soft_mask_cross_entropy(

@@ -97,3 +97,12 @@ def test_matching_needs_no_gradient() -> None:
     masks, labels = block(6, 3, 2)
     (found,) = match(masks.unsqueeze(0).requires_grad_(), labels.unsqueeze(0))
     assert len(found.query) == 2
+
+
+def test_masks_that_are_no_numbers_are_matched_somehow() -> None:
+    """The loop tells of a loss that is not finite; the matching before it must not fail."""
+    masks = torch.randn(1, 4, 2, 4, 4)
+    masks[0, 2] = float("nan")
+    instances = torch.ones(1, 2, 4, 4, dtype=torch.int64)
+    assert len(match(masks, instances)[0].query) <= 1
+    assert len(match(torch.full_like(masks, float("nan")), instances)[0].query) == 0

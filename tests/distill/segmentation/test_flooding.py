@@ -116,3 +116,19 @@ def test_the_gpu_floods_alike() -> None:
     found = flood(components.cuda(), affinity.cuda())
     assert found.is_cuda
     assert torch.equal(found.cpu(), flood(components, affinity))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_an_edge_that_is_no_number_ends_and_joins_nothing(bad: float) -> None:
+    """On a device a single one kept the loop from ever being steady."""
+    components = torch.zeros(1, 1, 1, 8, dtype=torch.int64)
+    components[0, 0, 0, 0], components[0, 0, 0, 7] = 1, 2
+    affinity = torch.full((1, 3, 1, 1, 8), 0.5)
+    affinity[0, 2, 0, 0, 4] = bad
+    known = torch.nan_to_num(affinity, nan=-1.0)
+    wanted = [1] * 4 + [2] * 4
+    if not np.isposinf(bad):
+        assert flood(components, affinity)[0, 0, 0].tolist() == wanted
+        assert propagate(components, known)[0][0, 0, 0].tolist() == wanted
+    owner, _ = propagate(components, affinity)  # whatever it is given, it comes back
+    assert owner.shape == components.shape

@@ -272,6 +272,26 @@ def test_gradients_are_clipped_part_by_part(tmp_path: Path) -> None:
     assert float(run.module.flat.weight.grad) == pytest.approx(0.1, rel=1e-4)  # type: ignore[union-attr]
 
 
+def test_a_part_that_did_not_run_has_no_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for the norm of no gradient, torch answers with a zero on the CPU, which no other device takes."""
+    asked: list[int] = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def counted(parameters: Any, *given: Any, **named: Any) -> Tensor:
+        moved = [one for one in parameters if one.grad is not None]
+        asked.append(len(moved))
+        return clip(moved, *given, **named) if moved else torch.zeros((), device="meta")
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", counted)
+    module = Slopes()
+    module.still = nn.Linear(3, 3)
+    before = module.still.weight.clone()
+    run = Run(tmp_path / "state.pt", training(steps=2, clip=2.0), module=module)
+    run.fit()
+    assert asked == [1, 1, 1, 1]
+    assert torch.equal(run.module.still.weight, before)  # type: ignore[union-attr]
+
+
 class Killed(Exception):
     pass
 
