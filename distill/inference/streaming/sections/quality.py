@@ -23,6 +23,7 @@ KINDS = ("missing", "corrupt", "size", "blank", "saturated", "contrast", "positi
 POLICIES = ("fail", "skip", "bridge")
 
 _SIDE = 256
+_FEWEST = 3  # sections that a verdict by comparison needs
 _BLANK = 0.995  # fraction of pixels with the most frequent grey value
 _SATURATED = 0.5  # fraction of pixels at an end of the range, with an excess over recent sections of half of it
 _MEAN_JUMP, _SPREAD_JUMP = 0.12, 1.6  # of the range; ratio
@@ -78,16 +79,19 @@ class Inspector:
             self._remember(None, None)
             return Flaw("corrupt", "holds values that are no numbers")
         seen = look_at(image, correction)
-        past = [one for one in self._past if one is not None]
-        flaw = _blank(image, seen) or _saturated(seen, past)
+        flaw = _blank(image, seen)
         if flaw is not None:
             self._remember(None, None)
             return flaw
-        near = [displacement(one, seen) for one in past[-2:] if one.size == seen.size]
-        follows = bool(self._past) and self._past[-1] is not None
+        past = [one for one in self._past if one is not None]
+        flaw = _saturated(seen, past)
+        # Which sections count is told by each alone: what was said of them would reach back without end.
+        alike = [one for one in past if abs(one.extreme - seen.extreme) < _SATURATED / 2] or past
+        near = [displacement(one, seen) for one in alike[-2:] if one.size == seen.size]
+        follows = bool(alike) and alike[-1] is self._past[-1]
         usual = [move for move in self._moves if move is not None]
-        self._remember(seen, near[-1] if near else None)
-        return _contrast(seen, past) or (_position(seen, near, usual) if follows else None)
+        self._remember(seen, near[-1] if near and flaw is None else None)
+        return flaw or _contrast(seen, alike) or (_position(seen, near, usual) if follows else None)
 
     def _remember(self, look: Look | None, move: Move | None) -> None:
         self._past.append(look)
@@ -140,7 +144,9 @@ def _blank(image: NDArray[Any], seen: Look) -> Flaw | None:
 
 
 def _saturated(seen: Look, past: Sequence[Look]) -> Flaw | None:
-    usual = float(np.median([one.extreme for one in past])) if past else 0.0
+    if len(past) < _FEWEST:
+        return None
+    usual = float(np.median([one.extreme for one in past]))
     if seen.extreme >= _SATURATED and seen.extreme - usual >= _SATURATED / 2:
         return Flaw(
             "saturated",
@@ -151,7 +157,7 @@ def _saturated(seen: Look, past: Sequence[Look]) -> Flaw | None:
 
 def _contrast(seen: Look, past: Sequence[Look]) -> Flaw | None:
     """Detect a brightness or contrast that differs from recent sections and from the previous one."""
-    if len(past) < 3:
+    if len(past) < _FEWEST:
         return None
     for name, value, usual, last, least in (
         ("brightness", seen.mean, [one.mean for one in past], past[-1].mean, _MEAN_JUMP),
@@ -176,7 +182,7 @@ def _position(seen: Look, near: Sequence[Move], usual: Sequence[Move]) -> Flaw |
     """Detect a section displaced against both previous ones by more than recent displacements, or not similar to
     either.
     """
-    if len(near) < 2 or len(usual) < 3:
+    if len(near) < 2 or len(usual) < _FEWEST:
         return None
     found = [move.pixels for move in usual if move.height > _CLEAR]
     middle = float(np.median(found)) if found else 0.0

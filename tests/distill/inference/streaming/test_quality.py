@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 
 from distill.core.errors import DistillError, SourceError
 from distill.inference.options import Options
@@ -81,6 +84,63 @@ def test_verdicts_follow_from_the_recent_past_alone(real_data: Callable[[str], P
     assert [z for z, flaw in enumerate(whole) if flaw] == [3, 8, 11, 15]
     for start in (1, 4, 6):
         assert verdicts(start)[2 * PAST :] == whole[start + 2 * PAST :]
+
+
+def padded(section: NDArray[np.uint8], share: float) -> NDArray[np.uint8]:
+    """A section whose left columns are black."""
+    changed = section.copy()
+    changed[:, : round(share * section.shape[1])] = 0
+    return changed
+
+
+MADE: list[Callable[[NDArray[np.uint8]], NDArray[np.uint8] | None]] = [
+    lambda s: s,
+    lambda s: padded(s, 0.3),
+    lambda s: padded(s, 0.55),
+    lambda s: padded(s, 0.8),
+    lambda s: np.where(np.arange(s.size).reshape(s.shape) % 3 > 0, 255, s).astype(np.uint8),
+    lambda s: np.zeros_like(s),
+    lambda s: (0.5 * s).astype(np.uint8),
+    lambda s: np.roll(s, s.shape[0] // 3, 0),
+    lambda s: None,
+]
+
+
+@given(
+    kinds=st.lists(st.integers(0, len(MADE) - 1), min_size=1, max_size=8),
+    lengths=st.lists(st.integers(1, 12), min_size=8, max_size=8),
+    start=st.integers(1, 30),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_resume_and_a_range_say_what_an_unbroken_stream_says(
+    kinds: list[int], lengths: list[int], start: int
+) -> None:
+    rng, sections = np.random.default_rng(0), []
+    for kind, length in zip(kinds, lengths, strict=False):
+        for _ in range(length):
+            drawn = gaussian_filter(rng.standard_normal((48, 48)), 1.5)
+            sections.append(MADE[kind](np.clip(120 + 30 * drawn / drawn.std(), 1, 254).astype(np.uint8)))
+
+    def verdicts(first: int) -> list[Flaw | None]:
+        inspector = Inspector()
+        return [inspector.look(s, None if s is not None else Flaw("corrupt", "")) for s in sections[first:]]
+
+    assert verdicts(start)[2 * PAST :] == verdicts(0)[start + 2 * PAST :]
+
+
+def test_padding_is_no_flaw_however_a_stream_begins() -> None:
+    rng = np.random.default_rng(1)
+    fields = [gaussian_filter(rng.standard_normal((96, 96)), 2) for _ in range(30)]
+    sections = [np.clip(120 + 30 * one / one.std(), 1, 254).astype(np.uint8) for one in fields]
+    kinds = {"position", "contrast"}  # noise is its own place
+    assert set(found([padded(one, 0.55) for one in sections]).values()) <= kinds
+    grown = [padded(one, 0.3 + 0.3 * z / 29) for z, one in enumerate(sections)]
+    assert set(found(grown).values()) <= kinds
+    assert set(found(grown[25:]).values()) <= kinds
+    white = np.full_like(sections[0], 255)
+    white[::3] = sections[0][::3]
+    assert found([*sections[:2], white]) == {}  # nothing to compare it with
+    assert found([*sections[:3], white])[3] == "saturated"
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
