@@ -42,6 +42,19 @@ class _Known:
     validator: str | None  # strong ETag, otherwise Last-Modified
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows to other addresses, but never from https to one that anybody on the way may answer for."""
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
+        """Refuse to leave https."""
+        if req.full_url.startswith("https://") and not newurl.startswith("https://"):
+            raise SourceError(f"{req.full_url}: the server sends on to {newurl}, expected an address of https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
+
+
 class _BrokenOff(Exception):
     """The connection was lost, or the server asked to retry later."""
 
@@ -165,7 +178,7 @@ def _answer(url: str, headers: dict[str, str]) -> Iterator[Any]:
     if not url.startswith(("http://", "https://")):
         raise SourceError(f"{url}: expected an address that begins with http:// or https://")
     try:
-        opened = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
+        opened = _OPENER.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == 416:
             opened = error

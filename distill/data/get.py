@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,14 +146,46 @@ def _members(place: Path, cut: CatalogueVolume) -> Iterator[Path]:
     with TemporaryDirectory(dir=place.parent, prefix=".unpacked-") as name:
         folder = Path(name)
         with readable(place), zipfile.ZipFile(place) as archive:
-            for entry in archive.infolist():
-                matching = [pattern for pattern in wanted if _matches(entry.filename, pattern)]
-                if matching and not entry.is_dir():
-                    target = folder / matching[0].rpartition("/")[0] / Path(entry.filename).name
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with archive.open(entry) as packed, target.open("wb") as file:
-                        shutil.copyfileobj(packed, file)
+            entries = [
+                entry
+                for entry in archive.infolist()
+                if not entry.is_dir() and any(_matches(entry.filename, pattern) for pattern in wanted)
+            ]
+            _check_room(place, entries)
+            for entry in entries:
+                target = folder.joinpath(*_safe(place, entry.filename))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.exists():
+                    raise SourceError(f"{place}: found {entry.filename} twice, expected it once")
+                with archive.open(entry) as packed, target.open("wb") as file:
+                    shutil.copyfileobj(packed, file)
         yield folder
+
+
+def _check_room(place: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
+    """Refuse an archive whose files do not fit on the disk; no more is unpacked of a file than it says.
+
+    Raises:
+        SourceError: they do not.
+    """
+    size, free = sum(entry.file_size for entry in entries), shutil.disk_usage(place.parent).free
+    if size > free:
+        raise SourceError(
+            f"{place}: found {size / 1e9:,.1f} GB of files inside, expected at most the {free / 1e9:,.1f} GB that are "
+            f"free in {place.parent.absolute()}; unpack it elsewhere and give the folder"
+        )
+
+
+def _safe(place: Path, name: str) -> list[str]:
+    """Parts of a member's name, none of which leads out of the folder.
+
+    Raises:
+        SourceError: one does.
+    """
+    parts = name.split("/")
+    if any(part in ("", ".", "..") or "\\" in part or ":" in part for part in parts):
+        raise SourceError(f"{place}: found a file named {name!r}, expected names that stay in the archive")
+    return parts
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -242,3 +243,35 @@ def test_the_command_line(
     assert said.code == 0, said.err
     assert f"{phantom}:{RAW}" in said.out
     assert "licence: unknown, see https://cremi.org/data" in said.out
+
+
+def test_folders_of_an_archive_are_not_mixed(tmp_path: Path) -> None:
+    made = tmp_path / "vnc.zip"
+    with zipfile.ZipFile(made, "w") as archive:
+        for part, grey in (("train", 0), ("test", 9)):
+            for z in range(2):
+                tifffile.imwrite(tmp_path / "section.tif", np.full((10, 12), grey, np.uint8))
+                archive.write(tmp_path / "section.tif", f"{part}/stack1/raw/{z:02d}.tif")
+    with pytest.raises(SourceError, match=r"found stack1/raw/\*\.tif in 2 folders, expected one"):
+        fetched(small("vnc"), tmp_path / "data", made)
+
+
+@pytest.mark.parametrize("name", ["../stack1/raw/00.tif", "/stack1/raw/00.tif", "a/./stack1/raw/00.tif"])
+def test_names_that_lead_out_of_an_archive_are_refused(tmp_path: Path, name: str) -> None:
+    made = tmp_path / "in" / "vnc.zip"
+    made.parent.mkdir()
+    with zipfile.ZipFile(made, "w") as archive:
+        archive.writestr(name, b"x")
+    with pytest.raises(SourceError, match=r"found a file named '.*', expected names that stay in the archive"):
+        fetched(small("vnc"), tmp_path / "data", made)
+    assert sorted(path.name for path in made.parent.iterdir()) == ["vnc.zip"]
+
+
+def test_an_archive_that_fills_the_disk_is_refused_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tmp_path / "vnc.zip"
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("stack1/raw/00.tif", bytes(10**6))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6 - 1))
+    with pytest.raises(SourceError, match=r"found 0\.0 GB of files inside, expected at most the 0\.0 GB that are free"):
+        fetched(small("vnc"), tmp_path / "data", made)
