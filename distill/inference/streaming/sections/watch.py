@@ -6,6 +6,8 @@ looked at anew now and then instead of waiting for notices, which network disks 
 
 from __future__ import annotations
 
+import bisect
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ from distill.inference.streaming.sections.sources import (
 from distill.io.readers.images import natural_order, read_section
 
 _LOOK = 0.25  # seconds between looks, at most
+_RARELY = 20  # times as long as a look takes until the next one
+_MANY = 256  # names on either side that tell by how much all count on
 _FEW = 6  # names tell by how much they count on; fewer are taken to count by ones
 
 
@@ -97,7 +101,10 @@ class FollowSource(Source):
         self._note, self._clock, self._sleep = note, clock, sleep
         self._places: list[Path | None] = [None if name is None else Path(name) for name in known]
         self._seen: dict[Path, _Seen] = {}
-        self._late: set[Path] = set()
+        self._taken = {path.name for path in self._places if path is not None}
+        self._late: set[str] = set()
+        self._queue: list[Path] = []  # files that are yet to come, in order, as of the last look into the folder
+        self._looked, self._pause = -math.inf, _LOOK
         self._corrupt: set[Path] = set()
         self._last_news = clock()
         readable = self._readable()
@@ -131,7 +138,8 @@ class FollowSource(Source):
 
     def _ended(self) -> bool:
         """Whether nothing more will come; asked only after a look that found nothing to take."""
-        if self._waiting():
+        self._list()
+        if self._queue:
             return False
         idle = self._following.idle
         if idle is not None and self._clock() - self._last_news > idle:
@@ -139,25 +147,42 @@ class FollowSource(Source):
         return (self._folder / self._following.end_marker).exists()
 
     def _waiting(self) -> list[Path]:
-        """Files that are yet to come, in order; those that sort before what was taken are told of, once."""
+        """Files that are yet to come, in order; the folder is looked into now and then."""
+        if not self._queue or self._clock() - self._looked >= self._pause:
+            self._list()
+        return self._queue
+
+    def _list(self) -> None:
+        """Look into the folder; files that sort before what was taken are told of, once.
+
+        Looking takes as long as there are files. The next look waits for so many times as long, so that the time of all
+        looks stays a small share, however many files wait.
+        """
+        began = self._clock()
+        there = {path.name: path for path in folder_images(self._folder)}
+        self._queue = [path for path in self._queue if path.name in there]
+        waiting = {path.name for path in self._queue}
         last = next((path for path in reversed(self._places) if path is not None), None)
-        taken = {path for path in self._places if path is not None}
-        found = in_order(path for path in folder_images(self._folder) if path not in taken)
-        if last is None:
-            return found
-        for path in found:
-            if natural_order(path) < natural_order(last) and path not in self._late:
-                self._late.add(path)
+        for path in in_order(there[name] for name in there.keys() - waiting - self._taken - self._late):
+            if last is not None and natural_order(Path(path.name)) < natural_order(Path(last.name)):
+                self._late.add(path.name)
                 self._note(f"warning: {path} came after {last.name} was taken; it is left out")
-        return [path for path in found if path not in self._late]
+                continue
+            self._look_at(path)
+            if path in self._seen:
+                bisect.insort(self._queue, path, key=natural_order)
+        self._looked = self._clock()
+        self._pause = max(_LOOK, _RARELY * (self._looked - began))
 
     def _take_next(self) -> bool:
         """Take the next file if it is complete; give up what has been waited for too long."""
         waiting = self._waiting()
         marked = (self._folder / self._following.end_marker).exists()
-        for path in waiting:
-            self._look_at(path)
-        waiting = [path for path in waiting if path in self._seen]
+        while waiting:
+            self._look_at(waiting[0])
+            if waiting[0] in self._seen:
+                break
+            del waiting[0]  # renamed meanwhile
         if not waiting:
             return False
         path = waiting[0]
@@ -179,7 +204,8 @@ class FollowSource(Source):
         self._places.append(path)
         if seen.refused is not None:
             self._corrupt.add(path)
-        del self._seen[path]
+        del self._seen[path], waiting[0]
+        self._taken.add(path.name)
         self._last_news = now
         return True
 
@@ -211,6 +237,7 @@ class FollowSource(Source):
         if last is None:
             return 0
         before, after = number_of(last), number_of(path)
-        numbers = [number_of(one) for one in (*(p for p in self._places if p is not None), *waiting)]
+        recent = [one for one in self._places[-_MANY:] if one is not None]
+        numbers = [number_of(one) for one in (*recent, *waiting[:_MANY])]
         few = len(numbers) < _FEW and before is not None and after is not None and after - before < _FEW
         return missing_between(before, after, 1 if few else usual_step(numbers))
