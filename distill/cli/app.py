@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+
+from distill.core.claim import Taken, claim
+from distill.core.errors import SourceError
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Stopped(Exception):
@@ -20,7 +28,35 @@ class Group(TyperGroup):
             raise Stopped(str(stop)) from stop
 
 
-app = typer.Typer(
+class Command(TyperCommand):
+    """A command that holds the name of what it writes, so that nobody else writes it at the same time."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; one that claims its output itself, or has none, is left to it."""
+        out = ctx.params.get("out")
+        if self.name in _CLAIM_THEMSELVES or not isinstance(out, Path):
+            return super().invoke(ctx)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(claim(out))
+            except Taken:
+                raise
+            except SourceError:  # a place that cannot be written to; the command says so in its own words
+                pass
+            return super().invoke(ctx)
+
+
+class App(typer.Typer):
+    """Commands of the kind `Command`."""
+
+    def command(self, *given: Any, **named: Any) -> Callable[[_Function], _Function]:
+        """As Typer's."""
+        return super().command(*given, **{"cls": Command, **named})
+
+
+_CLAIM_THEMSELVES = ("stream", "segment", "finish", "train", "finetune")  # some share their output, or wait for others
+
+app = App(
     cls=Group,
     add_completion=False,
     no_args_is_help=True,

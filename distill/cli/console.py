@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import typer
 
+from distill.core.atomic import replacing
 from distill.core.errors import DistillError
 from distill.core.pace import rate, span
 
@@ -31,10 +31,17 @@ def took(began: float) -> str:
 class Recorded:
     """run.json next to an output: command, versions, results, seconds."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, part: str | None = None) -> None:
+        """Name the file.
+
+        Args:
+            out: the output.
+            part: I/N, where several processes make one output: each has a record of its own.
+        """
         if not out.name:
             raise DistillError(f"--out: found {str(out)!r}, expected a path with a name of its own")
-        self.path = out.with_name(out.name + ".run.json")
+        own = "" if part is None else f".range-{part.replace('/', '-of-')}"
+        self.path = out.with_name(f"{out.name}{own}.run.json")
         self.values: dict[str, Any] = {}
 
     def __enter__(self) -> dict[str, Any]:
@@ -46,10 +53,9 @@ class Recorded:
             return
         seconds = round(time.perf_counter() - self.began, 2)
         record = {"command": sys.argv, "started": self.started, "seconds": seconds, **self.values}
-        temporary = self.path.with_name(self.path.name + ".writing")
         try:
-            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            os.replace(temporary, self.path)
+            with replacing(self.path, alone=False) as temporary:
+                temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         except OSError as failed:
             raise DistillError(f"{self.path}: cannot be written: {failed.strerror or failed}") from None
 

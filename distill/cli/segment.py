@@ -111,7 +111,7 @@ def stream(
         part=parse_part(part),
         tile=tile,
     )
-    with Recorded(out) as record, Bar("sections") as bar:
+    with Recorded(out, part) as record, Bar("sections") as bar:
         found = run(source, model, out, options, streaming, on_progress=bar.update, note=bar.line, on_start=bar.start)
         record.update(found.about | found.chosen | {"stages": found.seconds})
     _say_stream(out, found)

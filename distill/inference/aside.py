@@ -1,39 +1,64 @@
-"""A finished store stays, under another name, until its successor is finished."""
+"""Finished or not, and what is replaced: one rule for every store that is made over a long time.
+
+A store is finished once its metadata say how it was made. One that is finished stays, under another name, until its
+successor is finished too. Everything here is called by the process that has claimed the name (`distill.core.claim`).
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from distill.core.atomic import discard, flush
+from distill.inference.settings import settings_path
+from distill.io.readers.zarr import zarr_node
+from distill.io.writers.output import replaced
+
+_FOLDERS = ("stream", "blocks")  # of the settings of stores that are made over a long time
 
 
-def replaced(out: Path) -> Path:
-    """Where the store is that another is to replace."""
-    return out.with_name(out.name + ".replaced")
+def made_by(out: Path) -> dict[str, Any] | None:
+    """Return how a finished store was made; None where it is not finished."""
+    node = zarr_node(out)
+    found = None if node is None else node[1].get("made_by")
+    return found if isinstance(found, dict) else None
 
 
-def set_aside(out: Path, *, unfinished: bool) -> None:
+def is_unfinished(out: Path) -> bool:
+    """Return whether a store was begun and nothing has given it a result yet."""
+    return any(settings_path(out, folder).is_file() for folder in _FOLDERS) and made_by(out) is None
+
+
+def set_aside(out: Path) -> None:
     """Keep a store until its successor is finished.
+
+    Of two that could come back the finished one stays: a successor that was not finished goes where an earlier store is
+    kept already.
 
     Args:
         out: the store.
-        unfinished: whether it is itself a successor that was not finished: then the one kept aside stays instead.
     """
     aside = replaced(out)
-    if aside.exists() and unfinished:
-        shutil.rmtree(out)
-        return
-    shutil.rmtree(aside, ignore_errors=True)
+    if os.path.lexists(aside):
+        if is_unfinished(out):
+            discard(out)
+            return
+        discard(aside)
     os.rename(out, aside)
+    flush(out.absolute().parent)
 
 
 def take_back(out: Path) -> None:
     """Remove a store in which nothing is done; what it was to replace comes back."""
-    shutil.rmtree(out, ignore_errors=True)
-    if replaced(out).exists() and not out.exists():
-        os.rename(replaced(out), out)
+    with suppress(OSError):  # the error that led here is the one to be told
+        discard(out)
+        if os.path.lexists(replaced(out)) and not os.path.lexists(out):
+            os.rename(replaced(out), out)
 
 
 def forget_replaced(out: Path) -> None:
-    """Remove what was kept aside until now."""
-    shutil.rmtree(replaced(out), ignore_errors=True)
+    """Remove what was kept aside until now; where the disk refuses, it stays, and the result is none the worse."""
+    with suppress(OSError):
+        discard(replaced(out))

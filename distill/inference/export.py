@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import secrets
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distill.core.atomic import discard, sweep
 from distill.core.errors import DistillError
 from distill.core.normalisation import Normaliser
 from distill.core.version import VERSION
@@ -63,8 +65,8 @@ def export(model: str, form: str, out: Path, sample: str | None, *, overwrite: b
             raise DistillError(f"{out}: is not an export; it will not be overwritten")
     trained = load_student(model, torch.device("cpu"))
     pair = _sections(sample, trained.normaliser)
-    temporary = out.with_name(out.name + ".writing")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
+    sweep(out)
     try:
         temporary.mkdir(parents=True)
         both = functions(trained.student)
@@ -85,8 +87,7 @@ def export(model: str, form: str, out: Path, sample: str | None, *, overwrite: b
             "functions": {one.name: {"inputs": one.inputs, "outputs": one.outputs} for one in both},
         }
         (temporary / _RECORD).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        if out.is_dir():
-            shutil.rmtree(out)
+        discard(out)  # all of it or nothing, so that a broken-off run leaves an export or none
         os.replace(temporary, out)
     except OSError as error:
         raise DistillError(f"{out}: cannot be written: {error.strerror or error}") from None

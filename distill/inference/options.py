@@ -73,6 +73,12 @@ class Start:
         return Runtime(self.device, self.chosen.precision, self.backend)
 
 
+def _moved(options: Options, begun: Mapping[str, Any]) -> bool:
+    """Whether a store that was begun on one kind of device continues on another, which has backends of its own."""
+    earlier = begun.get("device")
+    return earlier in ("cpu", "cuda") and pick_device(options.device).type != earlier
+
+
 def start(options: Options, begun: Mapping[str, Any], *, elsewhere: bool = False) -> Start:
     """Choose device, precision and backend of a run.
 
@@ -84,7 +90,8 @@ def start(options: Options, begun: Mapping[str, Any], *, elsewhere: bool = False
     Raises:
         DistillError: unknown options, or no such device.
     """
-    backend = str(begun.get("backend", "auto")) if options.backend == "auto" else options.backend
+    kept_backend = "auto" if not elsewhere and _moved(options, begun) else str(begun.get("backend", "auto"))
+    backend = kept_backend if options.backend == "auto" else options.backend
     full = options.precision == AUTO and (elsewhere or backend == "onnxruntime")
     asked, kept = FULL if full else options.precision, begun.get("precision")
     if elsewhere:

@@ -26,6 +26,7 @@ from distill.segmentation.shared_voxels import Shares, shared_voxels, unite
 Affinity = NDArray[np.floating[Any]]
 
 _LOCAL_BITS = 32
+MOST_BLOCKS: int = 2 ** (64 - _LOCAL_BITS)  # numbers that blocks of one volume can have
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class Stitcher:
         return np.concatenate([np.zeros(0, np.uint64), *(self._ids[index] for index in sorted(self._ids))])
 
     def _check(self, index: int, box: Box, labels: Integers, affinity: Affinity | None) -> None:
-        if index in self._ids or not 0 <= index < 2 ** (64 - _LOCAL_BITS):
+        if index in self._ids or not 0 <= index < MOST_BLOCKS:
             raise DistillError(f"index: found {index}, expected a number from 0 that no other block has")
         if labels.dtype.kind not in "iu" or labels.shape != box.shape:
             raise ShapeError(f"labels: found {labels.dtype} {labels.shape}, expected integers {box.shape}")

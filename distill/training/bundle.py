@@ -5,6 +5,7 @@ bundle`).
 from __future__ import annotations
 
 import math
+import secrets
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.config.data import Part, part_box
+from distill.core.atomic import sweep
 from distill.core.errors import CheckpointError, DistillError, SourceError
 from distill.core.geometry import Box, Nanometres
 from distill.core.hardware import FULL
@@ -83,8 +85,8 @@ def bundle(
         if weights.kind != kind:
             raise CheckpointError(f"{weights.path}: holds a {weights.kind}, expected a {kind}")
     raw = _sample_of(found["student"], sample, resolution)
-    temporary = out.with_name(out.name + ".writing")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
+    sweep(out)
     try:
         changes: dict[str, Change] = {}
         for kind, weights in found.items():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import filecmp
 import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,7 @@ from lightning_fabric import Fabric
 
 from distill.config import Pair, dump, load_pair, older_defaults
 from distill.core.atomic import replacing
+from distill.core.claim import claim
 from distill.core.errors import CheckpointError, DistillError, SourceError
 from distill.core.hardware import AUTO, Chosen, Precision, avoid_amx, choose
 from distill.core.version import VERSION
@@ -99,8 +101,16 @@ def train(
         Time of the steps; None on all ranks of torchrun but the first, which write and print nothing.
 
     Raises:
-        DistillError: bad input; nothing has been written then.
+        DistillError: bad input, or another process trains into the folder; nothing has been written then.
     """
+    with claim(out) if from_environment().first else nullcontext():
+        return _train(config, out, resume=resume, device=device, progress=progress, command=command, now=now)
+
+
+def _train(
+    config: Pair, out: Path, *, resume: bool, device: str, progress: Progress, command: list[str], now: Seconds
+) -> Split | None:
+    """See `train`; the first rank has claimed the folder."""
     began, ranks = now(), from_environment()
     chosen = _precision(config, out if resume else None, device)
     config = with_precision(config, chosen.precision)
@@ -134,6 +144,8 @@ def train(
     state = State(joint, wrapped, Average(joint, training.ema) if training.ema else None)
     if resume and state_path.exists():
         state.load(state_path, rank=ranks.rank, ranks=ranks.size)
+        if ranks.first:
+            restore_best(out, state.best)
     if ranks.first:  # nothing is said before the input is known to be good
         for line in chosen.lines:
             progress.note(line)
@@ -196,6 +208,31 @@ def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:
     except OSError as error:
         raise SourceError(f"{out}: cannot be written: {error.strerror or error}") from None
     return state_path
+
+
+def put_best(out: Path, kind: str, path: Path) -> None:
+    """Make a weights file the best of its kind in a run folder."""
+    best = out / "best" / f"{kind}.safetensors"
+    best.parent.mkdir(exist_ok=True)
+    with replacing(best) as temporary:
+        shutil.copyfile(path, temporary)
+
+
+def restore_best(out: Path, best: Mapping[str, float]) -> None:
+    """Make the best weights those that the saved state knows.
+
+    A run that was killed after a validation and before its state was saved has better ones in the folder, which it may
+    not meet again: other devices round otherwise.
+
+    Args:
+        out: run folder.
+        best: of the state, `KIND_step` among its keys.
+    """
+    for kind in ("student", "teacher"):
+        path = out / "checkpoints" / f"{kind}-{int(best.get(f'{kind}_step', -1)):07d}.safetensors"
+        there = out / "best" / f"{kind}.safetensors"
+        if path.is_file() and not (there.is_file() and filecmp.cmp(path, there, shallow=False)):
+            put_best(out, kind, path)
 
 
 def with_precision(config: Pair, precision: Precision) -> Pair:
@@ -380,7 +417,7 @@ class _Bookkeeping:
             self._keep(kind, found, state, joint)
         teacher = self.config.teacher
         if self.config.teacher_runs and "teacher" not in judged and teacher.weights is not None:
-            self._put_best("teacher", find_weights(teacher.weights, "teacher"))  # so that the run folder is whole
+            put_best(self.out, "teacher", find_weights(teacher.weights, "teacher"))  # so that the run folder is whole
         self.last = judged
         self.forecast.validated(seconds)
         self.progress.on_validation(state.step, judged, seconds)
@@ -419,10 +456,4 @@ class _Bookkeeping:
         voi = found.scores.voi_sum
         if voi < state.best.get(f"{kind}_voi", float("inf")):
             state.best.update({f"{kind}_voi": voi, f"{kind}_step": state.step})
-            self._put_best(kind, path)
-
-    def _put_best(self, kind: str, path: Path) -> None:
-        best = self.out / "best" / f"{kind}.safetensors"
-        best.parent.mkdir(exist_ok=True)
-        with replacing(best) as temporary:
-            shutil.copyfile(path, temporary)
+            put_best(self.out, kind, path)

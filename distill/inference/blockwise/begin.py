@@ -11,16 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill.core.atomic import flush
+from distill.core.atomic import discard, flush, sweep
 from distill.core.errors import SourceError
 from distill.core.hardware import Chosen
 from distill.inference.aside import set_aside
-from distill.inference.blockwise.tables import FOLDER, read_table, table_path
+from distill.inference.blockwise.plan import Plan
+from distill.inference.blockwise.tables import FOLDER, read_head, table_path
 from distill.inference.blockwise.worker import Work
 from distill.inference.grey_values import grey_settings
 from distill.inference.rescaling.voxel_size import record_of
 from distill.inference.settings import check_settings, read_settings, settings_path
-from distill.io.readers.zarr import zarr_node
 from distill.io.volume import Volume
 from distill.io.writers.output import Frame
 from distill.io.writers.store import write_json, writing
@@ -77,12 +77,13 @@ def prepare(out: Path, work: Work, settings: dict[str, Any], frame: Frame, *, re
     """
     if resume and os.path.lexists(out):
         free = FREE if work.method == "query" else tuple(key for key in FREE if key != "threshold")
-        check_settings(out, read_settings(out, FOLDER, "segment"), settings, free)
+        begun = read_settings(out, FOLDER, "segment")
+        moved = ("backend",) if begun.get("device") != settings["device"] else ()  # follows from the device
+        check_settings(out, begun, settings, (*free, *moved))
         return False
     made = out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
     with writing(out):
-        for leftover in out.parent.glob(f".{out.name}.*.new"):
-            shutil.rmtree(leftover)
+        sweep(out)
         try:
             made.mkdir(parents=True)
             write_json(made / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
@@ -91,7 +92,7 @@ def prepare(out: Path, work: Work, settings: dict[str, Any], frame: Frame, *, re
                 (made / FOLDER / name).mkdir()
             write_json(settings_path(made, FOLDER), settings)
             if os.path.lexists(out):
-                set_aside(out, unfinished=is_blocks(out) and not finished_about(out))
+                set_aside(out)
             os.rename(made, out)
             flush(out.absolute().parent)
         finally:
@@ -111,7 +112,7 @@ def undone_blocks(out: Path, work: Work, note: Callable[[str], None]) -> list[in
         raise SourceError(f"{out}: found a table of block {there[-1]}, expected blocks 0 to {plan.count - 1}")
     good = set()
     for index in there:
-        block, table = plan.block(index), read_table(table_path(out, index))
+        block, table = plan.block(index), read_head(table_path(out, index))
         if table.box != block.box:
             raise SourceError(
                 f"{table_path(out, index)}: found a block of voxels {table.box.start} to {table.box.stop}, expected "
@@ -124,16 +125,20 @@ def undone_blocks(out: Path, work: Work, note: Callable[[str], None]) -> list[in
         ]
         if lost:
             note(f"{out}: {block} has a table, but its voxels are not there ({', '.join(lost)}); it is done again")
+            with writing(out):
+                discard(table_path(out, index))
         else:
             good.add(index)
     return [index for index in range(plan.count) if index not in good]
 
 
-def finished_about(out: Path) -> dict[str, Any] | None:
-    """How a finished store was made; None where it is not finished."""
-    node = zarr_node(out)
-    found = None if node is None else node[1].get("made_by")
-    return found if isinstance(found, dict) else None
+def generations(out: Path, plan: Plan) -> list[str]:
+    """Generations of all blocks, in order.
+
+    Raises:
+        SourceError: a table is missing or broken.
+    """
+    return [read_head(table_path(out, index)).generation for index in range(plan.count)]
 
 
 def _fingerprint(volume: Volume, first: int) -> str:

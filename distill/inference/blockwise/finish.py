@@ -5,6 +5,9 @@ Every worker writes whole shards, so that none is shared; the arrays take their 
 
 from __future__ import annotations
 
+import math
+import os
+import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,12 +18,14 @@ from numpy.typing import NDArray
 
 from distill.core.affinity import NEAREST
 from distill.core.affinity_conventions import attributes
-from distill.core.atomic import flush
-from distill.core.geometry import Box, Nanometres, Triple, grid
+from distill.core.atomic import discard, flush
+from distill.core.errors import SourceError
+from distill.core.geometry import Box, Nanometres, Triple
 from distill.inference.blockwise.merge import open_mapping
 from distill.inference.blockwise.scratch import INNER
 from distill.inference.blockwise.tables import FOLDER
 from distill.inference.blockwise.worker import Done, Work, finished
+from distill.io.readers.zarr import zarr_node
 from distill.io.volume import open_volume
 from distill.io.writers.store import create_zarr, open_zarr_for_writing, put_in_place, writing
 
@@ -29,48 +34,75 @@ _SHARD = 1024
 _DEPTH = 16  # sections of a chunk: 16 x 128 x 128 voxels are as many as 64 x 64 x 64
 
 
-def parts(shape: Triple) -> list[Box]:
-    """Shards of the final arrays, of a shape (D, H, W)."""
-    return grid(Box.of_shape(shape), _shard(shape))
+def part_count(shape: Triple) -> int:
+    """Return the number of shards of final arrays of a shape (D, H, W)."""
+    return math.prod(_counts(shape))
 
 
-def begin(store: Path, shape: Triple, names: Sequence[str], resolution: Nanometres, offset: Nanometres) -> None:
-    """Make final arrays under a temporary name, none of their voxels written."""
-    made = _folder(store)
-    with writing(store):
-        shutil.rmtree(made, ignore_errors=True)
+def part(shape: Triple, number: int) -> Box:
+    """Return the shard of a number, in z, y, x order."""
+    sides, (_, rows, columns) = _shard(shape), _counts(shape)
+    place = number // (rows * columns), number // columns % rows, number % columns
+    z, y, x = (n * side for n, side in zip(place, sides, strict=True))
+    return Box((z, y, x), (z + sides[0], y + sides[1], x + sides[2])).intersect(Box.of_shape(shape))
+
+
+def begin(
+    store: Path, digest: str, shape: Triple, names: Sequence[str], resolution: Nanometres, offset: Nanometres
+) -> None:
+    """Make final arrays, none of their voxels written, in a folder that is named after what they are made from.
+
+    Args:
+        store: of the blocks.
+        digest: of the final ids, see `distill.inference.blockwise.merge.merge_digest`.
+        shape: (D, H, W).
+        names: of the arrays.
+        resolution: nm.
+        offset: nm.
+    """
+    folder = folder_of(store, digest)
+    made = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
     depth = _shard(shape)[0]
-    for name in names:
-        channels = (len(NEAREST),) if name == "affinity" else ()
-        create_zarr(
-            made,
-            name,
-            shape=(*channels, *shape),
-            dtype=np.uint8 if name == "affinity" else np.uint64,
-            resolution=resolution,
-            offset=offset,
-            chunks=(*(1 for _ in channels), depth, INNER, INNER),
-            shards=(*channels, *_shard(shape)),
-            attributes=attributes(NEAREST) if name == "affinity" else None,
-        )
-    (made / "done").mkdir()
+    try:
+        for name in names:
+            channels = (len(NEAREST),) if name == "affinity" else ()
+            own = {"affinity": attributes(NEAREST), "segmentation": {"made_from": digest}}
+            create_zarr(
+                made,
+                name,
+                shape=(*channels, *shape),
+                dtype=np.uint8 if name == "affinity" else np.uint64,
+                resolution=resolution,
+                offset=offset,
+                chunks=(*(1 for _ in channels), depth, INNER, INNER),
+                shards=(*channels, *_shard(shape)),
+                attributes=own.get(name),
+            )
+        with writing(store):
+            (made / "done").mkdir()
+            for other in (store / FOLDER).glob("finishing*"):  # half in place, it would be taken for the whole
+                discard(other)
+            os.rename(made, folder)
+            flush(folder.parent)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
-def undone(store: Path, shape: Triple) -> list[int]:
+def undone(store: Path, digest: str, shape: Triple) -> list[int]:
     """Numbers of the parts that are yet to be laid."""
-    there = {path.name for path in (_folder(store) / "done").iterdir()}
-    return [number for number in range(len(parts(shape))) if str(number) not in there]
+    there = {path.name for path in (folder_of(store, digest) / "done").iterdir()}
+    return [number for number in range(part_count(shape)) if str(number) not in there]
 
 
-def begun(store: Path) -> bool:
-    """Whether a pass was begun and is not over."""
-    return (_folder(store) / "done").is_dir()
+def begun(store: Path, digest: str) -> bool:
+    """Whether a pass under these final ids was begun and is not over."""
+    return (folder_of(store, digest) / "done").is_dir()
 
 
-def lay_part(work: Work, number: int) -> Done:
+def lay_part(work: Work, digest: str, number: int) -> Done:
     """Write one shard of every array and note that it is on disk."""
     done, store = Done(number), Path(work.store)
-    box, made = parts(work.shape)[number], _folder(store)
+    box, made = part(work.shape, number), folder_of(store, digest)
     with done.timed("ids"):
         arrays: dict[str, NDArray[Any]] = {}
         if (made / "supervoxels").is_dir():
@@ -78,7 +110,7 @@ def lay_part(work: Work, number: int) -> Done:
             supervoxels = arrays["supervoxels"]
         else:  # merged again with another threshold
             supervoxels = open_volume(f"{store}:supervoxels").read(box)
-        arrays["segmentation"] = open_mapping(store).apply(supervoxels)
+        arrays["segmentation"] = open_mapping(store, digest).apply(supervoxels)
         for name, array in arrays.items():
             target = open_zarr_for_writing(made, name)
             target.write(box, array)
@@ -107,18 +139,33 @@ def _shelved(work: Work, box: Box) -> dict[str, NDArray[Any]]:
     }
 
 
-def put_all_in_place(store: Path) -> None:
-    """Give the arrays their names; may be broken off and called again."""
-    made = _folder(store)
+def put_all_in_place(store: Path, digest: str) -> None:
+    """Give the arrays their names, the segmentation last; may be broken off and called again.
+
+    Raises:
+        SourceError: the disk refuses, or the segmentation in place is of other final ids.
+    """
+    made = folder_of(store, digest)
     with writing(store):
         for name in NAMES:
             if (made / name).is_dir():
                 put_in_place(made / name, store / name)
         flush(store)
-        over = made.with_name("finished")  # at once, so that half of a pass is never taken for one that goes on
-        shutil.rmtree(over, ignore_errors=True)
-        made.rename(over)
-        shutil.rmtree(over, ignore_errors=True)
+        if laid(store) != digest:
+            raise SourceError(f"{store}:segmentation: found one of other final ids; write it anew with --overwrite")
+        discard(made)
+
+
+def laid(store: Path) -> str | None:
+    """Return the digest that the segmentation in place was made from; None without one."""
+    node = zarr_node(store / "segmentation")
+    found = None if node is None else node[1].get("made_from")
+    return found if isinstance(found, str) else None
+
+
+def _counts(shape: Triple) -> Triple:
+    z, y, x = (-(-n // side) for n, side in zip(shape, _shard(shape), strict=True))
+    return z, y, x
 
 
 def _shard(shape: Triple) -> Triple:
@@ -129,5 +176,6 @@ def _whole(side: int) -> int:
     return side if side <= INNER else -(-side // INNER) * INNER
 
 
-def _folder(store: Path) -> Path:
-    return store / FOLDER / "finishing"
+def folder_of(store: Path, digest: str) -> Path:
+    """Return where the arrays of final ids are written until they are whole."""
+    return store / FOLDER / f"finishing-{digest[:16]}"

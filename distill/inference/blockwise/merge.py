@@ -5,21 +5,25 @@ The result lies in two files that workers look into without reading them whole.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import secrets
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.atomic import replacing
+from distill.core.atomic import discard, flush, replacing
 from distill.core.errors import SourceError
 from distill.core.labels import Relabelling, ranks
 from distill.inference.assembly import final_relabelling
 from distill.inference.blockwise.plan import Plan
 from distill.inference.blockwise.tables import FOLDER, pair_path, read_evidence, read_table, table_path
 from distill.io.readers.array import readable
-from distill.io.writers.store import writing
+from distill.io.writers.store import write_json, writing
 from distill.segmentation.agglomeration import RegionGraph, agglomerate_graph
 
 
@@ -36,7 +40,7 @@ def merge_blocks(store: Path, plan: Plan, method: str, threshold: float | None) 
     Raises:
         SourceError: a table is missing or broken.
     """
-    ids, seen, shares, contacts = [], [], [], []
+    ids, seen, shares, contacts, of = [], [], [], [], []
     for block in plan.blocks():
         table = read_table(table_path(store, block.index))
         if table.box != block.box:
@@ -45,8 +49,9 @@ def merge_blocks(store: Path, plan: Plan, method: str, threshold: float | None) 
         seen.append(table.seen)
         shares.append(table.inside.shares)
         contacts.append(table.inside.contacts)
+        of.append(table.generation)
     for axis, first, second in plan.pairs():
-        found = read_evidence(pair_path(store, axis, first, second))
+        found = read_evidence(pair_path(store, axis, first, second), (of[first], of[second]))
         shares.append(found.shares)
         contacts.append(found.contacts)
     every = np.concatenate(ids)
@@ -77,23 +82,47 @@ def _agreed(
     return Relabelling(ids[seen], ranks(roots[seen]))
 
 
-def write_mapping(store: Path, mapping: Relabelling, threshold: float | None) -> None:
-    """Write final ids, then the note that they are whole."""
-    folder = _folder(store)
+def merge_digest(method: str, threshold: float | None, generations: Sequence[str]) -> str:
+    """Name what final ids are made from: they, and a segmentation under them, are valid for that alone.
+
+    Args:
+        method: see `merge_blocks`.
+        threshold: likewise.
+        generations: of all blocks, in order.
+    """
+    made_from = json.dumps([method, threshold, list(generations)])
+    return hashlib.sha256(made_from.encode()).hexdigest()
+
+
+def write_mapping(store: Path, digest: str, mapping: Relabelling, threshold: float | None) -> None:
+    """Write final ids into a folder that takes its name when it is whole.
+
+    Args:
+        store: of the blocks.
+        digest: see `merge_digest`.
+        mapping: final ids.
+        threshold: of the method.
+    """
+    folder = mapping_folder(store, digest)
+    made = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
     with writing(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for name, array in (("old", mapping.old), ("new", mapping.new)):
-            with replacing(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
-                np.save(file, array)
-        note = {"threshold": threshold, "objects": int(mapping.new.max(initial=0))}
-        with replacing(folder / "merged.json") as temporary:
-            temporary.write_text(json.dumps(note), encoding="utf-8")
+        try:
+            made.mkdir(parents=True)
+            for name, array in (("old", mapping.old), ("new", mapping.new)):
+                with replacing(made / f"{name}.npy") as temporary, temporary.open("wb") as file:
+                    np.save(file, array)
+            note = {"threshold": threshold, "objects": int(mapping.new.max(initial=0))}
+            write_json(made / "merged.json", note)
+            discard(folder)
+            os.rename(made, folder)
+            flush(folder.parent)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
 
-def mapping_note(store: Path) -> dict[str, float | int | None] | None:
+def mapping_note(store: Path, digest: str) -> dict[str, float | int | None] | None:
     """Threshold and number of objects of the final ids; None where they are not there."""
-    path = _folder(store) / "merged.json"
+    path = mapping_folder(store, digest) / "merged.json"
     if not path.is_file():
         return None
     with readable(path):
@@ -101,12 +130,13 @@ def mapping_note(store: Path) -> dict[str, float | int | None] | None:
     return found
 
 
-def open_mapping(store: Path) -> Relabelling:
+def open_mapping(store: Path, digest: str) -> Relabelling:
     """Final ids, looked up on disk."""
-    folder = _folder(store)
+    folder = mapping_folder(store, digest)
     with readable(folder):
         return Relabelling(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("old", "new")))
 
 
-def _folder(store: Path) -> Path:
-    return store / FOLDER / "merged"
+def mapping_folder(store: Path, digest: str) -> Path:
+    """Return where final ids are."""
+    return store / FOLDER / f"merged-{digest[:16]}"

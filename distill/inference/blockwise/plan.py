@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from distill.config import DecoderConfig
 from distill.core.errors import DistillError
 from distill.core.geometry import Box, Triple
 from distill.inference.decode import decoder_tiles
+from distill.segmentation.stitching import MOST_BLOCKS
 
 SIDE = 1024  # default extent of a block along y and x, rounded to whole tiles
 
@@ -94,14 +96,23 @@ class Plan:
         y, x = (max(group.owned[1] - group.owned[0] for group in axis) for axis in (self.rows, self.columns))
         return min(self.depth, self.shape[0]), y, x
 
+    @cached_property
+    def _wide(self) -> int:
+        """Decoder tiles along x."""
+        return sum(len(group.tiles) for group in self.columns)
+
+    @cached_property
+    def tiles(self) -> int:
+        """Decoder tiles of a slab."""
+        return self._wide * sum(len(group.tiles) for group in self.rows)
+
     def at(self, slab: int, row: int, column: int) -> Block:
         """Return the block at a position in the grid."""
         rows, columns = self.rows[row], self.columns[column]
         z = slab * (self.depth - 1)
         stop = min(self.shape[0], z + self.depth)
         (y, y_stop), (x, x_stop) = rows.owned, columns.owned
-        wide = sum(len(group.tiles) for group in self.columns)
-        each = wide * sum(len(group.tiles) for group in self.rows)
+        wide, each = self._wide, self.tiles
         tiles = tuple(
             (slab * each + i * wide + j, Box((z, tile_y[0], tile_x[0]), (stop, tile_y[1], tile_x[1])))
             for i, tile_y in enumerate(rows.tiles, start=rows.first)
@@ -170,7 +181,14 @@ def make_plan(shape: Triple, config: DecoderConfig, block: Triple | None) -> Pla
     if any(side < n for side, n in zip(wanted, least, strict=True)):
         raise DistillError(f"--block: found {_text(wanted)}, expected at least {_text(least)}, a tile of the decoder")
     rows, columns = (_groups(axis, side) for axis, side in zip(spans, wanted[1:], strict=True))
-    return Plan(shape, wanted[0], rows, columns)
+    plan = Plan(shape, wanted[0], rows, columns)
+    count = plan.slabs * plan.tiles
+    if count > MOST_BLOCKS:
+        raise DistillError(
+            f"--sections: found {shape[0]:,} of {shape[1]} x {shape[2]} pixels, {count:,} tiles of the decoder, "
+            f"expected at most {MOST_BLOCKS:,}: ids do not reach further; segment it in parts by --sections"
+        )
+    return plan
 
 
 def _usual(side: int, overlap: int) -> int:
@@ -194,7 +212,12 @@ def _groups(spans: Sequence[Span], side: int) -> tuple[Group, ...]:
 def _meeting(groups: Sequence[Group], number: int) -> list[int]:
     """Return the later groups that overlap a group, and always the next one."""
     stop = groups[number].stop
-    return [k for k in range(number + 1, len(groups)) if k == number + 1 or groups[k].start < stop]
+    found = []
+    for k in range(number + 1, len(groups)):
+        if k > number + 1 and groups[k].start >= stop:  # they begin in order
+            break
+        found.append(k)
+    return found
 
 
 def _text(triple: Sequence[int]) -> str:

@@ -9,40 +9,47 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
-import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from distill.core.affinity import NEAREST
+from distill.core.atomic import discard, sweep_folder
+from distill.core.claim import claim
 from distill.core.errors import CheckpointError, DistillError, SourceError
 from distill.core.hardware import check_precision
 from distill.core.pace import rate
 from distill.core.version import VERSION
-from distill.inference.aside import forget_replaced, take_back
+from distill.inference.aside import forget_replaced, made_by, take_back
 from distill.inference.blockwise import finish as lay
-from distill.inference.blockwise.begin import finished_about, is_blocks, prepare, settings_of, undone_blocks
+from distill.inference.blockwise.begin import generations, is_blocks, prepare, settings_of, undone_blocks
 from distill.inference.blockwise.corrections import write_corrections
 from distill.inference.blockwise.executor import Pool, Task, open_pool
-from distill.inference.blockwise.merge import mapping_note, merge_blocks, write_mapping
+from distill.inference.blockwise.merge import (
+    mapping_folder,
+    mapping_note,
+    merge_blocks,
+    merge_digest,
+    write_mapping,
+)
 from distill.inference.blockwise.options import Blocking, Method, Network
 from distill.inference.blockwise.plan import make_plan
 from distill.inference.blockwise.scratch import NAMES
-from distill.inference.blockwise.tables import FOLDER, pair_path
+from distill.inference.blockwise.tables import FOLDER, pair_is_of, pair_path
 from distill.inference.blockwise.worker import Done, Work, solve_block, solve_pair
 from distill.inference.grey_values import check_grey, normaliser_of
 from distill.inference.options import Note, Options, Start, start, threshold_of
 from distill.inference.rescaling.voxel_size import grid_for, record_of
 from distill.inference.settings import read_settings
-from distill.inference.streaming.output.manifest import now
 from distill.inference.streaming.output.store import ome
 from distill.io.volume import Volume, open_volume
 from distill.io.writers.output import Frame, check_free, check_place, frame_of
-from distill.io.writers.pyramid import LEVELS
+from distill.io.writers.pyramid import forget_levels
 from distill.io.writers.store import write_group_attributes, writing
 from distill.models.load import TrainedStudent, TrainedTeacher, load_student, load_teacher
 from students.streaming.receptive_field import receptive_field
@@ -117,11 +124,28 @@ def segment(
         DistillError: wrong use, bad input, a block that fails again and again, or the disk refuses. What is done stays;
             a store without a finished block is removed.
     """
-    check_precision(options.precision)
     check_place(out)
+    with claim(out):
+        return _segment(source, model, out, options, blocking, network, method, on_progress, note, on_start)
+
+
+def _segment(
+    source: str,
+    model: str,
+    out: Path,
+    options: Options,
+    blocking: Blocking,
+    network: Network,
+    method: Method,
+    on_progress: OnProgress,
+    note: Note,
+    on_start: OnStart,
+) -> Segmented:
+    """See `segment`; the caller has claimed `out`."""
+    check_precision(options.precision)
     resumed = blocking.resume and os.path.lexists(out)
     if not resumed:
-        check_free(out, source, options.overwrite)
+        check_free(out, source, options.overwrite, resumable=is_blocks(out))
     elif not is_blocks(out):
         raise SourceError(f"{out}: found no blocks to go on with, expected a store of distill segment")
     volume = open_volume(source, resolution=options.resolution)
@@ -130,8 +154,9 @@ def segment(
     begun = start(options, earlier, elsewhere=blocking.scheduler is not None)
     held: list[str] = []  # what is said before the settings are known to be good
     work = _work(source, model, out, options, blocking, network, method, volume, frame, begun, held.append)
-    settings = settings_of(work, frame, volume, begun.chosen, now())
+    settings = settings_of(work, frame, volume, begun.chosen, datetime.now().astimezone().isoformat())
     created = prepare(out, work, settings, frame, resume=blocking.resume)
+    work = replace(work, created=str(read_settings(out, FOLDER, "segment")["created"]))
     for line in (*begun.lines, *held):
         note(line)
     found = Segmented(chosen=begun.chosen.record())
@@ -236,33 +261,59 @@ class _Run:
 
     def all(self) -> None:
         """Do what is not done."""
-        merged, about = mapping_note(self._out), finished_about(self._out)
-        if about is None or about["merge_threshold"] != self._work.threshold:
-            blocks = [] if about is not None else undone_blocks(self._out, self._work, self._note)
+        out, about = self._out, made_by(self._out)
+        blocks = undone_blocks(out, self._work, self._note) if about is None or self._shelved() else []
+        if about is None or blocks or not self._is_result(about):
             if blocks:
                 self._gather()
-            self._all(blocks, merged is not None and merged["threshold"] == self._work.threshold)
-            self._finish()
-        with writing(self._out):
-            for name in NAMES:
-                shutil.rmtree(self._out / FOLDER / name, ignore_errors=True)
-            for leftover in (self._out / FOLDER).glob("*/*.writing"):  # of a worker that was killed
-                leftover.unlink(missing_ok=True)
-        self._found.about = finished_about(self._out) or {}
+            self._all(blocks)
+        self._clear()
+        self._found.about = made_by(out) or {}
 
-    def _all(self, blocks: list[int], merged: bool) -> None:
-        blocking = self._blocking
+    def _digest(self) -> str:
+        """What the final ids are made from, with all blocks done."""
+        found = generations(self._out, self._work.plan)
+        return merge_digest(self._work.method, self._work.threshold, found)
+
+    def _is_result(self, about: dict[str, Any]) -> bool:
+        """Whether the arrays in place and the metadata are those of now."""
+        same: bool = about.get("merge_threshold") == self._work.threshold
+        return same and about.get("made_from") == lay.laid(self._out)  # neither has one in stores of earlier versions
+
+    def _all(self, blocks: list[int]) -> None:
+        blocking, out = self._blocking, self._out
         with open_pool(blocking.workers, blocking.scheduler, blocking.retries, self._note) as pool:
             self._blocks(pool, blocks)
-            if not merged:
+            digest = self._digest()
+            note = mapping_note(out, digest)
+            if note is None:
                 self._pairs(pool)
-                self._merge()
-            if not merged or not lay.begun(self._out):
-                self._begin_laying()
-            parts = lay.undone(self._out, self._work.shape)
-            tasks = (Task(f"part {number} of the arrays", lay.lay_part, (self._work, number)) for number in parts)
+                self._merge(digest)
+            if not lay.begun(out, digest):
+                self._begin_laying(digest)
+            parts = lay.undone(out, digest, self._work.shape)
+            tasks = (
+                Task(f"part {number} of the arrays", lay.lay_part, (self._work, digest, number)) for number in parts
+            )
             self._run(pool, tasks, "parts of the arrays", self._found.add)
-            lay.put_all_in_place(self._out)
+            forget_levels(out)
+            lay.put_all_in_place(out, digest)
+            self._finish(digest)
+
+    def _clear(self) -> None:
+        """Remove what nothing needs any more; half a shelf would be worse than none, so it loses its name at once."""
+        folder, kept = self._out / FOLDER, lay.laid(self._out)
+        keep = None if kept is None else mapping_folder(self._out, kept)
+        with writing(self._out):
+            for name in reversed(NAMES):  # the shelf is there as long as its supervoxels are
+                discard(folder / name)
+            for other in (*folder.glob("merged*"), *folder.glob("finishing*")):
+                if other != keep:
+                    discard(other)
+            for leftover in (*folder.glob("*/*.writing"), *folder.glob("*/.*.lock")):  # of a worker that was killed
+                leftover.unlink(missing_ok=True)
+            for place in (self._out, folder, folder / "tables", folder / "pairs"):
+                sweep_folder(place)
 
     def _gather(self) -> None:
         """Statistics of whole sections, before any block is read."""
@@ -288,7 +339,12 @@ class _Run:
         self._run(pool, tasks, f"{plan.count} blocks", on_done)
 
     def _pairs(self, pool: Pool) -> None:
-        pairs = (pair for pair in self._work.plan.pairs() if not pair_path(self._out, *pair).is_file())
+        of = generations(self._out, self._work.plan)
+        pairs = (
+            (axis, first, second)
+            for axis, first, second in self._work.plan.pairs()
+            if not pair_is_of(pair_path(self._out, axis, first, second), (of[first], of[second]))
+        )
         tasks = (
             Task(f"blocks {pair[1]} and {pair[2]}", solve_pair, (self._work, number, *pair))
             for number, pair in enumerate(pairs)
@@ -303,18 +359,18 @@ class _Run:
                 f"{self._out}: {failed[0]}{more}; of {of} the others are kept, --resume goes on with what failed"
             ) from failed[0].error
 
-    def _merge(self) -> None:
+    def _merge(self, digest: str) -> None:
         began = time.perf_counter()
         mapping = merge_blocks(self._out, self._work.plan, self._work.method, self._work.threshold)
-        write_mapping(self._out, mapping, self._work.threshold)
+        write_mapping(self._out, digest, mapping, self._work.threshold)
         self._found.seconds["merge"] = time.perf_counter() - began
 
-    def _begin_laying(self) -> None:
+    def _begin_laying(self, digest: str) -> None:
         names = lay.NAMES if self._shelved() else ("segmentation",)
-        lay.begin(self._out, self._work.shape, names, self._frame.resolution, self._frame.offset)
+        lay.begin(self._out, digest, self._work.shape, names, self._frame.resolution, self._frame.offset)
 
-    def _finish(self) -> None:
-        work, note = self._work, mapping_note(self._out)
+    def _finish(self, digest: str) -> None:
+        work, note = self._work, mapping_note(self._out, digest)
         assert note is not None, "merged before"
         about = {
             "version": VERSION,
@@ -328,10 +384,10 @@ class _Run:
             "blocks": list(work.plan.grid),
             "rescaled": record_of(work.rescaling, self._frame.resolution),
             "objects": note["objects"],
+            "made_from": digest,
         }
         metadata = ome(lay.NAMES, self._frame.resolution, self._frame.offset)
         write_group_attributes(self._out, {"made_by": about, "ome": metadata})
-        shutil.rmtree(self._out / LEVELS, ignore_errors=True)  # coarser levels of what was there before
 
 
 def _cores() -> int:

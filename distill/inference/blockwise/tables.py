@@ -7,8 +7,9 @@ Legend: S supervoxels, P pairs of them, E contacts.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.atomic import replacing
+from distill.core.errors import SourceError
 from distill.core.geometry import Box
 from distill.io.readers.array import readable
 from distill.io.writers.store import writing
@@ -50,6 +52,9 @@ class BlockTable:
         inside: evidence within the block.
         stored: whether there are affinities and supervoxels other than 0, which leave a file.
         faces: ids and affinities where the block meets others, see `distill.inference.blockwise.faces`.
+        generation: digest of the block's ids and of this table. A block that is done again on another machine may
+            number its supervoxels otherwise; what was made from it before is then of another generation. Empty in
+            stores of earlier versions.
     """
 
     box: Box
@@ -58,6 +63,30 @@ class BlockTable:
     inside: Evidence
     stored: tuple[bool, bool]
     faces: Faces = field(default_factory=dict)
+    generation: str = ""
+
+    def of(self, ids: NDArray[np.uint64]) -> BlockTable:
+        """Return the table with its generation; `ids` are all of the block's (D, H, W)."""
+        found = hashlib.blake2b(np.ascontiguousarray(ids).data, digest_size=16)
+        for name, array in sorted(_table_arrays(self).items()):
+            found.update(name.encode())
+            found.update(np.ascontiguousarray(array).tobytes())
+        return replace(self, generation=found.hexdigest())
+
+
+@dataclass(frozen=True)
+class Head:
+    """What tells whether a block is done, read without its evidence.
+
+    Attributes:
+        box: what was computed.
+        stored: see `BlockTable`.
+        generation: see `BlockTable`.
+    """
+
+    box: Box
+    stored: tuple[bool, bool]
+    generation: str
 
 
 def table_path(store: Path, index: int) -> Path:
@@ -78,7 +107,11 @@ def none() -> Evidence:
 
 def write_table(path: Path, table: BlockTable) -> None:
     """Write a block's table and wait until it is on disk."""
-    arrays = {
+    _write(path, {**_table_arrays(table), "generation": np.array(table.generation)})
+
+
+def _table_arrays(table: BlockTable) -> dict[str, NDArray[Any]]:
+    return {
         "box": np.array([table.box.start, table.box.stop], np.int64),
         "ids": table.ids,
         "seen": table.seen,
@@ -86,21 +119,49 @@ def write_table(path: Path, table: BlockTable) -> None:
         **_arrays(table.inside),
         **{f"face_{name}": array for name, array in table.faces.items()},
     }
-    _write(path, arrays)
 
 
-def write_evidence(path: Path, found: Evidence) -> None:
-    """Write a pair's evidence and wait until it is on disk."""
-    _write(path, _arrays(found))
+def write_evidence(path: Path, found: Evidence, of: tuple[str, str]) -> None:
+    """Write a pair's evidence and wait until it is on disk.
+
+    Args:
+        path: of the pair.
+        found: the evidence.
+        of: generations of the two blocks that it was taken from, and is valid for.
+    """
+    _write(path, {**_arrays(found), "of": np.array(of)})
 
 
-def read_evidence(path: Path) -> Evidence:
-    """Evidence of a block or of a pair.
+def pair_is_of(path: Path, of: tuple[str, str]) -> bool:
+    """Return whether a pair's evidence is there and of two generations.
 
     Raises:
-        SourceError: the file is missing or broken.
+        SourceError: the file is broken.
+    """
+    if not path.is_file():
+        return False
+    with readable(path), np.load(path, allow_pickle=False) as file:
+        return _made_of(file) == of
+
+
+def _made_of(file: Any) -> tuple[str, str]:
+    first, second = file["of"].tolist() if "of" in file.files else ("", "")  # of earlier versions
+    return first, second
+
+
+def read_evidence(path: Path, of: tuple[str, str]) -> Evidence:
+    """Read the evidence of a pair.
+
+    Args:
+        path: of the pair.
+        of: generations of its blocks.
+
+    Raises:
+        SourceError: the file is missing or broken, or of other generations.
     """
     with readable(path), np.load(path, allow_pickle=False) as file:
+        if _made_of(file) != of:
+            raise SourceError(f"{path}: was taken from blocks that have been done again since; go on with --resume")
         return _evidence(file)
 
 
@@ -115,17 +176,34 @@ def read_table(path: Path, faces: str | None = None) -> BlockTable:
         SourceError: the file is missing or broken.
     """
     with readable(path), np.load(path, allow_pickle=False) as file:
-        (z, y, x), (z_stop, y_stop, x_stop) = file["box"].tolist()
-        affinity, supervoxels = file["stored"].tolist()
+        head = _head(file)
         names = [] if faces is None else [name for name in file.files if name.startswith(f"face_{faces}")]
         return BlockTable(
-            Box((z, y, x), (z_stop, y_stop, x_stop)),
+            head.box,
             file["ids"],
             file["seen"],
             _evidence(file),
-            (affinity, supervoxels),
+            head.stored,
             {name.removeprefix("face_"): file[name] for name in names},
+            head.generation,
         )
+
+
+def read_head(path: Path) -> Head:
+    """Read what tells whether a block is done.
+
+    Raises:
+        SourceError: the file is missing or broken.
+    """
+    with readable(path), np.load(path, allow_pickle=False) as file:
+        return _head(file)
+
+
+def _head(file: Any) -> Head:
+    (z, y, x), (z_stop, y_stop, x_stop) = file["box"].tolist()
+    affinity, supervoxels = file["stored"].tolist()
+    generation = str(file["generation"]) if "generation" in file.files else ""
+    return Head(Box((z, y, x), (z_stop, y_stop, x_stop)), (affinity, supervoxels), generation)
 
 
 def _arrays(found: Evidence) -> dict[str, NDArray[Any]]:

@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 
 from distill.core.allocator import keep_freed_memory
-from distill.core.errors import CheckpointError
+from distill.core.claim import claim
+from distill.core.errors import CheckpointError, SourceError
 from distill.core.geometry import Box, Nanometres, Triple, largest_overlap
 from distill.core.labels import distinct_ids
 from distill.core.normalisation import UNCHANGED, Normaliser
@@ -35,6 +36,7 @@ from distill.inference.blockwise.networks import Instances, StudentBlocks, Teach
 from distill.inference.blockwise.plan import Block, Plan
 from distill.inference.blockwise.scratch import Shelf
 from distill.inference.blockwise.tables import (
+    FOLDER,
     BlockTable,
     Evidence,
     none,
@@ -47,6 +49,7 @@ from distill.inference.blockwise.tables import (
 from distill.inference.options import Runtime
 from distill.inference.rescaling.results import Rescaling
 from distill.inference.rescaling.sections import resampled
+from distill.inference.settings import read_settings
 from distill.io.volume import Volume, open_volume
 from distill.models.load import load_student, load_teacher, pick_device
 from distill.segmentation.agglomeration import region_graph
@@ -75,6 +78,7 @@ class Work:
         normaliser: of the sections.
         threads: of torch in each worker; None: as many as it likes.
         rescaling: from the sections' own grid to the model's; None: they are the same.
+        created: when the store was begun, by which workers know it.
     """
 
     source: str
@@ -94,6 +98,7 @@ class Work:
     normaliser: Normaliser = UNCHANGED
     threads: int | None = None
     rescaling: Rescaling | None = None
+    created: str = ""
 
     @property
     def shape(self) -> Triple:
@@ -215,10 +220,21 @@ def solve_block(work: Work, index: int) -> Done:
         seen = np.isin(names, distinct_ids(_written(work, block, ids)))
         faces = (tile_faces if work.method == "query" else piece_faces)(work.plan, block, laid)
         table = BlockTable(block.box, names, seen, inside, (bool(stored.any()), bool(ids.any())), faces)
-    with done.timed("write"):
-        work.shelf.write(block, stored, ids)
-        write_table(table_path(Path(work.store), index), table)
+        table = table.of(laid.ids)
+    path = table_path(Path(work.store), index)
+    with done.timed("write"), claim(path, wait=True):
+        _check_store(work)
+        if not path.is_file():  # else a worker that was thought dead was first: voxels and table are of one of the two
+            work.shelf.write(block, stored, ids)
+            write_table(path, table)
     return finished(done)
+
+
+def _check_store(work: Work) -> None:
+    """Refuse to write into a store that took the place of the one that this was computed for."""
+    found = read_settings(Path(work.store), FOLDER, "segment").get("created")
+    if work.created and found != work.created:
+        raise SourceError(f"{work.store}: was begun at {found}, expected the one of {work.created}: it was replaced")
 
 
 def solve_pair(work: Work, number: int, axis: int, first: int, second: int) -> Done:
@@ -231,7 +247,8 @@ def solve_pair(work: Work, number: int, axis: int, first: int, second: int) -> D
             sides.append((work.plan.block(index), table))
         compare = compare_tiles if work.method == "query" else compare_pieces
         found = compare(work.plan, axis, sides[0], sides[1])
-        write_evidence(pair_path(Path(work.store), axis, first, second), found)
+        of = sides[0][1].generation, sides[1][1].generation
+        write_evidence(pair_path(Path(work.store), axis, first, second), found, of)
     return finished(done)
 
 

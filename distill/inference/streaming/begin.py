@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from distill.core.atomic import flush
+from distill.core.atomic import flush, sweep
+from distill.core.claim import claim
 from distill.core.errors import SourceError
 from distill.inference.aside import set_aside
 from distill.inference.grey_values import grey_settings
@@ -83,35 +84,37 @@ def prepare(
 ) -> bool:
     """Create the store atomically, or check that an existing one belongs to the same stream.
 
+    The caller has claimed `out`; ranges, which share it, take turns here.
+
     Returns:
         Whether it was made.
     """
-    there = is_stream(out) and (streaming.resume or streaming.part.of > 1)
-    if not there:
-        made = out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
-        with writing(out):
-            for leftover in out.parent.glob(f".{out.name}.*.new") if streaming.part.of == 1 else ():
-                shutil.rmtree(leftover)
-            try:
-                StreamStore.create(made, layout, total)
-                (made / FOLDER / "slabs").mkdir(parents=True)
-                write_job(made, job)
-                if os.path.lexists(out) and options.overwrite:
-                    set_aside(out, unfinished=is_stream(out))
-                os.rename(made, out)
-                flush(out.absolute().parent)
-                return True
-            except OSError:
-                if streaming.part.of == 1 or not is_stream(out):
-                    raise
-            finally:
-                shutil.rmtree(made, ignore_errors=True)
-    check_job(out, job, free=streaming.resume)
-    if streaming.resume:
-        begun = read_job(out)
-        if begun["on_bad"] != job["on_bad"] and streaming.part.of == 1:
-            write_job(out, begun | {"on_bad": job["on_bad"]})
-    return False
+    with claim(out.with_name(f"{out.name}.begin"), wait=True):
+        if not (is_stream(out) and (streaming.resume or streaming.part.of > 1)):
+            _make(out, layout, job, total, overwrite=options.overwrite)
+            return True
+        check_job(out, job, free=streaming.resume)
+        if streaming.resume:
+            begun = read_job(out)
+            if begun["on_bad"] != job["on_bad"] and streaming.part.of == 1:
+                write_job(out, begun | {"on_bad": job["on_bad"]})
+        return False
+
+
+def _make(out: Path, layout: Layout, job: dict[str, Any], total: int | None, *, overwrite: bool) -> None:
+    made = out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
+    with writing(out):
+        sweep(out)
+        try:
+            StreamStore.create(made, layout, total)
+            (made / FOLDER / "slabs").mkdir(parents=True)
+            write_job(made, job)
+            if os.path.lexists(out) and overwrite:
+                set_aside(out)
+            os.rename(made, out)
+            flush(out.absolute().parent)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def refuse_to_begin_again(journal: Journal, streaming: Streaming, created: bool) -> None:

@@ -8,8 +8,8 @@ Memory: arrays of every supervoxel and contact (see docs/streaming.md), and one 
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,17 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.atomic import replacing
+from distill.core.atomic import discard, replacing, sweep
+from distill.core.claim import claim
 from distill.core.errors import SourceError
 from distill.core.geometry import Box, grid
 from distill.core.labels import Relabelling
 from distill.core.version import VERSION
+from distill.inference.aside import forget_replaced
 from distill.inference.assembly import final_relabelling
 from distill.inference.streaming.output.manifest import FOLDER, Line, all_lines, read_job
 from distill.inference.streaming.output.store import INNER, ome
-from distill.inference.streaming.slabs import SlabTable, read_table, seam
+from distill.inference.streaming.slabs import read_table, seam
 from distill.io.volume import open_volume
-from distill.io.writers.pyramid import LEVELS
+from distill.io.writers.pyramid import forget_levels
 from distill.io.writers.store import create_zarr, put_in_place, write_group_attributes, writing
 
 _SHARD = 1024
@@ -51,8 +53,19 @@ def finish(out: Path, merge: float | None) -> Finished:
         merge: merge objects whose contact has a mean affinity above this; None = as the stream was begun with.
 
     Raises:
-        SourceError: not the store of a stream, nothing is done, ranges of it are missing, or the disk refuses.
+        SourceError: not the store of a stream, another process writes to it, nothing is done, ranges of it are missing,
+            or the disk refuses.
     """
+    read_job(out)  # nothing is locked that is no stream
+    with claim(out):
+        found = finish_claimed(out, merge)
+        if found.sections == read_job(out)["sections"]:  # all of it, so that nothing else is waited for
+            forget_replaced(out)
+        return found
+
+
+def finish_claimed(out: Path, merge: float | None) -> Finished:
+    """See `finish`; the caller has claimed the store."""
     job, lines = read_job(out), all_lines(out)
     count = _contiguous(out, lines, job)
     threshold = job["merge_threshold"] if merge is None else merge
@@ -69,16 +82,18 @@ def finish(out: Path, merge: float | None) -> Finished:
         "sections": count,
         "bad_sections": {str(line.section): line.flaw for line in lines if line.flaw},
     }
-    names = ["affinity"] + ["embedding"] * (job["embedding"] != "none")
+    names = (
+        ["affinity"] + ["embedding"] * (job["embedding"] != "none") + ["supervoxels", "segmentation"] * job["segment"]
+    )
+    metadata = ome(names, tuple(job["resolution"]), tuple(job["offset"]))
+    forget_levels(out)
     if job["segment"]:
         mapping = final_ids(out, count, int(job["depth"]), threshold)
-        _write_segmentation(out, mapping, job, count)
+        about["made_from"] = digest_of(mapping)
+        _write_segmentation(out, mapping, job, count, about["made_from"])
         about["objects"] = int(mapping.new.max(initial=0))
-        names += ["supervoxels", "segmentation"]
     _write_manifest(out, lines)
-    metadata = ome(names, tuple(job["resolution"]), tuple(job["offset"]))
     write_group_attributes(out, {"made_by": about, "ome": metadata})
-    shutil.rmtree(out / LEVELS, ignore_errors=True)  # coarser levels of what was there before
     return Finished(about, count, [line for line in lines if line.flaw])
 
 
@@ -92,18 +107,18 @@ def final_ids(out: Path, count: int, depth: int, threshold: float | None) -> Rel
         threshold: see `merge_contacts`; None = go by shared voxels alone.
     """
     ids, seen, shares, contacts = [], [], [], []
-    before: SlabTable | None = None
+    before: Path | None = None
     for path in sorted((out / FOLDER / "slabs").glob("*.npz")):
         if int(path.stem) * depth >= count:  # of a layer that was not finished
             continue
-        table = read_table(path)
+        table = read_table(path, planes=False)
         if before is not None:
-            shares.append(seam(before, table))
+            shares.append(seam(before, path))
         ids.append(table.ids)
         seen.append(table.seen)
         shares.append(table.shares)
         contacts.append(table.contacts)
-        before = table
+        before = path
     return final_relabelling(ids, seen, shares, contacts, threshold)
 
 
@@ -136,13 +151,21 @@ def _spans(numbers: Sequence[int]) -> str:
     return f"{shown} and others" if len(found) > 6 else shown
 
 
-def _write_segmentation(out: Path, mapping: Relabelling, job: dict[str, Any], count: int) -> None:
+def digest_of(mapping: Relabelling) -> str:
+    """SHA-256 of final ids, which a segmentation carries: `made_by` is of that segmentation alone."""
+    found = hashlib.sha256()
+    for array in (mapping.old, mapping.new):
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+def _write_segmentation(out: Path, mapping: Relabelling, job: dict[str, Any], count: int, made_from: str) -> None:
     """The first `count` sections under their final ids, into an array that takes its name when it is whole."""
     made = out / FOLDER / "finishing"
     with writing(out):
-        shutil.rmtree(made, ignore_errors=True)
-        for leftover in out.glob(".segmentation.*.old"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        discard(made)
+        sweep(made)
+        sweep(out / "segmentation")
     supervoxels = open_volume(f"{out}:supervoxels")
     depth, (_, height, width) = int(job["depth"]), supervoxels.size
     array = create_zarr(
@@ -154,6 +177,7 @@ def _write_segmentation(out: Path, mapping: Relabelling, job: dict[str, Any], co
         offset=supervoxels.offset,
         chunks=(depth, INNER, INNER),
         shards=(depth, _SHARD, _SHARD),
+        attributes={"made_from": made_from},
     )
     shard: tuple[int, int, int] = (array.chunks[0], array.chunks[1], array.chunks[2])
     for box in grid(Box.of_shape((count, height, width)), shard):
@@ -161,7 +185,7 @@ def _write_segmentation(out: Path, mapping: Relabelling, job: dict[str, Any], co
         array.write(box, ids)
     with writing(out):
         put_in_place(made / "segmentation", out / "segmentation")
-        shutil.rmtree(made, ignore_errors=True)
+        discard(made)
 
 
 def _write_manifest(out: Path, lines: Sequence[Line]) -> None:

@@ -29,7 +29,7 @@ from distill.io.writers.store import writing
 from distill.models.load import TrainedStudent
 from distill.segmentation.agglomeration import RegionGraph, region_graph
 from distill.segmentation.shared_voxels import Shares, shared_voxels
-from distill.segmentation.stitching import Stitcher
+from distill.segmentation.stitching import MOST_BLOCKS, Stitcher
 from students.streaming.runner import SectionOutput
 
 
@@ -100,11 +100,29 @@ def solve_slab(
         blocks = len(decoder_tiles((1, height, width), model.decoding))
         slab = Slab(0, run.sections)
         pieces = decode_slab(model, slab, runtime)
-        ids, table = number_run(pieces, slab.affinity(), model.decoding, (number * (depth + 2) + k) * blocks, run)
+        first = (number * _runs(depth) + k) * blocks
+        ids, table = number_run(pieces, slab.affinity(), model.decoding, first, run)
         skip = int(run.shared)
         sections += zip(run.at[skip:], ids[skip:], strict=True)
         tables.append(table)
     return SlabResult(number, sections, _joined(tables)) if tables else None
+
+
+def _runs(depth: int) -> int:
+    """Numbers that are kept for the runs of a slab."""
+    return depth + 2
+
+
+def most_sections(size: tuple[int, int], config: DecoderConfig, depth: int) -> int:
+    """Return how many sections a stream can have before the numbers of its decoder blocks are used up.
+
+    Args:
+        size: (H, W) on the model's grid.
+        config: of the decoder.
+        depth: sections that slabs move on by.
+    """
+    blocks = len(decoder_tiles((1, *size), config))
+    return MOST_BLOCKS // (_runs(depth) * blocks) * depth
 
 
 def number_run(
@@ -122,13 +140,6 @@ def number_run(
     seen = np.isin(names, distinct_ids(parts.ids[int(run.shared) :]))
     planes = [[block[z].copy() for block in parts.blocks] for z in (0, -1)]
     return parts.ids, SlabTable(names, seen, stitcher.shares(), contacts, run.at[0], run.at[-1], planes[0], planes[1])
-
-
-def seam(before: SlabTable, after: SlabTable) -> Shares:
-    """Shared voxels of two slabs in the section that both decoded; none where they share none."""
-    if before.last != after.first:
-        return Shares.joined([])
-    return Shares.joined(shared_voxels(a, b) for a, b in zip(before.last_plane, after.first_plane, strict=True))
 
 
 def _joined(tables: Sequence[SlabTable]) -> SlabTable:
@@ -172,15 +183,19 @@ def write_table(path: Path, table: SlabTable) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def read_table(path: Path) -> SlabTable:
+def read_table(path: Path, *, planes: bool = True) -> SlabTable:
     """Read what `write_table` wrote.
+
+    Args:
+        path: of the table.
+        planes: read the ids of the shared sections too, which are as large as the sections.
 
     Raises:
         SourceError: the file is missing or broken.
     """
     with readable(path), np.load(path, allow_pickle=False) as file:
         first, last = (int(n) for n in file["planes"])
-        planes = [[file[key] for key in sorted(file.files) if key.startswith(f"{n}_")] for n in ("first", "last")]
+        found = [[file[key] for key in _planes(file, n)] if planes else [] for n in ("first", "last")]
         return SlabTable(
             file["ids"],
             file["seen"],
@@ -188,6 +203,29 @@ def read_table(path: Path) -> SlabTable:
             RegionGraph(file["contact_u"], file["contact_v"], file["contact_total"], file["contact_count"]),
             first,
             last,
-            planes[0],
-            planes[1],
+            found[0],
+            found[1],
         )
+
+
+def _planes(file: Any, which: str) -> list[str]:
+    """Names of the blocks' ids in the first or the last section of a slab, in the order of the tiles."""
+    return sorted(key for key in file.files if key.startswith(f"{which}_"))
+
+
+def seam(before: Path, after: Path) -> Shares:
+    """Shared voxels of two slabs in the section that both decoded, one tile at a time; none where they share none.
+
+    Raises:
+        SourceError: a file is missing or broken.
+    """
+    with (
+        readable(before),
+        np.load(before, allow_pickle=False) as one,
+        readable(after),
+        np.load(after, allow_pickle=False) as other,
+    ):
+        if int(one["planes"][1]) != int(other["planes"][0]):
+            return Shares.joined([])
+        pairs = zip(_planes(one, "last"), _planes(other, "first"), strict=True)
+        return Shares.joined(shared_voxels(one[a], other[b]) for a, b in pairs)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distill.core.claim import claim
 from distill.core.errors import DistillError, SourceError
 from distill.core.hardware import check_precision
 from distill.core.pace import rate
@@ -19,7 +20,7 @@ from distill.inference.options import Note, Options, start
 from distill.inference.rescaling.results import check_offsets as check_carried
 from distill.inference.rescaling.voxel_size import grid_for, record_of
 from distill.inference.streaming.begin import job_of, prepare, refuse_to_begin_again
-from distill.inference.streaming.finish import finish
+from distill.inference.streaming.finish import finish_claimed
 from distill.inference.streaming.options import Streaming, parse_policies
 from distill.inference.streaming.output.manifest import Journal, Line, is_stream, manifest_path, read_job, read_lines
 from distill.inference.streaming.output.store import Layout, StreamStore
@@ -29,6 +30,7 @@ from distill.inference.streaming.plan import layer_depth, share
 from distill.inference.streaming.rescaled import OnRecorded, RescaledSource
 from distill.inference.streaming.sections.sources import FileSource, Kind, Source, VolumeSource, in_order, listed_paths
 from distill.inference.streaming.sections.watch import FollowSource
+from distill.inference.streaming.slabs import most_sections
 from distill.inference.streaming.threads import Stages
 from distill.io.readers.images import section_paths
 from distill.io.source import source_kind
@@ -37,6 +39,7 @@ from distill.io.writers.output import check_free, check_place
 from distill.models.load import TrainedStudent, load_student
 from students.streaming.runner import SectionRunner, check_stream_offsets
 
+_SOON = 1_000_000  # sections: fewer are told of while the number is unknown
 OnStart = Callable[[int, int | None], None]  # sections done, of how many
 OnProgress = Callable[[int, int | None, str], None]  # sections done, of how many, rate
 
@@ -94,13 +97,28 @@ def stream(
         DistillError: wrong use, bad input, a bad section under the policy `fail`, or the disk refuses. What is done
             stays; a store without a finished layer is removed.
     """
+    check_place(out)
+    with claim(out, shared=streaming.part.of > 1):
+        return _stream(source, model, out, options, streaming, on_progress, note, on_start)
+
+
+def _stream(
+    source: str,
+    model: str,
+    out: Path,
+    options: Options,
+    streaming: Streaming,
+    on_progress: OnProgress,
+    note: Note,
+    on_start: OnStart,
+) -> Streamed:
+    """See `stream`; the caller has claimed `out`."""
     policies = parse_policies(streaming.on_bad)
     check_precision(options.precision)
     check_stream_offsets(streaming.offsets)
-    check_place(out)
     fresh = not os.path.lexists(out) or not (streaming.resume or (streaming.part.of > 1 and is_stream(out)))
     if fresh:
-        check_free(out, source, options.overwrite)
+        check_free(out, source, options.overwrite, resumable=is_stream(out))
     elif not is_stream(out):
         raise SourceError(f"{out}: found no stream to go on with, expected a store of distill stream")
     if streaming.part.of > 1 and streaming.following is not None:
@@ -148,6 +166,8 @@ def stream(
     )
     in_pieces = streaming.tile is not None and not streaming.segment and rescaling is None
     layout = _layout(recorded, trained, streaming, step, in_pieces=in_pieces)
+    if layout.segment:
+        _check_numbers(sections, trained, layout, shown)
     job = job_of(source, trained, options, streaming, sections, layout, begun, runner)
     job["rescaled"] = record_of(rescaling, recorded.resolution)
     created = prepare(out, layout, job, sections.total, streaming, options)
@@ -192,10 +212,27 @@ def stream(
         bad = [one for one in lines if one.flaw]
         return Streamed(job, len(lines), bad, stages.seconds, None, False, chosen)
     with stages.timed("finish"):
-        finished = finish(out, options.merge)
+        finished = finish_claimed(out, options.merge)
     forget_replaced(out)
     objects = finished.about.get("objects")
     return Streamed(finished.about, finished.sections, finished.bad, stages.seconds, objects, True, chosen)
+
+
+def _check_numbers(sections: Source, trained: TrainedStudent, layout: Layout, note: Note) -> None:
+    """Make sure that ids do not run out on the way.
+
+    Raises:
+        SourceError: they would.
+    """
+    size, total = sections.kind.size, sections.total
+    most = most_sections(size, trained.decoding, layout.depth)
+    if total is not None and total > most:
+        raise SourceError(
+            f"{sections.name}: found {total:,} sections of {size[0]} x {size[1]} pixels, expected at most {most:,} "
+            "with segmentation: ids do not reach further; stream them in parts by --sections, or with --no-segment"
+        )
+    if total is None and most < _SOON:
+        note(f"ids reach {most:,} sections of {size[0]} x {size[1]} pixels; end the stream before, or use --no-segment")
 
 
 def _say(note: Note, lines: Iterable[str]) -> None:

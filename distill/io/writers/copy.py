@@ -9,6 +9,7 @@ from typing import cast
 
 import numpy as np
 
+from distill.core.claim import claim
 from distill.core.errors import SourceError
 from distill.core.geometry import Nanometres
 from distill.io.volume import (
@@ -87,6 +88,15 @@ def copy(source: str, target: str, how: Copying, on_part: Callable[[int, int], N
             existing target is untouched.
     """
     to = parse_target(target, how.form)
+    if not isinstance(to.place, Path):
+        return _copy(source, to, how, on_part)
+    check_writable(to.place)
+    with claim(to.place):
+        return _copy(source, to, how, on_part)
+
+
+def _copy(source: str, to: Target, how: Copying, on_part: Callable[[int, int], None]) -> Copied:
+    """See `copy`; the caller has claimed the target."""
     volume, labels = _open(source, how)
     if to.form in ("hdf5", "tiff"):
         return _copy_file(volume, to, labels, how, on_part)

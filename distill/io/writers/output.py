@@ -39,8 +39,14 @@ def frame_of(source: Volume, sections: tuple[int, int | None] | None) -> Frame:
     return Frame((last - first, height, width), source.resolution, (z + first * source.resolution[0], y, x), first)
 
 
-def check_free(out: Path, source: str, overwrite: bool) -> None:
+def check_free(out: Path, source: str, overwrite: bool, *, resumable: bool = False) -> None:
     """Make sure, before long work begins, that `out` can be made.
+
+    Args:
+        out: the store.
+        source: that is to be read.
+        overwrite: whether a store that is there may be replaced.
+        resumable: whether the same command could resume what is there.
 
     Raises:
         SourceError: it exists and may not be overwritten, is something else than a Zarr store, holds the source that
@@ -50,12 +56,20 @@ def check_free(out: Path, source: str, overwrite: bool) -> None:
     if not os.path.lexists(out):
         return
     if not overwrite:
-        raise SourceError(f"{out}: exists already; expected a new path, or --overwrite")
+        hint = ", or --resume to go on with what is there" if resumable else ""
+        raise SourceError(f"{out}: exists already; expected a new path, or --overwrite{hint}")
     if not (out / "zarr.json").is_file():
         raise SourceError(f"{out}: is not a Zarr store; it will not be overwritten")
-    read, written = os.path.realpath(source), os.path.realpath(out)
-    if read == written or read.startswith((f"{written}:", f"{written}{os.sep}")):
-        raise SourceError(f"{out}: holds the source {source}; it will not be overwritten, expected another path")
+    read = os.path.realpath(source)
+    for gone in (out, replaced(out)):
+        written = os.path.realpath(gone)
+        if read == written or read.startswith((f"{written}:", f"{written}{os.sep}")):
+            raise SourceError(f"{gone}: holds the source {source}; it will not be overwritten, expected another path")
+
+
+def replaced(out: Path) -> Path:
+    """Return where the store is that another is to replace."""
+    return out.with_name(out.name + ".replaced")
 
 
 def check_place(out: Path) -> None:

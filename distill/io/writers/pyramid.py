@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.core.atomic import discard, sweep
+from distill.core.claim import claim
 from distill.core.errors import SourceError
 from distill.io.readers.zarr import open_tensorstore, zarr_node
 from distill.io.source import find_array
@@ -44,8 +46,31 @@ def add_levels(
         SourceError: the source is not such an array, it already has levels, or they cannot be written; the array itself
             is never modified.
     """
-    volume = open_volume(source)
     folder = _folder(find_array(source, RAW_DATASET).source)
+    with claim(_store_of(folder)):
+        return _add_levels(source, folder, count, labels, overwrite, on_part)
+
+
+def _store_of(folder: Path) -> Path:
+    """The outermost Zarr group around an array."""
+    store = folder
+    for above in folder.absolute().parents:
+        if zarr_node(above) is None:
+            break
+        store = above
+    return store
+
+
+def _add_levels(
+    source: str,
+    folder: Path,
+    count: int | None,
+    labels: bool | None,
+    overwrite: bool,
+    on_part: Callable[[int, int], None],
+) -> list[Level]:
+    """See `add_levels`; the caller has claimed the store."""
+    volume = open_volume(source)
     group, name = folder.parent, folder.name
     node = zarr_node(group)
     if volume.kind != "zarr3" or node is None or node[0] != "group3":
@@ -84,6 +109,28 @@ def add_levels(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return levels
+
+
+def forget_levels(group: Path) -> None:
+    """Remove the coarser levels of all arrays of a store, before one of the arrays is replaced.
+
+    The metadata name them no more before the first one goes.
+
+    Args:
+        group: the store.
+
+    Raises:
+        SourceError: the disk refuses.
+    """
+    node = zarr_node(group)
+    found = node[1].get("ome") if node else None
+    images = found.get("multiscales") if isinstance(found, dict) else None
+    with writing(group):
+        if found and isinstance(images, list) and any(len(image["datasets"]) > 1 for image in images):
+            finest = [image | {"datasets": image["datasets"][:1]} for image in images]
+            write_group_attributes(group, {"ome": found | {"multiscales": finest}})
+        discard(group / LEVELS)
+        sweep(group / LEVELS)
 
 
 def _folder(source: str) -> Path:

@@ -25,7 +25,7 @@ from distill.models.load import load_student, load_teacher
 from distill.training.data import open_parts
 from distill.training.loop.timing import Split
 from distill.training.run_folder import RunRecord
-from distill.training.train import prepare_folder
+from distill.training.train import prepare_folder, restore_best
 from distill.training.validation import validate, views
 from students.smp import SmpYShape
 
@@ -253,3 +253,20 @@ def test_steps_on_volumes_without_labels(train: Callable[..., Any], phantom: Pat
         found = train(tmp_path / "other", f"student.data.unlabelled=[{entry}]")
         assert found.code == 2
         assert wanted in found.err
+
+
+def test_the_best_weights_are_those_of_the_saved_state(tmp_path: Path) -> None:
+    """Killed between a validation and the state after it, a folder holds better weights than its state knows."""
+    for folder in ("checkpoints", "best"):
+        (tmp_path / folder).mkdir()
+    for step in (4, 8):
+        (tmp_path / "checkpoints" / f"student-{step:07d}.safetensors").write_bytes(b"%d" % step)
+    best = tmp_path / "best" / "student.safetensors"
+    for known, wanted in (({"student_step": 4, "student_voi": 1.0}, b"4"), ({}, b"8"), ({"student_step": 2}, b"8")):
+        best.write_bytes(b"8")
+        restore_best(tmp_path, known)
+        assert best.read_bytes() == wanted
+    best.unlink()
+    restore_best(tmp_path, {"student_step": 8})
+    assert best.read_bytes() == b"8"
+    assert not (tmp_path / "best" / "teacher.safetensors").exists()

@@ -25,6 +25,7 @@ from distill.io.writers.store import write_json, writing
 FOLDER = "stream"
 # may differ on resume
 _FREE = ("created", "source", "model", "merge_threshold", "on_bad", "device", "hardware", "precision_by")
+_OF_DEVICE = ("batch", "backend")  # follow from the device, which may differ
 _NEVER_COMPARED = ("created", "hardware", "precision_by")
 
 
@@ -57,7 +58,9 @@ class Journal:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self._file.close()
-                raise SourceError(f"{store}: another process is writing to it, expected one at a time") from None
+                raise SourceError(
+                    f"{store}: another process is writing to this range, expected one at a time"
+                ) from None
             flush(self.path.parent)
 
     def keep(self, count: int) -> None:
@@ -140,7 +143,9 @@ def check_job(store: Path, job: Mapping[str, Any], *, free: bool) -> None:
     Raises:
         SourceError: a setting differs.
     """
-    check_settings(store, read_job(store), job, _FREE if free else _NEVER_COMPARED)
+    begun = read_job(store)
+    moved = _OF_DEVICE if begun.get("device") != job["device"] else ()
+    check_settings(store, begun, job, (*_FREE, *moved) if free else _NEVER_COMPARED)
 
 
 def now() -> str:

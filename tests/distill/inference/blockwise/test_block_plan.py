@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from distill.config import DecoderConfig
 from distill.core.errors import DistillError
 from distill.core.geometry import Box, Triple, grid
+from distill.inference.blockwise.finish import _shard, part, part_count
 from distill.inference.blockwise.plan import make_plan
 from distill.inference.blockwise.worker import device_of, worker_number
 from distill.inference.decode import decoder_tiles
@@ -119,3 +120,20 @@ def test_cells_of_a_grid() -> None:
     found = grid(Box.of_shape((3, 5, 4)), (2, 5, 3))
     assert [box.shape for box in found] == [(2, 5, 3), (2, 5, 1), (1, 5, 3), (1, 5, 1)]
     assert found[-1] == Box((2, 0, 3), (3, 5, 4))
+
+
+def test_more_tiles_than_numbers_are_refused_when_the_job_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DecoderConfig(block=(3, 16, 18), overlap=(1, 5, 4))
+    plan = make_plan((41, 60, 60), config, None)
+    assert plan.slabs * plan.tiles == max(number for block in plan.blocks() for number, _ in block.tiles) + 1
+    monkeypatch.setattr("distill.inference.blockwise.plan.MOST_BLOCKS", plan.slabs * plan.tiles)
+    make_plan((41, 60, 60), config, None)
+    with pytest.raises(DistillError, match=r"found 43 of 60 x 60 pixels, \d+ tiles of the decoder, expected at most"):
+        make_plan((43, 60, 60), config, None)
+
+
+@given(shape=st.tuples(st.integers(1, 40), st.integers(1, 3000), st.integers(1, 3000)))
+def test_parts_of_the_final_arrays_are_the_grid(shape: Triple) -> None:
+    whole = grid(Box.of_shape(shape), _shard(shape))
+    assert part_count(shape) == len(whole)
+    assert [part(shape, number) for number in range(len(whole))] == whole

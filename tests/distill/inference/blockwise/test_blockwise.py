@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from blocks_of_labels import EXACT, Setting, piece, tree
+from killing import Killed, killed_at
 from numpy.typing import NDArray
 
 import distill.inference.blockwise.finish as lay_module
 import distill.inference.blockwise.merge as merge_module
 import distill.inference.blockwise.segment as recipe
 import distill.inference.blockwise.worker as work_module
+from distill.core.claim import claim
 from distill.core.errors import DistillError, SourceError
 from distill.core.geometry import Box, Triple
 from distill.core.labels import compact
 from distill.inference.assembly import Assembly, Piece
 from distill.inference.blockwise.executor import Here, OnDone, Task
+from distill.inference.blockwise.options import Blocking
 from distill.inference.blockwise.plan import Plan
 from distill.inference.decode import decoder_overlap
 from distill.inference.options import Options
@@ -63,6 +68,10 @@ def test_blocks_are_the_volume_in_memory(make: Make, tmp_path: Path, shape: Trip
         np.testing.assert_array_equal(open_volume(f"{out}:supervoxels").read(), supervoxels)
         np.testing.assert_array_equal(labels_of(out), compact(labels))
         assert labels_of(out).max() == about["objects"]
+
+
+def with_threshold(merge: float) -> Options:
+    return replace(EXACT, merge=merge)
 
 
 def test_pieces_of_other_methods_are_stitched_as_in_memory(make: Make, tmp_path: Path) -> None:
@@ -244,6 +253,140 @@ def test_another_threshold_merges_anew(setting: Setting, tmp_path: Path) -> None
     a, b = tree(tmp_path / "a" / "out.zarr"), tree(out)
     assert {name for name in a if a[name] != b.get(name)} == {"blocks/job.json"}  # begun with another threshold
     assert setting.run(out, loose, resume=True).about == found
+
+
+def tried(setting: Setting, out: Path, options: Options, at: int) -> bool:
+    """Go on with a store, or begin it, and die at an operation; whether it came to its end before."""
+    with killed_at(at) as killer, suppress(Killed):
+        setting.run(out, options, resume=True)
+        return True
+    assert killer.dead
+    return False
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_killed_at_any_operation_with_any_threshold_it_ends_as_an_unbroken_run(
+    setting: Setting, tmp_path: Path, seed: int
+) -> None:
+    """Deaths and thresholds at random, blocks done again under other numbers, until the last run is let to its end."""
+    rng, thresholds = random.Random(seed), (0.3, 0.5, 0.9)
+    wanted = {}
+    for merge in thresholds:
+        setting.run(tmp_path / f"{merge}" / "out.zarr", with_threshold(merge))
+        wanted[merge] = tree(tmp_path / f"{merge}" / "out.zarr")
+    out = tmp_path / "killed" / "out.zarr"
+    with killed_at(-1) as counted:
+        setting.run(tmp_path / "counted.zarr")
+    for _ in range(5):
+        tried(setting, out, with_threshold(rng.choice(thresholds)), rng.randrange(counted.count))
+    assert tried(setting, out, with_threshold(last := rng.choice(thresholds)), -1)
+    found = tree(out)
+    assert {name for name in found if found[name] != wanted[last].get(name)} <= {"blocks/job.json"}, seed
+    assert found.keys() == wanted[last].keys()
+    assert [path.name for path in out.parent.iterdir()] == ["out.zarr"]
+
+
+def test_a_finished_store_merged_again_and_killed_at_every_operation(setting: Setting, tmp_path: Path) -> None:
+    """The metadata never tell of another segmentation than the one in place once a run has ended."""
+    first, second = with_threshold(0.3), with_threshold(0.9)
+    labels = {}
+    for options in (first, second):
+        setting.run(tmp_path / f"{options.merge}.zarr", options)
+        labels[options.merge] = labels_of(tmp_path / f"{options.merge}.zarr")
+    out = tmp_path / "out.zarr"
+    setting.run(out, first)
+    with killed_at(-1) as counted:
+        setting.run(out, second, resume=True)
+    for at in range(0, counted.count, 5):
+        for options in ((second, first), (first, second))[at % 2]:
+            tried(setting, out, options, at)
+        again = (first, second)[at // 2 % 2]
+        assert setting.run(out, again, resume=True).about["merge_threshold"] == again.merge
+        np.testing.assert_array_equal(labels_of(out), labels[again.merge], err_msg=f"killed at operation {at}")
+
+
+def test_a_block_done_again_under_other_numbers_is_compared_again(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine may number the same instances otherwise; what was told of them before does not count."""
+    import blocks_of_labels
+
+    setting.run(tmp_path / "whole.zarr")
+    wanted, out = labels_of(tmp_path / "whole.zarr"), tmp_path / "out.zarr"
+
+    def stop(done: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lay_module, "finished", stop)
+        with pytest.raises(KeyboardInterrupt):
+            setting.run(out)  # blocks, pairs and the merge are done
+    (out / "blocks" / "supervoxels" / "c" / "1" / "0" / "0").unlink()
+
+    def renumbered(labels: NDArray[np.uint8], number: int) -> NDArray[np.uint64]:
+        ids = piece(labels, number)
+        return np.roll(np.arange(1, ids.max() + 1), 1).astype(np.uint64)[ids.astype(int) - 1]
+
+    monkeypatch.setattr(blocks_of_labels, "piece", renumbered)
+    setting.known.solved.clear()
+    setting.run(out, resume=True)
+    assert setting.known.solved == [4]
+    found = labels_of(out)
+    pairs = np.unique(np.stack([found.ravel(), wanted.ravel()]), axis=1)
+    assert pairs.shape[1] == len(np.unique(wanted)) == len(np.unique(found))  # the same objects
+
+
+def test_the_first_of_two_workers_at_one_block_wins(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was thought dead and numbers otherwise leaves neither voxels nor a table of its own."""
+    import blocks_of_labels
+
+    out, solve, done = tmp_path / "out.zarr", recipe.solve_block, piece
+
+    def twice(work: Any, index: int) -> Any:
+        found = solve(work, index)
+        with monkeypatch.context() as patch:
+            patch.setattr(blocks_of_labels, "piece", lambda labels, number: done(labels, number + 1000))
+            solve(work, index)
+        return found
+
+    setting.run(tmp_path / "whole.zarr")
+    monkeypatch.setattr(recipe, "solve_block", twice)
+    setting.run(out)
+    assert tree(out) == tree(tmp_path / "whole.zarr")
+
+
+def test_a_worker_of_a_store_that_was_replaced_writes_nothing(setting: Setting, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    setting.known.fails = {7: 99}
+    with pytest.raises(DistillError):
+        setting.run(out)
+    work = replace(setting.work("", "", out, EXACT, Blocking()), created="the day before")
+    with pytest.raises(SourceError, match=r"out\.zarr: was begun at .*, expected the one of the day before"):
+        work_module.solve_block(work, 3)
+
+
+def test_two_at_one_store(setting: Setting, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    with claim(out), pytest.raises(SourceError, match=r"out\.zarr: another process is writing to it"):
+        setting.run(out)
+    assert list(tmp_path.iterdir()) == [tmp_path / "given"]
+    setting.run(out)
+    for options in (EXACT, replace(EXACT, overwrite=True)):
+        with claim(out), pytest.raises(SourceError, match="another process is writing"):
+            setting.run(out, options, resume=not options.overwrite)
+
+
+@pytest.mark.parametrize("name", ["out", "out.zarr", "a[1].zarr"])
+def test_what_others_begin_next_to_it_stays(setting: Setting, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "results" / name
+    out.parent.mkdir()
+    mine, other = out.parent / f".{name}.0123abcd.new", out.parent / f".{name}.x.0123abcd.new"
+    for folder in (mine, other):
+        folder.mkdir()
+    setting.run(out)
+    assert sorted(out.parent.iterdir()) == sorted([out, other])
 
 
 def test_progress_memory_and_time(setting: Setting, tmp_path: Path) -> None:

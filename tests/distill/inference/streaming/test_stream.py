@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+from killing import Killed, killed_at
 
 import distill.inference.streaming.output.writer as writer_module
 from distill.core.affinity import NEAREST
+from distill.core.claim import claim
 from distill.core.errors import SourceError
 from distill.core.labels import compact
 from distill.inference.options import Options
@@ -172,6 +176,83 @@ def test_two_processes_at_one_store(go: Go, sections: Path, whole: Path) -> None
     finally:
         journal.close()
     go(sections, whole, resume=True)
+
+
+def test_overwriting_waits_for_nobody_and_takes_nothing_from_a_running_stream(
+    go: Go, sections: Path, whole: Path, files_of: Files
+) -> None:
+    before, again = files_of(whole), Options(NM, None, "cpu", "32-true", None, True, "eager")
+    with claim(whole):
+        for more in ({"options": again}, {"resume": True}, {"resume": True, "part": Part(0, 2)}):
+            with pytest.raises(SourceError, match=r"whole\.zarr: another process is writing to it: this one"):
+                go(sections, whole, **more)
+        with pytest.raises(SourceError, match="another process is writing to it"):
+            finish(whole, None)
+        with pytest.raises(SourceError, match="another process is writing to it"):
+            add_levels(f"{whole}:segmentation", 2, None, False, lambda done, total: None)
+    assert files_of(whole) == before
+    assert sorted(path.name for path in whole.parent.iterdir()) == ["whole.zarr"]
+
+
+def test_a_finished_store_outlives_an_older_one_that_was_kept_aside(
+    go: Go, sections: Path, whole: Path, files_of: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of two stores is finished comes back, also where the end came by `distill finish`."""
+    before, again = files_of(whole), Options(NM, None, "cpu", "32-true", 0.9, True, "eager")
+    older = whole.with_name("whole.zarr.replaced")
+    older.mkdir()
+    (older / "zarr.json").write_text("{}")
+    with monkeypatch.context() as patch:
+        stops_after(patch, 5, RuntimeError("broken"))
+        with pytest.raises(RuntimeError, match="broken"):
+            go(sections, whole, options=again)
+    assert files_of(older) == before  # not the one of before it
+    with monkeypatch.context() as patch:
+        stops_after(patch, 5, RuntimeError("broken"))
+        with pytest.raises(RuntimeError, match="broken"):
+            go(sections, whole, options=again)  # over a store that is not finished
+    assert files_of(older) == before
+    with monkeypatch.context() as patch:
+        patch.setattr("distill.inference.streaming.stream.finish_claimed", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            go(sections, whole, resume=True)
+    assert older.exists()
+    finish(whole, None)
+    assert sorted(path.name for path in whole.parent.iterdir()) == ["whole.zarr"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_any_operation_with_any_threshold_it_ends_as_an_unbroken_stream(
+    go: Go, sections: Path, whole: Path, tmp_path: Path, files_of: Files, seed: int
+) -> None:
+    rng, out, wanted = random.Random(seed), tmp_path / "killed.zarr", {}
+
+    def options(merge: float) -> Options:
+        return Options(NM, None, "cpu", "32-true", merge, False, "eager")
+
+    for merge in (0.2, 0.9):
+        finish(whole, merge)
+        wanted[merge] = files_of(whole)
+    for _ in range(4):
+        with killed_at(rng.randrange(200)), suppress(Killed):
+            go(sections, out, options=options(rng.choice((0.2, 0.9))), resume=True)
+    go(sections, out, options=options(last := rng.choice((0.2, 0.9))), resume=True)
+    found = files_of(out)
+    assert {name for name in found if found[name] != wanted[last].get(name)} <= {"stream/job.json"}, seed
+    assert found.keys() == wanted[last].keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.zarr", "whole.zarr"]
+
+
+def test_ids_that_would_run_out_are_told_of_before_the_first_section(
+    go: Go, sections: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.inference.streaming.slabs.MOST_BLOCKS", 40)
+    with pytest.raises(
+        SourceError, match=r"found 13 sections of 96 x 96 pixels, expected at most \d+ with segmentation"
+    ):
+        go(sections, tmp_path / "out.zarr")
+    assert list(tmp_path.iterdir()) == []
+    assert go(sections, tmp_path / "out.zarr", segment=False).sections == 13
 
 
 def test_a_torn_line_does_not_count(go: Go, sections: Path, whole: Path, files_of: Files) -> None:
