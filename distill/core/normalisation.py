@@ -1,9 +1,9 @@
 """Normalise the grey values of sections before a network sees them.
 
-Microscopes, detectors and sessions differ in brightness and contrast. A network is trained on sections that were
-brought to a common scale, and meets every later section on that scale. The normalisation is therefore stored with the
-weights (`Normalisation`). What it does to one section (`Correction`) follows from the whole section alone, so that a
-section that is read as a whole, in tiles, in ranges or in blocks is normalised alike, bit for bit.
+Microscopes, detectors and sessions differ in brightness and contrast. A network is trained on sections normalised to a
+common scale, and later sections are normalised to the same scale. The normalisation is therefore stored with the
+weights (`Normalisation`). The correction of a section (`Correction`) depends on the whole section only, so a section
+read as a whole, in tiles, in ranges or in blocks is normalised identically, bit for bit.
 
 Legend: N sections, H W = y x, h w = of a part of a section, n m tiles along y and x.
 """
@@ -25,20 +25,20 @@ Kind = Literal["none", "percentile", "mean-std", "local"]
 KINDS = get_args(Kind)
 Grey = NDArray[np.float32]
 
-_ROUNDING = 1e-3  # of floats that should lie in [0, 1]
+_ROUNDING = 1e-3  # tolerance for floats that should lie in [0, 1]
 _FLAT = 1e30  # wider than any range of grey values
-_FEWEST = 0.2  # share of a tile's pixels that must be tissue for its own statistics to count
-_FLATTEST = 0.4  # of the section's standard deviation, the least of a tile: resin is not stretched to tissue
+_FEWEST = 0.2  # minimum fraction of tissue in a tile for its own statistics
+_FLATTEST = 0.4  # minimum of a tile relative to the section's standard deviation, so that resin is not stretched
 
 
 class Normalisation(BaseModel):
-    """How the grey values of a section are brought to the scale that a network was trained on.
+    """Rule that brings the grey values of a section to the scale of a network's training data.
 
     Attributes:
         kind: `none`: integers divided by the maximum of their type, floats as they are. `percentile`: the percentiles
             `low` and `high` become 0 and 1. `mean-std`: mean and standard deviation of the section become `mean` and
             `std`. `local`: as `mean-std`, with the statistics of tiles of `tile` pixels, interpolated between their
-            centres. Results are cut off at 0 and 1.
+            centres. Results are clipped to [0, 1].
         mean: grey value, 0 to 1.
         std: grey value, 0 to 1.
         low: percentile, 0 to 100.
@@ -61,7 +61,7 @@ class Normalisation(BaseModel):
         return {"kind": found} if isinstance(found, str) else found
 
     def __str__(self) -> str:
-        """Describe it in a few words."""
+        """Describe the normalisation in a few words."""
         if self.kind == "none":
             return "none"
         if self.kind == "percentile":
@@ -75,13 +75,13 @@ NONE = Normalisation(kind="none")
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What a normalisation does to the pixels of one section: `(value - middle) / width + target`, cut off to [0, 1].
+    """Normalisation of one section: `(value - middle) / width + target`, clipped to [0, 1].
 
     Attributes:
-        middle: (n, m) float32, grey values as recorded: 1 x 1, or one value a tile.
-        width: likewise; negative where dark and bright are exchanged, 1e30 where a section has no contrast.
+        middle: (n, m) float32, grey values as recorded: 1 x 1, or one value per tile.
+        width: as `middle`; negative if dark and bright are exchanged, 1e30 for a section without contrast.
         target: grey value that `middle` becomes.
-        tile: side of a tile in pixels; 0 with one value for the whole section.
+        tile: side of a tile in pixels; 0 = one value for the whole section.
         unit: whether floats outside [0, 1] are refused rather than cut off: nothing was measured to place them.
     """
 
@@ -92,7 +92,7 @@ class Correction:
     unit: bool = False
 
     def apply(self, pixels: NDArray[Any], origin: tuple[int, int] = (0, 0)) -> Grey:
-        """Normalise a part of the section.
+        """Normalise part of the section.
 
         Args:
             pixels: (h, w), grey values as recorded.
@@ -150,7 +150,7 @@ def _interpolated(grid: Grey, rows: _Places, columns: _Places) -> Grey:
 
 @dataclass(frozen=True)
 class Normaliser:
-    """A normalisation as it is applied to the sections of one source.
+    """A normalisation and the polarity of one source.
 
     Attributes:
         normalisation: of the model.
@@ -161,10 +161,10 @@ class Normaliser:
     invert: bool = False
 
     def check(self, dtype: np.dtype[Any]) -> None:
-        """Refuse a type of pixels that cannot be brought to the scale.
+        """Check that pixels of a type can be normalised.
 
         Raises:
-            ShapeError: it is one.
+            ShapeError: they cannot.
         """
         if self.normalisation.kind == "none":
             _type_range(dtype)
@@ -172,14 +172,14 @@ class Normaliser:
             Histogram.check(dtype)
 
     def of(self, section: NDArray[Any], mask: Bools | None = None) -> Correction:
-        """Work out the correction of a section.
+        """Compute the correction of a section.
 
         Args:
             section: (H, W), the whole section as recorded.
             mask: (H, W), pixels that count; all by default.
 
         Raises:
-            ShapeError: of a type that the normalisation cannot bring to a scale.
+            ShapeError: its type cannot be normalised.
         """
         wanted = self.normalisation
         if wanted.kind == "none":
@@ -200,7 +200,7 @@ class Normaliser:
 
         Args:
             sections: (N, H, W), grey values as recorded.
-            corrections: one a section; by default those of the sections' own statistics.
+            corrections: one per section; by default from the sections' own statistics.
 
         Returns:
             (N, H, W) float32 in [0, 1].
@@ -214,7 +214,10 @@ class Normaliser:
     def _correction(
         self, middle: NDArray[np.float64], width: NDArray[np.float64], target: float, spread: float
     ) -> Correction:
-        """Bring `middle` to `target` and a difference of `width` to `spread`; sections without contrast become 0.5."""
+        """Build the correction that maps `middle` to `target` and a difference of `width` to `spread`; no contrast
+        becomes
+        0.5.
+        """
         flat = width <= 0
         if flat.all():
             target = 0.5
@@ -231,7 +234,9 @@ UNCHANGED = Normaliser()
 def _tile_statistics(
     section: NDArray[Any], mask: Bools | None, histogram: Histogram, whole: Statistics, side: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation (n, m) of the tissue in each tile; the section's own where there is little."""
+    """Compute mean and standard deviation (n, m) of the tissue in each tile; those of the section where there is
+    little.
+    """
     tissue = histogram.tissue()
     edges = [[*range(0, max(1, round(length / side)) * side, side), length] for length in section.shape]
     mean, std = (np.empty([len(cuts) - 1 for cuts in edges]) for _ in range(2))
@@ -247,11 +252,11 @@ def _tile_statistics(
 
 
 def source_normaliser(own: Normaliser, kind: str | None, *, invert: bool) -> Normaliser:
-    """Fit a model's normalisation to the sections of a source.
+    """Adapt a model's normalisation to a source.
 
     Args:
         own: of the model.
-        kind: another kind that the user asked for; None: the model's own.
+        kind: kind requested by the user; None: the model's own.
         invert: whether dark and bright are exchanged in the source.
 
     Raises:
@@ -264,10 +269,9 @@ def source_normaliser(own: Normaliser, kind: str | None, *, invert: bool) -> Nor
 
 
 def as_picture(section: NDArray[Any]) -> NDArray[np.uint8]:
-    """Grey values of a section or a part of it (h, w) for the eye, 0 to 255.
+    """Convert grey values of a section or part of it (h, w) to 0..255 for display.
 
-    uint8 and floats in [0, 1] are shown as they are; of other types the percentiles 0.5 and 99.5 become black and
-    white.
+    uint8 and floats in [0, 1] are used directly; for other types, percentiles 0.5 and 99.5 become black and white.
     """
     if section.dtype == np.uint8:
         return section
@@ -293,7 +297,7 @@ def check_finite(pixels: NDArray[Any]) -> None:
 
 
 def _check_unit_range(section: NDArray[Any]) -> None:
-    """Refuse floats that are no shares of white.
+    """Check that floats lie in [0, 1].
 
     Raises:
         ShapeError: values below 0 or above 1.
@@ -310,7 +314,7 @@ def _check_unit_range(section: NDArray[Any]) -> None:
 
 
 def _type_range(dtype: np.dtype[Any]) -> float:
-    """The grey value that becomes 1 without normalisation.
+    """Return the grey value that becomes 1 without normalisation.
 
     Raises:
         ShapeError: a signed or other type.

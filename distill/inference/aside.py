@@ -1,8 +1,4 @@
-"""Finished or not, and what is replaced: one rule for every store that is made over a long time.
-
-A store is finished once its metadata say how it was made. One that is finished stays, under another name, until its
-successor is finished too. Everything here is called by the process that has claimed the name (`distill.core.claim`).
-"""
+"""Keep a finished store under another name until its successor is finished."""
 
 from __future__ import annotations
 
@@ -51,7 +47,7 @@ def set_aside(out: Path) -> None:
 
 
 def take_back(out: Path) -> None:
-    """Remove a store in which nothing is done; what it was to replace comes back."""
+    """Remove a store without completed work, and restore the store that it was to replace."""
     with suppress(OSError):  # the error that led here is the one to be told
         discard(out)
         if os.path.lexists(replaced(out)) and not os.path.lexists(out):
@@ -59,6 +55,6 @@ def take_back(out: Path) -> None:
 
 
 def forget_replaced(out: Path) -> None:
-    """Remove what was kept aside until now; where the disk refuses, it stays, and the result is none the worse."""
+    """Remove the store kept so far."""
     with suppress(OSError):
         discard(replaced(out))

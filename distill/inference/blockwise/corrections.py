@@ -1,4 +1,4 @@
-"""Normalise the grey values of blocks by corrections of whole sections, worked out once, the same for any cut.
+"""Normalise blocks with the corrections of whole sections, computed once and independent of the division into blocks.
 
 Legend: S sections, n m tiles along y and x.
 """
@@ -29,8 +29,8 @@ class Sections:
 
     Attributes:
         volume: the source.
-        first: section of the source that the plan's first is.
-        corrections: one a section of the plan, or one for all.
+        first: first section of the plan in the source.
+        corrections: one per section of the plan, or one for all.
     """
 
     volume: Volume
@@ -38,7 +38,7 @@ class Sections:
     corrections: Sequence[Correction]
 
     def read(self, box: Box) -> NDArray[np.float32]:
-        """Read a part of the plan (d, h, w) and normalise it to [0, 1]."""
+        """Read a box of the plan (d, h, w), normalised to [0, 1]."""
         raw = self.volume.read(box.shift((self.first, 0, 0)))
         found = np.empty(raw.shape, dtype=np.float32)
         for at, z in enumerate(range(box.start[0], box.stop[0])):
@@ -48,14 +48,14 @@ class Sections:
 
 
 def write_corrections(store: Path, normaliser: Normaliser, volume: Volume, first: int, depth: int) -> None:
-    """Work out the corrections of all sections, and keep them in the store; nothing to do where they are there.
+    """Compute the corrections of all sections and store them; existing ones are kept.
 
     Args:
         store: of the blocks.
         normaliser: of the sections.
         volume: the source.
-        first: its first section that counts.
-        depth: how many count.
+        first: its first section used.
+        depth: number of sections used.
 
     Raises:
         SourceError: a section cannot be read, or its grey values cannot be brought to the network's scale.
@@ -70,10 +70,10 @@ def write_corrections(store: Path, normaliser: Normaliser, volume: Volume, first
 
 
 def read_corrections(store: Path, normaliser: Normaliser, volume: Volume) -> list[Correction]:
-    """The corrections of a store of blocks: one a section, or one for all where sections do not matter.
+    """Read the corrections of a store: one per section, or one for all if they do not depend on the section.
 
     Raises:
-        SourceError: they are not there.
+        SourceError: they do not exist.
     """
     if not _by_section(normaliser, volume):
         return [normaliser.of(np.zeros((1, 1), volume.dtype))]

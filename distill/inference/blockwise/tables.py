@@ -1,6 +1,6 @@
-"""What is remembered of a block and of a pair of blocks, in files that are whole or not there.
+"""Tables of blocks and of pairs of blocks, in atomically written files.
 
-A block's table is written after its voxels are on disk, so that it says that the block is done.
+A block's table is written after its voxels are on disk, and marks the block as complete.
 
 Legend: S supervoxels, P pairs of them, E contacts.
 """
@@ -30,10 +30,10 @@ Faces = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What may become one.
+    """Candidates for joining.
 
     Attributes:
-        shares: voxels that two supervoxels share.
+        shares: overlaps of two supervoxels.
         contacts: affinities along contacts, each edge counted once in all tables.
     """
 
@@ -43,15 +43,15 @@ class Evidence:
 
 @dataclass(frozen=True)
 class BlockTable:
-    """What is remembered of a block.
+    """Table of one block.
 
     Attributes:
-        box: what was computed.
+        box: computed region.
         ids: (S,) its supervoxels, ascending.
         seen: (S,) bool, whether one owns a voxel of the volume.
         inside: evidence within the block.
-        stored: whether there are affinities and supervoxels other than 0, which leave a file.
-        faces: ids and affinities where the block meets others, see `distill.inference.blockwise.faces`.
+        stored: whether affinities and supervoxels have non-zero values, and therefore a file.
+        faces: ids and affinities at the faces to other blocks, see `distill.inference.blockwise.faces`.
         generation: digest of the block's ids and of this table. A block that is done again on another machine may
             number its supervoxels otherwise; what was made from it before is then of another generation. Empty in
             stores of earlier versions.
@@ -79,7 +79,7 @@ class Head:
     """What tells whether a block is done, read without its evidence.
 
     Attributes:
-        box: what was computed.
+        box: computed region.
         stored: see `BlockTable`.
         generation: see `BlockTable`.
     """
@@ -90,17 +90,17 @@ class Head:
 
 
 def table_path(store: Path, index: int) -> Path:
-    """Where a block's table is."""
+    """Return the path of a block's table."""
     return store / FOLDER / "tables" / f"{index:08d}.npz"
 
 
 def pair_path(store: Path, axis: int, first: int, second: int) -> Path:
-    """Where a pair's evidence is."""
+    """Return the path of a pair's evidence."""
     return store / FOLDER / "pairs" / f"{'zyx'[axis]}-{first:08d}-{second:08d}.npz"
 
 
 def none() -> Evidence:
-    """Nothing that may become one."""
+    """Return empty evidence."""
     ids = np.zeros(0, np.uint64)
     return Evidence(Shares.joined([]), RegionGraph(ids, ids, np.zeros(0), np.zeros(0, np.int64)))
 
@@ -150,7 +150,7 @@ def _made_of(file: Any) -> tuple[str, str]:
 
 
 def read_evidence(path: Path, of: tuple[str, str]) -> Evidence:
-    """Read the evidence of a pair.
+    """Read the evidence of a block or of a pair.
 
     Args:
         path: of the pair.
@@ -166,14 +166,14 @@ def read_evidence(path: Path, of: tuple[str, str]) -> Evidence:
 
 
 def read_table(path: Path, faces: str | None = None) -> BlockTable:
-    """A block's table.
+    """Read a block's table.
 
     Args:
         path: of the table.
-        faces: read the faces whose names begin so; none by default, for they are the largest part.
+        faces: read the faces whose names begin with this; none by default, because they are the largest part.
 
     Raises:
-        SourceError: the file is missing or broken.
+        SourceError: the file is missing or damaged.
     """
     with readable(path), np.load(path, allow_pickle=False) as file:
         head = _head(file)
@@ -193,7 +193,7 @@ def read_head(path: Path) -> Head:
     """Read what tells whether a block is done.
 
     Raises:
-        SourceError: the file is missing or broken.
+        SourceError: the file is missing or damaged.
     """
     with readable(path), np.load(path, allow_pickle=False) as file:
         return _head(file)
@@ -226,6 +226,6 @@ def _evidence(file: Any) -> Evidence:
 
 
 def _write(path: Path, arrays: Mapping[str, Any]) -> None:
-    # two workers may do the same block when one was thought dead: each has a temporary file of its own
+    # two workers may process the same block if one was presumed dead: each has its own temporary file
     with writing(path), replacing(path, alone=False) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)

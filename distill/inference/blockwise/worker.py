@@ -1,6 +1,6 @@
-"""What a worker does: one block, one pair of blocks, or one part of the final arrays.
+"""Tasks of a worker: one block, one pair of blocks, or one shard of the final arrays.
 
-Everything that a worker needs travels as one small `Work`; networks are loaded once a process.
+Everything that a worker needs is contained in one small `Work`; networks are loaded once per process.
 
 Legend: D H W = z y x of a block.
 """
@@ -58,26 +58,26 @@ from distill.segmentation.stitching import Stitcher
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done, the same for all blocks.
+    """Description of the computation, the same for all blocks.
 
     Attributes:
         source: the volume.
         resolution: nm, given by the user; None: the source's own.
-        first: section of the source that the plan's first is.
+        first: first section of the plan in the source.
         weights: file of the network.
-        weights_sha256: of that file: a worker that finds another one refuses.
+        weights_sha256: checksum of that file, verified by every worker.
         network: `student` or `teacher`.
         method: `query`, `waterz` or `mws`.
         threshold: of the method.
         store: Zarr store.
-        plan: how the volume is cut, on the model's grid.
-        halo: (y, x) pixels around a block that the student sees.
+        plan: division into blocks, on the model's grid.
+        halo: (y, x) halo of the student around a block in pixels.
         device: `auto`, `cpu` or `cuda[:N]`.
         precision: of the network.
         backend: of the student.
         normaliser: of the sections.
-        threads: of torch in each worker; None: as many as it likes.
-        rescaling: from the sections' own grid to the model's; None: they are the same.
+        threads: of torch in each worker; None: torch's default.
+        rescaling: mapping between the sections' grid and the model's; None: they are the same.
         created: when the store was begun, by which workers know it.
     """
 
@@ -112,19 +112,19 @@ class Work:
 
     @property
     def shelf(self) -> Shelf:
-        """Where voxels are put until the end."""
+        """Scratch arrays for voxels until the last pass."""
         return Shelf(Path(self.store), self.plan)
 
 
 @dataclass
 class Done:
-    """What a piece of work took.
+    """Statistics of a task.
 
     Attributes:
         index: of the block, pair or part.
         seconds: by stage.
-        worker: process that did it.
-        peak: bytes, the most that the process has held so far.
+        worker: process that ran it.
+        peak: peak memory of the process so far in bytes.
     """
 
     index: int
@@ -134,7 +134,7 @@ class Done:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of a block of code to a stage, without that of stages inside it."""
+        """Add the time of a block of code to a stage, excluding stages inside it."""
         began, before = time.perf_counter(), sum(self.seconds.values())
         try:
             yield
@@ -152,7 +152,7 @@ class _Tools:
 
 @functools.lru_cache(maxsize=1)
 def _tools(work: Work) -> _Tools:
-    """The source and the network of this process."""
+    """Return the source and the network of this process."""
     found = hashlib.sha256(Path(work.weights).read_bytes()).hexdigest()
     if found != work.weights_sha256:
         raise CheckpointError(f"{work.weights}: found SHA-256 {found} here, expected {work.weights_sha256}")
@@ -175,12 +175,12 @@ def _tools(work: Work) -> _Tools:
 
 
 def device_of(device: str, worker: int, count: int) -> str:
-    """The device of a worker: GPUs are dealt out in turn.
+    """Return the device of a worker: GPUs are assigned in turn.
 
     Args:
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; the last is taken as it is.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; the last is used unchanged.
         worker: number of the worker.
-        count: GPUs that it sees.
+        count: number of visible GPUs.
     """
     if device not in ("auto", "cuda") or count == 0:
         return device
@@ -188,7 +188,7 @@ def device_of(device: str, worker: int, count: int) -> str:
 
 
 def worker_index() -> int | None:
-    """Number of the dask worker that this runs in; None in any other process."""
+    """Return the number of the dask worker that runs this process; None in any other process."""
     if "distributed" not in sys.modules:
         return None
     from distributed import get_worker
@@ -200,13 +200,13 @@ def worker_index() -> int | None:
 
 
 def worker_number(name: str) -> int:
-    """The number at the end of a worker's name, 0 without one."""
+    """Return the number at the end of a worker's name, 0 without one."""
     digits = name[len(name.rstrip("0123456789")) :]
     return int(digits) if digits else 0
 
 
 def solve_block(work: Work, index: int) -> Done:
-    """Read, segment and write one block; its table says that it is done."""
+    """Read, segment and write one block; its table marks it as complete."""
     done, block = Done(index), work.plan.block(index)
     with done.timed("load"):
         tools = _tools(work)
@@ -238,7 +238,7 @@ def _check_store(work: Work) -> None:
 
 
 def solve_pair(work: Work, number: int, axis: int, first: int, second: int) -> Done:
-    """Compare two blocks that are done."""
+    """Compare two completed blocks."""
     done = Done(number)
     with done.timed("stitch"):
         sides = []
@@ -255,7 +255,7 @@ def solve_pair(work: Work, number: int, axis: int, first: int, second: int) -> D
 def _laid(
     work: Work, block: Block, pieces: list[tuple[int, Box, NDArray[np.uint64]]], affinity: NDArray[np.float32]
 ) -> tuple[Laid, Evidence]:
-    """Pieces of a block under their ids in the volume, and what they tell of each other."""
+    """Give the pieces of a block their ids in the volume, and compare them."""
     overlap = largest_overlap([box for _, box, _ in pieces])
     stitcher = Stitcher(overlap)
     laid = lay_blocks(
@@ -267,13 +267,13 @@ def _laid(
     whole = (slice(None), *block.owned.relative_to(block.box.start).slices[1:])
     counted = np.ones((3, *laid.ids[whole].shape), dtype=bool)
     if block.slab:
-        counted[1:, 0] = False  # in-plane contacts of the shared section are the earlier slab's
+        counted[1:, 0] = False  # in-plane contacts of the shared section belong to the earlier slab
     contacts = region_graph(laid.ids[whole], affinity[(slice(None), *whole)], counted)
     return Laid(laid.ids, named, affinity), Evidence(stitcher.shares(), contacts)
 
 
 def _written(work: Work, block: Block, ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Ids of owned voxels that some voxel of the result takes."""
+    """Return the ids of owned voxels that are used by a voxel of the result."""
     if work.rescaling is None:
         return ids
     (_, y, x), (_, y_stop, x_stop) = block.owned.start, block.owned.stop
@@ -282,7 +282,7 @@ def _written(work: Work, block: Block, ids: NDArray[np.uint64]) -> NDArray[np.ui
 
 
 def finished(done: Done) -> Done:
-    """With the process that did it and its memory."""
+    """Add the process and its peak memory to the statistics."""
     done.worker = f"{socket.gethostname()}:{os.getpid()}"
     done.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
     return done

@@ -1,7 +1,7 @@
-"""The last pass over a stream's store: supervoxels become objects with ids 1..n, and the manifests one.
+"""Last pass over a stream's store: assign final ids 1..n, and combine the manifests.
 
-It may run at any time and again, over the sections that are done: supervoxels stay, and the segmentation takes its name
-when it is whole.
+The pass can run at any time and repeatedly, over the completed sections: supervoxels are kept, and the segmentation is
+renamed into place once complete.
 
 Memory: arrays of every supervoxel and contact (see docs/streaming.md), and one shard of voxels.
 """
@@ -38,7 +38,7 @@ _SHARD = 1024
 
 @dataclass(frozen=True)
 class Finished:
-    """What a finished store holds."""
+    """Summary of a finished store."""
 
     about: dict[str, Any]
     sections: int
@@ -46,11 +46,12 @@ class Finished:
 
 
 def finish(out: Path, merge: float | None) -> Finished:
-    """Give the sections that are done their final ids.
+    """Assign final ids to the completed sections.
 
     Args:
         out: store of a stream, finished before or not.
-        merge: merge objects whose contact has a mean affinity above this; None = as the stream was begun with.
+        merge: merge objects whose contact has a mean affinity above this; None = the setting recorded at the start of
+            the stream.
 
     Raises:
         SourceError: not the store of a stream, another process writes to it, nothing is done, ranges of it are missing,
@@ -98,18 +99,18 @@ def finish_claimed(out: Path, merge: float | None) -> Finished:
 
 
 def final_ids(out: Path, count: int, depth: int, threshold: float | None) -> Relabelling:
-    """Final ids 1..n of the supervoxels that own a voxel, by the tables of all slabs.
+    """Compute final ids 1..n of the supervoxels that own a voxel from the tables of all slabs.
 
     Args:
         out: store of a stream.
-        count: sections that are done.
-        depth: sections of a layer.
-        threshold: see `merge_contacts`; None = go by shared voxels alone.
+        count: number of completed sections.
+        depth: sections per layer.
+        threshold: see `merge_contacts`; None = use shared voxels only.
     """
     ids, seen, shares, contacts = [], [], [], []
     before: Path | None = None
     for path in sorted((out / FOLDER / "slabs").glob("*.npz")):
-        if int(path.stem) * depth >= count:  # of a layer that was not finished
+        if int(path.stem) * depth >= count:  # of an incomplete layer
             continue
         table = read_table(path, planes=False)
         if before is not None:
@@ -123,7 +124,7 @@ def final_ids(out: Path, count: int, depth: int, threshold: float | None) -> Rel
 
 
 def _contiguous(out: Path, lines: Sequence[Line], job: dict[str, Any]) -> int:
-    """Number of sections that are done, from the first one on without a hole."""
+    """Return the number of completed sections without a gap from the first one."""
     numbers = [line.section for line in lines]
     if not numbers:
         raise SourceError(f"{out}: found no section that is done, expected at least one layer of {job['depth']}")
@@ -140,7 +141,7 @@ def _contiguous(out: Path, lines: Sequence[Line], job: dict[str, Any]) -> int:
 
 
 def _spans(numbers: Sequence[int]) -> str:
-    """Rows of numbers for a message, such as 16 to 31, 64 to 79."""
+    """Format ranges of numbers for a message, such as 16 to 31, 64 to 79."""
     found: list[list[int]] = []
     for number in numbers:
         if found and found[-1][1] == number - 1:
@@ -160,7 +161,7 @@ def digest_of(mapping: Relabelling) -> str:
 
 
 def _write_segmentation(out: Path, mapping: Relabelling, job: dict[str, Any], count: int, made_from: str) -> None:
-    """The first `count` sections under their final ids, into an array that takes its name when it is whole."""
+    """Write the first `count` sections with their final ids to an array that is renamed into place once complete."""
     made = out / FOLDER / "finishing"
     with writing(out):
         discard(made)

@@ -1,10 +1,10 @@
-"""Slabs of consecutive sections on their way to one volume, one at a time and each on its own.
+"""Segment slabs of consecutive sections independently, one at a time, and write their tables.
 
-What a slab tells (its supervoxels, which of them its blocks share, contacts, and the blocks' ids in the sections that
-it may share with its neighbours) is written to a file of its own. Nothing of a slab stays in memory, and a slab says
-the same whoever computed the one before it; the neighbours' shared sections are compared when the stream is finished.
+The table of a slab (its supervoxels, voxels shared by its blocks, contacts, and the blocks' ids in the sections shared
+with its neighbours) is written to a separate file. Nothing of a slab stays in memory, and its table does not depend on
+the process that computed the previous slab. The shared sections of neighbours are compared when the stream is finished.
 
-Legend: D H W = z y x of a slab; a run is a row of good sections inside it.
+Legend: D H W = z y x of a slab; a run is a sequence of consecutive good sections in it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from students.streaming.runner import SectionOutput
 
 @dataclass(frozen=True)
 class Run:
-    """Good sections that follow each other, at the places `at`; `shared` if the slab before owns the first."""
+    """Consecutive good sections, at the positions `at`; `shared` if the previous slab owns the first."""
 
     at: list[int]
     sections: list[SectionOutput]
@@ -44,17 +44,17 @@ class Run:
 
 @dataclass(frozen=True)
 class SlabTable:
-    """What is remembered of a slab.
+    """Table of a slab.
 
     Attributes:
         ids: (S,) its supervoxels, ascending.
-        seen: (S,) bool, whether one owns a voxel of the volume.
-        shares: shared voxels of its blocks.
+        seen: (S,) bool, whether each owns a voxel of the volume.
+        shares: voxels shared by its blocks.
         contacts: mean affinity along its contacts, each counted in one slab.
         first: section of the first plane, -1 without one.
         last: section of the last plane.
         first_plane: ids (h, w) of its blocks in that section, in the order of the tiles.
-        last_plane: likewise.
+        last_plane: ids (h, w) of its blocks in the last section.
     """
 
     ids: NDArray[np.uint64]
@@ -83,13 +83,13 @@ def solve_slab(
 
     Args:
         model: with a decoder.
-        runtime: where and how.
+        runtime: device and precision.
         number: of the slab.
-        depth: sections that slabs move on by.
+        depth: stride between slabs in sections.
         runs: in order.
 
     Returns:
-        Its owned sections and table; None where it owns no section. Ids ascend with the slabs.
+        Its owned sections and table; None if it owns no section. Ids increase with the slab number.
     """
     tables: list[SlabTable] = []
     sections: list[tuple[int, NDArray[np.uint64]]] = []
@@ -119,7 +119,7 @@ def most_sections(size: tuple[int, int], config: DecoderConfig, depth: int) -> i
     Args:
         size: (H, W) on the model's grid.
         config: of the decoder.
-        depth: sections that slabs move on by.
+        depth: stride between slabs in sections.
     """
     blocks = len(decoder_tiles((1, *size), config))
     return MOST_BLOCKS // (_runs(depth) * blocks) * depth
@@ -128,13 +128,13 @@ def most_sections(size: tuple[int, int], config: DecoderConfig, depth: int) -> i
 def number_run(
     pieces: Sequence[Piece], affinity: NDArray[np.float32], config: DecoderConfig, first_block: int, run: Run
 ) -> tuple[NDArray[np.uint64], SlabTable]:
-    """Ids (D, H, W) of a run's blocks, unique in the whole volume, and what there is to remember of them."""
+    """Number the blocks of a run with ids (D, H, W) unique in the whole volume, and build their table."""
     shape: Triple = affinity.shape[1], affinity.shape[2], affinity.shape[3]
     stitcher = Stitcher(decoder_overlap(shape, config))
     parts = lay_blocks(stitcher, pieces, range(first_block, first_block + len(pieces)), shape)
     counted = np.ones(affinity.shape, dtype=bool)
     if run.shared:
-        counted[1:, 0] = False  # in-plane contacts of the shared section are the earlier slab's
+        counted[1:, 0] = False  # in-plane contacts of the shared section belong to the earlier slab
     contacts = region_graph(parts.ids, affinity, counted)
     names = np.concatenate([distinct_ids(block) for block in parts.blocks])
     seen = np.isin(names, distinct_ids(parts.ids[int(run.shared) :]))
@@ -143,7 +143,7 @@ def number_run(
 
 
 def _joined(tables: Sequence[SlabTable]) -> SlabTable:
-    """Tables of the runs of one slab, in order."""
+    """Concatenate the tables of the runs of one slab, in order."""
     if len(tables) == 1:
         return tables[0]
     pairs = sum_pairs(
@@ -164,7 +164,7 @@ def _joined(tables: Sequence[SlabTable]) -> SlabTable:
 
 
 def write_table(path: Path, table: SlabTable) -> None:
-    """Write a table, whole or not at all, and wait until it is on disk."""
+    """Write a table atomically, and wait until it is on disk."""
     arrays: dict[str, Any] = {
         "ids": table.ids,
         "seen": table.seen,
@@ -184,14 +184,14 @@ def write_table(path: Path, table: SlabTable) -> None:
 
 
 def read_table(path: Path, *, planes: bool = True) -> SlabTable:
-    """Read what `write_table` wrote.
+    """Read a table written by `write_table`.
 
     Args:
         path: of the table.
         planes: read the ids of the shared sections too, which are as large as the sections.
 
     Raises:
-        SourceError: the file is missing or broken.
+        SourceError: the file is missing or damaged.
     """
     with readable(path), np.load(path, allow_pickle=False) as file:
         first, last = (int(n) for n in file["planes"])
@@ -214,11 +214,7 @@ def _planes(file: Any, which: str) -> list[str]:
 
 
 def seam(before: Path, after: Path) -> Shares:
-    """Shared voxels of two slabs in the section that both decoded, one tile at a time; none where they share none.
-
-    Raises:
-        SourceError: a file is missing or broken.
-    """
+    """Compute the overlap of two slabs in the section that both decoded; empty if they share none."""
     with (
         readable(before),
         np.load(before, allow_pickle=False) as one,

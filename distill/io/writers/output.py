@@ -1,4 +1,4 @@
-"""Where a result lies in its source, and whether it may be written."""
+"""Position of a result in its source, and checks that the output can be written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distill.io.writers.target import check_writable
 
 @dataclass(frozen=True)
 class Frame:
-    """Place of a result: the sections of a source that were worked on."""
+    """Position of a result: the sections of the source that were processed."""
 
     shape: Triple
     resolution: Nanometres
@@ -23,10 +23,10 @@ class Frame:
 
 
 def frame_of(source: Volume, sections: tuple[int, int | None] | None) -> Frame:
-    """Frame of some sections of a volume, all by default.
+    """Return the frame of some sections of a volume; default: all.
 
     Raises:
-        SourceError: the volume has channels, or the sections are not there.
+        SourceError: the volume has channels, or the sections do not exist.
     """
     if source.channels is not None:
         raise SourceError(f"{source.source}: found {source.channels} channels, expected one grey-value volume z, y, x")
@@ -40,7 +40,7 @@ def frame_of(source: Volume, sections: tuple[int, int | None] | None) -> Frame:
 
 
 def check_free(out: Path, source: str, overwrite: bool, *, resumable: bool = False) -> None:
-    """Make sure, before long work begins, that `out` can be made.
+    """Check, before a long computation, that `out` can be created.
 
     Args:
         out: the store.
@@ -49,8 +49,8 @@ def check_free(out: Path, source: str, overwrite: bool, *, resumable: bool = Fal
         resumable: whether the same command could resume what is there.
 
     Raises:
-        SourceError: it exists and may not be overwritten, is something else than a Zarr store, holds the source that
-            is to be read, or lies where nothing can be written.
+        SourceError: it exists and may not be overwritten, is not a Zarr store, contains the source, or lies in a
+            location that cannot be written.
     """
     check_place(out)
     if not os.path.lexists(out):
@@ -73,7 +73,7 @@ def replaced(out: Path) -> Path:
 
 
 def check_place(out: Path) -> None:
-    """Make sure that something can be written at `out`.
+    """Check that `out` can be written.
 
     Raises:
         SourceError: the path has no name of its own, or the nearest folder above it is a file or not writable.

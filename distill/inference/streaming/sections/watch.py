@@ -1,7 +1,7 @@
-"""Sections that are still being made: a folder is watched, and a file is taken once it is complete.
+"""Watch a folder for new sections, and return each file once it is complete.
 
-A file counts as complete when its size and time have not changed for a while and it can be decoded in full. Folders are
-looked at anew now and then instead of waiting for notices, which network disks do not give.
+A file counts as complete when its size and modification time have not changed for a while and it can be decoded
+completely. The folder is polled, because network disks do not send notifications.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _Seen:
 
 
 class FollowSource(Source):
-    """Sections of a folder that grows."""
+    """Sections of a growing folder."""
 
     total: int | None = None
 
@@ -127,7 +127,7 @@ class FollowSource(Source):
         return [path for path in self._places if path is not None and path not in self._corrupt]
 
     def _reach(self, z: int) -> bool:
-        """Wait until place z is filled; False where the stream ends before."""
+        """Wait until position z is filled; False if the stream ends before."""
         while z >= len(self._places):
             if self._take_next():
                 continue
@@ -137,7 +137,7 @@ class FollowSource(Source):
         return True
 
     def _ended(self) -> bool:
-        """Whether nothing more will come; asked only after a look that found nothing to take."""
+        """Return whether no more files will come; called only after a poll without a new file."""
         self._list()
         if self._queue:
             return False
@@ -147,7 +147,7 @@ class FollowSource(Source):
         return (self._folder / self._following.end_marker).exists()
 
     def _waiting(self) -> list[Path]:
-        """Files that are yet to come, in order; the folder is looked into now and then."""
+        """Return pending files in order; files that sort before a processed one are reported once."""
         if not self._queue or self._clock() - self._looked >= self._pause:
             self._list()
         return self._queue
@@ -175,7 +175,7 @@ class FollowSource(Source):
         self._pause = max(_LOOK, _RARELY * (self._looked - began))
 
     def _take_next(self) -> bool:
-        """Take the next file if it is complete; give up what has been waited for too long."""
+        """Process the next file if it is complete; give up on files that have been pending for too long."""
         waiting = self._waiting()
         marked = (self._folder / self._following.end_marker).exists()
         while waiting:
@@ -210,7 +210,7 @@ class FollowSource(Source):
         return True
 
     def _look_at(self, path: Path) -> None:
-        """Note a file's size and time; it starts anew whenever they change."""
+        """Record a file's size and time; the waiting time restarts whenever they change."""
         try:
             status = path.stat()
         except FileNotFoundError:  # renamed meanwhile
@@ -222,7 +222,7 @@ class FollowSource(Source):
             self._last_news = self._clock()
 
     def _decodes(self, path: Path, seen: _Seen) -> bool:
-        """Whether a settled file can be read in full; one that cannot is waited for."""
+        """Return whether a settled file can be decoded completely; otherwise keep waiting for it."""
         try:
             read_section(path)
         except SourceError as error:
@@ -232,7 +232,7 @@ class FollowSource(Source):
         return True
 
     def _gap(self, path: Path, waiting: Sequence[Path]) -> int:
-        """Numbers between the last section taken and this file."""
+        """Return how many numbers are missing between the last section and this file."""
         last = next((one for one in reversed(self._places) if one is not None), None)
         if last is None:
             return 0
