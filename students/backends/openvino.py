@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.core.errors import DistillError
-from distill.core.hardware import MIXED
+from distill.core.hardware import MIXED, has_bfloat16
 from students.backends.base import Maps
 from students.backends.functions import Decode, Decoded, Encode, ExtraOutputs, flat
 from students.backends.fuse import fused, take_entry
@@ -53,6 +53,7 @@ class OpenVINOBackend:
         self._core = self._ov.Core()
         self._student, self._slab, self._wanted = student, slab, wanted
         able = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        able = able and has_bfloat16(torch.device("cpu"))  # oneDNN's limit counts in OpenVINO, which does not report it
         self._half_precision = precision == MIXED and able
         self._entry: nn.Module | None = None  # OpenVINO has one precision per model, so torch runs this layer
         if self._half_precision and student.entry is not None:
