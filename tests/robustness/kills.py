@@ -25,6 +25,7 @@ REPO = Path(__file__).resolve().parents[2]
 CONFIGS = REPO / "configs" / "phantom_cpu"
 COMMANDS = ("stream", "segment", "segment2", "train")
 MERGES = ("0.2", "0.5", "0.9")
+_PICTURES = (".png", ".svg", ".html")
 EXACT = ("--device", "cpu", "--precision", "32-true", "--backend", "eager")
 TRAINING = (
     *("student.training.steps=8", "student.training.save_every=2", "student.training.log_every=3"),
@@ -74,7 +75,7 @@ class Case:
             pair = [str(CONFIGS / "teacher.yaml"), str(CONFIGS / "student.yaml")]
             return ["train", *pair, *self.words, *TRAINING, "--device", "cpu", "--out", str(out), *resume]
         name = "stream" if self.command == "stream" else "segment"
-        more = ["--block", "3,48,48"] if name == "segment" else []
+        more = ["--block", "4,48,48"] if name == "segment" else []
         more += ["--workers", "2"] if self.command == "segment2" else []
         fixed = ["--model", str(self.model), "--out", str(out), "--resume", "--merge", merge]
         return [name, f"{self.source}:volumes/raw", *fixed, *EXACT, *more]
@@ -110,7 +111,7 @@ def contents(out: Path) -> dict[str, bytes]:
     """All files of a result by path, without times, and without the settings that it was begun with."""
     found = {}
     for path in sorted(out.rglob("*")):
-        if not path.is_file() or path.name in ("job.json", "run.json", "report.html", "state.pt"):
+        if not path.is_file() or path.name in ("job.json", "run.json", "state.pt") or path.suffix in _PICTURES:
             continue
         data = path.read_bytes()
         if path.suffix == ".jsonl":
