@@ -17,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(table(HEADER, [cells(one) for one in found]))
     if asked.json is not None:
-        about = {"machine": machine(torch.device("cpu")), "minutes": asked.minutes, "points": found}
+        length = {"minutes": asked.minutes if asked.steps is None else None, "steps": asked.steps}
+        about = {"machine": machine(torch.device("cpu")), **length, "points": found}
         write_json(asked.json, {**provenance("learning_curve.py", argv), **about})
     return 0
 
@@ -110,7 +111,9 @@ def run(asked: argparse.Namespace) -> list[dict[str, Any]]:
     Raises:
         DistillError: bad input, or a folder that holds points of other settings.
     """
-    settings = {key: str(getattr(asked, key)) for key in ("model", "minutes", "method", "precision", "overrides")}
+    settings = {
+        key: str(getattr(asked, key)) for key in ("model", "minutes", "steps", "method", "precision", "overrides")
+    }
     kept = Rows(asked.out, settings)
     sources = {name: getattr(asked, name) for name in ("medulla", "cortex") if getattr(asked, name) is not None}
     names = []
@@ -138,36 +141,29 @@ def _point(asked: argparse.Namespace, prepared: Prepared, point: Point) -> Point
     began = time.perf_counter()
     folder = asked.out / f"{point.volume}-{point.start}-{point.sections}"
     sources = [f"{prepared.path}:{dataset}" for dataset in (RAW_DATASET, LABELS_DATASET)]
-    words = ["--sections", f"0:{point.sections}", "--minutes", f"{asked.minutes:g}", "--out", str(folder)]
+    words = ["--sections", f"0:{point.sections}", "--out", str(folder)]
     changes = [*(_NOTHING if point.start == "nothing" else ()), *asked.overrides]
+    if asked.steps is None:
+        words += ["--minutes", f"{asked.minutes:g}"]
+    else:
+        changes.insert(0, f"student.training.steps={asked.steps}")
     precision = [f"student.training.precision={asked.precision}"] if asked.precision else []
     resume = ["--resume"] if folder.exists() else []
     done = rows.distill("finetune", asked.model, *sources, *words, *changes, *precision, *resume)
     seconds = time.perf_counter() - began
     if done.returncode != 0:
-        return Point(**{**asdict(point), "seconds": seconds, "refused": rows.message(done, asked.out)})
+        return replace(point, seconds=seconds, refused=rows.message(done, asked.out))
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = max(json.loads(line)["step"] for line in lines)
-    return _scored(asked, prepared, str(folder), Point(**{**asdict(point), "seconds": seconds, "steps": steps}))
+    return _scored(asked, prepared, str(folder), replace(point, seconds=seconds, steps=steps))
 
 
 def _scored(asked: argparse.Namespace, prepared: Prepared, model: str, point: Point) -> Point:
     """Segment the test sections with a model and score them."""
     out = asked.out / f"{point.volume}-{point.start}-{point.sections}.zarr"
-    first, last = prepared.test
-    verb = ["stream"] if asked.method == "query" else ["segment", "--method", asked.method]
-    words = ["--model", model, "--out", str(out), "--sections", f"{first}:{last}", "--overwrite"]
-    precision = ["--precision", asked.precision] if asked.precision else []
-    done = rows.distill(*verb, f"{prepared.path}:{RAW_DATASET}", *words, *precision)
-    if done.returncode == 0:
-        labels = f"{prepared.path}:{LABELS_DATASET}"
-        done = rows.distill("evaluate", f"{out}:segmentation", labels, "--worst", "0", "--json")
-    if done.returncode != 0:
-        return Point(**{**asdict(point), "refused": rows.message(done, asked.out)})
-    scores = json.loads(done.stdout)
-    split, merge = scores["voi_split"], scores["voi_merge"]
-    found = {"voi_split": split, "voi_merge": merge, "voi": split + merge, "arand": scores["arand"]}
-    return Point(**{**asdict(point), **found})
+    raw, labels = (f"{prepared.path}:{dataset}" for dataset in (RAW_DATASET, LABELS_DATASET))
+    sections = ":".join(map(str, prepared.test))
+    return replace(point, **rows.scores(asked, raw, labels, model, out, "--sections", sections))
 
 
 HEADER = ("volume", "start", "sections", "steps", "split", "merge", "VOI", "ARAND")
@@ -185,15 +181,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--medulla", type=Path, metavar="FILE", help="fib25_medulla.h5")
     parser.add_argument("--cortex", type=Path, metavar="FILE", help="ac4.h5")
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="for the points; kept between calls")
     parser.add_argument("--model", default="ac4", help="what is trained further, and gives the network")
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="of sections")
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=STARTS)
     parser.add_argument("--minutes", type=float, default=2.5, help="of each training")
-    parser.add_argument("--method", choices=("query", "waterz", "mws"), default="waterz")
-    parser.add_argument("--precision", help="of the networks; default that of the commands")
+    parser.add_argument("--steps", type=int, help="of each training, in place of minutes")
     parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="of every training")
-    parser.add_argument("--json", type=Path, help="result file")
+    rows.add_options(parser, what="points", method="waterz")
     return parser
 
 

@@ -4,8 +4,9 @@
 
 Sections are resized by scikit-image (cubic to smaller pixels, linear with its antialiasing to larger ones), labels by
 nearest, and both stored as a volume of that pixel size. Each is streamed and scored by itself, on its own labels; the
-first row is the volume as recorded. `--level MEAN,DEVIATION` first sets every section to them, for models that do not
-normalise by themselves.
+first rows are the volume as recorded (`--pixels ""`: these alone), with `--rescale` too where its pixels are not the
+model's. `--normalise KIND` replaces the model's normalisation. `--level MEAN,DEVIATION` first sets every section to
+them, for models that do not normalise by themselves.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ from skimage.transform import resize
 from tables import provenance, write_json
 
 from distill.core.geometry import Box
+from distill.core.normalisation import KINDS
 from distill.evaluation.segmentation import evaluate
+from distill.inference.grey_values import GreyValues
 from distill.inference.options import Options
 from distill.inference.streaming.options import Streaming
 from distill.inference.streaming.stream import stream
 from distill.io.volume import open_labels, open_volume
 from distill.io.writers.store import write_cremi
+from distill.models.checkpoint import read_weights
+from distill.models.load import find_weights
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(set(raw.resolution[1:])) > 1:
         raise SystemExit(f"{options.source}: found pixels of {raw.resolution[1:]} nm, expected squares")
     sections, truth = _levelled(raw.read(box), level), labels.read(box)
+    own = read_weights(find_weights(options.model, "student")).config["resolution"][1]
     rows = []
-    for pixel in (raw.resolution[1], *(float(n) for n in options.pixels.split(","))):
-        for rescaled in (False,) if pixel == raw.resolution[1] else (False, True):
-            rows.append(_run(options.model, sections, truth, raw.resolution, pixel, rescaled=rescaled))
+    for pixel in (raw.resolution[1], *(float(n) for n in options.pixels.split(",") if n)):
+        for rescaled in (False,) if pixel == own else (False, True):
+            rows.append(_run(options, sections, truth, raw.resolution, pixel, rescaled=rescaled))
             print(_line(rows[-1]), flush=True)
     if options.json is not None:
         found: dict[str, Any] = {"machine": machine(torch.device("cpu")), "rows": [asdict(row) for row in rows]}
@@ -67,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(
-    model: str,
+    options: argparse.Namespace,
     sections: NDArray[np.uint8],
     truth: NDArray[np.uint64],
     resolution: tuple[float, float, float],
@@ -91,8 +97,8 @@ def _run(
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "sections.h5", Path(folder) / "out.zarr"
         write_cremi(source, raw=sized, labels=ids, resolution=(resolution[0], pixel, pixel))
-        chosen = Options(device="cpu", precision="32-true", rescale=rescaled)
-        stream(str(source), model, out, chosen, Streaming(), on_progress=_quiet, note=_quiet)
+        chosen = Options(device="cpu", precision="32-true", rescale=rescaled, grey=GreyValues(options.normalise))
+        stream(str(source), options.model, out, chosen, Streaming(), on_progress=_quiet, note=_quiet)
         scores = evaluate(f"{out}:segmentation", str(source), "skimage", worst=0).scores
     return Row(pixel, rescaled, scores.voi_split, scores.voi_merge, scores.arand)
 
@@ -127,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="ac4")
     parser.add_argument("--box", required=True, metavar="Z:Z,Y:Y,X:X", help="voxels to take")
     parser.add_argument("--pixels", default="4,5,7,12", help="nm")
+    parser.add_argument("--normalise", choices=KINDS, help="default as the model")
     parser.add_argument("--level", metavar="MEAN,DEVIATION", help="set every section to them first")
     parser.add_argument("--json", type=Path)
     return parser

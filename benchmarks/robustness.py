@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -203,19 +201,10 @@ def _measured(
             store, dataset, shape=voxels.shape, dtype=voxels.dtype, resolution=nm, overwrite=(store / dataset).exists()
         )
         made.write(Box.of_shape(voxels.shape), voxels)
-    verb = ["stream"] if asked.method == "query" else ["segment", "--method", asked.method]
-    given = [change.option] if change.option and change.option in rows.distill(verb[0], "--help").stdout else []
-    precision = ["--precision", asked.precision] if asked.precision else []
-    words = [*verb, f"{store}:raw", "--model", asked.model, "--out", str(result), *precision, *given, "--overwrite"]
-    done = rows.distill(*words)
-    if done.returncode == 0:
-        done = rows.distill("evaluate", f"{result}:segmentation", f"{store}:labels", "--worst", "0", "--json")
-    seconds = time.perf_counter() - began
-    if done.returncode != 0:
-        return Row(name, given, seconds, refused=rows.message(done, asked.out))
-    scores = json.loads(done.stdout)
-    split, merge = scores["voi_split"], scores["voi_merge"]
-    return Row(name, given, seconds, split, merge, split + merge, scores["arand"])
+    verb = "stream" if asked.method == "query" else "segment"
+    given = [change.option] if change.option and change.option in rows.distill(verb, "--help").stdout else []
+    found = rows.scores(asked, f"{store}:raw", f"{store}:labels", asked.model, result, *given)
+    return Row(name, given, time.perf_counter() - began, **found)
 
 
 HEADER = ("change", "split", "merge", "VOI", "ratio", "ARAND", "options")
@@ -259,13 +248,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("volume", metavar="VOLUME", help="uint8 sections with a resolution")
     parser.add_argument("labels", metavar="LABELS", help="ground truth of the same shape")
     parser.add_argument("--model", required=True, help="as distill stream takes it")
-    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="for the rows; kept between calls")
     parser.add_argument("--sections", metavar="FIRST:LAST", help="default all")
     parser.add_argument("--box", type=_box, default=(":", ":"), metavar="Y:Y,X:X", help="rows and columns; default all")
-    parser.add_argument("--method", choices=("query", "waterz", "mws"), default="query")
-    parser.add_argument("--precision", help="of the networks; default that of the commands")
     parser.add_argument("--only", nargs="+", metavar="CHANGE", help=f"some of: {', '.join(CHANGES)}")
-    parser.add_argument("--json", type=Path, help="result file")
+    rows.add_options(parser, what="rows", method="query")
     return parser
 
 

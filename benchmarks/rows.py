@@ -1,7 +1,11 @@
-"""Rows of a benchmark that runs commands: each is kept as soon as it is there, so that a run can be continued."""
+"""Rows of a benchmark that segments and scores by commands: each is kept as soon as it is there.
+
+The same command therefore continues where it stopped.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -52,6 +56,46 @@ class Rows:
 def distill(*words: str) -> subprocess.CompletedProcess[str]:
     """Run `distill WORDS` with what this interpreter imports."""
     return subprocess.run([sys.executable, "-m", "distill", *words], capture_output=True, text=True, check=False)
+
+
+def add_options(parser: argparse.ArgumentParser, *, what: str, method: str) -> None:
+    """Add what such benchmarks have in common: where results go, and how sections are segmented.
+
+    Args:
+        parser: of the benchmark.
+        what: its rows are called.
+        method: the default one.
+    """
+    parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help=f"for the {what}; kept between calls")
+    parser.add_argument("--method", choices=("query", "waterz", "mws"), default=method)
+    parser.add_argument("--precision", help="of the networks; default that of the commands")
+    parser.add_argument("--json", type=Path, help="result file")
+
+
+def scores(asked: argparse.Namespace, raw: str, labels: str, model: str, out: Path, *words: str) -> dict[str, Any]:
+    """Segment a source and score it with the preset skimage, by the commands.
+
+    Args:
+        asked: options of `add_options`.
+        raw: source of the sections.
+        labels: source of their ids, of the sections that `words` leave.
+        model: of `distill segment`, or of `distill stream` for the method `query`.
+        out: store to make.
+        words: more words of that command.
+
+    Returns:
+        `voi_split`, `voi_merge`, `voi` and `arand`; or `refused`, what a command that failed printed last.
+    """
+    verb = ["stream"] if asked.method == "query" else ["segment", "--method", asked.method]
+    precision = ["--precision", asked.precision] if asked.precision else []
+    done = distill(*verb, raw, "--model", model, "--out", str(out), *precision, *words, "--overwrite")
+    if done.returncode == 0:
+        done = distill("evaluate", f"{out}:segmentation", labels, "--worst", "0", "--json")
+    if done.returncode != 0:
+        return {"refused": message(done, asked.out)}
+    found = json.loads(done.stdout)
+    split, merge = found["voi_split"], found["voi_merge"]
+    return {"voi_split": split, "voi_merge": merge, "voi": split + merge, "arand": found["arand"]}
 
 
 def message(done: subprocess.CompletedProcess[str], folder: Path) -> str:

@@ -111,7 +111,9 @@ def finetune(
             help="sections that are not trained on; default the last fifth, at least two; none of fewer than four",
         ),
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.01, help="of the training")] = 10.0,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="of the training; default 10, unless student.training.steps=N")
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="MODEL", help="a 3D teacher that teaches the student; default none")
     ] = None,

@@ -25,6 +25,8 @@ FEWEST = 4  # labelled sections of which some are set aside for validation
 _ASIDE = 5  # one of so many is
 _CROP: Triple = (6, 160, 160)
 _STRIDE = 16  # pixels; sides of crops are multiples of it where the volume allows
+_MINUTES = 10.0  # of a training whose length is not given
+_STEPS = 1000  # the length that `lr_warmup` is written for; where the time decides, it keeps its share
 _LIGHT = {"width": 32, "depth": 2, "learned": 20, "norm_momentum": 0.1}  # the decoder of a model that has none
 
 
@@ -48,7 +50,7 @@ def plan_finetune(
     *,
     sections: Span | None = None,
     validation: Span | None = None,
-    minutes: float = 10.0,
+    minutes: float | None = None,
     teacher: str | None = None,
     resolution: Nanometres | None = None,
     overrides: Sequence[str] = (),
@@ -62,7 +64,7 @@ def plan_finetune(
         sections: labelled sections to use; default from the first to the last that holds a label.
         validation: sections that are not trained on; default the last fifth of `sections`, at least two, none of fewer
             than `FEWEST`.
-        minutes: of the training.
+        minutes: of the training; default 10, and none where the overrides give `student.training.steps`.
         teacher: run folder or weights file of a 3D teacher that is to teach the student, frozen.
         resolution: nm z, y, x, for files without one.
         overrides: `student.KEY=VALUE` or `teacher.KEY=VALUE`.
@@ -75,7 +77,6 @@ def plan_finetune(
         raise CheckpointError(f"{model}: {weights.path} holds a {weights.kind}, expected a student")
     data: dict[str, Any] = {"raw": raw, "labels": labels, "resolution": resolution}
     student, teaching = _student_values(weights, model, data), _teacher_values(weights)
-    student["training"]["minutes"] = minutes
     if teacher is not None:
         _teach(student, teaching, teacher)
     names = {"teacher": "distill finetune", "student": "distill finetune"}
@@ -91,6 +92,7 @@ def plan_finetune(
         _check_labelled(name, truth, span)
     data |= {"train": list(split.train), "validation": list(split.validation)}
     training = values["student"]["training"]
+    _set_length(training, minutes)
     training.setdefault("crop", list(crop_of((split.train[1] - split.train[0], *volume.size[1:]))))
     if not split.held_out:
         training |= {"validations": 1, "patience": 0}
@@ -185,11 +187,9 @@ def _student_values(weights: Weights, model: str, data: dict[str, Any]) -> dict[
         "data": data,
         "loss": {"cross": 0.0, "graft": 0.0},
         "training": {
-            "steps": 1000,  # what lr_warmup is written for; `minutes` decides
             "warmup": 0,
             "batch": 1,
             "lr": 5e-4,
-            "lr_warmup": 50,
             "schedule": "cosine",
             "optimizer": "adamw",
             "weight_decay": 0.01,
@@ -201,6 +201,22 @@ def _student_values(weights: Weights, model: str, data: dict[str, Any]) -> dict[
             "patience": 3,
         },
     }
+
+
+def _set_length(training: dict[str, Any], minutes: float | None) -> None:
+    """Fill in steps, minutes and warm-up of the learning rate that the overrides left open.
+
+    Raises:
+        ConfigError: both a time and a number of steps.
+    """
+    if "steps" not in training:
+        training.setdefault("minutes", _MINUTES if minutes is None else minutes)
+    elif minutes is not None:
+        raise ConfigError(
+            f"--minutes: found {minutes:g} and student.training.steps={training['steps']}, expected one of them"
+        )
+    steps = training.setdefault("steps", _STEPS)
+    training.setdefault("lr_warmup", steps // 20 if isinstance(steps, int) and steps > 0 else 0)
 
 
 def _teacher_values(weights: Weights) -> dict[str, Any]:

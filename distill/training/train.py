@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from distill.config import Pair, dump, load_pair, older_defaults
+from distill.config import Pair, TrainingConfig, dump, load_pair, older_defaults
+from distill.config.data import DataConfig
 from distill.core.atomic import replacing
 from distill.core.claim import claim
 from distill.core.errors import CheckpointError, DistillError, SourceError
@@ -263,17 +264,26 @@ def differing_file(out: Path, config: Pair) -> Path | None:
     """The file of a run folder that says another thing than a configuration; None where both say the same.
 
     Compared is what the files mean: a key that they lack because it is newer than they are has its default, and a
-    precision that is `auto` is that of the folder.
+    precision that is `auto` is that of the folder. Memory and workers for the crops change no crop and may differ.
     """
     teacher, student = out / "teacher.yaml", out / "student.yaml"
     found = _written(out)
     if found is None:
         return None
+    found, config = _without_loading(found), _without_loading(config)
     if config.student.training.precision == AUTO:
         config = with_precision(config, found.student.training.precision)
     if found.teacher != config.teacher:
         return teacher
     return student if found.student != config.student else None
+
+
+def _without_loading(config: Pair) -> Pair:
+    """The configuration with the defaults of what says how crops are loaded, and not which ones."""
+    student = config.student
+    data = student.data.model_copy(update={"memory": DataConfig.model_fields["memory"].default})
+    training = student.training.model_copy(update={"workers": TrainingConfig.model_fields["workers"].default})
+    return config.model_copy(update={"student": student.model_copy(update={"data": data, "training": training})})
 
 
 @dataclass(frozen=True)

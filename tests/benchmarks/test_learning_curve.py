@@ -81,3 +81,8 @@ def test_points_are_trained_scored_and_kept(
     assert "too much" in capsys.readouterr().out
     assert learning_curve.main([*words, "--minutes", "1"]) == 2
     assert "minutes 2.5, found 1.0" in capsys.readouterr().err
+    words[words.index(str(out))] = str(tmp_path / "steps")
+    assert learning_curve.main([*words, "--steps", "30", "--starts", "model"]) == 0
+    trained = [call for call in calls[done:] if call[0] == "finetune"]
+    assert all("student.training.steps=30" in call and "--minutes" not in call for call in trained)
+    assert json.loads(result.read_text())["minutes"] is None

@@ -20,13 +20,12 @@ from distill.models.load import find_weights, pick_device
 from distill.training.ablation.scores import (
     Network,
     NetworkScores,
-    Parts,
     score_weights,
     waterz_is_here,
     write_text,
 )
 from distill.training.ablation.table import Row, markdown
-from distill.training.data import open_data, read_part
+from distill.training.data import open_data
 from distill.training.ranks import from_environment
 from distill.training.schedule.planned_steps import STEPS_KEY, planned_settings
 from distill.training.train import Progress, differing_file, train
@@ -149,16 +148,13 @@ def ablate(
         if not done:
             shown = progress(before, len(runs))
             train(run.config, run.folder, resume=True, device=device, progress=shown, command=command)
-    parts = Parts(
-        [read_part(one, "validation") for one in opened if one.entry.validation is not None],
-        [read_part(one, "test") for one in opened if one.entry.test is not None],
-    )
+    scored: PartName = "validation" if all(one.entry.test is None for one in opened) else "test"
 
     def scores_of(model: Path, network: Network, folder: Path) -> NetworkScores:
         file = find_weights(str(model), network)
         note(f"scoring {file}")
         kept = folder / f"scores_{network}.json"
-        return score_weights(file, network, parts, data, runtime, kept, with_waterz=with_waterz)
+        return score_weights(file, network, opened, data, runtime, kept, with_waterz=with_waterz)
 
     rows = []
     for run in sorted(runs, key=lambda run: list(variants).index(run.variant)):  # seeds stay in order
@@ -167,9 +163,9 @@ def ablate(
     if config.teacher.weights is not None:
         rows.append(Row("", None, "teacher", scores_of(Path(config.teacher.weights), "teacher", out)))
     rows.sort(key=lambda row: row.network != "student")
-    about = _about(config, runs, parts.scored, seeds)
+    about = _about(config, runs, scored, seeds)
     text = markdown(rows, about)
-    return Ablation(rows, text, _write(out, config, rows, text, parts.scored, command))
+    return Ablation(rows, text, _write(out, config, rows, text, scored, command))
 
 
 def is_finished(run: Run) -> bool:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from distill.config import DataConfig
 from distill.core.affinity import affinity_targets, as_label_tensor
 from distill.core.errors import SourceError
+from distill.core.normalisation import UNCHANGED, Normaliser
 from distill.evaluation.affinities import affinity_scores
 from distill.evaluation.contingency import Scores
 from distill.evaluation.metrics import score
@@ -26,26 +27,21 @@ from distill.inference.in_memory import SegmentedVolume, student_volume, teacher
 from distill.inference.options import WATERZ_THRESHOLD, Runtime
 from distill.models.load import load_student, load_teacher
 from distill.segmentation.agglomeration import waterz
-from distill.training.data import Part
+from distill.training.data import Labelled, Part, read_part
 from distill.training.validation import MERGE_THRESHOLDS, pooled
 
 WATERZ_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-_VERSION = 1  # of what is kept; raised when the way of scoring changes
+_VERSION = 2  # of what is kept; raised when the way of scoring changes
 
 Network = Literal["student", "teacher"]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What is chosen on, and what is scored; the same where there is no test part."""
+    """What is chosen on, and what is scored, normalised; the same where there is no test part."""
 
     validation: Sequence[Part]
     test: Sequence[Part] = ()
-
-    @property
-    def scored(self) -> Literal["test", "validation"]:
-        """The parts that the scores are of."""
-        return "test" if self.test else "validation"
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ def score_network(
     Scores of several volumes are pooled as in a validation (`distill.training.validation.pooled`).
 
     Args:
-        segment: a network with the query decoder, over a volume (D, H, W).
+        segment: a network with the query decoder, over normalised sections (D, H, W).
         parts: labelled volumes.
         step: of the weights.
         with_waterz: also agglomerate the affinities with waterz.
@@ -154,16 +150,32 @@ def _score_parts(
     )
 
 
+def read_parts(opened: Sequence[Labelled], normaliser: Normaliser) -> Parts:
+    """Read and normalise what is scored, by statistics of whole sections, which boxes of them do not have."""
+    validation, test = (
+        [read_part(one, name, normaliser) for one in opened if getattr(one.entry, name) is not None]
+        for name in ("validation", "test")
+    )
+    return Parts(validation, test)
+
+
 def score_weights(
-    weights: Path, network: Network, parts: Parts, data: DataConfig, runtime: Runtime, kept: Path, *, with_waterz: bool
+    weights: Path,
+    network: Network,
+    opened: Sequence[Labelled],
+    data: DataConfig,
+    runtime: Runtime,
+    kept: Path,
+    *,
+    with_waterz: bool,
 ) -> NetworkScores:
     """Scores of a weights file, from `kept` where the same weights have been scored on the same parts before.
 
     Args:
         weights: file of a student or a teacher.
         network: which of the two.
-        parts: labelled volumes.
-        data: where they come from.
+        opened: labelled volumes.
+        data: their configuration.
         runtime: device and precision.
         kept: JSON file, written under a temporary name first.
         with_waterz: also agglomerate the affinities with waterz.
@@ -183,18 +195,21 @@ def score_weights(
         return before
     if network == "student":
         student = load_student(str(weights), runtime.device)
-        notes = student.notes
+        notes, normalisation = student.notes, student.normaliser.normalisation
+        student = replace(student, normaliser=UNCHANGED)
 
         def segment(raw: NDArray[Any]) -> SegmentedVolume:
             z, y, x = raw.shape
             return student_volume(student, iter(raw), (z, y, x), runtime)
     else:
         teacher = load_teacher(str(weights), runtime.device)
-        notes = teacher.notes
+        notes, normalisation = teacher.notes, teacher.normaliser.normalisation
+        teacher = replace(teacher, normaliser=UNCHANGED)
 
         def segment(raw: NDArray[Any]) -> SegmentedVolume:
             return teacher_volume(teacher, raw, runtime)
 
+    parts = read_parts(opened, Normaliser(normalisation, data.invert))
     found = score_network(segment, parts, notes.get("step"), with_waterz=with_waterz)
     write_text(kept, json.dumps({"of": key, "scores": asdict(found)}, indent=2) + "\n")
     return found

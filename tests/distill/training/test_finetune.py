@@ -111,6 +111,27 @@ def test_overrides_go_first(files: tuple[str, str]) -> None:
     assert found.plan[0] == "network of ac4, random weights"
 
 
+@pytest.mark.parametrize(
+    ("minutes", "words", "wanted"),
+    [
+        (None, [], (1000, 10, 50)),
+        (3, [], (1000, 3, 50)),
+        (None, ["steps=40"], (40, None, 2)),
+        (None, ["steps=40", "lr_warmup=7"], (40, None, 7)),
+        (None, ["steps=40", "minutes=2"], (40, 2, 2)),  # the time decides; the warm-up is 2 in 40
+        (3, ["minutes=2"], (1000, 2, 50)),
+        (None, ["minutes=null"], (1000, None, 50)),
+        (None, ["steps=1"], (1, None, 0)),
+    ],
+)
+def test_steps_replace_minutes(
+    files: tuple[str, str], minutes: float | None, words: list[str], wanted: tuple[int, float | None, int]
+) -> None:
+    overrides = [f"student.training.{word}" for word in words]
+    training = plan_finetune("ac4", *files, minutes=minutes, overrides=overrides).config.student.training
+    assert (training.steps, training.minutes, training.lr_warmup) == wanted
+
+
 def test_a_named_teacher_is_frozen_and_teaches(files: tuple[str, str]) -> None:
     found = plan_finetune("ac4", *files, teacher="ac4")
     assert found.config.teacher.frozen
@@ -137,6 +158,10 @@ def test_nonsense_is_refused(files: tuple[str, str], tmp_path: Path) -> None:
         write_cremi(tmp_path / name, labels=np.ones(size, np.uint64), **{"resolution": (30, 6, 6), **place})
         return f"{tmp_path / name}:{LABELS}"
 
+    steps = "student.training.steps"
+    refused(f"--minutes: found 2 and {steps}=9, expected one", minutes=2, overrides=[f"{steps}=9"])
+    refused(f"{steps.removeprefix('student.')}: ", "0", overrides=[f"{steps}=0"])
+    refused("training.steps: ", "many", overrides=[f"{steps}=many"])
     refused("1 labelled section (4:5)", "at least 2", sections=(4, 5))
     refused("--sections: found 0:13", "within 0:12", sections=(0, 13))
     refused("holds no label in sections 0, 1 of 0:6", sections=(0, 8))

@@ -81,6 +81,9 @@ def test_folder_is_prepared_once(load: Load, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"student\.yaml: differs from the configuration given"):
         prepare_folder(tmp_path / "run", config, resume=True)
     assert prepare_folder(tmp_path / "run", load("student.training.lr=0.5"), resume=True) == state
+    elsewhere = load("student.training.lr=0.5", "student.data.memory=0", "student.training.workers=0")
+    assert prepare_folder(tmp_path / "run", elsewhere, resume=True) == state  # the same crops
+    assert load_pair(tmp_path / "run" / "teacher.yaml", tmp_path / "run" / "student.yaml") == elsewhere
     older = tmp_path / "run" / "student.yaml"  # written before there was a key
     lines = older.read_text().splitlines()
     older.write_text("\n".join(line for line in lines if "detach_teacher" not in line))

@@ -12,23 +12,28 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from distill.config import Pair, load_pair
 from distill.core.errors import ConfigError, DistillError
 from distill.evaluation.metrics import score
-from distill.io.volume import volume_from_array
+from distill.inference.in_memory import Runtime
+from distill.io.volume import open_volume, volume_from_array
+from distill.models.load import find_weights
 from distill.training.ablation import ablate as recipe
+from distill.training.ablation import scores as ablation_scores
 from distill.training.ablation.ablate import VARIANTS, plan, steps_in_words, variant_of
 from distill.training.ablation.scores import (
     WATERZ_THRESHOLDS,
     MethodScores,
+    Network,
     NetworkScores,
     Parts,
     score_network,
 )
 from distill.training.ablation.table import Row, comparison, markdown, spread
-from distill.training.data import Part
+from distill.training.data import Part, open_data
 from distill.training.schedule.phases import with_steps
 from distill.training.schedule.planned_steps import Trial, write_steps
 from distill.training.validation import pooled
@@ -215,7 +220,6 @@ def test_thresholds_are_chosen_on_validation_and_applied_to_test() -> None:
         return Planned(chosen.labels, 0.7, flat) if raw[0, 0, 0] == 1 else Planned(test.labels, 0.4, flat)
 
     found = score_network(segment, parts, 5, with_waterz=False)
-    assert parts.scored == "test"
     assert found.query.threshold == 0.7
     wrong = score(np.ones_like(test.labels), test.labels)
     assert found.query == MethodScores(wrong.voi_split, wrong.voi_merge, wrong.voi_sum, wrong.arand, 0.7)
@@ -224,6 +228,32 @@ def test_thresholds_are_chosen_on_validation_and_applied_to_test() -> None:
     assert found.boundary_f1_zyx == (0, 0, 0)  # nothing is cut
     on_validation = score_network(segment, replace(parts, test=()), 5, with_waterz=False)
     assert on_validation.query.voi == 0
+
+
+@pytest.mark.parametrize("network", ["student", "teacher"])
+def test_boxes_are_normalised_by_their_whole_sections(
+    network: Network, run: Path, pair: Callable[..., Pair], phantom: Path, tmp_path: Path
+) -> None:
+    raw = open_volume(phantom).read()
+    entry = {"raw": str(phantom), "labels": str(phantom), "train": [0, 8], "validation": [[12, 16], [8, 72], [16, 96]]}
+    config = pair(f"student.data={json.dumps({'volumes': [entry]})}")
+    runtime, seen = Runtime(torch.device("cpu"), "32-true"), []
+
+    class Enough(Exception):
+        pass
+
+    def volume(model: Any, sections: Any, *others: Any) -> Any:
+        seen.append(model.normaliser.sections(np.stack(list(sections))))
+        raise Enough
+
+    weights = find_weights(str(run), network)
+    with mock.patch.object(ablation_scores, f"{network}_volume", volume), pytest.raises(Enough):
+        ablation_scores.score_weights(
+            weights, network, open_data(config), config.student.data, runtime, tmp_path / "kept", with_waterz=False
+        )
+    wanted = config.student.data.normaliser.sections(raw[12:16])
+    np.testing.assert_array_equal(seen[0], wanted[:, 8:72, 16:96])
+    assert not np.array_equal(seen[0], config.student.data.normaliser.sections(raw[12:16, 8:72, 16:96]))
 
 
 def test_several_volumes_are_scored_as_one() -> None:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mask_oracles import cross_entropy_oracle, random
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -45,10 +46,6 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the losses, which compute in float32, compute in float64, so that gradients can be checked sharply."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def uniform(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -335,19 +332,6 @@ def test_half_resolution_instances_are_the_majority(seed: int, height: int, widt
 def test_half_resolution_instances_of_large_ids_win_a_tie_against_background() -> None:
     labels = as_label_tensor(np.array([[0, 2**63 + 5], [0, 2**63 + 5]], np.uint64))
     assert torch.equal(instance_targets(labels), labels[:1, 1:])
-
-
-def cross_entropy_oracle(masks: Tensor, instances: Tensor, matches: list[Match]) -> float:
-    total, count = 0.0, 0
-    for logits, labels, pairs in zip(masks.double(), instances, matches, strict=True):
-        channel = {0: 0, **{int(n): 1 + int(q) for q, n in zip(pairs.query, pairs.instance, strict=True)}}
-        for point in np.ndindex(*labels.shape):
-            wanted = channel.get(int(labels[point]))
-            if wanted is not None:
-                shares = [math.exp(float(logits[(c, *point)])) for c in range(len(logits))]
-                total -= math.log(shares[wanted] / sum(shares))
-                count += 1
-    return total / max(1, count)
 
 
 def dice_oracle(masks: Tensor, instances: Tensor, matches: list[Match]) -> float:
