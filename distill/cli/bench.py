@@ -27,6 +27,9 @@ def seams(
     crop: Annotated[int, typer.Option(min=32, help="pixels along y and x, from the upper left corner")] = 384,
     depth: Annotated[int, typer.Option(min=1, help="sections of a window")] = 6,
     resolution: Resolution = None,
+    rescale: Annotated[
+        bool, typer.Option("--rescale", help="resample sections to the model's pixels, which --window and --crop count")
+    ] = False,
     device: Device = "auto",
     precision: Precision = AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
@@ -35,6 +38,7 @@ def seams(
     from distill.core.geometry import parse_numbers
     from distill.evaluation.seams.bench import HEADER, bench_seams
     from distill.inference.embeddings import grey_volume
+    from distill.inference.rescaling.voxel_size import on_grid_of, record_of
     from distill.io.volume import open_volume
     from distill.models.load import load_student, load_teacher
 
@@ -42,15 +46,29 @@ def seams(
     grey_volume(volume, source)
     runtime, chosen = runtime_of(device, precision)
     networks = load_teacher(model, runtime.device), load_student(student or model, runtime.device)
+    held: list[str] = []
+    seen, rescaling = on_grid_of(
+        networks[::-1],
+        volume,
+        rescale=rescale,
+        note=held.append,
+        results="--window and --crop count those",
+        otherwise="leave --rescale out",
+    )
     sections, sizes = section or [volume.size[0] // 2], window or [96, 128]
     if min(sizes) < 16:
         raise DistillError(f"--window: found {min(sizes)}, expected 16 pixels or more")
     with Bar("windows") as bar:
-        bar.head(*chosen.lines)
-        rows = bench_seams(volume, *networks, sections, sizes, crop, depth, runtime, bar.update)
+        bar.head(*chosen.lines, *held)
+        rows = bench_seams(seen, *networks, sections, sizes, crop, depth, runtime, bar.update)
     if as_json:
         about = {"source": source, "model": model, "student": student or model, "sections": sections, "crop": crop}
-        about |= {"depth": depth, **chosen.record(), "device": str(runtime.device)}
+        about |= {
+            "depth": depth,
+            "rescaled": record_of(rescaling, volume.resolution),
+            **chosen.record(),
+            "device": str(runtime.device),
+        }
         typer.echo(json.dumps({**about, "rows": [row.to_dict() for row in rows]}, indent=2))
         return
     lines = [list(HEADER), *(row.cells() for row in rows)]

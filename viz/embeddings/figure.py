@@ -36,8 +36,7 @@ from distill.inference.embeddings import (
 from distill.inference.grey_values import AS_RECORDED, GreyValues, check_grey, normaliser_of
 from distill.inference.in_memory import student_sections
 from distill.inference.options import Runtime
-from distill.inference.rescaling.sections import resampled
-from distill.inference.rescaling.voxel_size import grid_for, trained_resolution
+from distill.inference.rescaling.voxel_size import on_grid_of
 from distill.io.volume import Volume, open_volume
 from distill.models.load import TrainedStudent, TrainedTeacher, load_student, load_teacher, pick_device
 from viz.embeddings.draw import Panel, pca_figure
@@ -183,7 +182,11 @@ def pca(
     taught = None if teacher is None else load_teacher(teacher, runtime.device)
     networks = on_source(Networks(taught, load_student(student, runtime.device), runtime), grey, volume)
     held: list[str] = []
-    volume = _on_grid(volume, networks, rescale=rescale, note=held.append)
+    models = [networks.student, *(() if networks.teacher is None else (networks.teacher,))]
+    only = "draw the student by --raw-only-student"
+    volume, _ = on_grid_of(
+        models, volume, rescale=rescale, note=held.append, results="so is the figure", otherwise=only
+    )
     check_insets(drawing.insets, (volume.size[1], volume.size[2]))
     if taught is not None:
         Sliding.over(windows, taught.config.decoder.block, volume.size)  # refused before anything is said
@@ -199,37 +202,6 @@ def pca(
         made = _frames(volume, through, networks, looked.sliding, painter, frames, on_section)
         write_movie(made, movie.out, frames.draw(shown, [p.rgb for p in panels], section))
     return seams
-
-
-def _on_grid(volume: Volume, networks: Networks, *, rescale: bool, note: Callable[[str], None]) -> Volume:
-    """The volume on the pixels that the networks were trained on, if that is asked for.
-
-    Raises:
-        DistillError: it is, and the networks were trained on different ones.
-    """
-    student, teacher = networks.student, networks.teacher
-    every: list[TrainedStudent | TrainedTeacher] = [student]
-    if teacher is not None and trained_resolution(teacher.notes) != trained_resolution(student.notes):
-        every.append(teacher)
-    if rescale and len(every) > 1:
-        nm = [trained_resolution(one.notes) for one in every]
-        raise DistillError(
-            f"--rescale: found a student trained on {nm[0]} nm and a teacher trained on {nm[1]} nm, expected one voxel "
-            "size; draw the student by --raw-only-student"
-        )
-    size, rescaling = volume.size[1:], None
-    for one in every:
-        rescaling = grid_for(
-            one.path,
-            one.notes,
-            volume.source,
-            size,
-            volume.resolution,
-            rescale=rescale,
-            note=note,
-            results="so is the figure",
-        )
-    return volume if rescaling is None else resampled(volume, rescaling)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distill.core.errors import DistillError
 from distill.core.geometry import Nanometres
 from distill.inference.rescaling.results import Rescaling, rescaling_of
+from distill.inference.rescaling.sections import resampled
+from distill.io.volume import Volume
+from distill.models.load import TrainedStudent, TrainedTeacher
 
 PIXEL = 0.1  # relative difference in y or x above which a message is printed
 THICKNESS = 0.25  # the same for section thickness
@@ -74,6 +77,54 @@ def grid_for(
             f"{_text(trained[1:])} nm (y, x); --rescale makes it work on those"
         )
     return found
+
+
+def on_grid_of(
+    models: Sequence[TrainedStudent | TrainedTeacher],
+    volume: Volume,
+    *,
+    rescale: bool,
+    note: Note,
+    results: str,
+    otherwise: str,
+) -> tuple[Volume, Rescaling | None]:
+    """Resample a volume to the pixels that several models were trained on, if that is asked for.
+
+    Args:
+        models: all of them see the volume.
+        volume: grey values.
+        rescale: whether to work on the models' pixels.
+        note: called with lines for the user.
+        results: description of what is computed, for a message.
+        otherwise: what to type for models of different voxel sizes.
+
+    Returns:
+        The volume that the models see, and both grids (None: they are the same).
+
+    Raises:
+        DistillError: with `rescale`, the models were trained on different pixels, or on unknown ones.
+    """
+    first, *others = models
+    every = [first, *(one for one in others if trained_resolution(one.notes) != trained_resolution(first.notes))]
+    if rescale and len(every) > 1:
+        nm = [trained_resolution(one.notes) for one in every]
+        raise DistillError(
+            f"--rescale: found a student trained on {nm[0]} nm and a teacher trained on {nm[1]} nm, expected one voxel "
+            f"size; {otherwise}"
+        )
+    found = None
+    for one in every:
+        found = grid_for(
+            one.path,
+            one.notes,
+            volume.source,
+            volume.size[1:],
+            volume.resolution,
+            rescale=rescale,
+            note=note,
+            results=results,
+        )
+    return volume if found is None else resampled(volume, found), found
 
 
 def differs(found: float, wanted: float, least: float) -> bool:

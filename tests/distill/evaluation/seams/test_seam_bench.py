@@ -6,13 +6,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from distill.core.errors import DistillError
+from distill.evaluation.seams import bench
 from distill.evaluation.seams.bench import corner
 from distill.io.volume import open_volume
+from distill.io.writers.store import write_cremi
 
 Cli = Callable[..., Any]
 COMMON = "--crop", 96, "--depth", 4, "--device", "cpu", "--precision", "32-true"
@@ -36,6 +39,22 @@ def test_as_it_is_typed(run: Path, phantom: Path, cli: Cli) -> None:
         (section,) = row["sections"]
         assert row["pooled"]["border"]["ratio"] == pytest.approx(section["border"]["ratio"])
         assert section["shift"]["ratio"] >= 0
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_sections_are_seen_on_the_pixels_of_the_model(rescale: bool, run: Path, tmp_path: Path, cli: Cli) -> None:
+    raw = np.random.default_rng(0).integers(0, 256, (6, 40, 48), dtype=np.uint8)
+    write_cremi(tmp_path / "v.h5", raw=raw, resolution=(30, 9, 9))
+    source, words = f"{tmp_path / 'v.h5'}:volumes/raw", ("--rescale",) if rescale else ()
+    with mock.patch.object(bench, "bench_seams", return_value=[]) as measured:
+        said = cli("bench", "seams", source, "--model", run, "--json", *words, *COMMON)
+    assert said.code == 0, said.err
+    volume = measured.call_args.args[0]
+    pixel = 6 if rescale else 9
+    assert volume.resolution == (30, pixel, pixel)
+    assert volume.size == (6, 40 * 9 // pixel, 48 * 9 // pixel)
+    rescaled = json.loads(said.out)["rescaled"]
+    assert (None if rescaled is None else rescaled["pixel"]) == ([6, 6] if rescale else None)
 
 
 def test_refused(run: Path, phantom: Path, cli: Cli) -> None:

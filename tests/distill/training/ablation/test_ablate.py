@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from distill.config import Pair, load_pair
 from distill.core.errors import ConfigError, DistillError
 from distill.evaluation.metrics import score
-from distill.inference.in_memory import Runtime
+from distill.inference.options import Runtime
 from distill.io.volume import open_volume, volume_from_array
 from distill.models.load import find_weights
 from distill.training.ablation import ablate as recipe
