@@ -42,12 +42,12 @@ def test_as_it_is_typed(run: Path, phantom: Path, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("rescale", [False, True])
-def test_sections_are_seen_on_the_pixels_of_the_model(rescale: bool, run: Path, tmp_path: Path, cli: Cli) -> None:
+def test_sections_are_seen_on_the_pixels_of_the_model(rescale: bool, tmp_path: Path, cli: Cli) -> None:
     raw = np.random.default_rng(0).integers(0, 256, (6, 40, 48), dtype=np.uint8)
     write_cremi(tmp_path / "v.h5", raw=raw, resolution=(30, 9, 9))
     source, words = f"{tmp_path / 'v.h5'}:volumes/raw", ("--rescale",) if rescale else ()
     with mock.patch.object(bench, "bench_seams", return_value=[]) as measured:
-        said = cli("bench", "seams", source, "--model", run, "--json", *words, *COMMON)
+        said = cli("bench", "seams", source, "--model", "ac4", "--json", *words, *COMMON)
     assert said.code == 0, said.err
     volume = measured.call_args.args[0]
     pixel = 6 if rescale else 9
