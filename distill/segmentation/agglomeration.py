@@ -11,7 +11,6 @@ Affinity channel k at voxel p is the edge (p, p + o_k), offsets [[-1,0,0],[0,-1,
 from __future__ import annotations
 
 import contextlib
-import heapq
 import io
 import os
 import sys
@@ -22,11 +21,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from skimage.morphology import local_maxima
 from skimage.segmentation import watershed
 
 from distill.core.errors import DistillError, ShapeError
-from distill.core.labels import Integers, Relabelling, compact, distinct_ids, ranks, sum_pairs
+from distill.core.labels import Integers, Relabelling, compact, distinct_ids, ranks
 
 Affinity = NDArray[np.floating[Any]]
 
@@ -141,63 +142,86 @@ def region_graph(labels: Integers, affinity: Affinity, valid: NDArray[np.bool_] 
     _check_affinity(affinity, labels.shape)
     if valid is not None and valid.shape != affinity.shape:
         raise ShapeError(f"valid: found shape {valid.shape}, expected that of the affinity {affinity.shape}")
-    parts = []
-    for axis in range(3):
-        inner: list[slice] = [slice(None)] * 3
-        outer = inner.copy()
-        inner[axis], outer[axis] = slice(1, None), slice(None, -1)
-        here, there = labels[tuple(inner)], labels[tuple(outer)]
-        touch = (here != there) & (here != 0) & (there != 0)
-        if valid is not None:
-            touch &= valid[axis][tuple(inner)]
-        a, b = here[touch], there[touch]
-        parts.append(sum_pairs(np.minimum(a, b), np.maximum(a, b), values=affinity[axis][tuple(inner)][touch]))
-    u, v, count, total = (np.concatenate([getattr(p, n) for p in parts]) for n in ("u", "v", "count", "total"))
-    pairs = sum_pairs(u, v, count=count, values=total)
-    return RegionGraph(pairs.u, pairs.v, pairs.total, pairs.count)
+    from distill.segmentation.contact_graph import sum_contacts
+
+    every = np.zeros((0, 0, 0, 0), bool) if valid is None else valid
+    u, v, total, count = sum_contacts(np.asarray(labels).astype(np.uint64, copy=False), affinity, every)
+    order = np.lexsort((v, u))
+    return RegionGraph(u[order], v[order], total[order], count[order])
+
+
+@dataclass(frozen=True)
+class Merges:
+    """Merges of regions in the order in which they fall; each is that of the threshold just below its mean.
+
+    Attributes:
+        ids: (N,) uint64 all regions of the graph, ascending.
+        keeps: (M,) int32 place in `ids` of one of the two regions: what it holds by then is merged.
+        goes: (M,) int32 that of the other one.
+        means: (M,) float64 mean affinity of the contact at that time, never rising.
+        looks: contacts that were moved or looked at, a measure of the work.
+    """
+
+    ids: NDArray[np.uint64]
+    keeps: NDArray[np.int32]
+    goes: NDArray[np.int32]
+    means: NDArray[np.float64]
+    looks: int
+
+    def above(self, threshold: float) -> Relabelling:
+        """For every id the smallest id of its region after all merges with a mean above the threshold.
+
+        The threshold is at least the one that the merges were computed for.
+        """
+        count = int(np.searchsorted(-self.means, -threshold, side="left"))
+        graph = coo_array(
+            (np.ones(count, np.int8), (self.keeps[:count], self.goes[:count])), shape=(len(self.ids),) * 2
+        )
+        members = connected_components(graph, directed=False)[1]
+        _, first, where = np.unique(members, return_index=True, return_inverse=True)
+        return Relabelling(self.ids, self.ids[first[where]])
 
 
 def agglomerate_graph(graph: RegionGraph, threshold: float) -> Relabelling:
     """Merge regions, strongest contact first, until no mean affinity is above the threshold.
 
-    Contacts of merged regions with a common neighbour become one: sums and counts add up. Equal means go by ids,
-    smallest u first, then v; a merged region is known by its smallest id.
+    See `merges_above` for the rule.
 
     Args:
-        graph: regions with u < v, each pair once.
+        graph: regions with u < v, each pair once, in any order.
         threshold: mean affinity that a contact must exceed.
 
     Returns:
         For every id of the graph the smallest id of its region.
     """
+    return merges_above(graph, threshold).above(threshold)
+
+
+def merges_above(graph: RegionGraph, threshold: float) -> Merges:
+    """Merge regions, strongest contact first, until no mean affinity is above the threshold, and list the merges.
+
+    Contacts of merged regions with a common neighbour become one: sums and counts add up, so that a mean never
+    exceeds the higher of the two, and what is merged at a higher threshold is the beginning of the list. Of equal means
+    the contact whose first pair of ids is the smallest goes first, by u, then v.
+
+    Args:
+        graph: regions with u < v, each pair once, in any order.
+        threshold: mean affinity that a contact must exceed.
+    """
+    from distill.segmentation.contact_graph import merge_strongest
+
     ids, index = np.unique(np.concatenate([graph.u, graph.v]), return_inverse=True)
-    ends = index.reshape(2, -1).tolist()
-    neighbours: list[dict[int, tuple[float, int]]] = [{} for _ in range(len(ids))]
-    heap = []
-    for u, v, total, count in zip(*ends, graph.total.tolist(), graph.count.tolist(), strict=True):
-        edge = (total, count)
-        neighbours[u][v] = neighbours[v][u] = edge
-        if total / count > threshold:
-            heap.append((-total / count, u, v, edge))
-    heapq.heapify(heap)
-    parent = np.arange(len(ids))
-    while heap:
-        _, u, v, edge = heapq.heappop(heap)
-        if neighbours[u].get(v) is not edge:  # merged or replaced since it was put in
-            continue
-        parent[v] = u
-        del neighbours[u][v], neighbours[v][u]
-        for w, (total, count) in neighbours[v].items():
-            del neighbours[w][v]
-            more, many = neighbours[u].get(w, (0.0, 0))
-            joint = (total + more, count + many)
-            neighbours[u][w] = neighbours[w][u] = joint
-            if joint[0] / joint[1] > threshold:
-                heapq.heappush(heap, (-joint[0] / joint[1], min(u, w), max(u, w), joint))
-        neighbours[v] = {}
-    while (parent[parent] != parent).any():
-        parent = parent[parent]
-    return Relabelling(ids, ids[parent])
+    first, second = index.astype(np.int32).reshape(2, -1)
+    order = np.lexsort((second, first))
+    keeps, goes, means, looks = merge_strongest(
+        len(ids),
+        first[order],
+        second[order],
+        graph.total[order].astype(np.float64),
+        graph.count[order].astype(np.int64),
+        threshold,
+    )
+    return Merges(ids, keeps, goes, means, looks)
 
 
 def merge_by_mean_affinity(
@@ -221,11 +245,32 @@ def merge_by_mean_affinity(
     Raises:
         ShapeError: shapes do not go together.
     """
-    merged = agglomerate_graph(region_graph(labels, affinity, valid), threshold)
+    return merged_above(labels, affinity, [threshold], valid=valid)[threshold]
+
+
+def merged_above(
+    labels: Integers, affinity: Affinity, thresholds: Sequence[float], *, valid: NDArray[np.bool_] | None = None
+) -> dict[float, NDArray[np.uint64]]:
+    """Merge as `merge_by_mean_affinity` does, at several thresholds in one run.
+
+    Args:
+        labels: (Z, Y, X) ids, 0 = background.
+        affinity: (3 or more, Z, Y, X) float.
+        thresholds: one at least.
+        valid: (3 or more, Z, Y, X) bool, edges to count.
+
+    Returns:
+        For each threshold (Z, Y, X) compact ids.
+    """
+    merges = merges_above(region_graph(labels, affinity, valid), min(thresholds))
     ids = distinct_ids(labels)
-    roots = ids.copy()
-    roots[np.searchsorted(ids, merged.old)] = merged.new
-    return Relabelling(ids, ranks(roots)).apply(labels)
+    touching = np.searchsorted(ids, merges.ids)
+    found = {}
+    for threshold in thresholds:
+        roots = ids.copy()
+        roots[touching] = merges.above(threshold).new
+        found[threshold] = Relabelling(ids, ranks(roots)).apply(labels)
+    return found
 
 
 def _all_sections(affinity: Affinity) -> NDArray[np.uint64]:

@@ -13,10 +13,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from torch import Tensor
+
+from distill.segmentation.supervoxels import spanning_forest
 
 _ROUNDS = 16  # propagation rounds between two looks at whether anything still changes
 
@@ -24,7 +23,7 @@ _ROUNDS = 16  # propagation rounds between two looks at whether anything still c
 def flood(components: Tensor, affinity: Tensor) -> Tensor:
     """Seed of the strongest path of every voxel; where several are equally strong, any one of them.
 
-    On the CPU a minimum spanning tree, on a GPU label propagation that does not leave the device.
+    On the CPU a spanning forest, on a GPU label propagation that does not leave the device.
 
     Args:
         components: (B, D, H, W) int64, 0 = no seed.
@@ -38,55 +37,6 @@ def flood(components: Tensor, affinity: Tensor) -> Tensor:
         pairs = zip(components.numpy(), affinity.numpy(), strict=True)
         return torch.from_numpy(np.stack([spanning_forest(block, edges) for block, edges in pairs]))
     return propagate(components, affinity)[0]
-
-
-def spanning_forest(components: NDArray[np.int64], affinity: NDArray[np.float32]) -> NDArray[np.int64]:
-    """`flood` of one block, (D, H, W) and (3, D, H, W), by a spanning tree over voxels with every seed as one node.
-
-    Seeds have small numbers, for they are counted.
-    """
-    present = np.bincount(components.ravel()) > 0
-    ids = np.flatnonzero(present)
-    if not ids.any():
-        return np.zeros_like(components)
-    voxels = components.size
-    node = np.arange(voxels).reshape(components.shape)
-    node = np.where(components > 0, (voxels - 1 + np.cumsum(present))[components], node)
-    seeds = voxels + np.flatnonzero(ids > 0)
-    root = voxels + len(ids)
-    low, high, cost = [seeds], [np.full(len(seeds), root)], [np.full(len(seeds), 0.5)]
-    for axis in range(3):
-        here = tuple(slice(1, None) if a == axis else slice(None) for a in range(3))
-        there = tuple(slice(None, -1) if a == axis else slice(None) for a in range(3))
-        first, second = node[here].ravel(), node[there].ravel()
-        open_ = (first < voxels) | (second < voxels)
-        low.append(np.minimum(first, second)[open_])
-        high.append(np.maximum(first, second)[open_])
-        cost.append(2.0 - affinity[axis][here].ravel()[open_].astype(np.float64))  # a cost of 0 would be no edge
-    edges = _cheapest(np.concatenate(low), np.concatenate(high), np.concatenate(cost), voxels, root + 1)
-    tree = minimum_spanning_tree(edges).tocoo()
-    kept = (tree.row != root) & (tree.col != root)
-    forest = coo_matrix((tree.data[kept], (tree.row[kept], tree.col[kept])), shape=tree.shape)
-    _, part = connected_components(forest, directed=False)
-    owner = np.zeros(int(part.max()) + 1, dtype=np.int64)
-    owner[part[seeds]] = ids[ids > 0]
-    found: NDArray[np.int64] = owner[part[node.ravel()]].reshape(components.shape)
-    return found
-
-
-def _cheapest(
-    low: NDArray[np.int64], high: NDArray[np.int64], cost: NDArray[np.float64], voxels: int, nodes: int
-) -> coo_matrix:
-    """Edges as a sparse matrix; of several between two nodes the cheapest, for a sparse matrix would add them up.
-
-    Only nodes beyond the voxels, the seeds, can have several to one neighbour.
-    """
-    several = np.flatnonzero(high >= voxels)
-    order = several[np.lexsort((cost[several], high[several], low[several]))]
-    again = (low[order[1:]] == low[order[:-1]]) & (high[order[1:]] == high[order[:-1]])
-    kept = np.ones(len(low), dtype=bool)
-    kept[order[1:][again]] = False
-    return coo_matrix((cost[kept], (low[kept], high[kept])), shape=(nodes, nodes)).tocsr()
 
 
 def propagate(components: Tensor, affinity: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from distill.core.affinity_conventions import to_mwatershed, to_waterz
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Triple
 from distill.core.labels import compact
-from distill.segmentation.flooding import spanning_forest
+from distill.segmentation.supervoxels import spanning_forest
 
 
 def mutex_watershed(
@@ -39,7 +39,7 @@ def mutex_watershed(
 
     Along membranes many voxels join nothing, or only each other (a third of the voxels on the student's affinities).
     Those in pieces below `min_voxels` go to the piece that reaches them by the strongest path over nearest edges
-    (`distill.segmentation.flooding`; ours). Where no piece is large enough, all stay as they are.
+    (`distill.segmentation.supervoxels`; ours). Where no piece is large enough, all stay as they are.
 
     Equal weights go in the library's own order, which is the same in every run.
 

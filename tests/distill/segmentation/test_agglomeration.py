@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from distill.segmentation.agglomeration import (
     agglomerate_graph,
     fragments,
     merge_by_mean_affinity,
+    merges_above,
     region_graph,
     waterz,
 )
@@ -53,20 +55,21 @@ def graph_oracle(
 
 
 def merge_oracle(edges: dict[tuple[int, int], tuple[float, int]], threshold: float) -> dict[int, int]:
-    """Root per id: scan all contacts for the strongest, merge, start over."""
+    """Root per id: scan all contacts for the strongest, of equal ones that with the smallest first pair, and merge."""
     root = {a: a for a in itertools.chain(*edges)}
-    while edges:
-        (a, b), (total, count) = min(edges.items(), key=lambda item: (-item[1][0] / item[1][1], item[0]))
+    contacts = {pair: (pair, *sums) for pair, sums in edges.items()}
+    while contacts:
+        (a, b), (_, total, count) = min(contacts.items(), key=lambda item: (-item[1][1] / item[1][2], item[1][0]))
         if total / count <= threshold:
             break
         root = {i: a if r == b else r for i, r in root.items()}
-        joined: dict[tuple[int, int], tuple[float, int]] = {}
-        for pair, (more, many) in edges.items():
+        joined: dict[tuple[int, int], tuple[tuple[int, int], float, int]] = {}
+        for pair, (first, more, many) in contacts.items():
             c, d = sorted(a if i == b else i for i in pair)
             if c != d:
-                old = joined.get((c, d), (0.0, 0))
-                joined[c, d] = old[0] + more, old[1] + many
-        edges = joined
+                old = joined.get((c, d), (first, 0.0, 0))
+                joined[c, d] = min(first, old[0]), old[1] + more, old[2] + many
+        contacts = joined
     return root
 
 
@@ -125,6 +128,55 @@ def test_equal_means_merge_by_smallest_ids() -> None:
     u, v = np.array([1, 2, 1], np.uint64), np.array([2, 3, 3], np.uint64)
     tied = RegionGraph(u, v, np.array([0.75, 0.75, 0.0]), np.array([1, 1, 1]))
     assert agglomerate_graph(tied, 0.5).new.tolist() == [1, 1, 3]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_merging_does_not_depend_on_the_order_of_contacts(seed: int) -> None:
+    graph, rng = region_graph(*random_block(seed)), np.random.default_rng(seed)
+    order = rng.permutation(len(graph.u))
+    mixed = RegionGraph(graph.u[order], graph.v[order], graph.total[order], graph.count[order])
+    for threshold in (0.3, 0.5, 0.6):
+        found, same = agglomerate_graph(graph, threshold), agglomerate_graph(mixed, threshold)
+        np.testing.assert_array_equal(found.old, same.old)
+        np.testing.assert_array_equal(found.new, same.new)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_merges_of_a_higher_threshold_are_the_first_ones(seed: int) -> None:
+    graph = region_graph(*random_block(seed))
+    every = merges_above(graph, 0.2)
+    assert (np.diff(every.means) <= 1e-12).all()
+    for threshold in (0.2, 0.45, 0.5, 0.7):
+        np.testing.assert_array_equal(every.above(threshold).new, agglomerate_graph(graph, threshold).new)
+
+
+def star(leaves: int) -> RegionGraph:
+    """A region with the largest id that touches all others, which do not touch each other."""
+    u, count = np.arange(1, leaves + 1, dtype=np.uint64), np.full(leaves, 10)
+    return RegionGraph(u, np.full(leaves, leaves + 1, np.uint64), np.linspace(6, 9, leaves), count)
+
+
+def trunk(pieces: int) -> RegionGraph:
+    """A chain of regions whose affinity rises along it; a second region touches each of them."""
+    u, v = np.arange(1, pieces, dtype=np.uint64), np.arange(2, pieces + 1, dtype=np.uint64)
+    beside, all_of_it = np.full(pieces, 2**40, np.uint64), np.arange(1, pieces + 1, dtype=np.uint64)
+    return RegionGraph(
+        np.concatenate([u, all_of_it]),
+        np.concatenate([v, beside]),
+        np.concatenate([np.linspace(6, 9, pieces - 1), np.ones(pieces)]),
+        np.full(2 * pieces - 1, 10),
+    )
+
+
+@pytest.mark.parametrize("graph", [star, trunk])
+def test_hubs_and_trunks_take_few_looks_at_contacts(graph: Callable[[int], RegionGraph]) -> None:
+    for size in (100, 1000, 10000):
+        contacts = graph(size)
+        found = merges_above(contacts, 0.5)
+        assert found.looks <= 3 * len(contacts.u)  # moving the larger region would take size / 2 for each
+        assert len(np.unique(found.above(0.5).new)) == {star: 1, trunk: 2}[graph]
 
 
 def test_merge_keeps_background_and_regions_alone() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from distill.segmentation.flooding import flood, propagate, spanning_forest
+from distill.segmentation.flooding import flood, propagate
+from distill.segmentation.supervoxels import spanning_forest
 
 
 def strongest(components: NDArray[np.int64], affinity: NDArray[np.float32]) -> dict[int, NDArray[np.float64]]:
