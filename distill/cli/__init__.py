@@ -13,9 +13,11 @@ import typer
 # They register their commands:
 from distill.cli import bench, data, evaluate, figures, segment, sweep, train  # noqa: F401
 from distill.cli.app import Stopped, app
+from distill.cli.console import say_error
 from distill.cli.stopping import leaving_at_once, say_how_to_continue, signals_end_the_command
 from distill.core.allocator import keep_freed_memory, let_idle_threads_sleep
 from distill.core.errors import DistillError
+from distill.core.notes import LOGGER, Lines
 
 
 def main() -> None:
@@ -32,8 +34,14 @@ def command() -> None:
     """
     keep_freed_memory()
     let_idle_threads_sleep()
-    with signals_end_the_command():
-        _run()
+    lines = Lines(say_error)
+    LOGGER.addHandler(lines)
+    try:
+        with signals_end_the_command():
+            _run()
+    finally:
+        lines.finish()
+        LOGGER.removeHandler(lines)
 
 
 def _run() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -58,9 +58,28 @@ _CLAIM_THEMSELVES = ("stream", "segment", "finish", "train", "finetune")  # some
 
 app = App(
     cls=Group,
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Distil a 3D affinity teacher into a fast 2D student and segment neurons on streams of EM sections.",
 )
+
+
+def _versions(asked: bool) -> None:
+    if asked:
+        from distill.cli.versions import version_lines
+
+        for line in version_lines():
+            typer.echo(line)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_versions, is_eager=True, help="print versions, device and precision"),
+    ] = False,
+) -> None:
+    """Distil a 3D affinity teacher into a fast 2D student and segment neurons on streams of EM sections."""

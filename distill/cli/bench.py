@@ -39,10 +39,10 @@ def seams(
     from distill.evaluation.seams.bench import HEADER, bench_seams
     from distill.inference.embeddings import grey_volume
     from distill.inference.rescaling.voxel_size import on_grid_of, record_of
-    from distill.io.volume import open_volume
+    from distill.io.volume import open_grey
     from distill.models.load import load_student, load_teacher
 
-    volume = open_volume(source, resolution=parse_numbers(resolution, "--resolution") if resolution else None)
+    volume = open_grey(source, resolution=parse_numbers(resolution, "--resolution") if resolution else None)
     grey_volume(volume, source)
     runtime, chosen = runtime_of(device, precision)
     networks = load_teacher(model, runtime.device), load_student(student or model, runtime.device)

@@ -10,6 +10,7 @@ import typer
 from distill.cli.app import app
 from distill.cli.console import Bar, say
 from distill.cli.options import Overwrite, Resolution, Sections, section_range
+from distill.cli.selecting import selects
 
 if TYPE_CHECKING:
     from distill.data.catalogue import PublicData
@@ -95,6 +96,7 @@ def _say_details(one: PublicData) -> None:
 
 
 @app.command()
+@selects("source")
 def copy(
     source: str,
     target: Annotated[str, typer.Argument(help="path or s3:// or gs:// address, with :DATASET in Zarr, N5 and HDF5")],

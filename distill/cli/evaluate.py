@@ -6,13 +6,14 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, say
-from distill.cli.options import Resolution
+from distill.cli.options import Overwrite, Resolution
+from distill.cli.selecting import selects
 from distill.core.errors import DistillError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@selects("source", "labels", "mask", "affinity")
 def evaluate(
     source: Annotated[str, typer.Argument(metavar="SEGMENTATION", help="or affinities, such as OUT.zarr:affinity")],
     labels: Annotated[str | None, typer.Argument(metavar="LABELS", help="ground truth")] = None,
@@ -56,9 +58,14 @@ def evaluate(
     plot: Annotated[Path | None, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")] = None,
     workers: Annotated[int, typer.Option(min=1, help="processes that read and count")] = 1,
     resolution: Resolution = None,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Score a segmentation, or affinities, against ground truth."""
+    from distill.cli.options import free_out
+
+    free_out(listing, overwrite)
+    free_out(plot, overwrite)
     from distill.core.geometry import parse_numbers, parse_triple
     from distill.evaluation.evaluate import EvaluationOptions, evaluate_all
     from distill.io.truth import Known
@@ -193,17 +200,22 @@ def _say_affinity(found: AffinityScores) -> None:
 
 
 def _say_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a plain-text table as wide as necessary, so that it can be kept in a file."""
+    """A table as plain text, as wide as it needs to be so that it can be kept in a file, or as COLUMNS asks."""
+    import os
+
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    width = os.environ.get("COLUMNS", "")
+    narrow = width.isdecimal() and int(width) >= 20
     for k, name in enumerate(head):
-        table.add_column(name, justify="left" if k < 2 or "," in name or "partners" in name else "right", no_wrap=True)
+        side: Literal["left", "right"] = "left" if k < 2 or "," in name or "partners" in name else "right"
+        table.add_column(name, justify=side, no_wrap=not narrow, overflow="fold")
     for row in rows:
         table.add_row(*row)
     text = io.StringIO()
-    Console(file=text, width=400, color_system=None).print(table)
+    Console(file=text, width=int(width) if narrow else 400, color_system=None).print(table)
     say(title)
     say("\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines()))

@@ -14,6 +14,7 @@ from distill.cli.options import (
     Device,
     Invert,
     Normalise,
+    Overwrite,
     Precision,
     Rescale,
     Resolution,
@@ -21,7 +22,8 @@ from distill.cli.options import (
     ids,
     section_range,
 )
-from distill.core.errors import DistillError
+from distill.cli.selecting import selects
+from distill.core.errors import DistillError, SourceError
 from distill.core.hardware import AUTO, check_precision
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@selects("source")
 def pca(
     source: str,
     student: Annotated[str, typer.Option(help="run folder, weights file or bundled model")],
@@ -59,9 +62,14 @@ def pca(
     normalise: Normalise = None,
     invert: Invert = False,
     rescale: Rescale = False,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the seam scores as JSON")] = False,
 ) -> None:
     """Draw a section next to the embeddings of teacher (sliding window) and student, with their seam scores."""
+    from distill.cli.options import free_out
+
+    free_out(out, overwrite)
+    free_out(movie, overwrite)
     from distill.core.geometry import parse_numbers, parse_triple
     from distill.inference.embeddings import Windows
     from distill.inference.grey_values import GreyValues
@@ -124,8 +132,12 @@ def section(
     raw: Annotated[str | None, typer.Option(metavar="SOURCE", help="image; default what OUT was made from")] = None,
     labels: Annotated[str | None, typer.Option(metavar="SOURCE", help="ground truth")] = None,
     resolution: Resolution = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw a section of a result: image, segmentation and ground truth in stable colours, affinities."""
+    from distill.cli.options import free_out
+
+    free_out(out, overwrite)
     from distill.core.geometry import parse_numbers
     from viz.section import section as run
     from viz.viewer.view import Sources
@@ -136,6 +148,7 @@ def section(
 
 
 @app.command()
+@selects("segmentation", "labels", "raw")
 def errors(
     segmentation: str,
     labels: str,
@@ -144,9 +157,13 @@ def errors(
     section: Annotated[int | None, typer.Option(help="number in LABELS; default the one with most errors")] = None,
     worst: Annotated[int, typer.Option(min=0, help="objects to outline and list")] = 8,
     resolution: Resolution = None,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Draw the split and merge errors of a section, and list the worst objects."""
+    from distill.cli.options import free_out
+
+    free_out(out, overwrite)
     from distill.core.geometry import parse_numbers
     from viz.errors.survey import errors as run
 
@@ -169,15 +186,20 @@ def errors(
 
 
 @app.command()
+@selects("segmentation", "labels")
 def render(
     segmentation: str,
     labels: str,
     out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
     neuron: Annotated[str | None, typer.Option(metavar="ID[,ID..]", help="of LABELS; default the worst three")] = None,
     resolution: Resolution = None,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Draw neurons in 3D, ground truth next to segmentation: fragments in their colours, merged objects hatched."""
+    from distill.cli.options import free_out
+
+    free_out(out, overwrite)
     from distill.core.geometry import parse_numbers
     from viz.meshes.render import render as run
 
@@ -229,6 +251,7 @@ def view(
 
 
 @app.command()
+@selects("source")
 def info(
     source: str,
     grey: Annotated[
@@ -239,19 +262,21 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="with --grey: print JSON, section by section")] = False,
 ) -> None:
     """Describe the contents of a volume or a weights file."""
-    from distill.models.checkpoint import bundled_models, read_weights
-
     if grey:
         _info_grey(source, sections, resolution, as_json)
         return
     if sections is not None or resolution is not None or as_json:
         raise DistillError("--sections, --resolution, --json: found without --grey, expected it with them")
     files = [Path(source)] if source.endswith(".safetensors") else sorted((Path(source) / "best").glob("*.safetensors"))
-    bundled = bundled_models().get(source)
-    if not files and bundled is not None and not Path(source).exists():
-        say(f"bundled model {source}: {bundled}")
-        files = sorted(bundled.glob("*.safetensors"))
+    if not files and source.isidentifier() and not Path(source).exists():
+        from distill.models.checkpoint import bundled_models
+
+        if (bundled := bundled_models().get(source)) is not None:
+            say(f"bundled model {source}: {bundled}")
+            files = sorted(bundled.glob("*.safetensors"))
     if files:
+        from distill.models.checkpoint import read_weights
+
         for file in files:
             weights = read_weights(file)
             count = sum(t.numel() for t in weights.tensors.values())
@@ -260,16 +285,19 @@ def info(
         return
     from distill.io.info import describe, format_summary
 
-    say(format_summary(describe(source)))
+    found = describe(source)
+    say(format_summary(found))
+    if all(one.trouble and not one.shape for one in found):
+        raise SourceError(f"{source}: none of its arrays can be read, expected at least one")
 
 
 def _info_grey(source: str, sections: str | None, resolution: str | None, as_json: bool) -> None:
     from distill.core.geometry import parse_numbers
     from distill.io.grey_ranges import format_grey_ranges, grey_ranges
-    from distill.io.volume import open_volume
+    from distill.io.volume import open_grey
 
     nm = parse_numbers(resolution, "--resolution") if resolution else (1.0, 1.0, 1.0)  # no number depends on it
-    volume = open_volume(source, resolution=nm)
+    volume = open_grey(source, resolution=nm)
     with Bar("sections") as bar:
         found = grey_ranges(volume, section_range(sections), bar.update)
     say(json.dumps(found.to_dict(), indent=1) if as_json else format_grey_ranges(found))

@@ -34,7 +34,7 @@ Rescale = Annotated[
     bool,
     typer.Option("--rescale", help="resample sections to the model's pixels; results are on the source's own"),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace OUT if it exists")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what exists")]
 Merge = Annotated[
     float | None,
     typer.Option(help="merge above this mean affinity (waterz: below this score); default: the model's own"),
@@ -107,3 +107,15 @@ def ids(text: str | None) -> tuple[int, ...]:
         return tuple(int(number) for number in text.split(",")) if text else ()
     except ValueError:
         raise DistillError(f"--neuron: found {text!r}, expected ids such as 12 or 12,40") from None
+
+
+def free_out(path: Path | None, overwrite: bool) -> None:
+    """Refuse to replace a file that exists, before long work begins.
+
+    Raises:
+        DistillError: it exists and `--overwrite` is not given, or nothing can be written there.
+    """
+    from distill.io.writers.target import check_file
+
+    if path is not None:
+        check_file(path, overwrite)

@@ -24,6 +24,7 @@ from distill.cli.options import (
     merge_of,
     run_options,
 )
+from distill.cli.selecting import selects
 from distill.core.errors import DistillError
 from distill.core.hardware import AUTO
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@selects("source")
 def stream(
     source: Annotated[
         str, typer.Argument(help="volume, folder or glob of section images, or - for paths on standard input")
@@ -136,6 +138,7 @@ def finish(
 
 
 @app.command()
+@selects("source")
 def segment(
     source: str,
     model: Annotated[str, typer.Option(help="run folder, weights file or bundled model")],

@@ -10,6 +10,7 @@ import typer
 from distill.cli.app import app
 from distill.cli.console import Bar, Recorded, say
 from distill.cli.options import Device, Invert, Normalise, Precision, Rescale, runtime_of
+from distill.cli.selecting import selects
 from distill.core.errors import DistillError
 from distill.core.hardware import AUTO
 
@@ -21,6 +22,7 @@ Range = Annotated[str | None, typer.Option(metavar="FIRST:LAST:STEP", help="thre
 
 
 @app.command()
+@selects("affinity", "labels")
 def sweep(
     affinity: Annotated[str, typer.Argument(metavar="AFFINITY", help="such as OUT.zarr:affinity")],
     labels: Annotated[str, typer.Argument(metavar="LABELS", help="ground truth, which training never saw")],

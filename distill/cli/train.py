@@ -11,7 +11,7 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, say, say_error, took
-from distill.cli.options import Device, Precision, Resolution, runtime_of
+from distill.cli.options import Device, Overwrite, Precision, Resolution, free_out, runtime_of
 from distill.core.errors import DistillError
 from distill.core.hardware import AUTO
 from distill.core.pace import number
@@ -27,14 +27,14 @@ def phantom(
     shape: Annotated[str, typer.Option(metavar="Z,Y,X", help="voxels")] = "64,512,512",
     resolution: Annotated[str, typer.Option(metavar="Z,Y,X", help="nm per voxel")] = "30,6,6",
     seed: Annotated[int, typer.Option(help="same seed, same bytes")] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a synthetic EM volume with 3D neuron labels (CREMI layout)."""
     from distill.core.geometry import parse_numbers, parse_triple
     from distill.data.phantom import make_phantom
-    from distill.io.writers.output import check_place
     from distill.io.writers.store import write_cremi
 
-    check_place(out)
+    free_out(out, overwrite)
 
     began = time.perf_counter()
     with Bar("sections") as bar:

@@ -23,3 +23,7 @@ class CheckpointError(DistillError):
 
 class ShapeError(DistillError):
     """Arrays whose shapes, types or resolutions do not match."""
+
+
+class DecoderError(SourceError):
+    """A file whose compression needs a package that is not installed: not the fault of the file."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -168,7 +167,7 @@ def section_corrections(source: CropSource, normaliser: Normaliser) -> list[Corr
 
     Args:
         source: sections are read once, one chunk's depth of them at a time.
-        normaliser: of the network; a volume whose own metadata exchange dark and bright is inverted once more.
+        normaliser: of the network.
 
     Returns:
         One a section of the source.
@@ -179,8 +178,6 @@ def section_corrections(source: CropSource, normaliser: Normaliser) -> list[Corr
     """
     volume = source.volume
     depth, height, width = source.shape
-    if volume is not None and volume.inverted:
-        normaliser = replace(normaliser, invert=not normaliser.invert)
     if volume is None:
         return [normaliser.of(section) for section in source.raw(Box.of_shape(source.shape))]
     if isinstance(source, HeldSource) and (height, width) == volume.size[1:]:

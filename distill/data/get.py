@@ -21,7 +21,7 @@ from distill.core.errors import DistillError, ShapeError, SourceError
 from distill.data.catalogue import CatalogueVolume, PublicData
 from distill.data.download import fetch, verify
 from distill.io.readers.array import readable
-from distill.io.volume import Volume, open_labels, open_volume
+from distill.io.volume import Volume, open_grey, open_labels
 from distill.io.writers.store import write_cremi, writing
 
 RAW, LABELS = "volumes/raw", "volumes/labels/neuron_ids"
@@ -109,7 +109,7 @@ def _whole_files(data: PublicData, out: Path, given: Path | None, on_bytes: OnBy
             if file.checksum is not None:
                 verify(found, file.checksum)
             path = found
-        volume = open_volume(f"{path}:{RAW}")
+        volume = open_grey(f"{path}:{RAW}")
         if volume.resolution != data.resolution:
             raise ShapeError(f"{path}: found voxels of {volume.resolution} nm, expected {data.resolution}")
         yield path
@@ -196,7 +196,7 @@ def _matches(path: str, pattern: str) -> bool:
 
 
 def _write(cut: CatalogueVolume, folder: Path, target: Path, data: PublicData) -> None:
-    raw = open_volume(_source(folder, cut.raw), resolution=data.resolution)
+    raw = open_grey(_source(folder, cut.raw), resolution=data.resolution)
     if cut.shape is not None and raw.size != cut.shape:
         raise ShapeError(f"{raw.source}: found {raw.size} voxels, expected {cut.shape} (z, y, x)")
     labels = None

@@ -12,7 +12,7 @@ import h5py
 from distill.core.errors import SourceError
 from distill.core.geometry import Nanometres, Triple
 from distill.io.source import HDF5_SUFFIXES
-from distill.io.volume import LABELS_DATASET, RAW_DATASET, open_labels, open_volume
+from distill.io.volume import LABELS_DATASET, RAW_DATASET, open_grey, open_labels
 from distill.io.writers.output import check_place
 from distill.io.writers.store import replacing_file, writing
 
@@ -67,7 +67,7 @@ def write_sample(out: Path, *, overwrite: bool = False) -> Sample:
     with writing(out), replacing_file(out) as temporary:
         shutil.copyfile(SAMPLE, temporary)
     raw, labels = f"{out}:{RAW_DATASET}", f"{out}:{LABELS_DATASET}"
-    image, neurons = open_volume(raw), int(open_labels(labels).read().max())  # ids are compact
+    image, neurons = open_grey(raw), int(open_labels(labels).read().max())  # ids are compact
     with h5py.File(out, "r") as file:
         said = [str(file.attrs[key]) for key in ("source", "licence", "citation", "changes")]
     return Sample(raw, labels, image.size, image.resolution, neurons, *said)

@@ -127,7 +127,7 @@ def evaluate_affinity(
     both = align(found, open_known(labels, known, resolution=resolution, edges=True))
     histograms = [EdgeHistogram() for _ in offsets]
     work = partial(count_edges, both, offsets, labelled_only)
-    for part in over_blocks(work, chunk_blocks(found), workers, on_block):
+    for part in over_blocks(work, chunk_blocks(both.found), workers, on_block):
         for histogram, more in zip(histograms, part, strict=True):
             histogram.update(more)
     if not any(histogram.counts.any() for histogram in histograms):

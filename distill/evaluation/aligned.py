@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Box, Triple
-from distill.io.volume import Volume, voxel_shift
+from distill.core.notes import note
+from distill.io.volume import Volume, on_grid, part, voxel_shift
 
 BLOCK_VOXELS = 2**22  # limits the size of a block; a larger chunk of the file is read as a whole
 _AHEAD = 2  # blocks per worker that are waiting or done
@@ -55,18 +56,48 @@ def align(found: Volume, truth: Volume) -> Aligned:
     """Position a volume inside its ground truth.
 
     Raises:
-        ShapeError: voxel sizes differ, the positions differ by a fraction of a voxel, or the volume extends beyond the
-            truth.
+        ShapeError: part of a voxel between them, or no voxel in common.
     """
-    shift = voxel_shift(found, truth)
+    found, truth = overlapping(found, truth)
+    return Aligned(found, truth, voxel_shift(found, truth))
+
+
+def overlapping(found: Volume, truth: Volume) -> tuple[Volume, Volume]:
+    """Bring ground truth onto a volume's voxel grid, and the volume to where ground truth is.
+
+    What is left out of either is reported.
+
+    Args:
+        found: what is judged.
+        truth: ground truth, of voxels of any size, or sections.
+
+    Returns:
+        The part of the volume that the other one covers, and the other one on its grid.
+
+    Raises:
+        ShapeError: part of a voxel between them, or no voxel in common.
+    """
+    other = on_grid(truth, found)
+    if other is not truth:
+        theirs, own = (" x ".join(f"{n:g}" for n in one.resolution) for one in (truth, found))
+        note(f"{truth.source}: voxels of {theirs} nm are compared at the centres of those of {found.source}, {own} nm")
+    shift = voxel_shift(found, other)
     box = found.box.shift(shift)
-    if not truth.box.contains(box):
-        apart = "" if truth.box.intersect(box).voxels else "; they share no voxel, expected their offsets (nm) to fit"
+    shared = other.box.intersect(box)
+    if not shared.voxels:
         raise ShapeError(
-            f"{found.source}: covers voxels {box.start} to {box.stop} (z, y, x) of {truth.source}, "
-            f"which has {truth.size}{apart}"
+            f"{found.source}: covers voxels {box.start} to {box.stop} (z, y, x) of {other.source}, which has "
+            f"{other.size}; they share no voxel, expected their offsets (nm) to fit"
         )
-    return Aligned(found, truth, shift)
+    if shared == box:
+        return found, other
+    inside = shared.relative_to(shift)
+    share = 100 * shared.voxels / box.voxels
+    note(
+        f"{found.source}: {share:.3g} % of it lies in {truth.source}, only voxels {inside.start} to {inside.stop} "
+        "(z, y, x) are used"
+    )
+    return part(found, inside), other
 
 
 def chunk_blocks(volume: Volume) -> list[Box]:

@@ -9,15 +9,17 @@ from typing import Any
 from distill.core.errors import DistillError
 from distill.core.geometry import Nanometres, Triple
 from distill.evaluation.affinities import AffinityScores, evaluate_affinity
-from distill.evaluation.aligned import OnBlock
+from distill.evaluation.aligned import OnBlock, overlapping
 from distill.evaluation.run_length.evaluate_skeletons import Units, evaluate_run_length, open_skeletons, skeletonize
 from distill.evaluation.run_length.scores import RunLength
 from distill.evaluation.segmentation import Evaluation, evaluate
 from distill.evaluation.worst_objects.error_list import check_list, error_rows, write_list
 from distill.evaluation.worst_objects.locate import Spot, find_spots
+from distill.io.arrange import arrange
+from distill.io.selection import split_selection
 from distill.io.source import find_array
 from distill.io.truth import EVERYWHERE, Known, open_known
-from distill.io.volume import LABELS_DATASET, Volume, open_labels
+from distill.io.volume import LABELS_DATASET, Volume, open_labels, voxel_shift
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class Scorecard:
 
 def holds_affinities(source: str) -> bool:
     """Whether a source has channels; its header is read."""
-    return len(find_array(source, LABELS_DATASET).shape) == 4
+    stored = arrange(find_array(source, LABELS_DATASET), split_selection(source)[1])
+    return len(stored.shape) == 4 and (stored.shape[0] > 1 or "polarity" in stored.attributes)
 
 
 def evaluate_all(source: str, labels: str | None, wanted: EvaluationOptions, on_block: OnBlock) -> Scorecard:
@@ -175,8 +178,9 @@ def _volume_scores(
         workers=wanted.workers,
         on_block=on_block,
     )
-    truth = open_known(labels, wanted.known, resolution=wanted.resolution)
-    spots = tuple(find_spots(segmentation, truth, evaluation.worst, on_block, wanted.workers))
+    found, truth = overlapping(segmentation, open_known(labels, wanted.known, resolution=wanted.resolution))
+    first = voxel_shift(found, segmentation)
+    spots = tuple(one.moved(first) for one in find_spots(found, truth, evaluation.worst, on_block, wanted.workers))
     if wanted.listing is not None:
         write_list(wanted.listing, spots, segmentation)
     return evaluation, spots

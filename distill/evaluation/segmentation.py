@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from distill.core.errors import DistillError
+from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Box, Nanometres, Triple, tiles
 from distill.evaluation.aligned import Aligned, OnBlock, align, chunk_blocks, over_blocks
 from distill.evaluation.contingency import PRESETS, Contingency, Scores, border_reach
 from distill.evaluation.metrics import WorstObjects, worst_objects
 from distill.io.truth import EVERYWHERE, Known, open_known
-from distill.io.volume import Volume, open_labels
+from distill.io.volume import Volume, open_labels, voxel_shift
 
 _MEANS = ("voi_split", "voi_merge", "voi_sum", "arand", "cremi_score")
 
@@ -179,10 +179,15 @@ def score_blocks(
 
 
 def placed(found: Volume, truth: Volume) -> Box:
-    """Return the position of the segmentation in voxels of the labels.
+    """Where the segmentation lies in the labels' voxels.
 
     Raises:
-        ShapeError: voxel sizes differ, the positions differ by a fraction of a voxel, or the segmentation extends
-            beyond the labels.
+        ShapeError: voxels of another size, part of a voxel between them, or a segmentation that reaches beyond.
     """
-    return align(found, truth).box
+    box = found.box.shift(voxel_shift(found, truth))
+    if not truth.box.contains(box):
+        raise ShapeError(
+            f"{found.source}: covers voxels {box.start} to {box.stop} (z, y, x) of {truth.source}, which has "
+            f"{truth.size}"
+        )
+    return box

@@ -21,6 +21,7 @@ from distill.core.atomic import replacing
 from distill.core.errors import DistillError, SourceError
 from distill.core.geometry import Box, Triple
 from distill.core.labels import compact
+from distill.evaluation.aligned import overlapping
 from distill.evaluation.contingency import Scores
 from distill.evaluation.metrics import score
 from distill.evaluation.segmentation import placed
@@ -32,7 +33,7 @@ from distill.inference.rescaling.voxel_size import grid_for
 from distill.inference.streaming.finish import final_ids
 from distill.inference.streaming.output.manifest import all_lines, is_stream, read_job
 from distill.inference.thresholds import ChosenThreshold, Method, Provenance, edge_of, write_thresholds
-from distill.io.volume import Volume, open_labels, open_volume, voxel_shift
+from distill.io.volume import Volume, open_grey, open_labels, open_volume, voxel_shift
 from distill.io.writers.output import check_place
 from distill.io.writers.store import writing
 from distill.models.load import load_student
@@ -202,6 +203,7 @@ def read_inputs(affinity: str, labels: str) -> Inputs:
         raise SourceError(
             f"{affinity}: found {len(offsets)} offsets, expected one for each of {volume.channels} channels"
         )
+    volume, truth = overlapping(volume, truth)
     box = placed(volume, truth)
     stored = volume.read()
     values = from_uint8(stored) if stored.dtype == np.uint8 else np.asarray(stored, np.float32)
@@ -244,8 +246,8 @@ def _query(
         student = load_student(network.model, network.runtime.device)
         if student.decoder is None:
             raise DistillError(f"{student.path}: has no query decoder, expected --methods waterz,mws for this model")
-        raw = open_volume(network.source)
-        student = replace(student, normaliser=normaliser_of(student, network.grey, raw.inverted))
+        raw = open_grey(network.source)
+        student = replace(student, normaliser=normaliser_of(student, network.grey))
         check_grey(student.normaliser, raw.dtype, raw.source, lambda text: None)
         first = voxel_shift(given.volume, raw)
         if first[1:] != (0, 0) or raw.size[1:] != given.volume.size[1:]:
@@ -278,9 +280,10 @@ def _query(
             "--model and --source, or --methods waterz,mws"
         )
     count, depth = len(all_lines(store)), int(read_job(store)["depth"])
-    if count != given.volume.size[0]:
-        raise SourceError(f"{store}: found {count} sections done of {given.volume.size[0]}, expected a whole stream")
-    supervoxels = open_volume(f"{store}:supervoxels").read()
+    whole = open_volume(f"{store}:supervoxels", missing="zero")
+    if count != whole.size[0]:
+        raise SourceError(f"{store}: found {count} sections done of {whole.size[0]}, expected a whole stream")
+    supervoxels = whole.read(given.volume.box.shift(voxel_shift(given.volume, whole)))
     return lambda thresholds: {t: final_ids(store, count, depth, t).apply(supervoxels) for t in thresholds}
 
 

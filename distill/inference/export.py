@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +20,7 @@ from distill.core.errors import DistillError
 from distill.core.normalisation import Normaliser
 from distill.core.version import VERSION
 from distill.data.phantom import make_phantom
-from distill.io.volume import open_volume
+from distill.io.volume import open_grey
 from distill.io.writers.output import check_place
 from distill.models.load import load_student
 from students.backends.export import EXPORT_FORMATS, Difference, ExportFormat, compare, functions, write
@@ -99,8 +99,8 @@ def export(model: str, form: str, out: Path, sample: str | None, *, overwrite: b
 def _sections(sample: str | None, normaliser: Normaliser) -> NDArray[np.float32]:
     if sample is None:
         return normaliser.sections(make_phantom((2, 256, 320), _NM, seed=0).raw)
-    volume = open_volume(sample, resolution=_NM)
+    volume = open_grey(sample, resolution=_NM)
     sections = list(itertools.islice(volume.sections(0, min(2, volume.size[0])), 2))
     if len(sections) < 2:
         raise DistillError(f"{sample}: found {len(sections)} section, expected at least 2")
-    return replace(normaliser, invert=volume.inverted).sections(np.stack(sections))
+    return normaliser.sections(np.stack(sections))

@@ -24,18 +24,17 @@ class GreyValues:
 AS_RECORDED = GreyValues()
 
 
-def normaliser_of(trained: TrainedStudent | TrainedTeacher, grey: GreyValues, inverted: bool) -> Normaliser:
-    """Select the normaliser of a source's sections for a model.
+def normaliser_of(trained: TrainedStudent | TrainedTeacher, grey: GreyValues) -> Normaliser:
+    """Choose what normalises the sections of a source for a model.
 
     Args:
         trained: the model.
-        grey: options of the user.
-        inverted: whether the source's metadata state that dark and bright are exchanged.
+        grey: what the user wants.
 
     Raises:
         DistillError: an unknown kind of normalisation.
     """
-    return source_normaliser(trained.normaliser, grey.normalise, invert=grey.invert != inverted)
+    return source_normaliser(trained.normaliser, grey.normalise, invert=grey.invert)
 
 
 def check_grey(normaliser: Normaliser, dtype: np.dtype[Any], source: str, note: Callable[[str], None]) -> None:

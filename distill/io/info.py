@@ -11,8 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.io.readers.array import StoredArray
-from distill.io.source import find_arrays
+from distill.core.errors import SourceError
+from distill.io.arrange import arrange
+from distill.io.labels_or_grey import judge
+from distill.io.readers.array import Reading, StoredArray
+from distill.io.readers.chunks import missing_chunks
+from distill.io.selection import split_selection
+from distill.io.source import Unreadable, find_arrays
 
 _SAMPLE_VALUES = 64 * 2**20
 
@@ -34,6 +39,7 @@ class VolumeSummary:
         minimum: smallest value of the middle section; None where nothing was sampled.
         maximum: largest value of the middle section; None where nothing was sampled.
         ids: number of non-zero ids in the middle section; None for arrays that are no labels.
+        trouble: why nothing more can be read of it; empty where it can.
     """
 
     source: str
@@ -48,6 +54,7 @@ class VolumeSummary:
     minimum: float | int | None
     maximum: float | int | None
     ids: int | None
+    trouble: str = ""
 
 
 def describe(source: str | Path) -> list[VolumeSummary]:
@@ -56,7 +63,22 @@ def describe(source: str | Path) -> list[VolumeSummary]:
     Raises:
         SourceError: the source is missing or unreadable, or holds no array.
     """
-    return [_summary(stored) for stored in find_arrays(source)]
+    chosen = split_selection(str(source))[1]
+    found = []
+    for stored in find_arrays(source):
+        if isinstance(stored, Unreadable):
+            found.append(_unreadable(stored.source, stored.dataset, stored.reason))
+            continue
+        try:
+            found.append(_summary(arrange(stored, chosen)))
+        except SourceError as error:
+            found.append(_unreadable(stored.source, stored.dataset, str(error), stored))
+    return found
+
+
+def _unreadable(source: str, dataset: str | None, reason: str, stored: StoredArray | None = None) -> VolumeSummary:
+    kind, shape, dtype = ("", (), np.dtype(np.uint8)) if stored is None else (stored.kind, stored.shape, stored.dtype)
+    return VolumeSummary(source, dataset, kind, shape, dtype, None, None, None, None, None, None, None, reason)
 
 
 def format_summary(summaries: Sequence[VolumeSummary]) -> str:
@@ -67,13 +89,19 @@ def format_summary(summaries: Sequence[VolumeSummary]) -> str:
     table = [[line[at] for at in kept] for line in (titles, *rows)]
     widths = [max(len(line[at]) for line in table) for at in range(len(kept))]
     files = dict.fromkeys(summary.source.removesuffix(f":{summary.dataset}") for summary in summaries)
-    return "\n".join([*files, *(("  " + "  ".join(map(str.ljust, line, widths))).rstrip() for line in table)])
+    troubles = [f"  {summary.trouble}" for summary in summaries if summary.trouble]
+    lines = (("  " + "  ".join(map(str.ljust, line, widths))).rstrip() for line in table)
+    return "\n".join([*files, *lines, *troubles])
 
 
 def _summary(stored: StoredArray) -> VolumeSummary:
-    sample = _sample(stored)
+    ids = judge(stored).ids
+    sample = _sample(stored, Reading(grey=not ids, missing="zero")) if 0 not in stored.shape else None
     whole = sample is not None and sample.dtype.kind in "biu"
-    labels = whole and stored.dtype.kind in "iu" and _looks_like_labels(stored)
+    labels = whole and ids
+    trouble = ""
+    if stored.chunked is not None and (missing := missing_chunks(stored.chunked)) and missing[0]:
+        trouble = f"{stored.source}: {missing[0]:,} of {missing[1]:,} chunks are missing"
     return VolumeSummary(
         source=stored.source,
         dataset=stored.dataset,
@@ -87,6 +115,7 @@ def _summary(stored: StoredArray) -> VolumeSummary:
         minimum=None if sample is None else _number(np.min(sample), whole),
         maximum=None if sample is None else _number(np.max(sample), whole),
         ids=int(np.count_nonzero(np.unique(sample))) if sample is not None and labels else None,
+        trouble=trouble,
     )
 
 
@@ -94,13 +123,8 @@ def _number(value: Any, whole: bool) -> float | int:
     return int(value) if whole else float(value)
 
 
-def _looks_like_labels(stored: StoredArray) -> bool:
-    name = (stored.dataset or Path(stored.source).name).lower()
-    return stored.dtype.itemsize >= 4 or any(word in name for word in ("label", "ids", "seg", "fragments"))
-
-
-def _sample(stored: StoredArray) -> NDArray[Any] | None:
-    """Read the middle section of all channels; None if it is too large, empty or not numeric."""
+def _sample(stored: StoredArray, reading: Reading) -> NDArray[Any] | None:
+    """The middle section of all channels; None where that is too much, empty or not numeric."""
     index = [slice(0, extent) for extent in stored.shape]
     if len(index) >= 3:
         middle = stored.shape[-3] // 2
@@ -108,8 +132,8 @@ def _sample(stored: StoredArray) -> NDArray[Any] | None:
     values = math.prod(part.stop - part.start for part in index)
     if not 0 < values <= _SAMPLE_VALUES or stored.dtype.kind not in "biuf":
         return None
-    with stored.opener() as cut:
-        return np.asarray(cut(tuple(index)), stored.dtype)
+    with stored.opener(reading) as cut:
+        return np.asarray(cut(tuple(index)))
 
 
 def _row(summary: VolumeSummary) -> tuple[str, ...]:
@@ -119,8 +143,8 @@ def _row(summary: VolumeSummary) -> tuple[str, ...]:
     return (
         summary.dataset or "-",
         _joined(summary.shape, " x "),
-        str(summary.dtype),
-        _joined(summary.resolution, ", ") if summary.resolution else "not given",
+        str(summary.dtype) if summary.shape else "-",
+        _joined(summary.resolution, ", ") if summary.resolution else "not given" if summary.shape else "-",
         _joined(summary.offset, ", "),
         _joined(summary.chunks, " x "),
         summary.compression or "-",

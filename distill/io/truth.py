@@ -190,7 +190,7 @@ def open_known(source: str, known: Known, *, resolution: Nanometres | None = Non
     """
     labels = open_labels(source, resolution=resolution, ignore=known.ignore)
     if known.mask is not None:
-        labels = masked_labels(labels, open_volume(known.mask, resolution=resolution))
+        labels = masked_labels(labels, open_volume(known.mask, resolution=resolution, grey=False))
     if edges or known == EVERYWHERE:
         return labels
     return replace(labels, _opener=partial(_open_counted, labels._opener))

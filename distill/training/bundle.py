@@ -24,7 +24,7 @@ from distill.core.geometry import Box, Nanometres
 from distill.core.hardware import FULL
 from distill.inference.in_memory import student_affinity, teacher_volume
 from distill.inference.options import Runtime
-from distill.io.volume import every_section, open_volume
+from distill.io.volume import every_section, open_grey
 from distill.io.writers.output import check_place
 from distill.models.checkpoint import Kind, Weights, read_weights, write_tensors
 from distill.models.load import find_weights, load_student, load_teacher
@@ -198,7 +198,7 @@ def _sample_of(weights: Weights, sample: str | None, resolution: Nanometres | No
     if sample is None and not data.get("raw"):
         raise DistillError(f"--sample: {weights.path} names no volume, expected one to compare outputs on")
     source = sample or data["raw"]
-    volume = open_volume(source, resolution=resolution or (None if sample else data.get("resolution")))
+    volume = open_grey(source, resolution=resolution or (None if sample else data.get("resolution")))
     part: Part = (0, volume.size[0])
     if sample is None:
         volume = every_section(volume, data.get("every", 1))

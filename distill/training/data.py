@@ -16,10 +16,11 @@ from distill.core.errors import ConfigError, ShapeError
 from distill.core.geometry import Box, Nanometres, Triple, of_another_shape
 from distill.core.known import counted_truth
 from distill.core.normalisation import Normaliser
+from distill.core.notes import note
 from distill.data.crop_source import CropSource, FileSource, section_corrections
 from distill.data.crops import Crops, Items, MixedCrops, PooledCrops
 from distill.io.truth import Truth, open_truth
-from distill.io.volume import Volume, check_pair, every_section, open_labels, open_volume
+from distill.io.volume import Volume, check_pair, every_section, on_grid, open_grey, open_labels, open_volume
 from distill.models.checkpoint import Kind
 from distill.models.load import weights_normalisation
 
@@ -82,7 +83,7 @@ def open_data(config: Pair) -> list[Labelled]:
     """
     data = config.student.data
     found = [_open(data, number, entry) for number, entry in enumerate(data.labelled)]
-    others = [open_volume(entry.raw, resolution=entry.resolution) for entry in data.unlabelled]
+    others = [open_grey(entry.raw, resolution=entry.resolution) for entry in data.unlabelled]
     try:
         check_apart(data, [_identity(one.raw) for one in found], [_identity(one) for one in others])
     except ValueError as error:
@@ -92,20 +93,27 @@ def open_data(config: Pair) -> list[Labelled]:
 
 def _open(data: DataConfig, number: int, entry: LabelledVolume) -> Labelled:
     key = data.key(number)
-    raw = open_volume(entry.raw, resolution=entry.resolution)
+    raw = open_grey(entry.raw, resolution=entry.resolution)
     if raw.channels is not None:
         raise ShapeError(f"{raw.source}: found {raw.channels} channels, expected an image z, y, x")
     labels = open_labels(entry.labels, resolution=entry.resolution, ignore=entry.ignore)
     if data.volumes:
-        mask = None if entry.mask is None else open_volume(entry.mask, resolution=entry.resolution)
+        mask = None if entry.mask is None else open_volume(entry.mask, resolution=entry.resolution, grey=False)
         if mask is not None and mask.channels is not None:
             raise ShapeError(f"{mask.source}: found {mask.channels} channels, expected a mask z, y, x")
         image, truth = open_truth(
             raw, labels, mask, every=entry.every, zero=entry.zero, ignores=entry.ignore is not None
         )
     else:
-        check_pair(every_section(raw, entry.every), every_section(labels, entry.every))
-        image, truth = open_truth(raw, _as_lies(labels, raw), every=entry.every, ignores=False)
+        labels = on_grid(labels, raw)
+        if labels.size == raw.size:
+            check_pair(every_section(raw, entry.every), every_section(labels, entry.every))
+            labels = _as_lies(labels, raw)
+        image, truth = open_truth(raw, labels, every=entry.every, ignores=False)
+        shared = image.box.intersect(truth.box)
+        if shared != image.box:
+            share = 100 * shared.voxels / image.box.voxels
+            note(f"{labels.source}: covers {share:.3g} % of {raw.source}, which counts as labelled there alone")
     opened = Labelled(key, image, truth, entry)
     for name in entry.parts:
         box = opened.box(name)
@@ -263,7 +271,7 @@ def _unlabelled(config: Pair) -> list[tuple[str, FileSource]]:
     """Return volumes without labels, and their names for messages."""
     found = []
     for k, entry in enumerate(config.student.data.unlabelled):
-        volume = every_section(open_volume(entry.raw, resolution=entry.resolution), entry.every)
+        volume = every_section(open_grey(entry.raw, resolution=entry.resolution), entry.every)
         first, last = entry.sections or (0, volume.size[0])
         if last > volume.size[0]:
             raise ConfigError(

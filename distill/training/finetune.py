@@ -6,7 +6,7 @@ a teacher is named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ import numpy as np
 from distill.config import Pair, StudentNetwork, checked_pair, with_overrides
 from distill.core.errors import CheckpointError, ConfigError, DistillError, ShapeError
 from distill.core.geometry import Nanometres, Triple
-from distill.io.volume import Volume, check_pair, every_section, open_labels, open_volume
+from distill.core.notes import note
+from distill.io.selection import Selection
+from distill.io.volume import Volume, check_pair, every_section, open_grey, open_labels, voxel_shift
 from distill.models.checkpoint import Weights, read_weights
 from distill.models.load import find_weights
 
@@ -251,14 +253,17 @@ def _teach(student: dict[str, Any], teaching: dict[str, Any], teacher: str) -> N
         student["loss"]["cross_from"] = "logits"
 
 
-def _open(data: Mapping[str, Any]) -> tuple[Volume, Volume]:
+def _open(data: MutableMapping[str, Any]) -> tuple[Volume, Volume]:
     """Sections and labels, checked against each other."""
     every, resolution = data.get("every", 1), data.get("resolution")
     if not isinstance(every, int) or every < 1:
         raise ConfigError(f"student.data.every: found {every!r}, expected a whole number from 1")
     nm = None if resolution is None else tuple(resolution)
-    raw = every_section(open_volume(data["raw"], resolution=nm), every)
-    labels = every_section(open_labels(data["labels"], resolution=nm), every)
+    image, ids = open_grey(data["raw"], resolution=nm), open_labels(data["labels"], resolution=nm)
+    if image.size != ids.size:
+        _crop_to_labels(data, image, ids)
+        image, ids = open_grey(data["raw"], resolution=nm), open_labels(data["labels"], resolution=nm)
+    raw, labels = every_section(image, every), every_section(ids, every)
     check_pair(raw, labels)
     apart = np.abs(np.array(raw.offset) - labels.offset) / raw.resolution
     if (apart >= raw.size).any():
@@ -267,6 +272,25 @@ def _open(data: Mapping[str, Any]) -> tuple[Volume, Volume]:
             "expected labels of the same place"
         )
     return raw, labels
+
+
+def _crop_to_labels(data: MutableMapping[str, Any], raw: Volume, labels: Volume) -> None:
+    """Take the part of the sections that labels cover, and the part of the labels that lies in the sections.
+
+    Raises:
+        ShapeError: voxels of another size, part of a voxel between them, or nothing in common.
+    """
+    shift = voxel_shift(labels, raw)
+    shared = raw.box.intersect(labels.box.shift(shift))
+    if not shared.voxels:
+        raise ShapeError(
+            f"{labels.source}: has size {labels.size} and covers nothing of {raw.source}, of size {raw.size}; expected "
+            "resolution and offset (nm) that place it there"
+        )
+    for key, box in (("raw", shared), ("labels", shared.relative_to(shift))):
+        data[key] = f"{data[key]}{Selection(box=box)}"
+    share = 100 * shared.voxels / raw.box.voxels
+    note(f"{labels.source}: covers {share:.3g} % of {raw.source}; only that is used, its sections count from 0")
 
 
 def _span_of(data: Mapping[str, Any], name: str) -> Span | None:

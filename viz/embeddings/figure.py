@@ -37,7 +37,7 @@ from distill.inference.grey_values import AS_RECORDED, GreyValues, check_grey, n
 from distill.inference.in_memory import student_sections
 from distill.inference.options import Runtime
 from distill.inference.rescaling.voxel_size import on_grid_of
-from distill.io.volume import Volume, open_volume
+from distill.io.volume import Volume, open_grey
 from distill.models.load import TrainedStudent, TrainedTeacher, load_student, load_teacher, pick_device
 from viz.embeddings.draw import Panel, pca_figure
 from viz.embeddings.insets import Inset, check_insets
@@ -89,10 +89,10 @@ def on_source(networks: Networks, grey: GreyValues, volume: Volume) -> Networks:
         DistillError: grey values that cannot be brought to the networks' scale.
     """
     taught, learnt = networks.teacher, networks.student
-    learnt = replace(learnt, normaliser=normaliser_of(learnt, grey, volume.inverted))
+    learnt = replace(learnt, normaliser=normaliser_of(learnt, grey))
     check_grey(learnt.normaliser, volume.dtype, volume.source, lambda text: None)
     if taught is not None:
-        taught = replace(taught, normaliser=normaliser_of(taught, grey, volume.inverted))
+        taught = replace(taught, normaliser=normaliser_of(taught, grey))
     return replace(networks, teacher=taught, student=learnt)
 
 
@@ -172,7 +172,7 @@ def pca(
     check_figure(out)
     if movie is not None:
         movie_suffix(movie.out)
-    volume = open_volume(source, resolution=resolution)
+    volume = open_grey(source, resolution=resolution)
     chosen = choose(precision, pick_device(device))
     runtime = Runtime(pick_device(device), chosen.precision)
     grey_volume(volume, source)

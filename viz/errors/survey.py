@@ -20,11 +20,12 @@ from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Box, Nanometres
 from distill.core.labels import Integers, compact, distinct_ids, sum_pairs
 from distill.core.normalisation import as_picture
+from distill.evaluation.aligned import overlapping
 from distill.evaluation.contingency import Contingency, Scores
 from distill.evaluation.metrics import ObjectError, worst_objects
 from distill.evaluation.partners import MERGE, SPLIT, Partners, error_codes, largest_wrong_pieces, main_partners
 from distill.evaluation.segmentation import placed
-from distill.io.volume import Volume, open_labels, open_volume
+from distill.io.volume import Volume, open_grey, open_labels
 from viz.errors.figure import ErrorKind, WrongObject, errors_figure
 from viz.style import check_figure
 
@@ -139,11 +140,13 @@ def errors(
     check_figure(out)
     if worst < 0:
         raise DistillError(f"--worst: found {worst}, expected 0 or more")
-    image = open_volume(raw, resolution=resolution)
+    image = open_grey(raw, resolution=resolution)
     if image.channels is not None:
         raise ShapeError(f"{raw}: found {image.channels} channels, expected one grey-value volume z, y, x")
     seen = open_labels(segmentation, resolution=resolution)
     truth = open_labels(labels, resolution=resolution)
+    seen, truth = overlapping(seen, truth)
+    seen, image = overlapping(seen, image)
     box, in_raw = placed(seen, truth), placed(seen, image)
     if section is not None and not box.start[0] <= section < box.stop[0]:
         raise DistillError(

@@ -17,7 +17,7 @@ from distill.data.augmentation.augment import AugmentationPlan, apply, draw_plan
 from distill.data.augmentation.intensity import IntensityChanges
 from distill.data.augmentation.warp import Warp
 from distill.data.crops import as_unit_range
-from distill.io.volume import Volume, open_volume
+from distill.io.volume import Volume, open_grey
 from viz.gallery.figure import Example, gallery_figure
 from viz.style import check_figure
 
@@ -93,7 +93,7 @@ def gallery(
         shown.remove("misalign")
     if not shown:
         raise DistillError(f"{folder}: found student.augment with everything off, expected one augmentation at least")
-    volume = open_volume(source, resolution=resolution)
+    volume = open_grey(source, resolution=resolution)
     if volume.channels is not None:
         raise DistillError(f"{source}: found {volume.channels} channels, expected one grey-value volume z, y, x")
     depth = volume.size[0]

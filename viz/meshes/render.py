@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from distill.core.errors import DistillError
 from distill.core.geometry import Box, Nanometres, Triple
+from distill.evaluation.aligned import overlapping
 from distill.evaluation.metrics import worst_objects
 from distill.evaluation.partners import MERGE
 from distill.io.volume import open_labels
@@ -97,7 +98,9 @@ def render(
         DistillError: bad input, or an id that does not overlap the segmentation.
     """
     check_figure(out)
-    seen, truth = open_labels(segmentation, resolution=resolution), open_labels(labels, resolution=resolution)
+    seen, truth = overlapping(
+        open_labels(segmentation, resolution=resolution), open_labels(labels, resolution=resolution)
+    )
     found = survey(seen, truth, on_section)
     chosen = tuple(neurons) or _worst(found)
     for neuron in chosen:

@@ -13,7 +13,7 @@ from distill.evaluation.seams.bench import corner
 from distill.inference.embeddings import Windows
 from distill.inference.grey_values import GreyValues
 from distill.inference.options import Runtime
-from distill.io.volume import open_volume
+from distill.io.volume import open_grey
 from distill.models.load import load_student, load_teacher
 from distill.training.run_folder import RunFolder
 from viz.charts import SweepPoint, sweep_figure
@@ -67,7 +67,7 @@ def seam_image(run: RunFolder, runtime: Runtime) -> None:
     first, stop = (int(n) for n in data["validation"])
     section = max(1, (first + stop) // 2)
     resolution = data.get("resolution")
-    volume = open_volume(str(data.get("raw")), resolution=tuple(resolution) if resolution else None)
+    volume = open_grey(str(data.get("raw")), resolution=tuple(resolution) if resolution else None)
     both = load_teacher(str(run.path), runtime.device), load_student(str(run.path), runtime.device)
     networks = on_source(Networks(*both, runtime), GreyValues(invert=bool(data.get("invert"))), volume)
     assert networks.teacher is not None

@@ -19,7 +19,7 @@ from distill.evaluation.segmentation import evaluate
 from distill.evaluation.worst_objects.locate import Spot, find_spots
 from distill.inference.options import Runtime
 from distill.io.readers.zarr import zarr_node, zarr_ranks
-from distill.io.volume import Volume, open_labels, open_volume
+from distill.io.volume import Volume, open_grey, open_labels
 from distill.io.writers.output import check_place
 from distill.io.writers.store import create_zarr
 from distill.training.data import Part as TrainingPart
@@ -262,7 +262,7 @@ def _score(one: _Segmentation, run: RunFolder, preset: str) -> _Scored:
     found = evaluate(one.source, one.labels, preset, nm, worst=_WORST)
     segmentation, labels = open_labels(one.source, resolution=nm), open_labels(one.labels, resolution=nm)
     try:
-        raw = open_volume(one.raw, resolution=nm) if one.raw else None
+        raw = open_grey(one.raw, resolution=nm) if one.raw else None
     except DistillError:  # the errors can be seen without the image
         raw = None
     spots = find_spots(segmentation, labels, found.worst)

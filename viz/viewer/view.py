@@ -21,7 +21,7 @@ from distill.core.geometry import Nanometres
 from distill.evaluation.metrics import ObjectError, WorstObjects
 from distill.evaluation.worst_objects.locate import Spot, find_spots
 from distill.io.readers.zarr import zarr_node, zarr_ranks
-from distill.io.volume import Volume, open_labels, open_volume
+from distill.io.volume import Volume, open_grey, open_labels, open_volume
 from viz.viewer.neuroglancer import Mark, Shown, serve
 
 _SEGMENTATION, _TRUTH = "segmentation", "ground truth"
@@ -152,13 +152,13 @@ def _checked(one: dict[str, Any]) -> dict[str, Any]:
 def _raw(sources: Sources, attributes: Any, note: Callable[[str], None]) -> Volume | None:
     """Open the given image, or else the one recorded in the store, if it still exists."""
     if sources.raw is not None:
-        return open_volume(sources.raw, resolution=sources.resolution)
+        return open_grey(sources.raw, resolution=sources.resolution)
     made_by = attributes.get("made_by")
     source = made_by.get("source") if isinstance(made_by, dict) else None
     if not isinstance(source, str):
         return None
     try:
-        return open_volume(source, resolution=sources.resolution)
+        return open_grey(source, resolution=sources.resolution)
     except DistillError as error:
         note(f"no image: {error}; give it as --raw")
         return None

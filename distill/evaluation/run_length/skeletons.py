@@ -1,7 +1,8 @@
 """Skeletons of neurons, and reading of SWC files.
 
-Format: R. C. Cannon et al., An on-line archive of reconstructed hippocampal neurons, J. Neurosci. Methods 84 (1998):
-one line per node, `id type x y z radius parent`, parent -1 at a root, `#` before a comment.
+Format: R. C. Cannon et al., An on-line archive of reconstructed hippocampal neurons, J. Neurosci. Methods 84 (1998): a
+line a node, `id type x y z radius parent`, parent -1 (in some files 0) at a root, `#` before a
+comment.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from distill.core.errors import SourceError
+from distill.core.notes import warn
 
 _COLUMNS = 7
 
@@ -48,16 +50,28 @@ def read_skeletons(path: Path) -> list[Skeleton]:
         path: file or folder.
 
     Returns:
-        At least one skeleton; nodes in the unit of the file, reordered to z, y, x.
+        At least one skeleton; nodes in the unit of the file, turned to z, y, x. Of a folder, files that are no SWC are
+        left out and reported.
 
     Raises:
-        SourceError: there is none, or a file is not SWC; the message names file and line.
+        SourceError: there is none, or no file is an SWC; the message names file and line.
     """
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".swc" and file.is_file())
         if not files:
             raise SourceError(f"{path}: found no file that ends in .swc, expected skeletons")
-        return [read_swc(file) for file in files]
+        found, failed = [], []
+        for file in files:
+            try:
+                found.append(read_swc(file))
+            except SourceError as error:
+                failed.append(error)
+                warn(str(error))
+        if not found:
+            raise failed[0]
+        if failed:
+            warn(f"{path}: {len(failed)} of {len(files)} skeletons cannot be read and are left out")
+        return found
     if not path.exists():
         raise SourceError(f"{path}: no such file or folder")
     return [read_swc(path)]
@@ -71,9 +85,13 @@ def read_swc(path: Path) -> Skeleton:
             a cycle, or there is no node.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if b"\0" in content:
+        raise SourceError(f"{path}: cannot be read: found bytes that are no text, expected an SWC file")
+    # Comments may be of any encoding; numbers are ASCII in all of them.
+    lines = content.decode("latin-1").splitlines()
     index: dict[int, int] = {}
     nodes: list[tuple[float, float, float]] = []
     parents: list[tuple[int, int]] = []  # line and id
@@ -91,7 +109,7 @@ def read_swc(path: Path) -> Skeleton:
         raise SourceError(f"{path}: found no node, expected lines of id, type, x, y, z, radius, parent")
     edges = []
     for child, (number, parent) in enumerate(parents):
-        if parent < 0:
+        if parent < 0 or (parent == 0 and 0 not in index):
             continue
         if parent not in index:
             raise SourceError(f"{path}, line {number}: found parent {parent}, expected the id of a node, or -1")
@@ -108,7 +126,7 @@ def _node(where: str, fields: list[str]) -> tuple[int, tuple[float, float, float
     if len(fields) < _COLUMNS:
         raise SourceError(f"{where}: found {len(fields)} columns, expected 7: id, type, x, y, z, radius, parent")
     try:
-        node, parent = int(fields[0]), int(fields[6])
+        node, parent = _whole(fields[0]), _whole(fields[6])
         x, y, z = (float(field) for field in fields[2:5])
     except ValueError:
         raise SourceError(
@@ -119,3 +137,15 @@ def _node(where: str, fields: list[str]) -> tuple[int, tuple[float, float, float
     if node < 0:
         raise SourceError(f"{where}: found id {node}, expected 0 or more")
     return node, (z, y, x), parent
+
+
+def _whole(text: str) -> int:
+    """A whole number, which some programs write as 1.0.
+
+    Raises:
+        ValueError: anything else.
+    """
+    number = float(text)
+    if not number.is_integer() or abs(number) >= 2**53:
+        raise ValueError(text)
+    return int(number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -47,6 +47,11 @@ class Spot:
     extent: Box
     piece: Box
     piece_voxels: int
+
+    def moved(self, by: Triple) -> Spot:
+        """The same place in a volume that this one's begins so many voxels into."""
+        z, y, x = (a + b for a, b in zip(self.voxel, by, strict=True))
+        return replace(self, voxel=(z, y, x), extent=self.extent.shift(by), piece=self.piece.shift(by))
 
     @property
     def short(self) -> str:

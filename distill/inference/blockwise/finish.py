@@ -109,7 +109,7 @@ def lay_part(work: Work, digest: str, number: int) -> Done:
             arrays |= _shelved(work, box)
             supervoxels = arrays["supervoxels"]
         else:  # merged again with another threshold
-            supervoxels = open_volume(f"{store}:supervoxels").read(box)
+            supervoxels = open_volume(f"{store}:supervoxels", missing="zero").read(box)
         arrays["segmentation"] = open_mapping(store, digest).apply(supervoxels)
         for name, array in arrays.items():
             target = open_zarr_for_writing(made, name)

@@ -47,7 +47,7 @@ from distill.inference.options import Note, Options, Start, start, threshold_of
 from distill.inference.rescaling.voxel_size import grid_for, record_of
 from distill.inference.settings import read_settings
 from distill.inference.streaming.output.store import ome
-from distill.io.volume import Volume, open_volume
+from distill.io.volume import Volume, open_grey
 from distill.io.writers.output import Frame, check_free, check_place, frame_of
 from distill.io.writers.pyramid import forget_levels
 from distill.io.writers.store import write_group_attributes, writing
@@ -148,7 +148,7 @@ def _segment(
         check_free(out, source, options.overwrite, resumable=is_blocks(out))
     elif not is_blocks(out):
         raise SourceError(f"{out}: found no blocks to go on with, expected a store of distill segment")
-    volume = open_volume(source, resolution=options.resolution)
+    volume = open_grey(source, resolution=options.resolution)
     frame = frame_of(volume, options.sections)
     earlier = read_settings(out, FOLDER, "segment") if resumed else {}
     begun = start(options, earlier, elsewhere=blocking.scheduler is not None)
@@ -198,7 +198,7 @@ def _work(
     else:
         trained = load_teacher(model, _CPU)
         decoding = trained.config.decoder
-    normaliser = normaliser_of(trained, options.grey, volume.inverted)
+    normaliser = normaliser_of(trained, options.grey)
     check_grey(normaliser, volume.dtype, volume.source, note)
     size = frame.shape[1:]
     rescaling = grid_for(

@@ -50,7 +50,7 @@ from distill.inference.options import Runtime
 from distill.inference.rescaling.results import Rescaling
 from distill.inference.rescaling.sections import resampled
 from distill.inference.settings import read_settings
-from distill.io.volume import Volume, open_volume
+from distill.io.volume import Volume, open_grey
 from distill.models.load import load_student, load_teacher, pick_device
 from distill.segmentation.agglomeration import region_graph
 from distill.segmentation.stitching import Stitcher
@@ -107,7 +107,7 @@ class Work:
 
     def volume(self) -> Volume:
         """Open the sections on the model's grid."""
-        found = open_volume(self.source, resolution=self.resolution)
+        found = open_grey(self.source, resolution=self.resolution)
         return found if self.rescaling is None else resampled(found, self.rescaling)
 
     @property

@@ -167,7 +167,7 @@ def _write_segmentation(out: Path, mapping: Relabelling, job: dict[str, Any], co
         discard(made)
         sweep(made)
         sweep(out / "segmentation")
-    supervoxels = open_volume(f"{out}:supervoxels")
+    supervoxels = open_volume(f"{out}:supervoxels", missing="zero")
     depth, (_, height, width) = int(job["depth"]), supervoxels.size
     array = create_zarr(
         made,

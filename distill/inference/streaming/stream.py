@@ -33,8 +33,9 @@ from distill.inference.streaming.sections.watch import FollowSource
 from distill.inference.streaming.slabs import most_sections
 from distill.inference.streaming.threads import Stages
 from distill.io.readers.images import section_paths
+from distill.io.selection import split_selection
 from distill.io.source import source_kind
-from distill.io.volume import open_volume
+from distill.io.volume import open_grey
 from distill.io.writers.output import check_free, check_place
 from distill.models.load import TrainedStudent, load_student
 from students.streaming.runner import SectionRunner, check_stream_offsets
@@ -138,7 +139,7 @@ def _stream(
     step = trained.decoding.block[0] - 1 if streaming.segment else None
     # A folder that is followed may not have its first section yet: a wrong model is told of before that is waited for.
     sections = opened or _open(source, options, streaming, known, shown)
-    trained = replace(trained, normaliser=normaliser_of(trained, options.grey, sections.kind.inverted))
+    trained = replace(trained, normaliser=normaliser_of(trained, options.grey))
     check_grey(trained.normaliser, sections.kind.dtype, sections.name, note)
     recorded = sections.kind
     rescaling = grid_for(
@@ -252,12 +253,14 @@ def _open(source: str, options: Options, streaming: Streaming, known: Sequence[s
         if options.sections is not None:
             raise DistillError("--sections: found --follow beside it, expected --until for the end of a stream")
         return FollowSource(Path(source), streaming.following, options.resolution, known=known, note=note)
-    if source == "-":
-        return FileSource("standard input", listed_paths(sys.stdin), options.resolution, options.sections)
+    text, chosen = split_selection(source)
+    nm = chosen.resolution or options.resolution
+    if text == "-":
+        return FileSource("standard input", listed_paths(sys.stdin), nm, options.sections, chosen.box)
     kind, path = source_kind(source)
     if kind == "images" and isinstance(path, Path):
-        return FileSource(source, in_order(section_paths(path)), options.resolution, options.sections)
-    return VolumeSource(open_volume(source, resolution=options.resolution), options.sections)
+        return FileSource(source, in_order(section_paths(path)), nm, options.sections, chosen.box)
+    return VolumeSource(open_grey(source, resolution=options.resolution), options.sections)
 
 
 def _layout(kind: Kind, trained: TrainedStudent, streaming: Streaming, step: int | None, *, in_pieces: bool) -> Layout:

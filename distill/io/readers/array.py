@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,24 @@ Index = tuple[slice, ...]
 Cut = Callable[[Index], NDArray[Any]]
 Opener = Callable[[], AbstractContextManager[Cut]]
 Attributes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the numbers of a file are taken.
+
+    Attributes:
+        grey: as grey values, 0 = black, where the file stores something else (0 = white, entries of a palette, equal
+            colours); else as they are stored, which is what ids are.
+        missing: what to do about parts that are not stored: refuse them, read them as the fill value and report that,
+            or read them as the fill value.
+    """
+
+    grey: bool = True
+    missing: Literal["refuse", "report", "zero"] = "refuse"
+
+
+StoredOpener = Callable[[Reading], AbstractContextManager[Cut]]
 
 _NM_PER_UNIT = {"nm": 1.0, "nanometer": 1.0, "nanometre": 1.0, "mm": 1e6, "millimeter": 1e6, "angstrom": 0.1}
 _NM_PER_UNIT |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "micrometer", "micrometre"), 1e3)
@@ -50,10 +68,14 @@ class StoredArray:
         resolution: nm per axis as the file gives it, unchecked; None where it gives none.
         offset: nm per axis; None where the file gives none.
         attributes: the file's attributes as plain Python values.
-        opener: opens the file; the function it gives cuts a part out.
+        opener: opens the file for a `Reading`; the function it gives cuts a part out.
         chunks: extent of what is read in one go; None where any part is as cheap.
         compression: codec; None where not compressed.
-        inverted: whether the file says that 0 is white (TIFF's photometric interpretation).
+        axes: name of each axis, such as `c`, `z`, `y`, `x`, as the metadata say; None where they do not.
+        ids: whether the metadata say that the numbers are ids; None where they do not.
+        sparse: whether parts that are not stored are empty by the file's own word.
+        grey_dtype: type of grey values where it differs from `dtype`.
+        chunked: where its chunks lie (`distill.io.readers.chunks.Chunks`), where they are files.
     """
 
     source: str
@@ -64,10 +86,14 @@ class StoredArray:
     resolution: tuple[float, ...] | None
     offset: tuple[float, ...] | None
     attributes: Attributes
-    opener: Opener = field(repr=False)
+    opener: StoredOpener = field(repr=False)
     chunks: tuple[int, ...] | None = None
     compression: str | None = None
-    inverted: bool = False
+    axes: tuple[str, ...] | None = None
+    ids: bool | None = None
+    sparse: bool = False
+    grey_dtype: np.dtype[Any] | None = None
+    chunked: Any = field(default=None, repr=False, compare=False)
 
 
 @contextmanager
@@ -79,6 +105,8 @@ def readable(name: object) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise SourceError(f"{name}: no such file") from error
+    except RecursionError as error:
+        raise SourceError(f"{name}: cannot be read: its metadata are nested too deep") from error
     except _UNREADABLE as error:
         raise SourceError(f"{name}: cannot be read: {reason(error)}") from error
 
@@ -147,3 +175,16 @@ def placement(attributes: Attributes) -> tuple[tuple[float, ...] | None, tuple[f
     found = (numbers(attributes.get("resolution", attributes.get("voxel_size"))), numbers(attributes.get("offset")))
     resolution, offset = (numbers and tuple(number * scale for number in numbers) for numbers in found)
     return resolution, offset
+
+
+def axis_names(attributes: Attributes) -> tuple[str, ...] | None:
+    """Names of an array's axes in its own order, from the attributes that are in use for them; None without any."""
+    for key in ("axis_names", "axes", "_ARRAY_DIMENSIONS"):
+        given = attributes.get(key)
+        if isinstance(given, str):
+            given = given.replace(" ", "").split(",") if "," in given else list(given.strip())
+        if isinstance(given, list) and given:
+            names = [one.get("name") if isinstance(one, dict) else one for one in given]
+            if all(isinstance(name, str) and name for name in names):
+                return tuple(map(str, names))
+    return None

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from distill.core.errors import SourceError
 from distill.io.readers.array import reason
@@ -24,6 +25,9 @@ _KINDS |= dict.fromkeys(("zarr", "zarr2", "zarr3"), "zarr")
 _PREFIX = re.compile(r"(precomputed|neuroglancer-precomputed|n5|zarr[23]?)://(?=[a-z0-9]+://)")
 _PIPE = re.compile(r"/*\|(neuroglancer-precomputed|n5|zarr[23]?):(.*)")
 _ADDRESS = re.compile(r"(https?|s3|gs)://([^/]+)/*(.*)")
+
+
+_DOCUMENT = 256 * 2**20  # bytes of metadata, more is none
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def parse_address(text: str) -> Address | None:
     if pipe:
         kind, dataset, text = _KINDS[pipe[1]], pipe[2].strip("/") or None, text[: pipe.start()]
     if text.startswith("file://"):
-        return Address(Path(text.removeprefix("file://")), dataset, kind)
+        return Address(_file(text), dataset, kind)
     found = _ADDRESS.fullmatch(text)
     if found is None:
         if prefix or pipe or re.match(r"[a-z0-9]+://", text):
@@ -102,6 +106,18 @@ def parse_address(text: str) -> Address | None:
     return Address(Remote(f"{scheme}://{host}", path.strip("/")), dataset, kind)
 
 
+def local_path(text: str) -> Path:
+    """A path as the user writes it; `~` is the home folder."""
+    return Path(os.path.expanduser(text)) if text.startswith("~") and not os.path.lexists(text) else Path(text)
+
+
+def _file(text: str) -> Path:
+    """Path of a `file://` address, whose odd characters may be written as %20 and the like."""
+    path = text.removeprefix("file://").removeprefix("localhost")
+    plain = unquote(path)
+    return local_path(plain if plain != path and not os.path.lexists(path) else path)
+
+
 def kvstore(place: Place) -> dict[str, Any]:
     """Tensorstore's name of a folder.
 
@@ -109,7 +125,7 @@ def kvstore(place: Place) -> dict[str, Any]:
     AWS_ENDPOINT_URL names a server other than Amazon's.
     """
     if isinstance(place, Path):
-        return {"driver": "file", "path": f"{place.absolute()}/"}
+        return {"driver": "file", "path": f"{os.path.realpath(place)}/"}
     scheme, _, host = place.root.partition("://")
     path = f"{place.path}/".lstrip("/")
     if scheme in ("http", "https"):
@@ -141,7 +157,11 @@ def read_document(place: Place, name: str) -> str | None:
     """
     if isinstance(place, Path):
         file = place / name
-        return file.read_text(encoding="utf-8") if file.is_file() else None
+        if not file.is_file():
+            return None
+        if (size := file.stat().st_size) > _DOCUMENT:
+            raise SourceError(f"{file}: found {size:,} bytes of metadata, expected at most {_DOCUMENT:,}")
+        return file.read_text(encoding="utf-8")
     try:
         return _fetch(place, name)
     except ValueError as error:
@@ -169,8 +189,9 @@ def check_reachable(place: Remote, name: str) -> None:
 def above(place: Place) -> Iterator[tuple[Place, str]]:
     """The folders above one, from near to far, each with the way down from it."""
     if isinstance(place, Path):
-        for parent in place.absolute().parents:
-            yield parent, place.absolute().relative_to(parent).as_posix()
+        whole = Path(os.path.abspath(place))
+        for parent in whole.parents:
+            yield parent, whole.relative_to(parent).as_posix()
         return
     parts = place.path.split("/")
     for at in range(len(parts) - 1, 0, -1):

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from distill.core.errors import SourceError
+from distill.core.memory import check_memory
+from distill.core.notes import note
 from distill.io.readers.array import (
     Attributes,
-    Cut,
     StoredArray,
+    axis_names,
     missing_dataset,
-    nm_per_unit,
-    numbers,
     placement,
     readable,
 )
+from distill.io.readers.chunks import Chunks, chunk_counts, open_chunks
+from distill.io.readers.names import inner_path
+from distill.io.readers.ome import Image, image_at, images_of
 from distill.io.readers.remote import Place, above, kvstore, read_document
+
+_CODECS = ("blosc", "zlib", "gzip", "bz2", "zstd", "bytes", "endian", "crc32c", "transpose", "sharding_indexed")
+_DEEP = 6  # folders below which no array is looked for
 
 
 def zarr_node(folder: Place) -> tuple[str, Attributes] | None:
@@ -37,12 +43,30 @@ def zarr_node(folder: Place) -> tuple[str, Attributes] | None:
     with readable(folder):
         text = read_document(folder, "zarr.json")
         if text is not None:
-            node = json.loads(text)
-            return f"{node['node_type']}3", dict(node.get("attributes", {}))
+            node = _object(folder, "zarr.json", text)
+            kind = node.get("node_type")
+            if kind not in ("array", "group"):
+                raise SourceError(f"{folder}/zarr.json: found node_type {kind!r}, expected array or group")
+            return f"{kind}3", _attributes(folder, node.get("attributes", {}))
         for name in ("array", "group"):
             if read_document(folder, f".z{name}") is not None:
-                return f"{name}2", json.loads(read_document(folder, ".zattrs") or "{}")
+                return f"{name}2", _attributes(folder, json.loads(read_document(folder, ".zattrs") or "{}"))
     return None
+
+
+def _object(folder: Place, name: str, text: str) -> dict[str, Any]:
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise SourceError(f"{folder}/{name}: found {type(found).__name__}, expected an object")
+    return found
+
+
+def _attributes(folder: Place, found: Any) -> dict[str, Any]:
+    """Attributes, which are optional: what is no object is left out."""
+    if isinstance(found, dict):
+        return dict(found)
+    note(f"{folder}: its attributes are no object and are not used")
+    return {}
 
 
 def zarr_ranks(path: Place) -> dict[str, int]:
@@ -54,11 +78,12 @@ def zarr_ranks(path: Place) -> dict[str, int]:
         return _named_ranks(path)
     ranks: dict[str, int] = {}
     for folder, below, _ in os.walk(path):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        way = Path(folder).relative_to(path)
+        below[:] = sorted(name for name in below if not name.startswith(".")) if len(way.parts) < _DEEP else []
         node = zarr_node(Path(folder))
         if node and node[0].startswith("array"):
             below.clear()
-            ranks[Path(folder).relative_to(path).as_posix()] = len(_header(Path(folder), node[0])["shape"])
+            ranks[way.as_posix()] = len(_shape(Path(folder), _header(Path(folder), node[0])))
     return ranks
 
 
@@ -66,15 +91,15 @@ def _named_ranks(path: Place) -> dict[str, int]:
     ranks = {}
     with readable(path):
         group = json.loads(read_document(path, "zarr.json") or "{}")
-        nodes = (group.get("consolidated_metadata") or {}).get("metadata", {})
+        nodes = dict((group.get("consolidated_metadata") or {}).get("metadata", {}))
         nodes |= json.loads(read_document(path, ".zmetadata") or "{}").get("metadata", {})
         for name, node in nodes.items():
-            if "shape" in node:
-                ranks[name.removesuffix("/.zarray")] = len(node["shape"])
+            if isinstance(node, dict) and "shape" in node:
+                ranks[inner_path(path, name.removesuffix(".zarray"))] = len(node["shape"])
         for name in [] if ranks else _levels(path):
             node = zarr_node(path / name)
             if node and node[0].startswith("array"):
-                ranks[name] = len(_header(path / name, node[0])["shape"])
+                ranks[name] = len(_shape(path / name, _header(path / name, node[0])))
     return ranks
 
 
@@ -89,9 +114,24 @@ def _levels(path: Place) -> list[str]:
     node = zarr_node(path)
     if node is None or node[0].startswith("array"):
         return []
-    with readable(path):
-        images = node[1].get("ome", node[1]).get("multiscales") or []
-        return [str(level["path"]).strip("/") for level in images[0]["datasets"]] if len(images) == 1 else []
+    images = images_of(path, node[1])
+    return list(images[0].paths) if len(images) == 1 else []
+
+
+def finest_arrays(path: Place, names: Sequence[str]) -> list[str]:
+    """Arrays of a group without the coarser levels of pyramids.
+
+    Args:
+        path: the group.
+        names: its arrays.
+    """
+    coarser: set[str] = set()
+    groups = {"/".join(name.split("/")[:k]) for name in names for k in range(len(name.split("/")))}
+    for group in groups:
+        node = zarr_node(path / group if group else path)
+        for image in [] if node is None else images_of(path / group if group else path, node[1]):
+            coarser |= {f"{group}/{level}".strip("/") for level in image.paths[1:]}
+    return [name for name in names if name not in coarser]
 
 
 def load_zarr(path: Place, dataset: str | None) -> StoredArray:
@@ -109,40 +149,114 @@ def load_zarr(path: Place, dataset: str | None) -> StoredArray:
         raise missing_dataset(path, dataset or "", list(zarr_ranks(path)))
     attributes = node[1]
     version = node[0][-1]
+    name = f"{path}:{dataset}" if dataset else str(path)
     # A local header is read without tensorstore: its threads would make a later fork unsafe.
     with readable(folder):
         header = _header(folder, node[0])
-        dtype = np.dtype(header["data_type" if version == "3" else "dtype"]).newbyteorder("=")
-        shape, chunks, codec = tuple(header["shape"]), _zarr_chunks(header), _zarr_codec(header)
+        kind = header["data_type" if version == "3" else "dtype"]
+        if not isinstance(kind, str):
+            raise SourceError(f"{name}: found type {kind!r}, expected integer or floating-point numbers")
+        dtype = np.dtype(kind).newbyteorder("=")
+        shape, chunks, codec = _shape(folder, header), _zarr_chunks(header), _zarr_codec(header)
+    _check_codecs(name, header)
+    if len(chunks) != len(shape) or min(chunks, default=1) < 1:
+        raise SourceError(f"{name}: found chunks {chunks}, expected a positive number for each axis of {shape}")
+    check_memory(name, "a chunk", chunks, dtype)
+    image = _image_of(folder)
     resolution, offset = placement(attributes)
-    ome = _ome_placement(folder) if resolution is None else (None, None)
+    named = _dimension_names(header, attributes)
+    if image is not None:
+        resolution, offset = resolution or image.resolution, offset or image.offset
+        named = named or image.axes or (tuple("tczyx") if image.five and len(shape) == 5 else None)
+    files, counts = _files(header, version, shape)
+    where = Chunks(
+        folder, {"driver": "zarr3" if version == "3" else "zarr"}, name, files, counts, _is_sparse(folder, attributes)
+    )
     return StoredArray(
-        f"{path}:{dataset}" if dataset else str(path),
+        name,
         dataset,
         f"zarr{version}",
         shape,
         dtype,
-        resolution or ome[0],
-        offset or ome[1],
+        resolution,
+        offset,
         attributes,
-        partial(_open_zarr, folder, "zarr3" if version == "3" else "zarr"),
+        partial(open_chunks, where, False),
         chunks,
         codec,
+        named,
+        True if image is not None and image.labels else None,
+        where.sparse,
+        chunked=where,
+    )
+
+
+def _shape(folder: Place, header: Mapping[str, Any]) -> tuple[int, ...]:
+    shape = header.get("shape")
+    if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise SourceError(f"{folder}: found shape {shape!r}, expected whole numbers")
+    return tuple(shape)
+
+
+def _dimension_names(header: Mapping[str, Any], attributes: Attributes) -> tuple[str, ...] | None:
+    given = header.get("dimension_names")
+    if isinstance(given, list) and given and all(isinstance(name, str) and name for name in given):
+        return tuple(given)
+    return axis_names(attributes)
+
+
+def _is_sparse(folder: Place, attributes: Attributes) -> bool:
+    """Whether what is not stored is empty: in affinities, and in the stores that this program makes."""
+    if "polarity" in attributes or "neighborhood" in attributes:
+        return True
+    for group, _ in above(folder):
+        node = zarr_node(group)
+        if node is None:
+            return False
+        if "made_by" in node[1]:
+            return True
+    return False
+
+
+def _files(header: Mapping[str, Any], version: str, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:
+    """How the files of chunks, or of shards, are named, and how many there are along each axis."""
+    if version == "2":
+        between = header.get("dimension_separator", ".")
+        return partial(_chunk_name, "", between, not shape), chunk_counts(shape, header["chunks"])
+    encoding = header.get("chunk_key_encoding", {"name": "default"})
+    settings = encoding.get("configuration", {})
+    counts = chunk_counts(shape, header["chunk_grid"]["configuration"]["chunk_shape"])
+    if encoding["name"] == "v2":
+        return partial(_chunk_name, "", settings.get("separator", "."), not shape), counts
+    between = settings.get("separator", "/")
+    return partial(_chunk_name, f"c{between}", between, not shape), counts
+
+
+def _chunk_name(prefix: str, between: str, scalar: bool, at: tuple[int, ...]) -> str:
+    return "0" if scalar else prefix + between.join(map(str, at))
+
+
+def _check_codecs(name: str, header: Mapping[str, Any]) -> None:
+    """Refuse what tensorstore does not unpack, with the way out."""
+    used = [codec.get("name") for codec in header.get("codecs", [])]
+    for one in (header.get("compressor"), *(header.get("filters") or ())):
+        used += [] if one is None else [one.get("id")]
+    if header.get("filters"):
+        used = [one.get("id") for one in header["filters"]]
+    elif all(codec in _CODECS for codec in used):
+        return
+    unknown = [str(codec) for codec in used if codec not in _CODECS] or [str(one) for one in used]
+    raise SourceError(
+        f"{name}: cannot be read: it is packed with {', '.join(unknown)}, "
+        "expected blosc, zlib, gzip, bz2, zstd or nothing, and no filters: copy it with zarr-python into such an array"
     )
 
 
 def _header(folder: Place, node: str) -> dict[str, Any]:
     """Metadata document of an array, 'array2' or 'array3'."""
+    name = "zarr.json" if node == "array3" else ".zarray"
     with readable(folder):
-        found: dict[str, Any] = json.loads(read_document(folder, "zarr.json" if node == "array3" else ".zarray") or "")
-        return found
-
-
-@contextmanager
-def _open_zarr(folder: Place, driver: str) -> Iterator[Cut]:
-    with readable(folder):
-        store = open_tensorstore(folder, driver)
-        yield lambda index: np.asarray(store[index].read().result())
+        return _object(folder, name, read_document(folder, name) or "")
 
 
 def open_tensorstore(folder: Place, driver: str, write: bool = False) -> Any:
@@ -151,11 +265,15 @@ def open_tensorstore(folder: Place, driver: str, write: bool = False) -> Any:
     Args:
         folder: the array's own folder.
         driver: 'zarr' for Zarr v2, 'zarr3'.
-        write: whether it may be written.
+        write: whether it may be written; chunks of zeros are then stored like others, so that what is missing is known
+            to be missing.
     """
     import tensorstore
 
-    return tensorstore.open(_zarr_spec(folder, driver), open=True, read=True, write=write).result()
+    spec = _zarr_spec(folder, driver)
+    if write:
+        spec["store_data_equal_to_fill_value"] = True
+    return tensorstore.open(spec, open=True, read=True, write=write).result()
 
 
 def create_tensorstore(folder: Path, metadata: Mapping[str, Any]) -> None:
@@ -172,11 +290,11 @@ def _zarr_spec(folder: Place, driver: str) -> dict[str, Any]:
 def _zarr_chunks(header: Mapping[str, Any]) -> tuple[int, ...]:
     """Extent of what is read in one go: a chunk, or an inner chunk of a shard."""
     if "chunks" in header:
-        return tuple(header["chunks"])
+        return tuple(int(n) for n in header["chunks"])
     for codec in header["codecs"]:
         if codec["name"] == "sharding_indexed":
-            return tuple(codec["configuration"]["chunk_shape"])
-    return tuple(header["chunk_grid"]["configuration"]["chunk_shape"])
+            return tuple(int(n) for n in codec["configuration"]["chunk_shape"])
+    return tuple(int(n) for n in header["chunk_grid"]["configuration"]["chunk_shape"])
 
 
 def _zarr_codec(metadata: Mapping[str, Any]) -> str | None:
@@ -194,32 +312,13 @@ def _zarr_codec(metadata: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _ome_placement(folder: Place) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Resolution and offset in nm from the OME-Zarr 0.4 or 0.5 `multiscales` of a group above the array."""
+def _image_of(folder: Place) -> Image | None:
+    """What the OME-Zarr metadata of a group above an array say of it."""
     for group, name in above(folder):
         node = zarr_node(group)
         if node is None:
-            break
-        multiscales = node[1].get("ome", node[1]).get("multiscales")
-        if multiscales:
-            with readable(group):
-                return _ome_scale(multiscales[0], name)
-    return None, None
-
-
-def _ome_scale(image: Mapping[str, Any], name: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Scale and translation of one dataset; none unless its axes end in z, y, x with one known unit each."""
-    units = [nm_per_unit(axis.get("unit")) for axis in image["axes"][-3:]]
-    levels = [level for level in image["datasets"] if level["path"].strip("/") == name]
-    simple = "".join(axis["name"] for axis in image["axes"]).endswith("zyx") and not image.get(
-        "coordinateTransformations"
-    )
-    if not (simple and levels):
-        return None, None
-    nm = [unit for unit in units if unit is not None]
-    steps = {step["type"]: step.get(step["type"]) for step in levels[0]["coordinateTransformations"]}
-    scale, move = numbers(steps.get("scale")), numbers(steps.get("translation"))
-    if len(nm) != 3 or scale is None or not steps.keys() <= {"scale", "translation"}:
-        return None, None
-    resolution = tuple(value * unit for value, unit in zip(scale[-3:], nm, strict=True))
-    return resolution, move and tuple(value * unit for value, unit in zip(move[-3:], nm, strict=True))
+            return None
+        found = image_at(group, node[1], name)
+        if found is not None:
+            return found
+    return None

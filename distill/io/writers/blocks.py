@@ -58,8 +58,8 @@ def open_levels(place: Place, plan: Layout, written: Written, first: int = 0) ->
         for k in range(first, len(written.levels)):
             spec, path, level = plan.specs[k], plan.paths[k], written.levels[k]
             folder = place / path if path else place
-            # Chunks of zeros are written too, because some readers of precomputed treat a missing file as an error.
-            more = {"store_data_equal_to_fill_value": True} if spec["driver"] == "neuroglancer_precomputed" else {}
+            # Chunks of zeros are written, too: what is missing is then known to be missing.
+            more = {"store_data_equal_to_fill_value": True}
             store = tensorstore.open(
                 {**spec, **more, "kvstore": kvstore(folder)}, open=True, read=True, write=True, assume_metadata=True
             ).result()

@@ -12,11 +12,17 @@ import numpy as np
 from distill.core.claim import claim
 from distill.core.errors import SourceError
 from distill.core.geometry import Nanometres
+from distill.core.notes import note
+from distill.io.arrange import arrange
+from distill.io.labels_or_grey import judge
+from distill.io.selection import split_selection
+from distill.io.source import find_array
 from distill.io.volume import (
     LABELS_DATASET,
     RAW_DATASET,
     Volume,
     every_section,
+    one_channel,
     open_labels,
     open_volume,
     some_sections,
@@ -27,7 +33,8 @@ from distill.io.writers.levels import plan_levels
 from distill.io.writers.metadata import Format, Written, layout, voxel_offset
 from distill.io.writers.target import Target, check_file, check_target, check_writable, parse_target, placing
 
-_ID_BYTES = 4  # integers of these sizes are treated as ids
+_WIDE = 4  # bytes of a type of ids that is written as uint64
+_OWN_TYPES = ("precomputed", "tiff")  # formats whose ids have a type of their own
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def copy(source: str, target: str, how: Copying, on_part: Callable[[int, int], N
 
 def _copy(source: str, to: Target, how: Copying, on_part: Callable[[int, int], None]) -> Copied:
     """See `copy`; the caller has claimed the target."""
-    volume, labels = _open(source, how)
+    volume, labels = _open(source, how, to.form)
     if to.form in ("hdf5", "tiff"):
         return _copy_file(volume, to, labels, how, on_part)
     place = (
@@ -121,14 +128,27 @@ def _copy(source: str, to: Target, how: Copying, on_part: Callable[[int, int], N
     return Copied(str(to), to.form, volume, labels, tuple(level.size for level in levels))
 
 
-def _open(source: str, how: Copying) -> tuple[Volume, bool]:
-    """Open the selected sections of the volume, and determine whether it holds ids."""
-    volume = open_volume(source, resolution=how.resolution, offset=how.offset)
+def _open(source: str, how: Copying, form: str) -> tuple[Volume, bool]:
+    """The volume, its sections chosen, and whether it holds ids."""
     labels = how.labels
+    small = False  # ids of few bits keep their type
     if labels is None:
-        labels = volume.dtype.kind in "iu" and volume.dtype.itemsize >= _ID_BYTES and volume.channels is None
-    if labels:
+        stored = arrange(find_array(source, RAW_DATASET), split_selection(source)[1])
+        verdict = judge(stored)
+        labels, small = verdict.ids, verdict.ids and stored.dtype.itemsize < _WIDE and form not in _OWN_TYPES
+        if labels and not verdict.sure:
+            note(f"{stored.source}: taken for ids, as {verdict.why}; --image takes it for grey values")
+    volume = open_volume(
+        source,
+        resolution=how.resolution,
+        offset=how.offset,
+        grey=not labels,
+        missing="report" if labels else None,
+    )
+    if labels and not small:
         volume = replace(open_labels(source, resolution=how.resolution), offset=volume.offset)
+    if "polarity" not in volume.attributes:
+        volume = one_channel(volume)
     if how.sections is not None:
         first, last = how.sections
         volume = some_sections(volume, first, volume.size[0] if last is None else last)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from distill.core.atomic import discard, sweep
 from distill.core.claim import claim
 from distill.core.errors import SourceError
+from distill.io.readers.names import inner_path
 from distill.io.readers.zarr import open_tensorstore, zarr_node
 from distill.io.source import find_array
 from distill.io.volume import RAW_DATASET, open_volume
@@ -70,7 +72,7 @@ def _add_levels(
     on_part: Callable[[int, int], None],
 ) -> list[Level]:
     """See `add_levels`; the caller has claimed the store."""
-    volume = open_volume(source)
+    volume = open_volume(source, missing="zero")
     group, name = folder.parent, folder.name
     node = zarr_node(group)
     if volume.kind != "zarr3" or node is None or node[0] != "group3":
@@ -82,7 +84,7 @@ def _add_levels(
     plan = layout("zarr3", written)
     places = [str(k) if name == "0" else f"{LEVELS}/{name}/{k}" for k in range(1, len(levels))]
     images = list(node[1].get("ome", {}).get("multiscales") or [])
-    known = [one["path"] for image in images if image["datasets"][0]["path"] == name for one in image["datasets"][1:]]
+    known = _known_levels(group, name, images)
     _check(group, known, places, overwrite)
     work = group / f".{name}.{secrets.token_hex(4)}.partial"
     try:
@@ -137,6 +139,25 @@ def _folder(source: str) -> Path:
     """Return the folder of a local Zarr array."""
     store, _, dataset = source.rpartition(":")
     return Path(store, dataset) if store and os.path.isdir(store) else Path(source)
+
+
+def _known_levels(group: Path, name: str, images: Sequence[dict[str, Any]]) -> list[str]:
+    """Levels of an array that the metadata name, all of them where this program puts levels.
+
+    Raises:
+        SourceError: one lies elsewhere, or is a link: it is not this program's to replace.
+    """
+    known = [
+        inner_path(group, one["path"])
+        for image in images
+        if image["datasets"][0]["path"] == name
+        for one in image["datasets"][1:]
+    ]
+    ours = re.compile(r"[1-9]\d*" if name == "0" else rf"{LEVELS}/{re.escape(name)}/[1-9]\d*")
+    for path in known:
+        if not ours.fullmatch(path) or os.path.realpath(group / path) != str(Path(os.path.realpath(group)) / path):
+            raise SourceError(f"{group}: names a level {path!r} that this program did not make; it is not replaced")
+    return known
 
 
 def _check(group: Path, known: Sequence[str], places: Sequence[str], overwrite: bool) -> None:

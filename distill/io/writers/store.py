@@ -89,7 +89,7 @@ class ZarrArray:
 
     def volume(self) -> Volume:
         """Open the data written so far for reading."""
-        return open_volume(f"{self.path}:{self.dataset}")
+        return open_volume(f"{self.path}:{self.dataset}", missing="zero")
 
     def __str__(self) -> str:
         return f"{self.path}:{self.dataset}"

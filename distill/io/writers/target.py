@@ -18,7 +18,8 @@ from typing import Any
 
 from distill.core.atomic import flush
 from distill.core.errors import SourceError
-from distill.io.readers.n5_precomputed import is_n5, is_precomputed, n5_ranks
+from distill.io.readers.n5 import is_n5, n5_ranks
+from distill.io.readers.precomputed import is_precomputed
 from distill.io.readers.remote import Place, Remote, kvstore, parse_address, read_document
 from distill.io.readers.zarr import first_level, zarr_node, zarr_ranks
 from distill.io.writers.store import put_in_place, write_json, writing

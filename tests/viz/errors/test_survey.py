@@ -184,7 +184,7 @@ def test_wrong_use(cli: Cli, files: dict[str, str], tmp_path: Path) -> None:
     assert "expected one of .png, .svg, .pdf" in said.err
     assert not said.out
     short = tmp_path / "short.h5"
-    write_cremi(short, raw=np.zeros((4, 40, 48), np.uint8), resolution=RESOLUTION)
+    write_cremi(short, raw=np.zeros((1, 40, 48), np.uint8), resolution=RESOLUTION)
     with pytest.raises(DistillError, match=r"covers voxels .* of .*short\.h5"):
         errors(files["found"], files["labels"], str(short), tmp_path / "a.png")
     with pytest.raises(DistillError, match="--worst: found -1"):

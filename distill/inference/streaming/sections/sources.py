@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.errors import SourceError
-from distill.core.geometry import Nanometres
+from distill.core.errors import DecoderError, SourceError
+from distill.core.geometry import Box, Nanometres
 from distill.inference.streaming.sections.quality import Flaw
 from distill.io.readers.array import reason
-from distill.io.readers.images import IMAGE_SUFFIXES, natural_order, read_section, section_inverted, section_resolution
+from distill.io.readers.images import IMAGE_SUFFIXES, common_header, read_section, section_resolution
+from distill.io.readers.section_names import in_places, natural_order
 from distill.io.volume import Volume, checked_resolution
 
 _TRIED = 16  # files, to find one that tells the size of all
-_REGULAR = 0.8  # share of steps that must be alike for numbers to count as a sequence
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,6 @@ class Kind:
     dtype: np.dtype[Any]
     resolution: Nanometres  # nm, z y x
     offset: Nanometres  # nm, of section 0
-    inverted: bool = False  # whether 0 is white, by the files' own word
 
 
 class Source(ABC):
@@ -92,7 +88,6 @@ class VolumeSource(Source):
             volume.dtype,
             volume.resolution,
             moved(volume.offset, self._first, volume.resolution),
-            volume.inverted,
         )
         self._next = -1
         self._sections: Iterator[NDArray[Any]] = iter(())
@@ -106,6 +101,8 @@ class VolumeSource(Source):
             self._sections = self._volume.sections(self._first + z, self._first + self.total)
         try:
             image = next(self._sections)
+        except DecoderError:
+            raise
         except SourceError as error:
             self._next = -1
             return Section(z, name, None, Flaw("corrupt", reason(error)))
@@ -122,6 +119,7 @@ class FileSource(Source):
         paths: Sequence[Path],
         resolution: Nanometres | None,
         sections: tuple[int, int | None] | None,
+        box: Box | None = None,
     ) -> None:
         """Determine the common properties of the files.
 
@@ -130,6 +128,7 @@ class FileSource(Source):
             paths: in order.
             resolution: nm, z y x; by default what the files say.
             sections: range of places, all by default.
+            box: voxels that are taken, in place of `sections`.
 
         Raises:
             SourceError: there are no files, none of the first can be read, or nothing gives a resolution.
@@ -139,12 +138,24 @@ class FileSource(Source):
             raise SourceError(f"{name}: found no section images, expected at least one")
         for path in paths:
             check_suffix(path)
-        self._places = with_gaps(paths)
+        self._places = in_places(name, paths)
+        if box is not None:
+            sections = (box.start[0], box.stop[0])
         self._first, last = checked_range(sections, len(self._places), name)
         self._places = self._places[self._first : last]
         self.name, self.total = name, len(self._places)
         there = [path for path in self._places if path is not None]
-        self.kind = kind_of(name, there, resolution, self._first)
+        self.kind = self._whole = kind_of(name, there, resolution, self._first)
+        self._box = box
+        if box is not None:
+            if any(stop > size for stop, size in zip(box.stop[1:], self._whole.size, strict=True)):
+                raise SourceError(
+                    f"--box: found {box.start} to {box.stop}, expected it within {self._whole.size} (y, x)"
+                )
+            z, y, x = self._whole.offset
+            nm = self._whole.resolution
+            place = (z, y + box.start[1] * nm[1], x + box.start[2] * nm[2])
+            self.kind = replace(self._whole, size=box.shape[1:], offset=place)
 
     def read(self, z: int) -> Section | None:
         if z >= len(self._places):
@@ -153,13 +164,18 @@ class FileSource(Source):
         if path is None:
             before = next((p.name for p in reversed(self._places[:z]) if p is not None), "the one before")
             return Section(z, f"{self.name} after {before}", None, Flaw("missing", f"no file follows {before}"))
-        return read_file(z, path, self.kind)
+        found = read_file(z, path, self._whole)
+        if self._box is None or found.image is None or found.flaw is not None:
+            return found
+        return replace(found, image=found.image[self._box.slices[1:]])
 
 
 def read_file(z: int, path: Path, kind: Kind) -> Section:
     """Read a section image, and check its size and type."""
     try:
         image = read_section(path)
+    except DecoderError:
+        raise  # no section of this kind can be read
     except SourceError as error:
         return Section(z, str(path), None, Flaw("corrupt", reason(error)))
     flaw = None
@@ -174,56 +190,20 @@ def kind_of(name: str, paths: Sequence[Path], resolution: Nanometres | None, fir
     Raises:
         SourceError: none can be read, or nothing gives a resolution.
     """
-    failed: SourceError | None = None
-    for path in paths[:_TRIED]:
+    if not paths:
+        raise SourceError(f"{name}: found no section images, expected at least one")
+    header = common_header(paths)
+    nm = resolution
+    for path in paths[:_TRIED] if nm is None else ():
         try:
-            image = read_section(path)
-            nm = resolution or section_resolution(path)
-        except SourceError as error:
-            failed = failed or error
+            nm = section_resolution(path)
+        except SourceError:
             continue
-        if nm is None:
-            raise SourceError(
-                f"{name}: no resolution found; give it as --resolution Z,Y,X in nm, e.g. --resolution 30,6,6"
-            )
-        nm = checked_resolution(name, nm)
-        height, width = image.shape
-        dtype, offset = image.dtype.newbyteorder("="), moved((0.0, 0.0, 0.0), first, nm)
-        return Kind((height, width), dtype, nm, offset, section_inverted(path))
-    raise failed or SourceError(f"{name}: found no section images, expected at least one")
-
-
-def with_gaps(paths: Sequence[Path]) -> list[Path | None]:
-    """Assign files to positions: if names are numbered in equal steps, a missing number leaves its position empty."""
-    numbers = [number_of(path) for path in paths]
-    step = usual_step(numbers)
-    places: list[Path | None] = list(paths[:1])
-    for (before, number), path in zip(pairwise(numbers), paths[1:], strict=True):
-        places += [None] * missing_between(before, number, step)
-        places.append(path)
-    return places
-
-
-def number_of(path: Path) -> int | None:
-    """Return the last number in a file's name; None without one."""
-    found = re.findall(r"\d+", path.stem)
-    return int(found[-1]) if found else None
-
-
-def usual_step(numbers: Sequence[int | None]) -> int | None:
-    """Return the step between numbers in names; None if it is irregular."""
-    steps = [b - a for a, b in pairwise(numbers) if a is not None and b is not None]
-    if len(steps) != len(numbers) - 1 or not steps:
-        return None
-    step, times = Counter(steps).most_common(1)[0]
-    return step if step > 0 and times >= _REGULAR * len(steps) else None
-
-
-def missing_between(before: int | None, after: int | None, step: int | None) -> int:
-    """Return the number of positions missing between two consecutive files."""
-    if before is None or after is None or step is None or (after - before) % step or after <= before:
-        return 0
-    return (after - before) // step - 1
+        break
+    if nm is None:
+        raise SourceError(f"{name}: no resolution found; give it as --resolution Z,Y,X in nm, e.g. --resolution 30,6,6")
+    nm = checked_resolution(name, nm)
+    return Kind(header.size, header.grey_dtype, nm, moved((0.0, 0.0, 0.0), first, nm))
 
 
 def listed_paths(lines: Iterable[str]) -> list[Path]:
@@ -248,7 +228,9 @@ def check_suffix(path: Path) -> None:
         SourceError: another extension.
     """
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise SourceError(f"{path}: found extension {path.suffix!r}, expected a section image .tif, .tiff or .png")
+        raise SourceError(
+            f"{path}: found extension {path.suffix!r}, expected a section image {' '.join(IMAGE_SUFFIXES)}"
+        )
 
 
 def checked_range(sections: tuple[int, int | None] | None, depth: int, name: str) -> tuple[int, int]:

@@ -22,12 +22,10 @@ from distill.inference.streaming.sections.sources import (
     folder_images,
     in_order,
     kind_of,
-    missing_between,
-    number_of,
     read_file,
-    usual_step,
 )
-from distill.io.readers.images import natural_order, read_section
+from distill.io.readers.images import read_section
+from distill.io.readers.section_names import missing_between, natural_order, number_of, usual_step
 
 _LOOK = 0.25  # seconds between looks, at most
 _RARELY = 20  # times as long as a look takes until the next one

@@ -18,10 +18,8 @@ from distill.inference.streaming.sections.sources import (
     FileSource,
     VolumeSource,
     in_order,
-    missing_between,
-    usual_step,
-    with_gaps,
 )
+from distill.io.readers.section_names import in_places, missing_between, usual_step
 from distill.io.volume import open_volume
 from distill.io.writers.store import create_zarr, write_cremi
 
@@ -143,7 +141,7 @@ def test_files_their_gaps_and_flaws(tmp_path: Path, stack: NDArray[np.uint8]) ->
     with pytest.raises(SourceError, match="no resolution found"):
         FileSource("s", paths, None, None)
     with pytest.raises(SourceError, match="expected a section image"):
-        FileSource("s", [tmp_path / "a.jpg"], NM, None)
+        FileSource("s", [tmp_path / "a.txt"], NM, None)
 
 
 @given(st.lists(st.integers(0, 3), max_size=12), st.sampled_from([1, 2, 10]), st.integers(0, 50))
@@ -155,7 +153,7 @@ def test_numbers_left_out_are_places(gaps: list[int], step: int, start: int) -> 
     for gap in gaps:
         numbers.append(numbers[-1] + step * (gap + 1))
     paths = [Path(f"s{number:04d}.tif") for number in numbers]
-    places = with_gaps(paths)
+    places = in_places("s", paths)
     assert [path for path in places if path is not None] == paths
     assert len(places) == len(paths) + sum(gaps)
     assert all(places[(n - start) // step] == path for n, path in zip(numbers, paths, strict=True))
@@ -166,7 +164,7 @@ def test_names_that_do_not_count_have_no_gaps() -> None:
     assert usual_step([None, 1, 2]) is None
     assert missing_between(1, 9, None) == missing_between(1, 6, 2) == 0
     paths = [Path(name) for name in ("a.tif", "b.tif", "c7.tif")]
-    assert with_gaps(paths) == paths
+    assert in_places("s", paths) == paths
 
 
 def test_a_broken_page_is_one_bad_section(tmp_path: Path, stack: NDArray[np.uint8]) -> None:
@@ -185,13 +183,13 @@ def test_a_broken_page_is_one_bad_section(tmp_path: Path, stack: NDArray[np.uint
 
 
 def test_pages_are_read_one_by_one(tmp_path: Path, stack: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
-    import distill.io.readers.images as formats
+    import distill.io.readers.tiff as formats
 
     path = tmp_path / "pages.tif"
     tifffile.imwrite(path, stack, compression="zlib")
     read: list[int] = []
-    values: Callable[..., Any] = formats._page_values
-    monkeypatch.setattr(formats, "_page_values", lambda page: (read.append(page.index), values(page))[1])
+    values: Callable[..., Any] = formats.page_values
+    monkeypatch.setattr(formats, "page_values", lambda *given: (read.append(given[1].index), values(*given))[1])
     source = VolumeSource(open_volume(path, resolution=NM), None)
     for z in range(3):
         source.read(z)

@@ -255,7 +255,7 @@ def test_an_existing_array_is_kept_unless_asked(tmp_path: Path) -> None:
     assert tree(path) == before
     fresh = small_zarr(path, overwrite=True)
     assert not fresh.volume().read().any()
-    np.testing.assert_array_equal(open_volume(f"{path}:other").read()[0], ramp(3, 4))
+    np.testing.assert_array_equal(open_volume(f"{path}:other", missing="zero").read()[0], ramp(3, 4))
     assert sorted(os.listdir(path)) == ["affinity", "other", "zarr.json"]
 
 

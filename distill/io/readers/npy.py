@@ -1,7 +1,8 @@
-"""Read HDF5 and NumPy files."""
+"""Read NumPy files."""
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,59 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from distill.io.readers.array import Cut, StoredArray, missing_dataset, no_dataset, placement, plain, readable
+from distill.core.errors import SourceError
+from distill.core.memory import check_memory
+from distill.io.readers.array import Cut, Reading, StoredArray, missing_dataset, no_dataset, placement, plain, readable
 
 
 @contextmanager
-def _open_hdf5(path: Path, dataset: str) -> Iterator[Cut]:
-    import h5py
-
-    with readable(path), h5py.File(path, "r") as file:
-        stored = file[dataset]
-        yield lambda index: np.asarray(stored[index])
-
-
-def hdf5_ranks(path: Path) -> dict[str, int]:
-    """Return the rank of every dataset of an HDF5 file, by path."""
-    import h5py
-
-    ranks: dict[str, int] = {}
-
-    def visit(name: str | bytes, item: object) -> None:
-        if isinstance(item, h5py.Dataset):
-            ranks[plain(name)] = len(item.shape or ())
-
-    with readable(path), h5py.File(path, "r") as file:
-        file.visititems(visit)
-    return ranks
-
-
-def load_hdf5(path: Path, dataset: str | None) -> StoredArray:
-    """Read the header of an HDF5 dataset."""
-    import h5py
-
-    name = dataset or ""
-    with readable(path), h5py.File(path, "r") as file:
-        item = file.get(name) if name else None
-        if not isinstance(item, h5py.Dataset):
-            raise missing_dataset(path, name, list(hdf5_ranks(path)))
-        attributes = {key: plain(value) for key, value in item.attrs.items()}
-        return StoredArray(
-            f"{path}:{name}",
-            name,
-            "hdf5",
-            tuple(item.shape or ()),
-            item.dtype.newbyteorder("="),
-            *placement(attributes),
-            attributes,
-            partial(_open_hdf5, path, name),
-            item.chunks,
-            item.compression,
-        )
-
-
-@contextmanager
-def _open_npy(path: Path) -> Iterator[Cut]:
+def _open_npy(path: Path, _reading: Reading) -> Iterator[Cut]:
     with readable(path):
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         yield lambda index: np.array(mapped[index])
@@ -79,7 +34,7 @@ def load_npy(path: Path, dataset: str | None) -> StoredArray:
 
 
 @contextmanager
-def _open_npz(path: Path, dataset: str) -> Iterator[Cut]:
+def _open_npz(path: Path, dataset: str, _reading: Reading) -> Iterator[Cut]:
     with readable(path), np.load(path, allow_pickle=False) as file:
         array = file[dataset]
         yield lambda index: np.array(array[index])
@@ -94,6 +49,11 @@ def _npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any], 
                 major, _ = np.lib.format.read_magic(member)
                 read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
                 shape, _, dtype = read(member)
+            if math.prod(shape) * dtype.itemsize > item.file_size:
+                raise SourceError(
+                    f"{path}: {item.filename} is cut off: found {item.file_size:,} bytes for {shape} {dtype}"
+                )
+            check_memory(f"{path}:{item.filename}", "the array, which is unpacked in one piece,", shape, dtype)
             headers[item.filename.removesuffix(".npy")] = shape, dtype, item.compress_type != zipfile.ZIP_STORED
     return headers
 
