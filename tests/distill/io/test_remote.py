@@ -176,9 +176,15 @@ def test_a_group_names_its_arrays(tmp_path: Path, http: tuple[servers.Store, str
         find_arrays(f"{http[1]}/zarr3")
     with pytest.warns(UserWarning, match="Consolidated"):
         zarr.consolidate_metadata(tmp_path / "zarr3")
-    with pytest.raises(SourceError, match=r"zarr3: found a Zarr group, .* after a colon: a/b$"):
-        open_volume(f"{http[1]}/zarr3")
+    only = open_volume(f"{http[1]}/zarr3")  # the only array that is listed
+    assert only.source == f"{http[1]}/zarr3:a/b"
+    np.testing.assert_array_equal(only.read(), ramp(2, 3, 4))
     assert [one.source for one in find_arrays(f"{http[1]}/zarr3")] == [f"{http[1]}/zarr3:a/b"]
+    zarr.open_group(tmp_path / "zarr3").create_array("a/c", shape=(2, 3, 4), dtype="u1")
+    with pytest.warns(UserWarning, match="Consolidated"):
+        zarr.consolidate_metadata(tmp_path / "zarr3")
+    with pytest.raises(SourceError, match=r"zarr3: found 2 volumes, expected one after a colon: a/b, a/c$"):
+        open_volume(f"{http[1]}/zarr3")
     save(tmp_path, "zarr2", ramp(2, 3, 4))
     zarr.consolidate_metadata(tmp_path / "zarr2")
     assert [one.dataset for one in find_arrays(f"{http[1]}/zarr2")] == ["a/b"]
@@ -189,13 +195,14 @@ def test_of_an_image_the_finest_level(tmp_path: Path, http: tuple[servers.Store,
     axes = [{"name": name, "type": "space", "unit": "nanometer"} for name in "zyx"]
     levels = []
     for k in range(2):
-        group.create_array(f"s{k}", shape=(4, 8 >> k, 8 >> k), dtype="u1")
+        group.create_array(f"s{k}", shape=(4, 8 >> k, 8 >> k), dtype="u1")[...] = k + 1
         scale = {"type": "scale", "scale": [30, 6 << k, 6 << k]}
         levels.append({"path": f"s{k}", "coordinateTransformations": [scale]})
     group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": levels}]}
     for source in (tmp_path / "image", f"{http[1]}/image"):
         volume = open_volume(source)
         assert (volume.source, volume.size, volume.resolution) == (f"{source}:s0", (4, 8, 8), (30, 6, 6))
+        assert (volume.read() == 1).all()
         assert open_volume(f"{source}:s1").resolution == (30, 12, 12)
         assert [one.dataset for one in find_arrays(source)] == ["s0", "s1"]
 

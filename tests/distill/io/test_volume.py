@@ -62,8 +62,9 @@ def save_sections(folder: Path, array: NDArray[Any], suffix: str = "png") -> Pat
 
 def save_zarr(path: Path, array: NDArray[Any], chunks: tuple[int, ...], version: int, **attributes: Any) -> Path:
     group = zarr.open_group(path, mode="w", zarr_format=version)  # type: ignore[arg-type]
-    stored = group.create_array("a/b", shape=array.shape, dtype=array.dtype, chunks=chunks)
-    stored[...] = array
+    with zarr.config.set({"array.write_empty_chunks": True}):  # what is not stored is refused as missing
+        stored = group.create_array("a/b", shape=array.shape, dtype=array.dtype, chunks=chunks)
+        stored[...] = array
     stored.attrs.update(attributes)
     return path
 

@@ -162,7 +162,7 @@ def test_what_can_have_no_levels(tmp_path: Path, store: Path) -> None:
         (f"{tmp_path}/old.zarr:raw", "found zarr2, expected an array in a Zarr v3 group"),
         (f"{store}:0", "1: exists already and is no level"),
         (f"{store}:nothing", "found no dataset 'nothing'"),
-        (store, "expected one of its arrays after a colon"),
+        (store, "found 4 volumes, expected one after a colon: 0, 1, affinity, segmentation"),
     ):
         with pytest.raises(DistillError, match=message):
             add_levels(str(source), None, None, True, quiet)
