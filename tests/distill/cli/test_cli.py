@@ -21,6 +21,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import distill.cli.console
+from distill.core.geometry import Triple
 from distill.evaluation.contingency import PRESETS
 from distill.evaluation.metrics import score
 from distill.io.volume import open_labels, open_volume
@@ -182,17 +183,27 @@ def test_evaluate_prints_json(cli: Cli, streamed: Path, phantom: Path, preset: s
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
-def test_evaluate_prints_text(cli: Cli, streamed: Path, phantom: Path, preset: str) -> None:
+def test_evaluate_prints_text(
+    cli: Cli, streamed: Path, phantom: Path, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
     said = cli("evaluate", f"{streamed}:segmentation", phantom, "--preset", preset)
     assert said.code == 0, said.err
     assert said.out.startswith(f"preset {preset}, ")
     assert "VOI    split " in said.out
     assert ("CREMI" in said.out) == (preset == "cremi")
-    assert "worst objects (split: ground-truth id in segments; merge: segment over objects)" in said.out
-    assert "  merge  " in said.out
+    head, _, table = said.out.partition(
+        "worst objects (split: ground-truth id in segments; merge: segment over objects)\n"
+    )
+    assert table, head
+    assert "  merge  " in table
+    assert max(map(len, table.splitlines())) == 70
 
 
-def test_evaluate_says_all_it_can(cli: Cli, streamed: Path, phantom: Path, tmp_path: Path) -> None:
+def test_evaluate_says_all_it_can(
+    cli: Cli, streamed: Path, phantom: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # tables as wide as necessary
     rows = [f"{k} 0 {6.0 * k + 40} 260 {30.0 * 12 + 45} 1 {k - 1 if k else -1}" for k in range(60)]
     (tmp_path / "a.swc").write_text("\n".join(rows))
     listing, plot = tmp_path / "worst.csv", tmp_path / "scores.png"
@@ -465,18 +476,26 @@ def test_bad_resolution(refuses: Refuses, stream: Words, tmp_path: Path, value: 
 
 def test_labels_of_another_shape(refuses: Refuses, train: Cli, tmp_path: Path) -> None:
     path = tmp_path / "labels.h5"
-    write_cremi(path, labels=np.ones((20, 96, 95), np.uint64), resolution=(30, 6, 6))
+    write_cremi(path, labels=np.ones((20, 96, 95), np.uint64), resolution=(30, 6, 6), offset=(0, 0, 96 * 6))
     words = (tmp_path / "run", f"student.data.labels={path}")
-    refuses(words, path, "(20, 96, 95)", "expected (20, 96, 96)", call=train)
+    refuses(words, path, "covers nothing of", "expected resolution and offset", call=train)
 
 
-def test_float_labels(refuses: Refuses, train: Cli, phantom: Path, tmp_path: Path) -> None:
+def test_float_labels(refuses: Refuses, cli: Cli, phantom: Path, tmp_path: Path) -> None:
+    """Floats are ids where every one is a whole number."""
     path = tmp_path / "labels.h5"
+    truth = open_labels(phantom).read()
     with h5py.File(path, "w") as file:
-        file.create_dataset("ids", data=np.ones((20, 96, 96), np.float32)).attrs["resolution"] = (30, 6, 6)
-    says = f"{path}:ids", "float32", "must be integers"
-    refuses((tmp_path / "run", f"student.data.labels={path}:ids"), *says, call=train)
-    refuses(("evaluate", f"{path}:ids", phantom), *says)
+        ids = file.create_dataset("ids", data=truth.astype(np.float32))
+        ids.attrs["resolution"] = (30, 6, 6)
+    said = cli("evaluate", f"{path}:ids", phantom, "--json")
+    assert said.code == 0, said.err
+    found = json.loads(said.out)
+    assert found["voi_sum"] == pytest.approx(0, abs=1e-12)
+    assert found["voxels"] == np.count_nonzero(truth)
+    with h5py.File(path, "r+") as file:
+        file["ids"][19, 95, 95] = 1.5
+    refuses(("evaluate", f"{path}:ids", phantom), f"{path}:ids", "float32", "must be integers", "1.5")
 
 
 @pytest.mark.parametrize(
@@ -727,17 +746,46 @@ def test_bad_pca(
 
 def test_pca_of_channels(refuses: Refuses, run: Path, streamed: Path, tmp_path: Path) -> None:
     options = ("--teacher", run, "--student", run, "--out", tmp_path / "a.png", "--section", "2", "--device", "cpu")
-    refuses(("pca", f"{streamed}:affinity", *options), f"{streamed}:affinity", "3 channels", "grey-value volume")
+    refuses(
+        ("pca", f"{streamed}:affinity", *options),
+        f"{streamed}:affinity",
+        "3 channels",
+        "one grey value",
+        "--channel 0 to 2",
+    )
+
+
+@pytest.mark.parametrize(
+    ("resolution", "offset", "says", "where"),
+    [
+        ((30, 6, 6), (510, 0, 0), "75 % of it lies in", np.s_[17:20]),
+        ((30, 6, 6), (-30, 0, 0), "75 % of it lies in", np.s_[:3]),
+        ((30, 12, 12), (0, 0, 0), "30 x 6 x 6 nm are compared at the centres of those of", np.s_[:4, 1::2, 1::2]),
+    ],
+)
+def test_evaluate_of_what_fits_in_part(
+    cli: Cli, phantom: Path, tmp_path: Path, resolution: Triple, offset: Triple, says: str, where: tuple[slice, ...]
+) -> None:
+    """The voxels in common are scored, and their share is said."""
+    path = tmp_path / "found.h5"
+    truth = open_labels(phantom).read()[where]
+    write_cremi(path, labels=np.ones((4, 96, 96), np.uint64), resolution=resolution, offset=offset)
+    said = cli("evaluate", path, phantom, "--preset", "skimage", "--json")
+    assert said.code == 0, said.err
+    assert says in said.err
+    found = json.loads(said.out)
+    whole = score(np.ones_like(truth), truth, "skimage")
+    assert found["voxels"] == whole.voxels > 0
+    assert found["voi_merge"] == pytest.approx(whole.voi_merge)
 
 
 def test_evaluate_that_does_not_fit(refuses: Refuses, streamed: Path, phantom: Path, tmp_path: Path) -> None:
     path = tmp_path / "found.h5"
     labels = np.ones((4, 96, 96), np.uint64)
     for resolution, offset, says in (
-        ((30, 6, 7), (0, 0, 0), ("(30.0, 6.0, 7.0)", "expected", "(30.0, 6.0, 6.0)")),
         ((30, 6, 6), (0, 3, 0), ("0.5", "expected whole voxels")),
-        ((30, 6, 6), (510, 0, 0), ("(17, 0, 0)", "(21, 96, 96)", "(20, 96, 96)")),
-        ((30, 6, 6), (-30, 0, 0), ("(-1, 0, 0)", "(20, 96, 96)")),
+        ((30, 6, 6), (600, 0, 0), ("(20, 0, 0)", "(24, 96, 96)", "(20, 96, 96)", "share no voxel")),
+        ((30, 6, 6), (-120, 0, 0), ("(-4, 0, 0)", "(20, 96, 96)", "share no voxel")),
     ):
         write_cremi(path, labels=labels, resolution=resolution, offset=offset)
         refuses(("evaluate", path, phantom), path, *says)

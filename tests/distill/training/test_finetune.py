@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from distill.config import DecoderConfig
 from distill.core.errors import DistillError
+from distill.io.volume import open_grey
 from distill.io.writers.store import write_cremi
 from distill.models.checkpoint import read_weights
 from distill.models.load import find_weights, load_teacher, pick_device
@@ -146,6 +147,18 @@ def test_other_voxels_are_said(files: tuple[str, str]) -> None:
     assert any("voxels: 60 x 6 x 6 nm, the model was trained on 30 x 6 x 6 nm" in line for line in found.plan)
 
 
+def test_smaller_labels_crop_the_sections(files: tuple[str, str], tmp_path: Path) -> None:
+    """Labels of sections 8 to 15, of which the image has 8 to 11, without the first 16 columns."""
+    path = tmp_path / "part.h5"
+    write_cremi(path, labels=np.ones((8, 48, 48), np.uint64), resolution=(30, 6, 6), offset=(240, 0, 96))
+    data = plan_finetune("ac4", files[0], f"{path}:{LABELS}").config.student.data
+    assert (str(data.raw), str(data.labels)) == (
+        f"{files[0]}#box=8,0,16:12,48,64",
+        f"{path}:{LABELS}#box=0,0,0:4,48,48",
+    )
+    np.testing.assert_array_equal(open_grey(data.raw).read(), open_grey(files[0]).read()[8:, :, 16:])
+
+
 def test_nonsense_is_refused(files: tuple[str, str], tmp_path: Path) -> None:
     raw, labels = files
 
@@ -169,7 +182,8 @@ def test_nonsense_is_refused(files: tuple[str, str], tmp_path: Path) -> None:
     refused("leaves 1 of the sections", validation=(3, 10))
     write_cremi(tmp_path / "empty.h5", labels=np.zeros((12, 48, 64), np.uint64), resolution=(30, 6, 6))
     refused("found no label other than 0", labels=f"{tmp_path / 'empty.h5'}:{LABELS}")
-    refused("found size (4, 48, 64)", labels=other("size.h5", (4, 48, 64)))
+    away = other("size.h5", (4, 48, 64), offset=(360, 0, 0))
+    refused("has size (4, 48, 64) and covers nothing of", labels=away)
     refused("found resolution (30.0, 5.0, 6.0)", labels=other("nm.h5", (12, 48, 64), resolution=(30, 5, 6)))
     refused("does not overlap", labels=other("far.h5", (12, 48, 64), offset=(0, 6000, 0)))
     refused("no such file or run folder", model="ac5")
