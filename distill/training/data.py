@@ -105,7 +105,10 @@ def _open(data: DataConfig, number: int, entry: LabelledVolume) -> Labelled:
             raw, labels, mask, every=entry.every, zero=entry.zero, ignores=entry.ignore is not None
         )
     else:
-        labels = on_grid(labels, raw)
+        stored, labels = labels, on_grid(labels, raw)
+        if labels is not stored:
+            theirs, own = (" x ".join(f"{n:g}" for n in one.resolution) for one in (stored, raw))
+            note(f"{labels.source}: labels of {theirs} nm are taken at the centres of voxels of {raw.source}, {own} nm")
         if labels.size == raw.size:
             check_pair(every_section(raw, entry.every), every_section(labels, entry.every))
             labels = _as_lies(labels, raw)

@@ -63,9 +63,22 @@ def test_parts_that_do_not_fit(load: Load, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"student\.training\.crop: \[13, 32, 32\] is larger .* \[12, 96, 96\]"):
         open_parts(load("student.training.crop=[13,32,32]"))
     path = tmp_path / "labels.h5"
-    write_cremi(path, labels=np.ones((20, 96, 96), np.uint64), resolution=(30, 6, 8))
-    with pytest.raises(ShapeError, match=r"labels\.h5.*\(30\.0, 6\.0, 8\.0\) nm, expected \(30\.0, 6\.0, 6\.0\)"):
+    write_cremi(path, labels=np.ones((20, 96, 96), np.uint64), resolution=(30, 6, 8), offset=(0, 0, 96 * 6))
+    with pytest.raises(ShapeError, match=r"labels\.h5.*covers nothing of .*expected resolution and offset"):
         open_parts(load(f"student.data.labels={path}"))
+
+
+def test_labels_of_other_voxels_are_taken_at_voxel_centres(
+    load: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "labels.h5"
+    labels = np.random.default_rng(0).integers(1, 9, (20, 48, 32), np.uint64)
+    write_cremi(path, labels=labels, resolution=(30, 12, 18))
+    with caplog.at_level("INFO", "distill.input"):
+        (part,) = open_parts(load(f"student.data.labels={path}", "student.data.validation=[13,17]")).validation
+    np.testing.assert_array_equal(part.labels, labels[13:17].repeat(2, axis=1).repeat(3, axis=2))
+    assert "labels of 30 x 12 x 18 nm are taken at the centres of voxels of" in caplog.text
+    assert "30 x 6 x 6 nm" in caplog.text
 
 
 def test_folder_is_prepared_once(load: Load, tmp_path: Path) -> None:
