@@ -156,7 +156,7 @@ def test_smaller_labels_crop_the_sections(files: tuple[str, str], tmp_path: Path
         f"{files[0]}#box=8,0,16:12,48,64",
         f"{path}:{LABELS}#box=0,0,0:4,48,48",
     )
-    np.testing.assert_array_equal(open_grey(data.raw).read(), open_grey(files[0]).read()[8:, :, 16:])
+    np.testing.assert_array_equal(open_grey(str(data.raw)).read(), open_grey(files[0]).read()[8:, :, 16:])
 
 
 def test_nonsense_is_refused(files: tuple[str, str], tmp_path: Path) -> None:
