@@ -77,7 +77,7 @@ def test_planted_errors_are_found_and_placed(
     raw, labels, segmentation, _, objects, resolution, _, title = drawn[0]
     assert np.array_equal(labels, part)
     assert np.array_equal(segmentation, planted()[1][3])
-    assert np.array_equal(raw, recipe.open_volume(files["raw"]).read()[7, 5:35, 6:42])  # its offset is two sections
+    assert np.array_equal(raw, recipe.open_grey(files["raw"]).read()[7, 5:35, 6:42])  # its offset is two sections
     assert (resolution, title, objects) == ((4.0, 8.0), "Section 5", found.objects)
 
 
@@ -168,7 +168,12 @@ def test_command_writes_figure_and_json(cli: Cli, files: dict[str, str], tmp_pat
     assert (first["id"], first["largest_wrong_piece"]["in"]) == (106, 7)
     assert first["largest_wrong_piece"]["start"] == [3, 14, 24]
     assert out.read_bytes().startswith(b"\x89PNG")
+    before = out.read_bytes()
     said = cli(*words, "--section", "5")
+    assert (said.code, out.read_bytes()) == (2, before)
+    assert "exists already; expected a new name, or --overwrite" in said.err
+    said = cli(*words, "--section", "5", "--overwrite")
+    assert out.read_bytes() != before
     assert said.out.startswith("section 5: of 990 labelled pixels 42 are split, 0 merged, 0 both")
     assert "1. split: object 2" in said.out
     assert "in segment 500 at 5:6, 7:14, 14:20" in said.out

@@ -40,7 +40,7 @@ def test_every_key_is_shown_and_does_what_it_says(source: str, drawn: list[Examp
     found = gallery(source, tmp_path / "a.png", section=7)
     assert found.shown == AUGMENTATIONS
     assert found.off == ()
-    raw = recipe.open_volume(source).read()
+    raw = recipe.open_grey(source).read()
     z, y, x = found.box.start
     assert found.box.shape == (12, 104, 104)
     piece = raw[z : z + 12, y : y + 104, x : x + 104]
