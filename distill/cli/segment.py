@@ -43,6 +43,10 @@ def stream(
     model: Annotated[str, typer.Option(help="run folder, weights file or bundled model")],
     out: Annotated[Path, typer.Option(metavar="OUT.zarr")],
     no_segment: Annotated[bool, typer.Option("--no-segment", help="affinities only")] = False,
+    method: Annotated[
+        str | None,
+        typer.Option(help="of instances: query or flood (supervoxels merged by their contacts); default: query"),
+    ] = None,
     offset: Annotated[
         list[str] | None, typer.Option(metavar="Z,Y,X", help="one more affinity beside the nearest; may be repeated")
     ] = None,
@@ -87,15 +91,19 @@ def stream(
     rescale: Rescale = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run a student over sections: affinities, and instances through the query decoder."""
+    """Run a student over sections: affinities, and instances."""
     from distill.core.affinity import NEAREST
     from distill.core.geometry import parse_triple
     from distill.inference.streaming.options import Streaming
+    from distill.inference.streaming.output.manifest import method_of, read_job
     from distill.inference.streaming.plan import parse_part
     from distill.inference.streaming.sections.watch import Following
     from distill.inference.streaming.stream import stream as run
 
-    merge = merge_of(merge, thresholds, "query")
+    if method not in (None, "flood", "query"):
+        raise DistillError(f"--method: found {method!r}, expected flood or query")
+    if thresholds is not None:
+        merge = merge_of(merge, thresholds, method or (method_of(read_job(out)) if resume else "query"))
     options = run_options(
         sections, resolution, merge, device, precision, overwrite, backend, normalise, invert, rescale
     )
@@ -105,6 +113,7 @@ def stream(
         raise DistillError("--until, --idle: found no --follow beside them, expected it")
     streaming = Streaming(
         segment=not no_segment,
+        method=None if method is None else "query" if method == "query" else "flood",
         offsets=(*NEAREST, *(parse_triple(text, "--offset") for text in offset or [])),
         embedding=_kept(embedding),
         on_bad=tuple(on_bad or ()),
@@ -127,8 +136,10 @@ def finish(
 ) -> None:
     """Give what a stream has done so far its final ids, after an interruption, all ranges, or with another --merge."""
     from distill.inference.streaming.finish import finish as run
+    from distill.inference.streaming.output.manifest import method_of, read_job
 
-    merge = merge_of(merge, thresholds, "query")
+    if thresholds is not None:
+        merge = merge_of(merge, thresholds, method_of(read_job(out)))
     if merge is not None and not 0 <= merge <= 1:
         raise DistillError(f"--merge: found {merge}, expected a number from 0 to 1")
     found = run(out, merge)
@@ -145,7 +156,11 @@ def segment(
     out: Annotated[Path, typer.Option(metavar="OUT.zarr")],
     network: Annotated[str, typer.Option(help="student or teacher")] = "student",
     method: Annotated[
-        str, typer.Option(help="query, waterz (watershed + agglomeration) or mws (mutex watershed)")
+        str,
+        typer.Option(
+            help="flood (supervoxels merged by their contacts), query, waterz (watershed + agglomeration) or mws "
+            "(mutex watershed)"
+        ),
     ] = "query",
     block: Annotated[
         str | None,
@@ -173,11 +188,12 @@ def segment(
     from distill.core.geometry import parse_triple
     from distill.inference.blockwise.options import Blocking
     from distill.inference.blockwise.segment import segment as run
+    from distill.inference.thresholds import METHODS
 
     if network not in ("student", "teacher"):
         raise DistillError(f"--network: found {network!r}, expected student or teacher")
-    if method not in ("query", "waterz", "mws"):
-        raise DistillError(f"--method: found {method!r}, expected query, waterz or mws")
+    if method not in METHODS:
+        raise DistillError(f"--method: found {method!r}, expected one of {', '.join(METHODS)}")
     if resume and overwrite:
         raise DistillError("--resume: found --overwrite beside it, expected one of them")
     if scheduler is not None and workers:
@@ -195,7 +211,7 @@ def segment(
             options,
             blocking,
             network="teacher" if network == "teacher" else "student",
-            method={"query": "query", "waterz": "waterz"}.get(method, "mws"),  # type: ignore[arg-type]
+            method=method,
             on_progress=bar.update,
             note=bar.line,
             on_start=bar.start,

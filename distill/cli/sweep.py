@@ -27,7 +27,8 @@ def sweep(
     affinity: Annotated[str, typer.Argument(metavar="AFFINITY", help="such as OUT.zarr:affinity")],
     labels: Annotated[str, typer.Argument(metavar="LABELS", help="ground truth, which training never saw")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="for sweep.json, thresholds.yaml and sweep.png")],
-    methods: Annotated[str, typer.Option(help="of query, waterz and mws, with commas")] = "query,waterz,mws",
+    methods: Annotated[str, typer.Option(help="of flood, query, waterz and mws, with commas")] = "query,waterz,mws",
+    flood: Range = None,
     query: Range = None,
     waterz: Range = None,
     mws: Range = None,
@@ -49,7 +50,7 @@ def sweep(
     from distill.inference.thresholds import parse_thresholds
     from viz.charts.sweep import draw_sweep
 
-    given = {"query": query, "waterz": waterz, "mws": mws}
+    given = {"flood": flood, "query": query, "waterz": waterz, "mws": mws}
     asked = _methods(methods)
     for name, text in given.items():
         if text is not None and name not in asked:

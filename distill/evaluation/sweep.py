@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +32,22 @@ from distill.inference.options import Runtime
 from distill.inference.rescaling.sections import resampled
 from distill.inference.rescaling.voxel_size import grid_for
 from distill.inference.streaming.finish import final_ids
-from distill.inference.streaming.output.manifest import all_lines, is_stream, read_job
+from distill.inference.streaming.output.manifest import all_lines, is_stream, method_of, read_job
 from distill.inference.thresholds import ChosenThreshold, Method, Provenance, edge_of, write_thresholds
 from distill.io.volume import Volume, open_grey, open_labels, open_volume, voxel_shift
 from distill.io.writers.output import check_place
 from distill.io.writers.store import writing
 from distill.models.load import load_student
-from distill.segmentation.agglomeration import waterz
+from distill.segmentation.agglomeration import merged_above, waterz
 from distill.segmentation.mutex_watershed import mutex_watershed
+from distill.segmentation.supervoxels import supervoxels
 
 Labels = NDArray[np.uint64]
 Affinity = NDArray[np.float32]
 OnStep = Callable[[int, int], None]
 
 TRIED: dict[Method, tuple[float, ...]] = {
+    "flood": tuple(round(0.02 * n, 2) for n in range(3, 46)),
     "query": tuple(round(0.05 * n, 2) for n in range(1, 21)),  # to 1: nothing merged
     "waterz": tuple(round(0.05 * n, 2) for n in range(1, 20)),
     "mws": (0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9),
@@ -59,7 +62,7 @@ class ScoredThreshold:
         threshold: see `thresholds.ChosenThreshold`.
         scores: against the labels.
         objects: segments.
-        seconds: from affinities to segments at this threshold; None for waterz, whose thresholds are one run.
+        seconds: from affinities to segments at this threshold; None where all thresholds are one run.
     """
 
     threshold: float
@@ -140,6 +143,7 @@ class Inputs:
     offsets: tuple[Triple, ...]
     labels: Labels  # (D, H, W)
     volume: Volume  # the affinities' own
+    good: NDArray[np.bool_]  # (D,) sections that were there; a stream leaves the places of bad ones empty
 
 
 def sweep(
@@ -172,10 +176,9 @@ def sweep(
     given = read_inputs(affinity, labels)
     prepare: dict[Method, Callable[[], Callable[[Sequence[float]], dict[float, Labels]]]] = {
         "query": lambda: _query(given, affinity, network, note),
-        "waterz": lambda: lambda thresholds: waterz(to_waterz(given.affinity, given.offsets), thresholds),
-        "mws": lambda: (
-            lambda thresholds: {bias: mutex_watershed(given.affinity, given.offsets, bias=bias) for bias in thresholds}
-        ),
+        "flood": lambda: partial(_without_gaps, given, _flood),
+        "waterz": lambda: partial(_without_gaps, given, lambda one, t: waterz(to_waterz(one.affinity, one.offsets), t)),
+        "mws": lambda: partial(_without_gaps, given, _mutex),
     }
     curves = []
     for done, (method, thresholds) in enumerate(tried.items()):
@@ -207,7 +210,43 @@ def read_inputs(affinity: str, labels: str) -> Inputs:
     box = placed(volume, truth)
     stored = volume.read()
     values = from_uint8(stored) if stored.dtype == np.uint8 else np.asarray(stored, np.float32)
-    return Inputs(values, offsets, truth.read(box).astype(np.uint64), volume)
+    return Inputs(values, offsets, truth.read(box).astype(np.uint64), volume, _good(affinity, len(values[0])))
+
+
+def _good(affinity: str, depth: int) -> NDArray[np.bool_]:
+    """Which sections a stream did not leave out; all of them in other stores."""
+    good, store = np.ones(depth, bool), Path(affinity.rpartition(":")[0] or affinity)
+    if is_stream(store):
+        bad = [line.section for line in all_lines(store) if line.flaw]
+        good[[section for section in bad if section < depth]] = False
+    return good
+
+
+def _without_gaps(
+    given: Inputs, run: Callable[[Inputs, Sequence[float]], dict[float, Labels]], thresholds: Sequence[float]
+) -> dict[float, Labels]:
+    """Segment the sections that are there as neighbours: what a stream has bridged is joined over the gap.
+
+    The affinity of a section after a gap is that to the section before it, or 0 where they were not paired. Other steps
+    along z do not survive that a section is taken out: with them nothing is.
+    """
+    if given.good.all() or any(abs(offset[0]) > 1 for offset in given.offsets):
+        return run(given, thresholds)
+    there = replace(given, affinity=given.affinity[:, given.good], labels=given.labels[given.good])
+    found = {}
+    for threshold, labels in run(there, thresholds).items():
+        found[threshold] = np.zeros(given.labels.shape, np.uint64)
+        found[threshold][given.good] = labels
+    return found
+
+
+def _flood(given: Inputs, thresholds: Sequence[float]) -> dict[float, Labels]:
+    affinity = to_waterz(given.affinity, given.offsets)
+    return merged_above(supervoxels(affinity), affinity, thresholds)
+
+
+def _mutex(given: Inputs, thresholds: Sequence[float]) -> dict[float, Labels]:
+    return {bias: mutex_watershed(given.affinity, given.offsets, bias=bias) for bias in thresholds}
 
 
 def _curve(
@@ -217,8 +256,9 @@ def _curve(
     given: Inputs,
     preset: str,
 ) -> MethodCurve:
-    """Every threshold by itself, but waterz, which passes through all of them in one run."""
-    groups = [thresholds] if method == "waterz" else [[one] for one in thresholds]
+    """Every threshold by itself, but those of methods that pass through all of them in one run."""
+    together = method in ("flood", "waterz")
+    groups = [thresholds] if together else [[one] for one in thresholds]
     tried, whole = [], 0.0
     for group in groups:
         began = time.perf_counter()
@@ -227,7 +267,7 @@ def _curve(
         whole += took
         for threshold, segmentation in found.items():
             scores = score(segmentation, given.labels, preset, resolution=given.volume.resolution)
-            alone = None if method == "waterz" else took
+            alone = None if together else took
             tried.append(ScoredThreshold(threshold, scores, int(segmentation.max(initial=0)), alone))
     best = min(tried, key=lambda one: one.scores.voi_sum)
     took_best = best.seconds
@@ -245,7 +285,9 @@ def _query(
     if network is not None:
         student = load_student(network.model, network.runtime.device)
         if student.decoder is None:
-            raise DistillError(f"{student.path}: has no query decoder, expected --methods waterz,mws for this model")
+            raise DistillError(
+                f"{student.path}: has no query decoder, expected --methods flood,waterz,mws for this model"
+            )
         raw = open_grey(network.source)
         student = replace(student, normaliser=normaliser_of(student, network.grey))
         check_grey(student.normaliser, raw.dtype, raw.source, lambda text: None)
@@ -274,10 +316,10 @@ def _query(
 
         return lambda thresholds: {t: labels(t) for t in thresholds}
     store = Path(affinity.rpartition(":")[0] or affinity)
-    if not is_stream(store) or not read_job(store)["segment"]:
+    if not is_stream(store) or not read_job(store)["segment"] or method_of(read_job(store)) != "query":
         raise SourceError(
-            f"{store}: found no supervoxels of a stream, expected a store of distill stream without --no-segment, "
-            "--model and --source, or --methods waterz,mws"
+            f"{store}: found no supervoxels of the query decoder, expected a store of distill stream --method query, "
+            "--model and --source, or --methods flood,waterz,mws"
         )
     count, depth = len(all_lines(store)), int(read_job(store)["depth"])
     whole = open_volume(f"{store}:supervoxels", missing="zero")

@@ -31,9 +31,13 @@ class Slab:
         """One past the last section."""
         return self.first + len(self.sections)
 
+    def stored(self) -> NDArray[np.uint8]:
+        """(3, D, H, W) affinities of the slab's sections, 0..255: the nearest offsets."""
+        return np.stack([s.affinity[:3] for s in self.sections], 1)
+
     def affinity(self) -> Affinity:
-        """(3, D, H, W) of the slab's sections: the nearest offsets."""
-        return from_uint8(np.stack([s.affinity[:3] for s in self.sections], 1))
+        """(3, D, H, W) of the slab's sections in [0, 1]."""
+        return from_uint8(self.stored())
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from distill.config import DecoderConfig
-from distill.core.errors import DistillError
 from distill.core.geometry import Box, Triple, largest_overlap, tiles
 from distill.core.hardware import computing
 from distill.decoder.decoder import DecoderInput, QueryDecoder
@@ -22,22 +22,46 @@ from distill.inference.assembly import Piece, Slab
 from distill.inference.options import Runtime
 from distill.models.build import seed_rule
 from distill.models.load import TrainedStudent
+from distill.segmentation.supervoxels import supervoxels
+
+FLOOD_TILE = (1024, 1024)  # pixels along y and x that are flooded together
+FLOOD_OVERLAP = 64  # of these that neighbouring ones share
+
+
+def by_method(model: TrainedStudent, method: str, block: Triple | None = None) -> TrainedStudent:
+    """Prepare a student for a method: the adapter is needed by `query` only; `flood` has no decoder, and larger tiles.
+
+    Args:
+        model: as it was loaded.
+        method: `flood`, `query`, `waterz` or `mws`.
+        block: voxels of a tile of `flood`; by default the decoder's depth and `FLOOD_TILE`.
+    """
+    if method == "query":
+        return model
+    if method != "flood":
+        return replace(model, slab=None)
+    depth, height, width = block or (model.decoding.block[0], *FLOOD_TILE)
+    overlap = (1, min(FLOOD_OVERLAP, height // 2), min(FLOOD_OVERLAP, width // 2))
+    tiled = model.decoding.model_copy(update={"block": (depth, height, width), "overlap": overlap})
+    return replace(model, slab=None, decoder=None, decoding=tiled)
 
 
 def decode_slab(model: TrainedStudent, slab: Slab, runtime: Runtime, tiles: Sequence[Box] | None = None) -> list[Piece]:
     """Instances of a slab, in tiles of the decoder's block size, boxes in volume coordinates.
 
     Args:
-        model: with a decoder.
+        model: with a decoder; without one the instances are supervoxels by flooding, see `by_method`.
         slab: sections, whole or one region of them.
         runtime: where and how.
         tiles: places in the slab; by default those that cover it.
-
-    Raises:
-        DistillError: the model has no decoder.
     """
     if model.slab is None or model.decoder is None:
-        raise DistillError(f"{model.path}: has no query decoder; expected --no-segment, or --method waterz")
+        stored = slab.stored()
+        shape: Triple = stored.shape[1], stored.shape[2], stored.shape[3]
+        return [
+            Piece(tile.shift((slab.first, 0, 0)), supervoxels(stored[(slice(None), *tile.slices)]).astype(np.uint64))
+            for tile in (decoder_tiles(shape, model.decoding) if tiles is None else tiles)
+        ]
     height, width = slab.sections[0].affinity.shape[-2:]
     joined = torch.stack([s.joined for s in slab.sections if s.joined is not None])
     logits = torch.stack([s.logits for s in slab.sections if s.logits is not None], 1)

@@ -161,8 +161,8 @@ class _Volume:
         skip = int(first > 0)  # the shared section belongs to the earlier slab
         owned = slice(first + skip, first + affinity.shape[1])
         self._affinity[:, owned] = affinity[:, skip:]
-        for supervoxels, assembly, found in zip(self._supervoxels, self._assemblies, pieces, strict=True):
-            supervoxels[owned] = assembly.add(found, affinity)[skip:]
+        for ids, assembly, found in zip(self._supervoxels, self._assemblies, pieces, strict=True):
+            ids[owned] = assembly.add(found, affinity)[skip:]
 
     def segmented(self) -> list[SegmentedVolume]:
         """Return one segmented volume per decoder configuration."""

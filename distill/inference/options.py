@@ -13,6 +13,7 @@ from distill.inference.grey_values import AS_RECORDED, GreyValues
 from distill.models.load import pick_device
 from students.backends.choose import settled
 
+FLOOD_THRESHOLD = 0.3  # mean affinity of a contact; see docs/sweep.md for what it was chosen on
 WATERZ_THRESHOLD = 0.5  # Liu et al., CVPR 2024
 MUTEX_BIAS = 0.5  # affinity above which an edge attracts
 
@@ -43,12 +44,14 @@ def merge_threshold(options: Options, notes: dict[str, Any]) -> float | None:
 
 
 def threshold_of(method: str, options: Options, notes: dict[str, Any]) -> float | None:
-    """The threshold of a method: for queries see `merge_threshold`, for waterz and mws the one given or published."""
+    """The threshold of a method: for queries see `merge_threshold`, for the others the one given or the usual one."""
     if method == "query":
         return merge_threshold(options, notes)
     if options.merge is not None:
         return options.merge
-    return WATERZ_THRESHOLD if method == "waterz" else MUTEX_BIAS
+    if method == "flood" and notes.get("flood_threshold") is not None:
+        return float(notes["flood_threshold"])  # chosen on the model's validation part
+    return {"flood": FLOOD_THRESHOLD, "waterz": WATERZ_THRESHOLD, "mws": MUTEX_BIAS}[method]
 
 
 @dataclass(frozen=True)

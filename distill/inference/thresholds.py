@@ -18,9 +18,9 @@ from distill.core.version import VERSION
 from distill.io.readers.array import readable
 from distill.io.writers.store import writing
 
-Method = Literal["query", "waterz", "mws"]
+Method = Literal["flood", "query", "waterz", "mws"]
 Edge = Literal["lowest", "highest"]
-METHODS: tuple[Method, ...] = ("query", "waterz", "mws")
+METHODS: tuple[Method, ...] = ("flood", "query", "waterz", "mws")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class ChosenThreshold:
     """A method's threshold with the least VOI sum.
 
     Attributes:
-        threshold: in [0, 1]; query: merge above this mean affinity (1 = nothing), waterz: below this score, mws: bias.
+        threshold: in [0, 1]; flood, query: merge above this mean affinity (1 = nothing), waterz: below this score,
+            mws: bias.
         edge: whether it is the lowest or the highest that was tried; the best one may lie beyond.
         voi_split: bits.
         voi_merge: bits.

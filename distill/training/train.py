@@ -438,6 +438,7 @@ class _Bookkeeping:
             "step": state.step,
             "validation": found.to_dict(),
             "merge_threshold": found.threshold,
+            "flood_threshold": None if found.flood is None else found.flood.threshold,
             "resolution": list(resolution),
             "data": config.student.data.model_dump(mode="json"),
             "version": VERSION,

@@ -7,7 +7,7 @@ selected here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,13 @@ from distill.inference.assembly import Assembly
 from distill.inference.in_memory import SegmentedVolume, student_volumes, teacher_volumes
 from distill.inference.options import Runtime
 from distill.models.load import TrainedStudent, TrainedTeacher
+from distill.segmentation.agglomeration import merged_above
+from distill.segmentation.supervoxels import supervoxels
 from distill.training.data import Part
 from distill.training.objective.objective import Joint
 
 MERGE_THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
+FLOOD_THRESHOLDS = tuple(round(0.02 * n, 2) for n in range(5, 31))
 # z, y, x; tried in addition to the configured ones
 SEED_THRESHOLDS = ((0.8, 0.8, 0.8), (0.8, 0.9, 0.9), (0.9, 0.9, 0.9), (0.9, 0.95, 0.95), (0.97, 0.95, 0.95))
 
@@ -61,6 +64,7 @@ class Judged:
     affinity_section: NDArray[np.float32]  # (3, H, W) its affinities
     sweep: tuple[Swept, ...]  # every threshold that was tried
     volumes: tuple[VolumeScores, ...] = ()  # one each where there are several
+    flood: Swept | None = None  # the method `flood` on the same affinities, at its best threshold
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores for metrics.jsonl and the notes of the weights file."""
@@ -74,6 +78,12 @@ class Judged:
             "seed_thresholds": list(self.decoding.seeds.thresholds),
             "boundary_f1_zyx": [round(f, 4) for f in self.boundary_f1],
         }
+        if self.flood is not None:
+            found |= {
+                "flood_voi": self.flood.scores.voi_sum,
+                "flood_arand": self.flood.scores.arand,
+                "flood_threshold": self.flood.threshold,
+            }
         if self.volumes:
             found["volumes"] = [
                 {"raw": one.name, "voi_split": one.scores.voi_split, "voi_merge": one.scores.voi_merge}
@@ -212,16 +222,40 @@ def validate(joint: Joint, config: Pair, parts: Sequence[Part], runtime: Runtime
     student, teacher = views(joint, config)
     decodings = seed_candidates(config.teacher.decoder)
     tried: dict[str, list[list[TriedThreshold]]] = {}  # by network, volume, decoder configuration
+    flooded: dict[str, list[list[Swept]]] = {}  # by network, volume, threshold
     for part in parts:
         z, y, x = part.raw.shape
         if student is not None:
             found = student_volumes(student, iter(part.raw), (z, y, x), runtime, decodings)
             tried.setdefault("student", []).append([try_thresholds(one, part.labels) for one in found])
+            flooded.setdefault("student", []).append(try_flood(found[0].affinity, part.labels))
         if teacher is not None:
             found = teacher_volumes(teacher, part.raw, runtime, decodings)
             tried.setdefault("teacher", []).append([try_thresholds(one, part.labels) for one in found])
+            flooded.setdefault("teacher", []).append(try_flood(found[0].affinity, part.labels))
     names = [part.name for part in parts]
-    return {network: best_of(volumes, decodings, names) for network, volumes in tried.items()}
+    return {
+        network: replace(best_of(volumes, decodings, names), flood=best_flood(flooded[network]))
+        for network, volumes in tried.items()
+    }
+
+
+def try_flood(affinity: NDArray[np.float32], labels: NDArray[np.uint64]) -> list[Swept]:
+    """Score the method `flood` at every threshold.
+
+    Args:
+        affinity: (3, D, H, W) of a validation part.
+        labels: (D, H, W) ground truth of the same part, with the values of `distill.core.known`.
+    """
+    truth = counted_truth(labels)
+    found = merged_above(supervoxels(affinity), affinity, FLOOD_THRESHOLDS)
+    return [Swept(threshold, score(ids, truth)) for threshold, ids in found.items()]
+
+
+def best_flood(volumes: Sequence[Sequence[Swept]]) -> Swept:
+    """The threshold with the lowest mean VOI of several volumes."""
+    rows = [Swept(row[0].threshold, pooled([one.scores for one in row])) for row in zip(*volumes, strict=True)]
+    return min(rows, key=lambda one: one.scores.voi_sum)
 
 
 def best_of(

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
 
 _DRAWN = 2.5  # points above this multiple of the lowest VOI sum are omitted
-NAMES: dict[Method, str] = {"query": "query decoder", "waterz": "watershed + waterz", "mws": "mutex watershed"}
+NAMES: dict[Method, str] = {
+    "flood": "flooding + contacts",
+    "query": "query decoder",
+    "waterz": "watershed + waterz",
+    "mws": "mutex watershed",
+}
 _CONTOUR, _NUMBER = "0.7", "0.35"  # grey of contours and of their numbers
 
 

@@ -15,6 +15,7 @@ from distill.core.atomic import discard, flush, sweep
 from distill.core.errors import SourceError
 from distill.core.hardware import Chosen
 from distill.inference.aside import set_aside
+from distill.inference.blockwise.options import merges_contacts
 from distill.inference.blockwise.plan import Plan
 from distill.inference.blockwise.tables import FOLDER, read_head, table_path
 from distill.inference.blockwise.worker import Work
@@ -76,7 +77,7 @@ def prepare(out: Path, work: Work, settings: dict[str, Any], frame: Frame, *, re
         SourceError: a setting differs, or the disk refuses.
     """
     if resume and os.path.lexists(out):
-        free = FREE if work.method == "query" else tuple(key for key in FREE if key != "threshold")
+        free = FREE if merges_contacts(work.method) else tuple(key for key in FREE if key != "threshold")
         begun = read_settings(out, FOLDER, "segment")
         moved = ("backend",) if begun.get("device") != settings["device"] else ()  # follows from the device
         check_settings(out, begun, settings, (*free, *moved))

@@ -20,6 +20,7 @@ from distill.core.atomic import discard, flush, replacing
 from distill.core.errors import SourceError
 from distill.core.labels import Relabelling, ranks
 from distill.inference.assembly import final_relabelling
+from distill.inference.blockwise.options import merges_contacts
 from distill.inference.blockwise.plan import Plan
 from distill.inference.blockwise.tables import FOLDER, pair_path, read_evidence, read_table, table_path
 from distill.io.readers.array import readable
@@ -33,8 +34,8 @@ def merge_blocks(store: Path, plan: Plan, method: str, threshold: float | None) 
     Args:
         store: with the tables of all blocks and pairs.
         plan: how the volume was cut.
-        method: `query` merges contacts above the threshold; the others join what neighbouring blocks share where the
-            mean affinity along the contact is above `border_threshold`.
+        method: `flood` and `query` merge contacts above the threshold; the others join what neighbouring blocks share
+            where the mean affinity along the contact is above `border_threshold`.
         threshold: of the method.
 
     Raises:
@@ -57,7 +58,7 @@ def merge_blocks(store: Path, plan: Plan, method: str, threshold: float | None) 
     every = np.concatenate(ids)
     order = np.argsort(every, kind="stable")  # tiles are numbered along x before y, across the blocks of a row
     every, there = every[order], np.concatenate(seen)[order]
-    if method == "query":
+    if merges_contacts(method):
         return final_relabelling([every], [there], shares, contacts, threshold)
     assert threshold is not None, "methods without a decoder have a threshold"
     return _agreed(every, there, contacts, border_threshold(method, threshold))

@@ -18,12 +18,14 @@ from distill.core.affinity_conventions import from_uint8
 from distill.core.geometry import Box
 from distill.inference.assembly import Slab
 from distill.inference.blockwise.corrections import Sections
+from distill.inference.blockwise.options import merges_contacts
 from distill.inference.blockwise.plan import Block, Plan
 from distill.inference.decode import decode_slab, decode_tile
 from distill.inference.options import Runtime
 from distill.models.load import TrainedStudent, TrainedTeacher
 from distill.segmentation.agglomeration import waterz
 from distill.segmentation.mutex_watershed import mutex_watershed
+from distill.segmentation.supervoxels import supervoxels
 from students.streaming.runner import SectionRunner
 from students.streaming.tiling import Tile, around
 from teachers.sliding_window import run_teacher
@@ -83,7 +85,7 @@ class StudentBlocks:
         self._trained, self._runtime, self._method, self._threshold = trained, runtime, method, threshold
         self._runner = SectionRunner(
             trained.student,
-            trained.slab if method == "query" else None,
+            trained.slab,
             device=runtime.device,
             precision=runtime.precision,
             backend=runtime.backend,
@@ -109,7 +111,7 @@ class StudentBlocks:
         stored = np.stack([output.affinity for output in outputs], 1)
         affinity = from_uint8(stored)
         with clock.timed("decode"):
-            if self._method == "query":
+            if merges_contacts(self._method):
                 tiles = [box.relative_to(block.box.start) for _, box in block.tiles]
                 pieces = decode_slab(self._trained, Slab(0, outputs), self._runtime, tiles)
                 numbers = [number for number, _ in block.tiles]
@@ -151,7 +153,11 @@ class TeacherBlocks:
                 precision=runtime.precision,
                 on_block=on_block,
             ).affinity
-        if method == "query":
+        if method == "flood":
+            with clock.timed("decode"):
+                stored = as_uint8(affinity)
+                labels += [supervoxels(stored[(slice(None), *window.slices)]).astype(np.uint64) for window in windows]
+        if merges_contacts(method):
             found = [(number, box, ids) for (number, box), ids in zip(block.tiles, labels, strict=True)]
         else:
             with clock.timed("decode"):

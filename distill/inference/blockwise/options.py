@@ -8,7 +8,12 @@ from typing import Literal
 from distill.core.geometry import Triple
 
 Network = Literal["student", "teacher"]
-Method = Literal["query", "waterz", "mws"]
+Method = Literal["flood", "query", "waterz", "mws"]
+
+
+def merges_contacts(method: str) -> bool:
+    """Whether supervoxels are joined at the end, by the contacts of the whole volume, and not inside blocks."""
+    return method in ("flood", "query")
 
 
 @dataclass(frozen=True)

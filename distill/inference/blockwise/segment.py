@@ -42,6 +42,7 @@ from distill.inference.blockwise.plan import make_plan
 from distill.inference.blockwise.scratch import NAMES
 from distill.inference.blockwise.tables import FOLDER, pair_is_of, pair_path
 from distill.inference.blockwise.worker import Done, Work, solve_block, solve_pair
+from distill.inference.decode import by_method
 from distill.inference.grey_values import check_grey, normaliser_of
 from distill.inference.options import Note, Options, Start, start, threshold_of
 from distill.inference.rescaling.voxel_size import grid_for, record_of
@@ -111,8 +112,8 @@ def segment(
         options: see `Options`.
         blocking: see `Blocking`.
         network: which of a run's two networks.
-        method: `query` = shared query decoder, `waterz` = the papers' watershed and agglomeration, `mws` = mutex
-            watershed.
+        method: `flood` = supervoxels merged by their contacts, `query` = shared query decoder, `waterz` = the papers'
+            watershed and agglomeration, `mws` = mutex watershed.
         on_progress: called as blocks become durable.
         note: called with lines that the user should see.
         on_start: called before the first block, with the number of those that are done already.
@@ -191,10 +192,10 @@ def _work(
 ) -> Work:
     trained: TrainedStudent | TrainedTeacher
     if network == "student":
-        trained = load_student(model, _CPU)
+        trained = by_method(load_student(model, _CPU), method, blocking.block)
         decoding = trained.decoding
         if method == "query" and trained.decoder is None:
-            raise CheckpointError(f"{trained.path}: has no query decoder, expected --method waterz for this model")
+            raise CheckpointError(f"{trained.path}: has no query decoder, expected --method flood for this model")
     else:
         trained = load_teacher(model, _CPU)
         decoding = trained.config.decoder

@@ -33,6 +33,7 @@ from distill.inference.assembly import Piece, lay_blocks
 from distill.inference.blockwise.corrections import Sections, read_corrections
 from distill.inference.blockwise.faces import Laid, compare_pieces, compare_tiles, piece_faces, tile_faces
 from distill.inference.blockwise.networks import Instances, StudentBlocks, TeacherBlocks
+from distill.inference.blockwise.options import merges_contacts
 from distill.inference.blockwise.plan import Block, Plan
 from distill.inference.blockwise.scratch import Shelf
 from distill.inference.blockwise.tables import (
@@ -46,6 +47,7 @@ from distill.inference.blockwise.tables import (
     write_evidence,
     write_table,
 )
+from distill.inference.decode import by_method
 from distill.inference.options import Runtime
 from distill.inference.rescaling.results import Rescaling
 from distill.inference.rescaling.sections import resampled
@@ -67,7 +69,7 @@ class Work:
         weights: file of the network.
         weights_sha256: checksum of that file, verified by every worker.
         network: `student` or `teacher`.
-        method: `query`, `waterz` or `mws`.
+        method: `flood`, `query`, `waterz` or `mws`.
         threshold: of the method.
         store: Zarr store.
         plan: division into blocks, on the model's grid.
@@ -169,7 +171,7 @@ def _tools(work: Work) -> _Tools:
     if work.network == "teacher":
         teacher = load_teacher(work.weights, device)
         return _Tools(sections, TeacherBlocks(teacher, runtime, work.method, work.threshold))
-    student = load_student(work.weights, device)
+    student = by_method(load_student(work.weights, device), work.method)
     instances = StudentBlocks(student, runtime, work.plan, work.halo, work.method, work.threshold)
     return _Tools(sections, instances)
 
@@ -218,7 +220,7 @@ def solve_block(work: Work, index: int) -> Done:
         stored = np.ascontiguousarray(found.stored[(slice(None), *own)])
         names = np.concatenate([distinct_ids(piece) for _, _, piece in laid.pieces])
         seen = np.isin(names, distinct_ids(_written(work, block, ids)))
-        faces = (tile_faces if work.method == "query" else piece_faces)(work.plan, block, laid)
+        faces = (tile_faces if merges_contacts(work.method) else piece_faces)(work.plan, block, laid)
         table = BlockTable(block.box, names, seen, inside, (bool(stored.any()), bool(ids.any())), faces)
         table = table.of(laid.ids)
     path = table_path(Path(work.store), index)
@@ -245,7 +247,7 @@ def solve_pair(work: Work, number: int, axis: int, first: int, second: int) -> D
         for index, side in ((first, "high"), (second, "low")):
             table = read_table(table_path(Path(work.store), index), f"{'zyx'[axis]}_{side}")
             sides.append((work.plan.block(index), table))
-        compare = compare_tiles if work.method == "query" else compare_pieces
+        compare = compare_tiles if merges_contacts(work.method) else compare_pieces
         found = compare(work.plan, axis, sides[0], sides[1])
         of = sides[0][1].generation, sides[1][1].generation
         write_evidence(pair_path(Path(work.store), axis, first, second), found, of)
@@ -262,7 +264,7 @@ def _laid(
         stitcher, [Piece(box, ids) for _, box, ids in pieces], [number for number, _, _ in pieces], block.box.shape
     )
     named = [(number, box, ids) for (number, box, _), ids in zip(pieces, laid.blocks, strict=True)]
-    if work.method != "query":
+    if not merges_contacts(work.method):
         return Laid(laid.ids, named, affinity), none()
     whole = (slice(None), *block.owned.relative_to(block.box.start).slices[1:])
     counted = np.ones((3, *laid.ids[whole].shape), dtype=bool)

@@ -14,7 +14,7 @@ from distill.core.claim import claim
 from distill.core.errors import SourceError
 from distill.inference.aside import set_aside
 from distill.inference.grey_values import grey_settings
-from distill.inference.options import Options, Start, merge_threshold
+from distill.inference.options import Options, Start, threshold_of
 from distill.inference.streaming.options import Streaming, parse_policies
 from distill.inference.streaming.output.manifest import (
     FOLDER,
@@ -74,7 +74,8 @@ def job_of(
         "overlap": list(trained.decoding.overlap),
         "parts": streaming.part.of,
         "on_bad": parse_policies(streaming.on_bad),
-        "merge_threshold": merge_threshold(options, trained.notes),
+        "method": streaming.method,
+        "merge_threshold": threshold_of(streaming.method or "query", options, trained.notes),
         **grey_settings(trained.normaliser),
     }
 

@@ -26,7 +26,7 @@ from distill.core.labels import Relabelling
 from distill.core.version import VERSION
 from distill.inference.aside import forget_replaced
 from distill.inference.assembly import final_relabelling
-from distill.inference.streaming.output.manifest import FOLDER, Line, all_lines, read_job
+from distill.inference.streaming.output.manifest import FOLDER, Line, all_lines, method_of, read_job
 from distill.inference.streaming.output.store import INNER, ome
 from distill.inference.streaming.slabs import read_table, seam
 from distill.io.volume import open_volume
@@ -76,7 +76,7 @@ def finish_claimed(out: Path, merge: float | None) -> Finished:
         "model": job["model"],
         "precision": job["precision"],
         "backend": job["backend"],
-        "method": "query" if job["segment"] else None,
+        "method": method_of(job) if job["segment"] else None,
         "merge_threshold": threshold,
         "offsets": job["offsets"],
         "rescaled": job.get("rescaled"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from distill.core.affinity import NEAREST
 from distill.core.errors import DistillError
@@ -19,6 +20,7 @@ class Streaming:
     """Options specific to a stream."""
 
     segment: bool = True
+    method: Literal["flood", "query"] | None = None  # None: as the store was begun, or `query`
     offsets: Sequence[Triple] = NEAREST
     embedding: Kept = "none"
     on_bad: Sequence[str] = ()  # POLICY for all kinds, or KIND=POLICY

@@ -15,6 +15,7 @@ from distill.core.errors import DistillError, SourceError
 from distill.core.hardware import check_precision
 from distill.core.pace import rate
 from distill.inference.aside import forget_replaced, take_back
+from distill.inference.decode import by_method
 from distill.inference.grey_values import check_grey, normaliser_of
 from distill.inference.options import Note, Options, start
 from distill.inference.rescaling.results import check_offsets as check_carried
@@ -22,7 +23,15 @@ from distill.inference.rescaling.voxel_size import grid_for, record_of
 from distill.inference.streaming.begin import job_of, prepare, refuse_to_begin_again
 from distill.inference.streaming.finish import finish_claimed
 from distill.inference.streaming.options import Streaming, parse_policies
-from distill.inference.streaming.output.manifest import Journal, Line, is_stream, manifest_path, read_job, read_lines
+from distill.inference.streaming.output.manifest import (
+    Journal,
+    Line,
+    is_stream,
+    manifest_path,
+    method_of,
+    read_job,
+    read_lines,
+)
 from distill.inference.streaming.output.store import Layout, StreamStore
 from distill.inference.streaming.pipeline import Work, lines_that_stay
 from distill.inference.streaming.pipeline import run as run_engine
@@ -79,7 +88,7 @@ def stream(
     note: Note,
     on_start: OnStart = lambda done, total: None,
 ) -> Streamed:
-    """Run the student over sections; write affinities and, through slabs and the query decoder, instances.
+    """Run the student over sections; write affinities and, through slabs, instances.
 
     Args:
         source: where the sections come from: a volume, a folder or glob of images, or `-` for paths on standard input.
@@ -126,15 +135,18 @@ def _stream(
         raise DistillError("--range: found --follow beside it, expected a source of known length")
     known = [] if fresh or streaming.following is None else _known(out)
     opened = None if streaming.following else _open(source, options, streaming, known, note)
-    begun = start(options, {} if fresh else read_job(out))
+    earlier = {} if fresh else read_job(out)
+    begun = start(options, earlier)
     runtime = begun.runtime
-    trained = load_student(model, runtime.device)
+    method = streaming.method or method_of(earlier)
+    trained = by_method(load_student(model, runtime.device), method)
+    streaming = replace(streaming, method=method)
     held: list[str] = []  # what is said before the settings are known to be good
     shown, note = note, held.append
     if streaming.following is not None:  # which may wait long for the first section
         _say(shown, begun.lines)
-    if streaming.segment and trained.decoder is None:
-        note(f"{trained.path} has no query decoder: affinities only. For instances: distill segment --method waterz")
+    if streaming.segment and method == "query" and trained.decoder is None:
+        note(f"{trained.path} has no query decoder: affinities only. For instances: --method flood")
         streaming = replace(streaming, segment=False)
     step = trained.decoding.block[0] - 1 if streaming.segment else None
     # A folder that is followed may not have its first section yet: a wrong model is told of before that is waited for.

@@ -146,7 +146,7 @@ def test_stream_leaves_store_and_record(streamed: Path, run: Path, phantom: Path
 @pytest.mark.parametrize(
     "network", [pytest.param("student", marks=pytest.mark.commands("segment", "evaluate")), "teacher"]
 )
-@pytest.mark.parametrize("method", ["query", "waterz"])
+@pytest.mark.parametrize("method", ["flood", "query", "waterz"])
 def test_segment(
     cli: Cli, run: Path, phantom: Path, cpu: tuple[str, ...], tmp_path: Path, network: str, method: str
 ) -> None:

@@ -16,8 +16,9 @@ from distill.core.geometry import Box
 from distill.evaluation.metrics import score
 from distill.inference.thresholds import threshold_of
 from distill.io.volume import open_labels, open_volume
-from distill.segmentation.agglomeration import waterz
+from distill.segmentation.agglomeration import merge_by_mean_affinity, waterz
 from distill.segmentation.mutex_watershed import mutex_watershed
+from distill.segmentation.supervoxels import supervoxels
 
 pytest.importorskip("waterz", reason="needs the baselines extra")
 pytest.importorskip("mwatershed", reason="needs the baselines extra")
@@ -31,7 +32,19 @@ def streamed(
 ) -> Path:
     """Store of a stream over sections 4 to 15 of the phantom."""
     out = tmp_path_factory.mktemp("swept") / "out.zarr"
-    said = cli("stream", f"{phantom}:volumes/raw", "--model", run, "--sections", "4:16", "--out", out, *cpu)
+    said = cli(
+        "stream",
+        f"{phantom}:volumes/raw",
+        "--model",
+        run,
+        "--sections",
+        "4:16",
+        "--method",
+        "query",
+        "--out",
+        out,
+        *cpu,
+    )
     assert said.code == 0, said.err
     return out
 
@@ -41,7 +54,8 @@ def test_numbers_are_those_of_each_method_by_itself(
     streamed: Path, phantom: Path, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "swept"
-    words = ("--query", "0.5,0.8,1", "--waterz", "0.3,0.6", "--mws", "0.4,0.6")
+    words = ("--flood", "0.2,0.5", "--query", "0.5,0.8,1", "--waterz", "0.3,0.6", "--mws", "0.4,0.6")
+    words += ("--methods", "flood,query,waterz,mws")
     said = cli("sweep", f"{streamed}:affinity", f"{phantom}:{LABELS}", "--out", out, *words)
     assert said.code == 0, said.err
     found = json.loads((out / "sweep.json").read_text())
@@ -56,6 +70,8 @@ def test_numbers_are_those_of_each_method_by_itself(
                 again = cli("finish", streamed, "--merge", threshold)
                 assert again.code == 0, again.err
                 segmentation = open_volume(f"{streamed}:segmentation").read()
+            elif method == "flood":
+                segmentation = merge_by_mean_affinity(supervoxels(edges), edges, threshold)
             elif method == "waterz":
                 segmentation = waterz(edges, [threshold])[threshold]
             else:
@@ -68,7 +84,7 @@ def test_numbers_are_those_of_each_method_by_itself(
         least = min(rows["thresholds"], key=lambda row: row["voi"])
         assert rows["chosen"]["threshold"] == least["threshold"] == threshold_of(out / "thresholds.yaml", method)
     assert (out / "sweep.png").stat().st_size > 0
-    assert said.out.count("*") == 4  # one a method, one in the heading
+    assert said.out.count("*") == 5  # one a method, one in the heading
     assert "what they score on other sections is not known" in said.out
     assert "waterz: 0.3 is the lowest threshold" in said.out or "waterz: 0.6 is the highest threshold" in said.out
     json.loads((out / "sweep.run.json").read_text())
@@ -92,7 +108,7 @@ def test_later_runs_take_the_file(
     streamed: Path, run: Path, phantom: Path, cli: Callable[..., Any], cpu: tuple[str, ...], tmp_path: Path
 ) -> None:
     file = tmp_path / "thresholds.yaml"
-    file.write_text("methods: {query: {threshold: 0.65}, waterz: {threshold: 0.35}}\n")
+    file.write_text("methods: {flood: {threshold: 0.65}, waterz: {threshold: 0.35}}\n")
     source = (f"{phantom}:volumes/raw", "--sections", "4:6", "--model", run, *cpu)
 
     def used(out: Path) -> float:
@@ -111,7 +127,7 @@ def test_later_runs_take_the_file(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--methods", "watershed"), "--methods: found 'watershed', expected some of query, waterz, mws"),
+        (("--methods", "watershed"), "--methods: found 'watershed', expected some of flood, query, waterz, mws"),
         (("--methods", "mws", "--waterz", "0.5"), "--waterz: found no waterz in --methods mws"),
         (("--mws", "3"), "--mws: found '3', expected numbers from 0 to 1"),
         (("--model", "ac4"), "--model, --source: expected both or none"),

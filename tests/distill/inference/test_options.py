@@ -44,7 +44,9 @@ def quiet(*_: Any) -> None:
 
 def run_stream(source: object, model: object, out: Path, options: Options, **more: Any) -> dict[str, Any]:
     note = more.pop("note", quiet)
-    return stream(str(source), str(model), out, options, Streaming(**more), on_progress=quiet, note=note).about
+    return stream(
+        str(source), str(model), out, options, Streaming(**({"method": "query"} | more)), on_progress=quiet, note=note
+    ).about
 
 
 def run_segment(source: object, model: object, out: Path, options: Options, **more: Any) -> dict[str, Any]:
@@ -169,7 +171,7 @@ def test_query_method_needs_a_decoder(
     load = recipe.load_student
     for module in (recipe, stream_recipe):
         monkeypatch.setattr(module, "load_student", lambda *a: replace(load(*a), slab=None, decoder=None))
-    with pytest.raises(CheckpointError, match=r"has no query decoder, expected --method waterz"):
+    with pytest.raises(CheckpointError, match=r"has no query decoder, expected --method flood"):
         run_segment(phantom, run, tmp_path / "out.zarr", EXACT)
     assert not list(tmp_path.iterdir())
     notes: list[str] = []

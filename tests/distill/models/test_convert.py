@@ -59,13 +59,13 @@ def test_cad_keeps_every_tensor(published: Path, tmp_path: Path) -> None:
 
 
 def runs(weights: Path, phantom: Path, folder: Path) -> None:
-    """Stream: affinities only, and a note that says so; segment: by waterz only."""
+    """Stream: affinities only, and a note that says so; segment: by other methods only."""
     notes: list[str] = []
     words = str(phantom), str(weights)
     out, told = folder / "out.zarr", {"on_progress": lambda *_: None, "note": notes.append}
-    about = stream(*words, out, OPTIONS, Streaming(), **told).about
+    about = stream(*words, out, OPTIONS, Streaming(method="query"), **told).about
     assert about["method"] is None
-    lines = [f"{weights} has no query decoder: affinities only. For instances: distill segment --method waterz"]
+    lines = [f"{weights} has no query decoder: affinities only. For instances: --method flood"]
     if "resolution" not in read_weights(weights).notes:
         lines.append(
             f"{weights} does not say what voxels it was trained on; {phantom}:volumes/raw has 30 x 6 x 6 nm (z, y, x)"
@@ -76,7 +76,7 @@ def runs(weights: Path, phantom: Path, folder: Path) -> None:
     assert (affinity[0, 0] == 0).all()
     assert affinity.std() > 0
     assert not (folder / "out.zarr" / "segmentation").exists()
-    with pytest.raises(CheckpointError, match="has no query decoder, expected --method waterz"):
+    with pytest.raises(CheckpointError, match="has no query decoder, expected --method flood"):
         segment(
             *words,
             folder / "query.zarr",

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distill.core.atomic import flush
 from distill.core.errors import SourceError
@@ -145,7 +145,12 @@ def check_job(store: Path, job: Mapping[str, Any], *, free: bool) -> None:
     """
     begun = read_job(store)
     moved = _OF_DEVICE if begun.get("device") != job["device"] else ()
-    check_settings(store, begun, job, (*_FREE, *moved) if free else _NEVER_COMPARED)
+    check_settings(store, begun | {"method": method_of(begun)}, job, (*_FREE, *moved) if free else _NEVER_COMPARED)
+
+
+def method_of(job: Mapping[str, Any]) -> Literal["flood", "query"]:
+    """How a stream makes instances; stores from before there was a choice have `query`."""
+    return "flood" if job.get("method") == "flood" else "query"
 
 
 def now() -> str:

@@ -71,9 +71,9 @@ def test_a_killed_worker_leaves_the_bytes_of_one_process(go: Go, tmp_path: Path)
     assert len(found.peak) >= 2
 
 
-@pytest.mark.parametrize(("method", "merge", "least"), [("waterz", 0.0, 2), ("mws", 0.5, 1)])
+@pytest.mark.parametrize(("method", "merge", "least"), [("waterz", 0.0, 2), ("mws", 0.5, 1), ("flood", 1.0, 1)])
 def test_other_methods_in_blocks(go: Go, tmp_path: Path, method: str, merge: float, least: int) -> None:
-    pytest.importorskip("waterz" if method == "waterz" else "mwatershed")
+    pytest.importorskip({"waterz": "waterz", "mws": "mwatershed", "flood": "numba"}[method])
     options = replace(OPTIONS, merge=merge)
     about = go(tmp_path / "out.zarr", method=method, block=(5, 60, 60), options=options).about
     assert about["method"] == method

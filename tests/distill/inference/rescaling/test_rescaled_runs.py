@@ -54,7 +54,9 @@ def quiet(*_: Any) -> None:
 
 def run_stream(source: object, run: Path, out: Path, *, rescale: bool = True, **more: Any) -> dict[str, Any]:
     chosen = options(rescale=rescale)
-    return stream(str(source), str(run), out, chosen, Streaming(**more), on_progress=quiet, note=quiet).about
+    return stream(
+        str(source), str(run), out, chosen, Streaming(**({"method": "query"} | more)), on_progress=quiet, note=quiet
+    ).about
 
 
 def run_segment(

@@ -76,7 +76,7 @@ def go(run: Path) -> Run:
     def streamed(source: object, out: Path, *, options: Options | None = None, **more: Any) -> Streamed:
         chosen = options or Options(resolution=NM, device="cpu", precision="32-true", backend="eager")
         told = {"on_progress": quiet, "note": quiet} | {k: more.pop(k) for k in ("on_progress", "note") if k in more}
-        return stream(str(source), str(run), out, chosen, Streaming(**more), **told)
+        return stream(str(source), str(run), out, chosen, Streaming(**({"method": "query"} | more)), **told)
 
     return streamed
 
