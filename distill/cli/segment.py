@@ -45,7 +45,7 @@ def stream(
     no_segment: Annotated[bool, typer.Option("--no-segment", help="affinities only")] = False,
     method: Annotated[
         str | None,
-        typer.Option(help="of instances: query or flood (supervoxels merged by their contacts); default: query"),
+        typer.Option(help="of instances: flood (supervoxels merged by their contacts) or query; default: flood"),
     ] = None,
     offset: Annotated[
         list[str] | None, typer.Option(metavar="Z,Y,X", help="one more affinity beside the nearest; may be repeated")
@@ -103,7 +103,7 @@ def stream(
     if method not in (None, "flood", "query"):
         raise DistillError(f"--method: found {method!r}, expected flood or query")
     if thresholds is not None:
-        merge = merge_of(merge, thresholds, method or (method_of(read_job(out)) if resume else "query"))
+        merge = merge_of(merge, thresholds, method or (method_of(read_job(out)) if resume else "flood"))
     options = run_options(
         sections, resolution, merge, device, precision, overwrite, backend, normalise, invert, rescale
     )
@@ -161,7 +161,7 @@ def segment(
             help="flood (supervoxels merged by their contacts), query, waterz (watershed + agglomeration) or mws "
             "(mutex watershed)"
         ),
-    ] = "query",
+    ] = "flood",
     block: Annotated[
         str | None,
         typer.Option(metavar="Z,Y,X", help="most voxels of a block; default: the decoder's depth and 1024 x 1024"),

@@ -27,7 +27,7 @@ def sweep(
     affinity: Annotated[str, typer.Argument(metavar="AFFINITY", help="such as OUT.zarr:affinity")],
     labels: Annotated[str, typer.Argument(metavar="LABELS", help="ground truth, which training never saw")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="for sweep.json, thresholds.yaml and sweep.png")],
-    methods: Annotated[str, typer.Option(help="of flood, query, waterz and mws, with commas")] = "query,waterz,mws",
+    methods: Annotated[str, typer.Option(help="of flood, query, waterz and mws, with commas")] = "flood,waterz,mws",
     flood: Range = None,
     query: Range = None,
     waterz: Range = None,

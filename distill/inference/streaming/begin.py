@@ -75,7 +75,7 @@ def job_of(
         "parts": streaming.part.of,
         "on_bad": parse_policies(streaming.on_bad),
         "method": streaming.method,
-        "merge_threshold": threshold_of(streaming.method or "query", options, trained.notes),
+        "merge_threshold": threshold_of(streaming.method or "flood", options, trained.notes),
         **grey_settings(trained.normaliser),
     }
 

@@ -20,7 +20,7 @@ class Streaming:
     """Options specific to a stream."""
 
     segment: bool = True
-    method: Literal["flood", "query"] | None = None  # None: as the store was begun, or `query`
+    method: Literal["flood", "query"] | None = None  # None: as the store was begun, or `flood`
     offsets: Sequence[Triple] = NEAREST
     embedding: Kept = "none"
     on_bad: Sequence[str] = ()  # POLICY for all kinds, or KIND=POLICY

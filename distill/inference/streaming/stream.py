@@ -138,7 +138,7 @@ def _stream(
     earlier = {} if fresh else read_job(out)
     begun = start(options, earlier)
     runtime = begun.runtime
-    method = streaming.method or method_of(earlier)
+    method = streaming.method or ("flood" if fresh else method_of(earlier))
     trained = by_method(load_student(model, runtime.device), method)
     streaming = replace(streaming, method=method)
     held: list[str] = []  # what is said before the settings are known to be good

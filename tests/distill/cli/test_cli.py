@@ -139,7 +139,7 @@ def test_stream_leaves_store_and_record(streamed: Path, run: Path, phantom: Path
     assert record["objects"] == labels.max() == len(np.unique(labels[labels > 0]))
     assert record["model"] == str(run / "best" / "student.safetensors")
     assert record["source"] == f"{phantom}:volumes/raw"
-    assert record["method"] == "query"
+    assert record["method"] == "flood"
     assert json.loads((streamed / "zarr.json").read_text())["attributes"]["made_by"]["source"] == record["source"]
 
 
