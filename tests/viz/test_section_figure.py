@@ -61,7 +61,7 @@ def test_as_it_is_typed(store: Path, phantom: Path, tmp_path: Path, cli: Cli) ->
     assert said.out == f"section 12: raw, segmentation, affinity z y x\nfigure: {out}\n"
     with Image.open(out) as image:
         assert image.width > 1000
-    said = cli("section", store, "--raw", phantom, "--section", 11, "--out", out)
+    said = cli("section", store, "--raw", phantom, "--section", 11, "--out", tmp_path / "b.png")
     assert (said.code, said.err) == (
         2,
         f"distill: --section: found 11, expected 12 to 15: the sections that {store} holds\n",

@@ -166,7 +166,7 @@ def test_command_writes_figure_and_json(cli: Cli, files: tuple[str, str], tmp_pa
     assert [one["neuron"] for one in record] == [1, 2]
     assert record[1]["foreign"] == [{"object": 3, "segment": 12, "voxels": 2880}]
     assert out.read_bytes().startswith(b"\x89PNG")
-    said = cli("render", *files, "--out", out)
+    said = cli("render", *files, "--out", out, "--overwrite")
     assert said.out.splitlines()[0] == ("neuron 2: in 1 segment: 12 (100.0 %); merged to it: 3 (2,880 voxels)")
 
 

@@ -161,7 +161,7 @@ def test_a_stream_is_the_same_however_it_is_done(
     elif way == "tiles":
         run_stream(*words, offsets=FURTHER, segment=False, tile=32)
     else:
-        given = Streaming(offsets=FURTHER, following=Following(settle=0.01, until=SHAPE[0]))
+        given = Streaming(method="query", offsets=FURTHER, following=Following(settle=0.01, until=SHAPE[0]))
         stream(str(folder), str(run), out, chosen, given, on_progress=quiet, note=quiet)
     if way == "tiles":  # kernels add up in another order
         found, wanted = (read(store, "affinity").astype(int) for store in (out, whole))

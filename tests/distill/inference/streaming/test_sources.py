@@ -112,7 +112,7 @@ def test_wrong_datasets_are_named(tmp_path: Path, stack: NDArray[np.uint8]) -> N
     with pytest.raises(SourceError, match=r"found no dataset 'coarse', expected one of: fine"):
         open_volume(f"{tmp_path / 'pre'}:coarse")
     (tmp_path / "pre" / "info").write_text("{")
-    with pytest.raises(SourceError, match="pre: cannot be read"):
+    with pytest.raises(SourceError, match=r"pre.info: cannot be read"):
         open_volume(tmp_path / "pre")
 
 
