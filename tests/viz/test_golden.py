@@ -178,7 +178,7 @@ def test_no_text_leaves_a_figure(scene: tuple[str, Figure, float | None], texts_
 def test_no_display_and_no_network() -> None:
     """In a process of its own: no socket, no pyplot, no window system."""
     code = (
-        "import socket, sys\n"
+        "import socket, ssl, sys\n"  # ssl derives a class from the socket
         "def refuse(*a, **k): raise AssertionError('network')\n"
         "socket.socket = socket.create_connection = refuse\n"
         "from matplotlib.backends.backend_agg import FigureCanvasAgg\nfrom golden_scenes import SCENES\n"

@@ -95,7 +95,9 @@ def test_a_volume_larger_than_memory_opens_at_once(tmp_path: Path) -> None:
         tmp_path / "a.zarr", "affinity", shape=(3, *shape), dtype=np.uint8, resolution=NM, chunks=(3, 1, 256, 256)
     )
     kinds = {"raw": "raw", "segmentation": "labels", "affinity": "affinity"}
-    shown = [Shown(name, kind, open_volume(f"{tmp_path}/a.zarr:{name}")) for name, kind in kinds.items()]  # type: ignore[arg-type]
+    shown = [
+        Shown(name, kind, open_volume(f"{tmp_path}/a.zarr:{name}", missing="zero")) for name, kind in kinds.items()
+    ]  # type: ignore[arg-type]
     boxes: list[Box] = []
     read = Volume.read
 

@@ -87,7 +87,7 @@ def words(run: Path) -> Callable[..., list[str]]:
 
     def of(source: object, out: Path, *more: object) -> list[str]:
         fixed = ("--model", run, "--resolution", "30,6,6", "--device", "cpu", "--precision", "32-true")
-        given = ("stream", source, "--out", out, *fixed, "--backend", "eager", *more)
+        given = ("stream", source, "--out", out, *fixed, "--backend", "eager", "--method", "query", *more)
         return [sys.executable, "-c", _COMMAND, *map(str, given)]
 
     return of

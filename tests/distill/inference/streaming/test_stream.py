@@ -171,7 +171,7 @@ def test_two_processes_at_one_store(go: Go, sections: Path, whole: Path) -> None
 
     journal = Journal(whole, 0)
     try:
-        with pytest.raises(SourceError, match="another process is writing to it"):
+        with pytest.raises(SourceError, match="another process is writing to this range"):
             go(sections, whole, resume=True)
     finally:
         journal.close()
