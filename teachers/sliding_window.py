@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distill.core.affinity import NEAREST, embedding_affinity, fill_frame, unit
 from distill.core.geometry import Box, Triple, tiles
-from distill.core.hardware import computing
+from distill.core.hardware import computing, volume_precision
 from teachers.teacher import Teacher, TeacherOutput
 
 
@@ -131,7 +131,7 @@ def sliding_windows(shape: Triple, block: Triple, overlap: Triple) -> list[Box]:
 
 @torch.inference_mode()
 def _run(teacher: Teacher, raw: NDArray[np.float32], device: torch.device, precision: str) -> TeacherOutput:
-    with computing(device, precision):
+    with computing(device, volume_precision(device, precision)):
         found: TeacherOutput = teacher(torch.from_numpy(np.array(raw))[None, None].to(device))
     return found
 

@@ -219,6 +219,21 @@ def avoid_amx() -> bool:
     return True
 
 
+def volume_precision(device: torch.device, precision: str) -> str:
+    """Return the precision in which a 3D network is safe.
+
+    In bfloat16 on AMX, oneDNN (of torch 2.13) also computes some 3D convolutions wrongly in the forward pass: those of
+    one channel and one section give NaN at random. 3D networks therefore run in float32 there, unless oneDNN is kept
+    from AMX (`avoid_amx`).
+
+    Args:
+        device: where the network runs.
+        precision: `FULL` or `MIXED`.
+    """
+    on_amx = _flags().get("amx_bf16") and "AMX" in (_limit() or "AMX")
+    return FULL if precision == MIXED and device.type == "cpu" and on_amx else precision
+
+
 def _limit() -> str | None:
     """Return the highest instruction set that the user allows oneDNN; None = no limit."""
     found = next((os.environ[name].upper() for name in _LIMITS if os.environ.get(name)), None)

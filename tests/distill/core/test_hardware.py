@@ -172,6 +172,26 @@ def test_amx_is_avoided_where_it_is_and_the_user_has_set_no_limit(monkeypatch: p
     assert not hardware.avoid_amx()
 
 
+@pytest.mark.parametrize(
+    ("flags", "limit", "wanted"),
+    [
+        (ABLE, "", "bf16-mixed"),
+        (ABLE | {"amx_bf16": True}, "", "32-true"),
+        (ABLE | {"amx_bf16": True}, "AVX512_CORE_AMX", "32-true"),
+        (ABLE | {"amx_bf16": True}, "AVX512_CORE_BF16", "bf16-mixed"),
+    ],
+)
+def test_a_3d_network_runs_in_float32_on_amx(
+    monkeypatch: pytest.MonkeyPatch, flags: dict[str, bool], limit: str, wanted: str
+) -> None:
+    pretend(monkeypatch, flags)
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert hardware.volume_precision(CPU, "bf16-mixed") == wanted
+    assert hardware.volume_precision(CPU, "32-true") == "32-true"
+    assert hardware.volume_precision(torch.device("meta"), "bf16-mixed") == "bf16-mixed"
+
+
 def test_a_training_process_survives_the_gradient_that_amx_gets_wrong() -> None:
     """A 3D convolution without padding in bfloat16, as the teacher has; on a CPU with AMX it ends the process."""
     program = """
