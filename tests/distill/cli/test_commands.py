@@ -57,7 +57,8 @@ def test_openvino_has_no_more_than_avx2() -> None:
     given = operations.parameter([1, 16, 32, 32], np.float32)
     weight = operations.constant(np.ones((16, 16, 3, 3), np.float32))
     layer = operations.convolution(given, weight, [1, 1], [1, 1], [1, 1], [1, 1])
-    compiled = openvino.Core().compile_model(openvino.Model([layer], [given]), "CPU", {"INFERENCE_NUM_THREADS": 1})
+    hints = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}  # the default is bfloat16 on a CPU with AMX
+    compiled = openvino.Core().compile_model(openvino.Model([layer], [given]), "CPU", hints)
     about = [operation.get_rt_info() for operation in compiled.get_runtime_model().get_ordered_ops()]
     used = [one["primitiveType"].astype(str) for one in about if one["layerType"].astype(str) == "Convolution"]
     assert len(used) == 1
