@@ -26,7 +26,7 @@ step "1/8 Real tissue" \
 run sample "$sample"
 
 step "2/8 Segment it" \
-    "Sets each section's brightness and contrast; the student sees two sections at a time; supervoxels are merged to neurons." \
+    "Sets each section's brightness and contrast; the student sees two sections at a time; supervoxels are merged into neurons." \
     "sections per second, and the number of objects (the annotators found 75)."
 run stream "$sample:volumes/raw" --model ac4 --out "$DEMO/sample.zarr"
 

@@ -49,7 +49,7 @@ def selects(*sources: str) -> Callable[[Command], Command]:
 
             chosen = {name: given.pop(name) for name in _OPTIONS}
             if chosen["box"] is not None and given.get("sections") is not None:
-                raise DistillError("--box: found --sections beside it, expected one of them")
+                raise DistillError("--box: found --sections as well, expected one of them")
             first, *others = sources
             if given[first] is not None:
                 given[first] = with_selection(given[first], **chosen)

@@ -48,7 +48,7 @@ def set_aside(out: Path) -> None:
 
 def take_back(out: Path) -> None:
     """Remove a store without completed work, and restore the store that it was to replace."""
-    with suppress(OSError):  # the error that led here is the one to be told
+    with suppress(OSError):  # the first error is the one to report
         discard(out)
         if os.path.lexists(replaced(out)) and not os.path.lexists(out):
             os.rename(replaced(out), out)

@@ -71,7 +71,7 @@ class Assembly:
     """Segmented blocks on their way to one volume: supervoxel ids at once, final ids at the end.
 
     Blocks of one slab are decoded independently; what they share decides which of their instances are one (`Stitcher`).
-    Beside that, the mean affinity along every contact is collected, so that `finish` can also merge what the queries
+    In addition, the mean affinity along every contact is collected, so that `finish` can also merge what the queries
     left split. Memory: faces of the last slab, one entry per supervoxel and per contact; no voxels.
     """
 

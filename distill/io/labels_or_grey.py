@@ -23,7 +23,7 @@ _ID_NAMES = re.compile(
 _GREY_NAMES = re.compile(r"(^|[^a-z])(raw|image|images|em|grey|gray|volume)($|[^a-z])")
 _SIDE = 1024  # pixels of a section that are looked at
 _CONSTANT, _VARIED = 0.8, 0.5  # share of pixels that equal the next one, in ids at least and in grey values at most
-_FEWEST = 200  # pixels, of fewer nothing is told
+_FEWEST = 200  # pixels; fewer allow no verdict
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Verdict:
 
     Attributes:
         ids: whether its numbers are ids.
-        sure: whether metadata or the type say so; else it is told by name or by the numbers.
+        sure: whether metadata or the type decide; otherwise the name or the values do.
         why: in words.
     """
 
@@ -50,7 +50,7 @@ def judge(stored: StoredArray) -> Verdict:
     if stored.dtype.kind not in "iu":
         return Verdict(False, True, f"its type is {stored.dtype}")
     if stored.ids is not None:
-        return Verdict(stored.ids, True, "its metadata say so")
+        return Verdict(stored.ids, True, "by its metadata")
     if len(stored.shape) == 4:
         return Verdict(False, True, "it has channels")
     if stored.dtype.itemsize >= 4:

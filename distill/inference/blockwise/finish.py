@@ -152,7 +152,7 @@ def put_all_in_place(store: Path, digest: str) -> None:
                 put_in_place(made / name, store / name)
         flush(store)
         if laid(store) != digest:
-            raise SourceError(f"{store}:segmentation: found one of other final ids; write it anew with --overwrite")
+            raise SourceError(f"{store}:segmentation: found one of other final ids; replace it with --overwrite")
         discard(made)
 
 

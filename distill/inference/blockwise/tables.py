@@ -161,7 +161,7 @@ def read_evidence(path: Path, of: tuple[str, str]) -> Evidence:
     """
     with readable(path), np.load(path, allow_pickle=False) as file:
         if _made_of(file) != of:
-            raise SourceError(f"{path}: was taken from blocks that have been done again since; go on with --resume")
+            raise SourceError(f"{path}: was computed from blocks that have been recomputed since; resume with --resume")
         return _evidence(file)
 
 

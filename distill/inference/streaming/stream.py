@@ -49,7 +49,7 @@ from distill.io.writers.output import check_free, check_place
 from distill.models.load import TrainedStudent, load_student
 from students.streaming.runner import SectionRunner, check_stream_offsets
 
-_SOON = 1_000_000  # sections: fewer are told of while the number is unknown
+_SOON = 1_000_000  # sections: a limit below this is reported while the number is unknown
 OnStart = Callable[[int, int | None], None]  # sections done, of how many
 OnProgress = Callable[[int, int | None, str], None]  # sections done, of how many, rate
 

@@ -162,7 +162,7 @@ def _open(path: Path, dataset: str, lost: str | None, reading: Reading) -> Itera
 
 
 def _dataset(path: Path, file: Any, name: str) -> Any:
-    """What lies at a path inside a file; links out of it are followed to files beside or below it only."""
+    """Return the object at a path inside a file; links are followed only to files in its folder or below."""
     import h5py
 
     if not name:
@@ -236,7 +236,7 @@ def _count(source: Any) -> int:
 
 
 def _inside(path: Path, name: str, other: str | bytes) -> Path:
-    """Where a file lies that another one names: beside or below it, and readable."""
+    """Return the readable file that another file names, which must be in its folder or below."""
     text = os.fsdecode(other)
     folder = Path(os.path.realpath(path)).parent
     file = Path(os.path.realpath(folder / text))

@@ -56,7 +56,7 @@ def check_free(out: Path, source: str, overwrite: bool, *, resumable: bool = Fal
     if not os.path.lexists(out):
         return
     if not overwrite:
-        hint = ", or --resume to go on with what is there" if resumable else ""
+        hint = ", or --resume to continue it" if resumable else ""
         raise SourceError(f"{out}: exists already; expected a new path, or --overwrite{hint}")
     if not (out / "zarr.json").is_file():
         raise SourceError(f"{out}: is not a Zarr store; it will not be overwritten")

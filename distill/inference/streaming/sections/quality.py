@@ -85,7 +85,7 @@ class Inspector:
             return flaw
         past = [one for one in self._past if one is not None]
         flaw = _saturated(seen, past)
-        # Which sections count is told by each alone: what was said of them would reach back without end.
+        # Each section alone decides whether it counts; earlier verdicts would make the past unbounded.
         alike = [one for one in past if abs(one.extreme - seen.extreme) < _SATURATED / 2] or past
         near = [displacement(one, seen) for one in alike[-2:] if one.size == seen.size]
         follows = bool(alike) and alike[-1] is self._past[-1]

@@ -151,7 +151,7 @@ class FollowSource(Source):
         return self._queue
 
     def _list(self) -> None:
-        """Look into the folder; files that sort before what was taken are told of, once.
+        """Look into the folder; report files that sort before those already read, once.
 
         Looking takes as long as there are files. The next look waits for so many times as long, so that the time of all
         looks stays a small share, however many files wait.
