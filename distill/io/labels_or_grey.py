@@ -50,7 +50,7 @@ def judge(stored: StoredArray) -> Verdict:
     if stored.dtype.kind not in "iu":
         return Verdict(False, True, f"its type is {stored.dtype}")
     if stored.ids is not None:
-        return Verdict(stored.ids, True, "by its metadata")
+        return Verdict(stored.ids, True, "its metadata declare it")
     if len(stored.shape) == 4:
         return Verdict(False, True, "it has channels")
     if stored.dtype.itemsize >= 4:
