@@ -70,8 +70,8 @@ def coordinates(like: Tensor) -> Tensor:
     """
     batch, _, *shape = like.shape
     z, y, x = (torch.linspace(-1, 1, n, dtype=like.dtype, device=like.device) for n in shape)
-    grid = torch.stack(torch.meshgrid(z, y, x, indexing="ij"))
-    return grid[[0, 2, 1]].expand(batch, 3, *shape)
+    deep, down, across = torch.meshgrid(z, y, x, indexing="ij")
+    return torch.stack([deep, across, down]).expand(batch, 3, *shape)
 
 
 def resize(x: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:

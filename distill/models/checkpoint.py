@@ -66,8 +66,23 @@ def write_tensors(
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             save_file(dict(tensors), temporary, metadata)
+            _sort_header(temporary)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from None
+
+
+def _sort_header(path: Path) -> None:
+    """Sort the metadata of a safetensors file, which come in another order in every process: equal files are then
+    equal byte by byte.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= size, "the same entries"
+        file.seek(8)
+        file.write(text.ljust(size))
 
 
 def read_weights(path: Path) -> Weights:

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -123,35 +124,45 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def check(case: Case, seed: int, count: int) -> str:
-    """Kill a command `count` times, let it end, and compare.
+    """Kill a command `count` times, let it end, and compare; a result that ends before is compared and begun again.
 
     Returns:
         A row of a table.
 
     Raises:
-        AssertionError: the result differs, or a process that follows a killed one is refused.
+        AssertionError: a result differs, or a process that follows a killed one is refused.
     """
     rng, wanted, seconds = random.Random(seed), {}, 0.0
     merges = MERGES if case.command != "train" else MERGES[:1]
     for merge in merges:
         whole = case.folder / f"whole-{merge}"
-        seconds = max(seconds, case.finished(whole, merge))
+        seconds = case.finished(whole, merge)  # of the last, whose process begins with everything imported
         wanted[merge] = contents(whole)
     out, ends = case.folder / "killed", 0
-    for _ in range(count):
-        code, ran = case.run(out, rng.choice(merges), rng.uniform(0.1, seconds))
+    while len(case.killed) < count:
+        merge = rng.choice(merges)
+        code, ran = case.run(out, merge, rng.uniform(0.05, seconds))
         said = (case.folder / "said.txt").read_text()
         assert code in (0, -signal.SIGKILL), f"seed {seed}: exit {code}: {said}"
-        ends += code == 0
-        case.killed.append(round(ran, 2))
+        if code == 0:
+            ends += 1
+            compare(out, wanted[merge], f"seed {seed}: kills after {case.killed} s")
+            shutil.rmtree(out)
+        else:
+            case.killed.append(round(ran, 2))
     last = rng.choice(merges)
     case.finished(out, last)
-    found = contents(out)
-    different = sorted(name for name in found.keys() | wanted[last].keys() if found.get(name) != wanted[last].get(name))
-    assert not different, f"seed {seed}: {different[:5]} differ after kills at {case.killed} s"
+    compare(out, wanted[last], f"seed {seed}: kills after {case.killed} s")
     left = sorted(path.name for path in case.folder.iterdir() if path.name.startswith((".killed", "killed.")))
     assert [name for name in left if not name.endswith(".run.json")] == [], left
-    return f"| {case.command} | {seed} | {count - ends} | {ends} | {seconds:.1f} s | same |"
+    return f"| {case.command} | {seed} | {count} | {ends + 1} | {seconds:.1f} s | same |"
+
+
+def compare(out: Path, wanted: dict[str, bytes], when: str) -> None:
+    """Check that a result is that of an unbroken run, file by file."""
+    found = contents(out)
+    different = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    assert not different, f"{when}: {different[:5]} differ"
 
 
 def say(line: str) -> None:
@@ -181,7 +192,7 @@ def main() -> None:
         made.join()
         if given.model is None:
             Case("train", phantom, folder, folder, tuple(given.words)).finished(first.model, MERGES[0])
-        say("| command | seed | killed | ended before | unbroken | result |\n| --- | --- | --- | --- | --- | --- |")
+        say("| command | seed | kills | results | unbroken run | compared |\n| --- | --- | --- | --- | --- | --- |")
         for command in given.commands:
             own = folder / command
             own.mkdir()

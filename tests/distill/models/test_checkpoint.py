@@ -53,6 +53,15 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), net.state_dict().values(), strict=True))
 
 
+def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
+    """The library writes the metadata in another order every time."""
+    paths = [tmp_path / f"{n}.safetensors" for n in range(8)]
+    for path in paths:
+        write_tensors(path, "teacher", {"teacher.b": torch.ones(3), "teacher.a": torch.zeros(2, 2)}, CONFIG, NOTES)
+    assert len({path.read_bytes() for path in paths}) == 1
+    assert read_weights(paths[0]).notes == NOTES
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.int64])
 def test_types_are_kept(tmp_path: Path, dtype: torch.dtype) -> None:
     path = tmp_path / "weights.safetensors"

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from second_device import second_device, to_tf32
 from torch import nn
 
 from distill.core.affinity import NEAREST
@@ -190,6 +191,20 @@ def test_batch_norms_become_part_of_the_convolutions(student: Build, name: str) 
     for part in ("previous", "current", "half", "full"):
         wanted = getattr(theirs, part)
         torch.testing.assert_close(getattr(ours, part), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_batch_norms_are_folded_on_a_device_that_rounds_convolutions(student: Build) -> None:
+    """TF32 changes the results by more than the tolerance of the comparison with the original."""
+    network = student("cad")
+    grey = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        exact = network.eval()(grey, grey).previous
+    with second_device(rounding=to_tf32) as (device, _), torch.no_grad():
+        there = copy.deepcopy(network).to(device)
+        rounded = there(grey.to(device), grey.to(device)).previous.cpu()
+        found = fused(there)
+    assert float((rounded - exact).abs().max()) > 1e-4 * float(exact.abs().max())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in found.modules())
 
 
 def test_a_norm_that_does_not_follow_its_convolution_alone_stays(student: Build) -> None:

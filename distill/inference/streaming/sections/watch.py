@@ -198,6 +198,7 @@ class FollowSource(Source):
         gap = self._gap(path, waiting)
         if gap and patient:
             return False
+        self._check_gap(path, gap)
         self._places += [None] * gap
         self._places.append(path)
         if seen.refused is not None:
@@ -228,6 +229,19 @@ class FollowSource(Source):
             return False
         seen.refused = None
         return True
+
+    def _check_gap(self, path: Path, gap: int) -> None:
+        """Check that a file's number follows those before it, so that one odd name does not make millions of places.
+
+        Raises:
+            SourceError: more sections are missing than there are files.
+        """
+        most = max(_MANY, len(self._places))
+        if gap > most:
+            raise SourceError(
+                f"{path}: is numbered {gap + 1:,} sections after the one before it, expected at most {most} missing; "
+                "move it away, or rename it, and continue with --resume"
+            )
 
     def _gap(self, path: Path, waiting: Sequence[Path]) -> int:
         """Return how many numbers are missing between the last section and this file."""

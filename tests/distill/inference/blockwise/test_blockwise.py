@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -419,3 +420,21 @@ def test_ids_beyond_53_bits_become_compact(make: Make, tmp_path: Path, monkeypat
 def test_a_border_has_the_scale_of_its_method() -> None:
     assert merge_module.border_threshold("waterz", 0.2) == pytest.approx(0.8)
     assert merge_module.border_threshold("mws", 0.2) == 0.2
+
+
+def test_blocks_of_another_device_go_on(setting: Setting, tmp_path: Path) -> None:
+    """The backend follows from the device; on the same one it decides what is written."""
+    out = tmp_path / "out.zarr"
+    setting.known.fails = {5: 9}
+    with pytest.raises(DistillError, match="no such luck"):
+        setting.run(out)
+    setting.known.fails = {}
+    path = out / "blocks" / "job.json"
+    begun = json.loads(path.read_text())
+    path.write_text(json.dumps(begun | {"backend": "compile"}))
+    with pytest.raises(SourceError, match='was begun with backend "compile", found "eager"; expected the same'):
+        setting.run(out, resume=True)
+    path.write_text(json.dumps(begun | {"backend": "compile", "device": "cuda", "hardware": "a GPU"}))
+    setting.run(out, resume=True)
+    setting.run(tmp_path / "whole.zarr")
+    np.testing.assert_array_equal(labels_of(out), labels_of(tmp_path / "whole.zarr"))

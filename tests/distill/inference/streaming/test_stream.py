@@ -111,6 +111,30 @@ def test_ranges_make_the_same_store(
     assert mine.keys() - theirs.keys() <= {f"stream/manifest-{k:08d}.jsonl" for k in range(5)}
 
 
+def test_a_stream_of_another_device_goes_on(
+    go: Go, sections: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch and backend follow from the device; on the same one they decide what is written."""
+    out = tmp_path / "out.zarr"
+    with monkeypatch.context() as patch:
+        stops_after(patch, 10, RuntimeError("broken"))
+        with pytest.raises(RuntimeError, match="broken"):
+            go(sections, out)
+    path = out / "stream" / "job.json"
+    begun = json.loads(path.read_text())
+    path.write_text(json.dumps(begun | {"batch": 8}))
+    with pytest.raises(SourceError, match=r"was begun with batch 8, found 1; expected the same"):
+        go(sections, out, resume=True)
+    path.write_text(json.dumps(begun | {"batch": 8, "device": "cuda", "backend": "compile", "hardware": "a GPU"}))
+    go(sections, out, options=Options(NM, None, "cpu", "32-true"), resume=True)
+    assert open_volume(f"{out}:affinity").size == (13, 96, 96)
+    np.testing.assert_array_equal(labels_of(out), labels_of(whole))
+
+
+def labels_of(out: Path) -> Any:
+    return compact(open_labels(f"{out}:segmentation").read())
+
+
 def test_a_range_is_not_done_twice(go: Go, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "parts.zarr"
     go(folder, out, part=Part(0, 2))

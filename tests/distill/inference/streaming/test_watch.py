@@ -127,6 +127,29 @@ def test_a_number_that_is_late_is_waited_for(tmp_path: Path, raw: NDArray[np.uin
     assert not notes
 
 
+@pytest.mark.parametrize("number", [30_000_000, 20261130201500])
+def test_a_number_far_from_all_others_is_refused(tmp_path: Path, raw: NDArray[np.uint8], number: int) -> None:
+    """It is waited for like any other gap, and would then make a place for every number between."""
+    for name in (*range(1, 8), number):
+        (tmp_path / f"s{name}.tif").write_bytes(tiff(raw[name % 4]))
+    clock = Clock({10.0: lambda: (tmp_path / "s8.tif").write_bytes(tiff(raw[0]))})
+    source, _ = watched(tmp_path, clock)
+    assert [Path(source.read(z).name).name for z in range(8)] == [f"s{n}.tif" for n in range(1, 9)]  # type: ignore[union-attr]
+    with pytest.raises(SourceError, match=rf"s{number}\.tif: is numbered {number - 8:,} sections after .* at most 256"):
+        source.read(8)
+    assert clock.now >= 30
+
+
+def test_a_gap_as_long_as_the_stream_is_filled(tmp_path: Path, raw: NDArray[np.uint8]) -> None:
+    data = tiff(raw[0])
+    for number in (*range(8), 200):
+        (tmp_path / f"s{number}.tif").write_bytes(data)
+    clock = Clock({})
+    source, _ = watched(tmp_path, clock, idle=60.0)
+    found = read_all(source, clock)
+    assert [flaw for _, flaw, _ in found] == [None] * 8 + ["missing"] * 192 + [None]
+
+
 def test_going_on_takes_nothing_twice(tmp_path: Path, raw: NDArray[np.uint8]) -> None:
     for number in range(5):
         (tmp_path / f"s{number}.tif").write_bytes(tiff(raw[number]))

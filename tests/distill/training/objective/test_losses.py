@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distill.config import load_pair
 from distill.core.affinity import MULTI, affinity_targets, as_label_tensor, class_balance, embedding_affinity
-from distill.decoder.matching import Match, match
+from distill.decoder.matching import Match, dice_matrix, match
 from distill.training.objective import objective as joint
 from distill.training.objective import query_terms
 from distill.training.objective.losses import (
@@ -36,7 +36,14 @@ from distill.training.objective.losses import (
     mask_cross_entropy,
     mask_dice,
     multi_offset_loss,
+    student_offset_loss,
     weighted_mse,
+)
+from distill.training.objective.soft_masks import (
+    QueryPairs,
+    soft_dice_matrix,
+    soft_mask_cross_entropy,
+    soft_mask_dice,
 )
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -669,3 +676,38 @@ def test_the_balance_holds_per_sample_and_channel() -> None:
     wanted = weighted_mse(torch.zeros_like(target[:, 0]), target[:, 0], weight, valid[:, 0])
     assert float(affinity_loss(torch.zeros_like(target), target, valid)) == pytest.approx(float(wanted))
     assert float(wanted) == pytest.approx((8 + 2 * 4) / 20)
+
+
+def test_losses_stay_float32_under_autocast() -> None:
+    """Matrix products of float32 values would be rounded to bfloat16."""
+    masks, other = 4 * uniform(2, 5, 3, 4, 4) - 2, 4 * uniform(2, 4, 3, 4, 4, seed=1) - 2
+    instances = integers(4, 2, 3, 4, 4)
+    embedding, target = uniform(2, 6, 3, 8, 8), integers(3, 2, 3, 8, 8)
+    features = F.normalize(uniform(2, 6, 3, 4, 4) - 0.5, dim=1)
+    pairs = [QueryPairs(torch.tensor([0, 2]), torch.tensor([1, 2]))] * 2
+    valid = torch.ones(2, 3, 2, 8, 8, dtype=torch.bool)
+    soft = uniform(2, 3, 2, 8, 8, seed=2), uniform(2, 3, 2, 8, 8, seed=3)
+
+    def losses() -> list[Tensor]:
+        matches = match(masks, instances)
+        generator = torch.Generator().manual_seed(0)
+        return [
+            *(dice_matrix(block, labels) for block, labels in zip(masks, instances, strict=True)),
+            *(soft_dice_matrix(a, b) for a, b in zip(masks, other, strict=True)),
+            mask_cross_entropy(masks, instances, matches),
+            mask_dice(masks, instances, matches),
+            soft_mask_cross_entropy(masks, other, pairs),
+            soft_mask_dice(masks, other, pairs),
+            instance_discrimination(features, instances, samples=40, generator=generator),
+            multi_offset_loss(embedding, target),
+            student_offset_loss(embedding[:, :, 1:], embedding[:, :, :-1], target, ((-2, 0, 0), (0, 3, 0))),
+            cross_dimension_loss(*soft, valid),
+            grafting_loss(embedding[:, :, 1:], embedding[:, :, :-1], embedding, target),
+            affinity_cross_entropy(soft[0], soft[1], valid),
+        ]
+
+    wanted = losses()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = losses()
+    assert {one.dtype for one in found} == {torch.float32}
+    assert [torch.equal(a, b) for a, b in zip(found, wanted, strict=True)] == [True] * len(wanted)

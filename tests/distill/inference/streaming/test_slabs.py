@@ -1,0 +1,75 @@
+"""Tables of slabs: what the last pass reads of them."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import distill.inference.streaming.slabs as slabs_module
+from distill.inference.streaming.finish import final_ids
+from distill.inference.streaming.output.manifest import FOLDER
+from distill.inference.streaming.slabs import SlabTable, read_table, seam, write_table
+from distill.segmentation.agglomeration import RegionGraph
+from distill.segmentation.shared_voxels import Shares
+
+SIDE, TILES, SLABS = 128, 24, 5
+
+
+def planes(first: int) -> list[NDArray[np.uint64]]:
+    """Ids of the tiles of a section, two by two."""
+    rng = np.random.default_rng(first)
+    return [
+        (np.uint64(first + 2 * tile + 1) + rng.integers(0, 2, (SIDE, SIDE)).astype(np.uint64)) for tile in range(TILES)
+    ]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Tables of slabs of two sections; each shares its first with the one before."""
+    folder = tmp_path / "out.zarr" / FOLDER / "slabs"
+    folder.mkdir(parents=True)
+    none = np.zeros(0, np.uint64)
+    for k in range(SLABS):
+        ids = np.arange(1, 2 * TILES + 1, dtype=np.uint64) + np.uint64(1000 * k)
+        contacts = RegionGraph(none, none, np.zeros(0), np.zeros(0, np.int64))
+        both = planes(1000 * k), planes(1000 * k)
+        table = SlabTable(ids, np.ones(len(ids), bool), Shares.joined([]), contacts, 2 * k, 2 * k + 2, *both)
+        write_table(folder / f"{k:08d}.npz", table)
+    return tmp_path / "out.zarr"
+
+
+def test_the_last_pass_holds_the_planes_of_one_tile_at_a_time(store: Path) -> None:
+    final_ids(store, 2 * SLABS, 2, 0.5)  # imports and caches
+    tracemalloc.start()
+    try:
+        found = final_ids(store, 2 * SLABS, 2, 0.5)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(found.old) == 2 * TILES * SLABS
+    assert peak < TILES * SIDE * SIDE * 8  # of one plane; a table has two
+
+
+def test_planes_are_read_once_a_seam(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[Any, ...]] = []
+    count = slabs_module.shared_voxels
+    monkeypatch.setattr(slabs_module, "shared_voxels", lambda a, b: (compared.append(a.shape), count(a, b))[1])
+    final_ids(store, 2 * SLABS, 2, 0.5)
+    assert len(compared) == TILES * (SLABS - 1)
+
+
+def test_a_seam_is_that_of_the_planes(store: Path) -> None:
+    one, other = (store / FOLDER / "slabs" / f"{k:08d}.npz" for k in (1, 2))
+    before, after = read_table(one), read_table(other)
+    pairs = zip(before.last_plane, after.first_plane, strict=True)
+    wanted = Shares.joined(slabs_module.shared_voxels(a, b) for a, b in pairs)
+    found = seam(one, other)
+    for name in ("a", "b", "share"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
+    assert len(found.a) == 4 * TILES
+    assert len(seam(one, store / FOLDER / "slabs" / "00000004.npz").a) == 0
