@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distill.core.atomic import write_text
+
 
 def provenance(script: str, argv: Sequence[str]) -> dict[str, Any]:
     """Return command, commit (with a + if files differ from it) and date of a result; paths are reduced to names."""
@@ -22,11 +24,9 @@ def provenance(script: str, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write a result (temporary name, then rename)."""
+    """Write a result atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".writing")
-    temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 def milliseconds(seconds: float) -> str:

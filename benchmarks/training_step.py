@@ -29,7 +29,7 @@ from distill.training.data import Parts, open_parts, training_crops
 from distill.training.launch import compile_networks, launch, lay_out
 from distill.training.loop.loop import StepReport, fit, make_optimizer
 from distill.training.loop.state import Average, State
-from distill.training.loop.timing import PARTS, Split, StepClock
+from distill.training.loop.step_times import PARTS, StepClock, StepTimes
 from distill.training.objective.objective import Joint
 from distill.training.ranks import Ranks
 
@@ -84,15 +84,15 @@ class Variant:
             )
 
     def result(self) -> dict[str, Any]:
-        """Mean split, spread, and the steps that ran the teacher by themselves."""
-        split, joint = Split(), []
+        """Mean times, spread, and the steps that ran the teacher by themselves."""
+        times, joint = StepTimes(), []
         for report in self.reports:
-            split.add(report.seconds, report.parts)
+            times.add(report.seconds, report.parts)
             if (report.step - 1) % self.config.student.training.teacher_every == 0:
                 joint.append(report.seconds)
         return {
             "variant": self.name,
-            **split.to_dict(),
+            **times.to_dict(),
             "with_teacher_median": statistics.median(joint) if joint else None,
             "with_teacher_least": min(joint) if joint else None,
             "last_loss": self.reports[-1].terms["loss"],

@@ -7,7 +7,6 @@ steps of hue are perceived as equal. Hue and lightness of a label are multiplica
 from __future__ import annotations
 
 import math
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from distill.core.atomic import replacing
 from distill.core.errors import DistillError, ShapeError, SourceError
 from distill.io.writers.output import check_place
 
@@ -180,16 +180,12 @@ def save_figure(fig: Figure, out: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     suffix = figure_suffix(out)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
     FigureCanvasAgg(fig)
     try:
-        with rc_context(STYLE):
-            fig.savefig(part, format=suffix[1:], dpi=fig.dpi, metadata=_UNDATED[suffix])
-        part.replace(out)
+        with replacing(out, alone=False) as temporary, rc_context(STYLE):
+            fig.savefig(temporary, format=suffix[1:], dpi=fig.dpi, metadata=_UNDATED[suffix])
     except OSError as error:
         raise SourceError(f"{out}: cannot be written ({error.strerror or error})") from error
-    finally:
-        _remove(part)
 
 
 def legend(fig: Figure, entries: Mapping[str, Any]) -> None:
@@ -219,11 +215,6 @@ def check_figure(out: Path) -> None:
     """
     figure_suffix(out)
     check_place(out)
-
-
-def _remove(part: Path) -> None:
-    if part.parent.is_dir():
-        part.unlink(missing_ok=True)
 
 
 def label_colours(ids: npt.ArrayLike) -> npt.NDArray[np.uint8]:

@@ -218,7 +218,7 @@ def segment(
         )
         record.update(found.record())
     _say_result(out, found.about)
-    _say_stages(found.seconds)
+    _say_stages(found.timer.seconds)
 
 
 @app.command()

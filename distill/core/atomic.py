@@ -1,4 +1,8 @@
-"""Files that are whole or not there at all, even after the process was killed or the machine lost its power."""
+"""Write files and folders atomically: complete or absent, even after the process was killed or the power failed.
+
+A new file or folder is written under a temporary name, forced to disk and renamed. Temporary names are hidden ones that
+end in `.new`, `.old` or `.partial`; `sweep` removes those that killed processes left.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +12,28 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
+
+from distill.core.errors import SourceError
 
 _UNKNOWN = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
 def replacing(path: Path, *, alone: bool = True) -> Iterator[Path]:
-    """A temporary name beside `path`; what was written there is forced to disk and takes its place after the block.
+    """Provide a temporary name next to a file; after the block it is forced to disk and replaces the file.
 
-    An exception inside the block leaves `path` as it was and removes the temporary file. A process that is killed
-    leaves `path` as it was; the next writer overwrites the temporary file.
+    An exception inside the block, or the end of the process, leaves `path` unchanged.
 
     Args:
-        path: the file.
-        alone: whether nobody else writes it at the same time; else the temporary name is one that nobody shares, and
-            stays behind a process that is killed.
+        path: the file, in an existing folder.
+        alone: whether no other process writes it at the same time. The temporary name is NAME.writing then, and the
+            next writer overwrites it; otherwise it is hidden and unique, and `sweep` removes it.
     """
-    temporary = path.with_name(path.name + ("" if alone else f".{secrets.token_hex(4)}") + ".writing")
+    temporary = path.with_name(path.name + ".writing") if alone else hidden(path, "partial")
     try:
         yield temporary
         flush(temporary)
@@ -37,6 +43,75 @@ def replacing(path: Path, *, alone: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         raise
     flush(path.parent)
+
+
+def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
+    """Write a text file atomically.
+
+    Args:
+        path: the file, in an existing folder.
+        text: content, written as UTF-8.
+        errors: what to do about characters that UTF-8 lacks, see `str.encode`.
+
+    Raises:
+        SourceError: the file cannot be written; an existing one is unchanged.
+    """
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors=errors)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def new_folder(path: Path, make_room: Callable[[], None] | None = None) -> Iterator[Path]:
+    """Provide an empty hidden folder next to `path`; after the block it is renamed to `path`.
+
+    An exception inside the block removes the new folder and leaves `path` unchanged.
+
+    Args:
+        path: the folder; missing folders above it are created.
+        make_room: called before the renaming, to move what lies at `path` away; by default it is deleted.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    made = hidden(path, "new")
+    try:
+        made.mkdir(parents=True)
+        yield made
+        if make_room is None:
+            discard(path)
+        else:
+            make_room()
+        os.rename(made, path)
+        flush(path.absolute().parent)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def put_in_place(created: Path, path: Path) -> None:
+    """Rename a complete file or folder to `path`; what lies there is deleted only after that, and restored on failure.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    kept = hidden(path, "old")
+    existed = os.path.lexists(path)
+    if existed:
+        os.replace(path, kept)
+    try:
+        os.replace(created, path)
+    except BaseException:
+        if existed:
+            os.replace(kept, path)
+        raise
+    _remove(kept)
+
+
+def hidden(path: Path, ending: Literal["new", "old", "partial"]) -> Path:
+    """Return a hidden name next to `path` that no other process uses and that `sweep` recognises."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{ending}")
 
 
 def append_line(path: Path, line: str) -> None:
@@ -60,23 +135,22 @@ def flush(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a file or folder: it loses its name at once, before anything of it is deleted.
+    """Remove a file or folder atomically: it is renamed to a hidden name before anything is deleted.
 
-    A process that is killed leaves all of it or nothing under its name, and what is left of it under a hidden one,
-    which `sweep` removes.
+    If the process is killed, `path` is complete or absent, and `sweep` removes the rest.
 
     Raises:
-        OSError: it cannot be renamed; it is whole then.
+        OSError: it cannot be renamed; it is unchanged.
     """
     if not os.path.lexists(path):
         return
-    hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
-    os.rename(path, hidden)
-    _remove(hidden)
+    renamed = hidden(path, "old")
+    os.rename(path, renamed)
+    _remove(renamed)
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed processes left under hidden names of a result; to be called by who has claimed it."""
+    """Remove what killed processes left under hidden names of a result, which the caller has claimed."""
     _sweep(path.parent, re.escape(path.name))
 
 

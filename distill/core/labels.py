@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.errors import DistillError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Integers = NDArray[np.integer[Any]]
+Columns = TypeVar("Columns", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,17 @@ class PairSums:
     v: NDArray[np.uint64]
     count: NDArray[np.int64]
     total: NDArray[np.float64]
+
+
+def concatenate(tables: Iterable[Columns]) -> Columns:
+    """Concatenate tables whose columns are the fields of a dataclass.
+
+    Args:
+        tables: at least one; every field is an array of (N, ...) rows.
+    """
+    listed = list(tables)
+    names = [field.name for field in fields(listed[0])]
+    return type(listed[0])(*(np.concatenate([getattr(table, name) for table in listed]) for name in names))
 
 
 def sum_pairs(

@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Nanometres
-from distill.core.labels import Integers, PairSums, sum_pairs
+from distill.core.labels import Integers, PairSums, concatenate, sum_pairs
 
 Beyond = tuple[tuple[int, int], tuple[int, int]]
 
@@ -189,8 +189,8 @@ class Contingency:
 
     def _join(self) -> None:
         parts = self._parts
-        u, v, count = (np.concatenate([getattr(p, name) for p in parts]) for name in ("u", "v", "count"))
-        parts[:] = [sum_pairs(u, v, count=count)]
+        listed = concatenate(parts)
+        parts[:] = [sum_pairs(listed.u, listed.v, count=listed.count)]
 
     def pairs(self) -> PairSums:
         """Return the voxels (`count`) in common of each ground-truth id `u` and segment `v`.

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.affinity_conventions import from_uint8, stored_offsets, to_waterz
-from distill.core.atomic import replacing
+from distill.core.atomic import write_text
 from distill.core.errors import DistillError, SourceError
 from distill.core.geometry import Box, Triple
 from distill.core.labels import compact
@@ -344,6 +344,5 @@ def _write(out: Path, curves: tuple[MethodCurve, ...], of: Provenance) -> None:
         out.mkdir(parents=True, exist_ok=True)
     document = {**asdict(of), "methods": {curve.method: curve.to_dict() for curve in curves}}
     path = out / "sweep.json"
-    with writing(path), replacing(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(document, indent=2) + "\n")
     write_thresholds(out / "thresholds.yaml", {curve.method: curve.chosen() for curve in curves}, of)

@@ -28,7 +28,7 @@ def is_unfinished(out: Path) -> bool:
 
 
 def set_aside(out: Path) -> None:
-    """Keep a store until its successor is finished.
+    """Keep a store, if there is one, until its successor is finished.
 
     Of two that could come back the finished one stays: a successor that was not finished goes where an earlier store is
     kept already.
@@ -36,6 +36,8 @@ def set_aside(out: Path) -> None:
     Args:
         out: the store.
     """
+    if not os.path.lexists(out):
+        return
     aside = replaced(out)
     if os.path.lexists(aside):
         if is_unfinished(out):

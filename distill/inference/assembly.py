@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.affinity_conventions import from_uint8
 from distill.core.geometry import Box, Triple
-from distill.core.labels import Relabelling, ranks, sum_pairs
+from distill.core.labels import Relabelling, ranks
 from distill.segmentation.agglomeration import RegionGraph, agglomerate_graph, region_graph
 from distill.segmentation.shared_voxels import Shares, unite
 from distill.segmentation.stitching import Stitcher
@@ -163,42 +163,76 @@ def merge_contacts(stitched: Relabelling, contacts: Sequence[RegionGraph], thres
     Returns:
         For every supervoxel id its final id, 1..n.
     """
-    u, v, total, count = (
-        np.concatenate([getattr(graph, name) for graph in contacts]) for name in ("u", "v", "total", "count")
-    )
-    u, v = stitched.apply(u), stitched.apply(v)
-    apart = u != v
-    low, high = np.minimum(u, v)[apart], np.maximum(u, v)[apart]
-    pairs = sum_pairs(low, high, count=count[apart], values=total[apart])
-    merged = agglomerate_graph(RegionGraph(pairs.u, pairs.v, pairs.total, pairs.count), threshold)
+    every = RegionGraph.concatenate(contacts)
+    objects = replace(every, u=stitched.apply(every.u), v=stitched.apply(every.v))
+    merged = agglomerate_graph(objects.summed(), threshold)
     roots = stitched.new.copy()
     touched = np.isin(roots, merged.old)
     roots[touched] = merged.new[np.searchsorted(merged.old, roots[touched])]
     return Relabelling(stitched.old, np.unique(roots, return_inverse=True)[1].astype(np.uint64) + np.uint64(1))
 
 
-def final_relabelling(
-    ids: Sequence[NDArray[np.uint64]],
-    seen: Sequence[NDArray[np.bool_]],
-    shares: Sequence[Shares],
-    contacts: list[RegionGraph],
-    threshold: float | None,
-) -> Relabelling:
-    """Final ids 1..n of the supervoxels that own a voxel.
+class SupervoxelTables:
+    """Supervoxels of all slabs or blocks, the voxels that they share, and their contacts."""
 
-    Args:
-        ids: supervoxels, ascending over all parts.
-        seen: whether each owns a voxel.
-        shares: of all parts.
-        contacts: of all parts; the list is emptied, so that its arrays can go.
-        threshold: see `merge_contacts`; None = go by shared voxels alone.
-    """
-    every = np.concatenate([np.zeros(0, np.uint64), *ids])
-    mapping = unite(every, Shares.joined(shares))
-    if threshold is not None and contacts:
-        names = ("u", "v", "total", "count")
-        joined = RegionGraph(*(np.concatenate([getattr(graph, name) for graph in contacts]) for name in names))
-        contacts.clear()
-        mapping = merge_contacts(mapping, [joined], threshold)
-    there = np.concatenate([np.zeros(0, bool), *seen])
-    return Relabelling(mapping.old[there], ranks(mapping.new[there]))
+    def __init__(self) -> None:
+        self._ids: list[NDArray[np.uint64]] = [np.zeros(0, np.uint64)]
+        self._seen: list[NDArray[np.bool_]] = [np.zeros(0, bool)]
+        self._shares: list[Shares] = []
+        self._contacts: list[RegionGraph] = []
+
+    def add(
+        self, ids: NDArray[np.uint64], seen: NDArray[np.bool_], shares: Shares, contacts: RegionGraph | None
+    ) -> None:
+        """Add a slab or block.
+
+        Args:
+            ids: (N,) its supervoxels, which no other slab or block has.
+            seen: (N,) whether each owns a voxel.
+            shares: overlaps of its supervoxels.
+            contacts: of its supervoxels.
+        """
+        self._ids.append(ids)
+        self._seen.append(seen)
+        self.join(shares, contacts)
+
+    def join(self, shares: Shares, contacts: RegionGraph | None = None) -> None:
+        """Add the overlaps and contacts between two slabs or blocks."""
+        self._shares.append(shares)
+        if contacts is not None:
+            self._contacts.append(contacts)
+
+    def by_contacts(self, threshold: float | None) -> Relabelling:
+        """Unite supervoxels that share voxels, then merge by contact; frees the tables of contacts.
+
+        Args:
+            threshold: see `merge_contacts`; None = use shared voxels only.
+
+        Returns:
+            For every supervoxel that owns a voxel its final id, 1..n.
+        """
+        ids, seen = self._supervoxels()
+        mapping = unite(ids, Shares.joined(self._shares))
+        if threshold is not None and self._contacts:
+            joined = RegionGraph.concatenate(self._contacts)
+            self._contacts.clear()
+            mapping = merge_contacts(mapping, [joined], threshold)
+        return Relabelling(mapping.old[seen], ranks(mapping.new[seen]))
+
+    def by_borders(self, threshold: float) -> Relabelling:
+        """Merge supervoxels across block borders where the mean affinity along the contact is above a threshold.
+
+        Returns:
+            As `by_contacts`.
+        """
+        ids, seen = self._supervoxels()
+        merged = agglomerate_graph(RegionGraph.concatenate(self._contacts), threshold)
+        roots = ids.copy()
+        roots[np.searchsorted(ids, merged.old)] = merged.new
+        return Relabelling(ids[seen], ranks(roots[seen]))
+
+    def _supervoxels(self) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+        """Return all ids in ascending order, which is not that of the tiles of a row of blocks, and whether seen."""
+        ids = np.concatenate(self._ids)
+        order = np.argsort(ids, kind="stable")
+        return ids[order], np.concatenate(self._seen)[order]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import secrets
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -15,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distill.core.atomic import discard, sweep
+from distill.core.atomic import new_folder, sweep
 from distill.core.errors import DistillError
 from distill.core.normalisation import Normaliser
 from distill.core.version import VERSION
@@ -65,34 +63,29 @@ def export(model: str, form: str, out: Path, sample: str | None, *, overwrite: b
             raise DistillError(f"{out}: is not an export; it will not be overwritten")
     trained = load_student(model, torch.device("cpu"))
     pair = _sections(sample, trained.normaliser)
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
     sweep(out)
     try:
-        temporary.mkdir(parents=True)
-        both = functions(trained.student)
-        encode, decode = (write(trained.student, one, chosen, temporary) for one in both)
-        difference = compare(trained.student, encode, decode, chosen, pair)
-        if not max(difference.maps, difference.embedding) <= _TOLERANCE:
-            raise DistillError(
-                f"{form}: differs from torch by {difference.maps:.2g} (maps) and {difference.embedding:.2g} "
-                f"(embedding), expected at most {_TOLERANCE:g}"
-            )
-        about = {
-            "version": VERSION,
-            "model": trained.path.name,
-            "format": form,
-            "stride": trained.student.stride,
-            "input": "sections normalised as below, float32 in [0, 1]",
-            "normalisation": trained.normaliser.normalisation.model_dump(mode="json"),
-            "functions": {one.name: {"inputs": one.inputs, "outputs": one.outputs} for one in both},
-        }
-        (temporary / _RECORD).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        discard(out)  # all of it or nothing, so that a broken-off run leaves an export or none
-        os.replace(temporary, out)
+        with new_folder(out) as made:
+            both = functions(trained.student)
+            encode, decode = (write(trained.student, one, chosen, made) for one in both)
+            difference = compare(trained.student, encode, decode, chosen, pair)
+            if not max(difference.maps, difference.embedding) <= _TOLERANCE:
+                raise DistillError(
+                    f"{form}: differs from torch by {difference.maps:.2g} (maps) and {difference.embedding:.2g} "
+                    f"(embedding), expected at most {_TOLERANCE:g}"
+                )
+            about = {
+                "version": VERSION,
+                "model": trained.path.name,
+                "format": form,
+                "stride": trained.student.stride,
+                "input": "sections normalised as below, float32 in [0, 1]",
+                "normalisation": trained.normaliser.normalisation.model_dump(mode="json"),
+                "functions": {one.name: {"inputs": one.inputs, "outputs": one.outputs} for one in both},
+            }
+            (made / _RECORD).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise DistillError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Exported(tuple(sorted(out.iterdir())), trained.student.stride, sample or "a phantom", difference)
 
 

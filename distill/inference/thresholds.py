@@ -12,11 +12,10 @@ from typing import Any, Literal
 
 import yaml
 
-from distill.core.atomic import replacing
+from distill.core.atomic import write_text
 from distill.core.errors import ConfigError
 from distill.core.version import VERSION
 from distill.io.readers.array import readable
-from distill.io.writers.store import writing
 
 Method = Literal["flood", "query", "waterz", "mws"]
 Edge = Literal["lowest", "highest"]
@@ -64,8 +63,7 @@ def write_thresholds(path: Path, chosen: dict[Method, ChosenThreshold], of: Prov
         "chosen_on": asdict(of),
         "methods": {method: asdict(one) for method, one in chosen.items()},
     }
-    with writing(path), replacing(path) as temporary:
-        temporary.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(document, sort_keys=False))
 
 
 def threshold_of(path: Path, method: str) -> float:

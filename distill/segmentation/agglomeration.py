@@ -14,7 +14,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from skimage.morphology import local_maxima
 from skimage.segmentation import watershed
 
 from distill.core.errors import DistillError, ShapeError
-from distill.core.labels import Integers, Relabelling, compact, distinct_ids, ranks
+from distill.core.labels import Integers, Relabelling, compact, concatenate, distinct_ids, ranks, sum_pairs
 
 Affinity = NDArray[np.floating[Any]]
 
@@ -57,6 +57,19 @@ class RegionGraph:
     def mean(self) -> NDArray[np.float64]:
         """(E,) mean affinity over the contact."""
         return self.total / self.count
+
+    @classmethod
+    def concatenate(cls, graphs: Iterable[RegionGraph]) -> RegionGraph:
+        """List the contacts of several graphs; a pair that several of them have is listed as often."""
+        none = np.zeros(0, np.uint64)
+        return concatenate([cls(none, none, np.zeros(0), np.zeros(0, np.int64)), *graphs])
+
+    def summed(self) -> RegionGraph:
+        """Add up the contacts of every pair of regions, in either order; regions do not touch themselves."""
+        apart = self.u != self.v
+        low, high = np.minimum(self.u, self.v)[apart], np.maximum(self.u, self.v)[apart]
+        pairs = sum_pairs(low, high, count=self.count[apart], values=self.total[apart])
+        return RegionGraph(pairs.u, pairs.v, pairs.total, pairs.count)
 
 
 def fragments(affinity: Affinity) -> NDArray[np.uint64]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from distill.core.labels import Integers, Relabelling, ranks, sum_pairs
+from distill.core.labels import Integers, Relabelling, concatenate, ranks, sum_pairs
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class Shares:
     def joined(cls, parts: Iterable[Shares]) -> Shares:
         """Concatenate pairs, in order."""
         none = np.zeros(0, np.uint64)
-        every = [cls(none, none, np.zeros(0)), *parts]
-        return cls(*(np.concatenate([getattr(part, name) for part in every]) for name in ("a", "b", "share")))
+        return concatenate([cls(none, none, np.zeros(0)), *parts])
 
 
 def shared_voxels(a: Integers, b: Integers) -> Shares:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Box, Triple, as_triple, largest_overlap
-from distill.core.labels import Integers, Relabelling, distinct_ids, sum_pairs
+from distill.core.labels import Integers, Relabelling, concatenate, distinct_ids, sum_pairs
 from distill.segmentation.agglomeration import RegionGraph, agglomerate_graph
 from distill.segmentation.shared_voxels import Shares, shared_voxels, unite
 
@@ -169,15 +169,13 @@ class Stitcher:
         contact.
         """
         if not self._evidence:
-            none = np.zeros(0, np.uint64)
-            return RegionGraph(none, none, np.zeros(0), np.zeros(0, np.int64))
-        names = ("a", "b", "overlap", "total", "count")
-        a, b, overlap, total, count = (np.concatenate([getattr(e, name) for e in self._evidence]) for name in names)
-        agreed = overlap >= self._overlap_threshold
+            return RegionGraph.concatenate([])
+        every = concatenate(self._evidence)
+        agreed = every.overlap >= self._overlap_threshold
         if self._with_affinity and self._overlap_threshold == 0:
-            agreed &= count > 0
-        total, count = np.where(count > 0, total, 1.0), np.maximum(count, 1)
-        return RegionGraph(a[agreed], b[agreed], total[agreed], count[agreed])
+            agreed &= every.count > 0
+        total, count = np.where(every.count > 0, every.total, 1.0), np.maximum(every.count, 1)
+        return RegionGraph(every.a[agreed], every.b[agreed], total[agreed], count[agreed])
 
     def _all_ids(self) -> NDArray[np.uint64]:
         return np.concatenate([np.zeros(0, np.uint64), *(self._ids[index] for index in sorted(self._ids))])

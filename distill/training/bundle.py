@@ -5,8 +5,6 @@ bundle`).
 from __future__ import annotations
 
 import math
-import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.config.data import Part, part_box
-from distill.core.atomic import sweep
+from distill.core.atomic import new_folder, sweep
 from distill.core.errors import CheckpointError, DistillError, SourceError
 from distill.core.geometry import Box, Nanometres
 from distill.core.hardware import FULL
@@ -85,25 +83,22 @@ def bundle(
         if weights.kind != kind:
             raise CheckpointError(f"{weights.path}: holds a {weights.kind}, expected a {kind}")
     raw = _sample_of(found["student"], sample, resolution)
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
     sweep(out)
     try:
-        changes: dict[str, Change] = {}
-        for kind, weights in found.items():
-            path = temporary / f"{kind}.safetensors"
-            write_tensors(path, kind, half_precision(weights), weights.config, _shareable(weights.notes))
-            changes[kind] = _change(kind, weights.path, path, raw)
-        card = temporary / "MODEL_CARD.md"
-        card.write_text(model_card(out.name, found, changes, text), encoding="utf-8")
-        files = sorted(temporary.iterdir())
-        size = sum(file.stat().st_size for file in files)
-        if size > LARGEST:
-            raise CheckpointError(f"{model}: {size:,} bytes at half precision, expected at most {LARGEST:,}")
-        temporary.rename(out)
+        with new_folder(out) as made:
+            changes: dict[str, Change] = {}
+            for kind, weights in found.items():
+                path = made / f"{kind}.safetensors"
+                write_tensors(path, kind, half_precision(weights), weights.config, _shareable(weights.notes))
+                changes[kind] = _change(kind, weights.path, path, raw)
+            card = made / "MODEL_CARD.md"
+            card.write_text(model_card(out.name, found, changes, text), encoding="utf-8")
+            files = sorted(made.iterdir())
+            size = sum(file.stat().st_size for file in files)
+            if size > LARGEST:
+                raise CheckpointError(f"{model}: {size:,} bytes at half precision, expected at most {LARGEST:,}")
     except OSError as error:
         raise SourceError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return Bundle([out / file.name for file in files], size, changes)
 
 

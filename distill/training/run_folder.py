@@ -22,7 +22,7 @@ from distill.core.atomic import replacing
 from distill.core.errors import SourceError
 from distill.core.hardware import Chosen
 from distill.core.version import VERSION
-from distill.training.loop.timing import Split
+from distill.training.loop.step_times import StepTimes
 from distill.training.schedule.planned_steps import planned_settings
 
 _NO_TERM = ("step", "lr", "seconds", "waited", "parts", "validation_seconds", "loss")
@@ -180,10 +180,10 @@ class RunRecord:
         config: Pair,
         first_step: int,
         ranks: int,
-        split: Split,
+        times: StepTimes,
         chosen: Chosen,
     ) -> None:
-        self.path, self.split = path, split
+        self.path, self.times = path, times
         before = json.loads(path.read_text(encoding="utf-8")) if path.exists() and first_step else {}
         self.values: dict[str, Any] = {
             "command": command,
@@ -208,6 +208,6 @@ class RunRecord:
 
     def _write(self, ended: str) -> None:
         values = {**self.values, "seconds": round(time.perf_counter() - self.began, 2), "ended": ended}
-        values["time_per_step"] = self.split.to_dict()
+        values["time_per_step"] = self.times.to_dict()
         with replacing(self.path) as temporary:
             temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

@@ -33,7 +33,7 @@ from distill.training.data import Part, Parts, check_normalisation, open_parts, 
 from distill.training.launch import compile_networks, launch, lay_out, leave
 from distill.training.loop.loop import MetricsLog, Objective, StepReport, fit, make_optimizer
 from distill.training.loop.state import Average, State, restored
-from distill.training.loop.timing import Split, StepClock
+from distill.training.loop.step_times import StepClock, StepTimes
 from distill.training.objective.objective import Joint
 from distill.training.ranks import from_environment
 from distill.training.run_folder import RunRecord
@@ -86,7 +86,7 @@ def train(
     progress: Progress,
     command: list[str],
     now: Seconds = time.perf_counter,
-) -> Split | None:
+) -> StepTimes | None:
     """Train and fill the run folder.
 
     Args:
@@ -110,7 +110,7 @@ def train(
 
 def _train(
     config: Pair, out: Path, *, resume: bool, device: str, progress: Progress, command: list[str], now: Seconds
-) -> Split | None:
+) -> StepTimes | None:
     """See `train`; the first rank has claimed the folder."""
     began, ranks = now(), from_environment()
     chosen = _precision(config, out if resume else None, device)
@@ -178,11 +178,11 @@ def _train(
         return None
     log = MetricsLog(out / "metrics.jsonl", state.step, state.validated)
     book = _Bookkeeping(config, parts, out, log, runtime, progress, state, trial)
-    with RunRecord(out / "run.json", command, config, state.step, ranks.size, book.split, chosen):
+    with RunRecord(out / "run.json", command, config, state.step, ranks.size, book.times, chosen):
         follow(on_step=book.step, on_validate=lambda s: book.validation(s, joint, compiled=training.compile))
         leave()
     progress.on_finished(FinishedTraining(out, book.last, parts.validation[0], runtime))
-    return book.split
+    return book.times
 
 
 def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:
@@ -386,7 +386,7 @@ class _Bookkeeping:
     ) -> None:
         self.config, self.parts, self.out, self.log = config, parts, out, log
         self.runtime, self.progress, self.state = runtime, progress, state
-        self.split = Split()
+        self.times = StepTimes()
         self.last: dict[str, Judged] = {}
         self.forecast = Forecast(config, state.step, trial)
         progress.on_start(state.step, config.student.training.steps)
@@ -408,7 +408,7 @@ class _Bookkeeping:
             parts = {name.removeprefix(_PART): value for name, value in means.items() if name.startswith(_PART)}
             self.log.write({"step": report.step, "lr": report.lr, **row, "parts": parts})
             pending.clear()
-        self.split.add(report.seconds, report.parts)
+        self.times.add(report.seconds, report.parts)
         self._say(self.forecast.add(report.step, report.seconds))
         self.progress.on_step(report, training.steps, self.forecast.left(report.step))
 

@@ -5,7 +5,6 @@ GIF is written by Pillow, MP4 by an `ffmpeg` on the search path.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from distill.core.atomic import replacing
 from distill.core.errors import DistillError, ShapeError, SourceError
 from viz.embeddings.draw import Panel, build_pca_figure
 from viz.style import STYLE
@@ -114,15 +114,11 @@ def write_movie(frames: Iterable[Image], out: Path, key: Image, rate: int = RATE
             ffmpeg fails.
     """
     write = _write_gif if movie_suffix(out) == ".gif" else _write_mp4
-    part = out.with_name(f".{out.stem}.{os.getpid()}.part{out.suffix.lower()}")
     try:
-        write(_checked(frames, key.shape, out), part, key, rate)
-        part.replace(out)
+        with replacing(out, alone=False) as temporary:
+            write(_checked(frames, key.shape, out), temporary, key, rate)
     except OSError as error:
         raise SourceError(f"{out}: cannot be written ({error.strerror or error})") from error
-    finally:
-        if part.parent.is_dir():
-            part.unlink(missing_ok=True)
 
 
 def _checked(frames: Iterable[Image], shape: tuple[int, ...], out: Path) -> Iterable[Image]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from distill.core.atomic import write_text
 from distill.core.errors import SourceError
 from distill.evaluation.seams.bench import corner
 from distill.inference.embeddings import Windows
@@ -76,7 +74,8 @@ def seam_image(run: RunFolder, runtime: Runtime) -> None:
     looked = look(piece, networks, section_there, Windows(None))
     seams, _, _ = draw_pca(looked, _folder(run) / "pca.png")
     seams = with_shifts(seams, piece, networks, section_there, looked)
-    _write_json(_folder(run) / SEAMS, {"section": section, "size": list(piece.size[1:]), **seams.to_dict()})
+    values = {"section": section, "size": list(piece.size[1:]), **seams.to_dict()}
+    write_text(_folder(run) / SEAMS, json.dumps(values, indent=2) + "\n")
 
 
 def _folder(run: RunFolder) -> Path:
@@ -86,12 +85,3 @@ def _folder(run: RunFolder) -> Path:
     except OSError as error:
         raise SourceError(f"{folder}: cannot be made: {error.strerror or error}") from None
     return folder
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".writing")
-    try:
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.core.atomic import write_text
 from distill.core.errors import DistillError, SourceError
 from distill.core.geometry import Box
 from distill.core.version import VERSION
@@ -111,7 +111,7 @@ def report(
     else:
         inside = _stores(found, truth) if truth else []
         scored = _score_those_there(inside or _last_validation(found), found, preset, note)
-    _write(target, _document(found, scored))
+    write_text(target, _document(found, scored), errors="replace")
     return target
 
 
@@ -130,7 +130,7 @@ def report_after_training(finished: FinishedTraining) -> None:
         _seams(found, judged, finished.runtime, logger.info)
         _sweep(found, logger.warning)
         scored = _score_those_there(_last_validation(found), found, "skimage", logger.warning)
-        _write(run / "report.html", _document(found, scored))
+        write_text(run / "report.html", _document(found, scored), errors="replace")
     except (DistillError, OSError) as error:
         logger.warning("no report: %s; once that is mended: distill report %s", error, run)
     except Exception:
@@ -193,15 +193,6 @@ def _document(run: RunFolder, scored: Sequence[_Scored]) -> str:
     title = f"Run {run.path.resolve().name}"
     foot = f"Written by distill {VERSION}. This file holds everything that it shows."
     return page(title, report_parts.lead(run), [report_parts.first_numbers(run)], parts, foot)
-
-
-def _write(target: Path, document: str) -> None:
-    temporary = target.with_name(target.name + ".writing")
-    try:
-        temporary.write_text(document, encoding="utf-8", errors="replace")
-        os.replace(temporary, target)
-    except OSError as error:
-        raise SourceError(f"{target}: cannot be written: {error.strerror or error}") from None
 
 
 def _setting(run: RunFolder, key: str) -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.geometry import Box
+from distill.core.labels import concatenate
 from distill.evaluation.aligned import Aligned
 
 Ids = NDArray[np.uint64]
@@ -71,15 +72,7 @@ def pieces_in(both: Aligned, split: Ids, merged: Ids, box: Box) -> PieceRows:
 
 def collect(parts: Iterable[PieceRows]) -> PieceRows:
     """Combine the rows of all blocks."""
-    those = list(parts)
-    return _grouped(
-        PieceRows(
-            *(
-                np.concatenate([getattr(part, name) for part in those])
-                for name in ("u", "v", "z", "count", "low", "high")
-            )
-        )
-    )
+    return _grouped(concatenate(parts))
 
 
 def _grouped(rows: PieceRows) -> PieceRows:

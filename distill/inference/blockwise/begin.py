@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill.core.atomic import discard, flush, sweep
+from distill.core.atomic import discard, new_folder, sweep
 from distill.core.errors import SourceError
 from distill.core.hardware import Chosen
 from distill.inference.aside import set_aside
@@ -82,22 +80,14 @@ def prepare(out: Path, work: Work, settings: dict[str, Any], frame: Frame, *, re
         moved = ("backend",) if begun.get("device") != settings["device"] else ()  # follows from the device
         check_settings(out, begun, settings, (*free, *moved))
         return False
-    made = out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
     with writing(out):
         sweep(out)
-        try:
-            made.mkdir(parents=True)
+        with new_folder(out, lambda: set_aside(out)) as made:
             write_json(made / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
             replace(work, store=str(made)).shelf.create(frame.resolution)
             for name in ("tables", "pairs"):
                 (made / FOLDER / name).mkdir()
             write_json(settings_path(made, FOLDER), settings)
-            if os.path.lexists(out):
-                set_aside(out)
-            os.rename(made, out)
-            flush(out.absolute().parent)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
     return True
 
 

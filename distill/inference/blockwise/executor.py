@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from distill.core.errors import DistillError
-from distill.inference.blockwise.worker import Done
+from distill.inference.blockwise.worker import TaskReport
 from distill.io.readers.array import reason
 
-OnDone = Callable[[Done], None]
+OnDone = Callable[[TaskReport], None]
 Note = Callable[[str], None]
 
 _MOST_FAILED = 10  # failed tasks after which the cause is not a single block
@@ -33,7 +33,7 @@ class Task:
     """A module-level function with its arguments, to be called in another process."""
 
     name: str  # for messages
-    function: Callable[..., Done]
+    function: Callable[..., TaskReport]
     arguments: tuple[Any, ...]
 
 
@@ -142,9 +142,9 @@ class Workers:
                 return ended
             time.sleep(_LOOK / 10)
 
-    def _result(self, future: Any) -> Done:
+    def _result(self, future: Any) -> TaskReport:
         try:
-            found: Done = future.result()
+            found: TaskReport = future.result()
         except Exception:  # noqa: BLE001 - the task has ended well, so this is the way to its result
             self._check()
             raise self._gone() from None

@@ -6,9 +6,6 @@ Every worker writes whole shards, so that none is shared; the arrays take their 
 from __future__ import annotations
 
 import math
-import os
-import secrets
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,16 +15,17 @@ from numpy.typing import NDArray
 
 from distill.core.affinity import NEAREST
 from distill.core.affinity_conventions import attributes
-from distill.core.atomic import discard, flush
+from distill.core.atomic import discard, flush, new_folder, put_in_place
 from distill.core.errors import SourceError
 from distill.core.geometry import Box, Nanometres, Triple
+from distill.core.timing import StageTimer
 from distill.inference.blockwise.merge import open_mapping
 from distill.inference.blockwise.scratch import INNER
 from distill.inference.blockwise.tables import FOLDER
-from distill.inference.blockwise.worker import Done, Work, finished
+from distill.inference.blockwise.worker import TaskReport, Work, report
 from distill.io.readers.zarr import zarr_node
 from distill.io.volume import open_volume
-from distill.io.writers.store import create_zarr, open_zarr_for_writing, put_in_place, writing
+from distill.io.writers.store import create_zarr, open_zarr_for_writing, writing
 
 NAMES = ("affinity", "supervoxels", "segmentation")
 _SHARD = 1024
@@ -61,9 +59,13 @@ def begin(
         offset: nm.
     """
     folder = folder_of(store, digest)
-    made = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
     depth = _shard(shape)[0]
-    try:
+
+    def make_room() -> None:
+        for other in (store / FOLDER).glob("finishing*"):  # half in place, it would be taken for the whole
+            discard(other)
+
+    with writing(store), new_folder(folder, make_room) as made:
         for name in names:
             channels = (len(NEAREST),) if name == "affinity" else ()
             own = {"affinity": attributes(NEAREST), "segmentation": {"made_from": digest}}
@@ -78,14 +80,7 @@ def begin(
                 shards=(*channels, *_shard(shape)),
                 attributes=own.get(name),
             )
-        with writing(store):
-            (made / "done").mkdir()
-            for other in (store / FOLDER).glob("finishing*"):  # half in place, it would be taken for the whole
-                discard(other)
-            os.rename(made, folder)
-            flush(folder.parent)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        (made / "done").mkdir()
 
 
 def undone(store: Path, digest: str, shape: Triple) -> list[int]:
@@ -99,11 +94,11 @@ def begun(store: Path, digest: str) -> bool:
     return (folder_of(store, digest) / "done").is_dir()
 
 
-def lay_part(work: Work, digest: str, number: int) -> Done:
+def lay_part(work: Work, digest: str, number: int) -> TaskReport:
     """Write one shard of every array and note that it is on disk."""
-    done, store = Done(number), Path(work.store)
+    timer, store = StageTimer(), Path(work.store)
     box, made = part(work.shape, number), folder_of(store, digest)
-    with done.timed("ids"):
+    with timer.timed("ids"):
         arrays: dict[str, NDArray[Any]] = {}
         if (made / "supervoxels").is_dir():
             arrays |= _shelved(work, box)
@@ -123,7 +118,7 @@ def lay_part(work: Work, digest: str, number: int) -> Done:
         with writing(made):
             (made / "done" / str(number)).touch()
             flush(made / "done")
-    return finished(done)
+    return report(number, timer)
 
 
 def _shelved(work: Work, box: Box) -> dict[str, NDArray[Any]]:

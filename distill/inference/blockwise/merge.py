@@ -7,25 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from distill.core.atomic import discard, flush, replacing
+from distill.core.atomic import new_folder, replacing
 from distill.core.errors import SourceError
-from distill.core.labels import Relabelling, ranks
-from distill.inference.assembly import final_relabelling
+from distill.core.labels import Relabelling
+from distill.inference.assembly import SupervoxelTables
 from distill.inference.blockwise.options import merges_contacts
 from distill.inference.blockwise.plan import Plan
 from distill.inference.blockwise.tables import FOLDER, pair_path, read_evidence, read_table, table_path
 from distill.io.readers.array import readable
 from distill.io.writers.store import write_json, writing
-from distill.segmentation.agglomeration import RegionGraph, agglomerate_graph
 
 
 def merge_blocks(store: Path, plan: Plan, method: str, threshold: float | None) -> Relabelling:
@@ -41,46 +36,25 @@ def merge_blocks(store: Path, plan: Plan, method: str, threshold: float | None) 
     Raises:
         SourceError: a table is missing or broken.
     """
-    ids, seen, shares, contacts, of = [], [], [], [], []
+    tables, of = SupervoxelTables(), []
     for block in plan.blocks():
         table = read_table(table_path(store, block.index))
         if table.box != block.box:
             raise SourceError(f"{store}: {block}: its table is of {table.box.start} to {table.box.stop}")
-        ids.append(table.ids)
-        seen.append(table.seen)
-        shares.append(table.inside.shares)
-        contacts.append(table.inside.contacts)
+        tables.add(table.ids, table.seen, table.inside.shares, table.inside.contacts)
         of.append(table.generation)
     for axis, first, second in plan.pairs():
         found = read_evidence(pair_path(store, axis, first, second), (of[first], of[second]))
-        shares.append(found.shares)
-        contacts.append(found.contacts)
-    every = np.concatenate(ids)
-    order = np.argsort(every, kind="stable")  # tiles are numbered along x before y, across the blocks of a row
-    every, there = every[order], np.concatenate(seen)[order]
+        tables.join(found.shares, found.contacts)
     if merges_contacts(method):
-        return final_relabelling([every], [there], shares, contacts, threshold)
+        return tables.by_contacts(threshold)
     assert threshold is not None, "methods without a decoder have a threshold"
-    return _agreed(every, there, contacts, border_threshold(method, threshold))
+    return tables.by_borders(border_threshold(method, threshold))
 
 
 def border_threshold(method: str, threshold: float) -> float:
     """Mean affinity that a contact across blocks must exceed where a method has its own scale inside them."""
     return 1 - threshold if method == "waterz" else threshold
-
-
-def _agreed(
-    ids: NDArray[np.uint64],
-    seen: NDArray[np.bool_],
-    contacts: list[RegionGraph],
-    threshold: float,
-) -> Relabelling:
-    names = ("u", "v", "total", "count")
-    graph = RegionGraph(*(np.concatenate([getattr(part, name) for part in contacts]) for name in names))
-    merged = agglomerate_graph(graph, threshold)
-    roots = ids.copy()
-    roots[np.searchsorted(ids, merged.old)] = merged.new
-    return Relabelling(ids[seen], ranks(roots[seen]))
 
 
 def merge_digest(method: str, threshold: float | None, generations: Sequence[str]) -> str:
@@ -105,20 +79,12 @@ def write_mapping(store: Path, digest: str, mapping: Relabelling, threshold: flo
         threshold: of the method.
     """
     folder = mapping_folder(store, digest)
-    made = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
-    with writing(folder):
-        try:
-            made.mkdir(parents=True)
-            for name, array in (("old", mapping.old), ("new", mapping.new)):
-                with replacing(made / f"{name}.npy") as temporary, temporary.open("wb") as file:
-                    np.save(file, array)
-            note = {"threshold": threshold, "objects": int(mapping.new.max(initial=0))}
-            write_json(made / "merged.json", note)
-            discard(folder)
-            os.rename(made, folder)
-            flush(folder.parent)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+    with writing(folder), new_folder(folder) as made:
+        for name, array in (("old", mapping.old), ("new", mapping.new)):
+            with replacing(made / f"{name}.npy") as temporary, temporary.open("wb") as file:
+                np.save(file, array)
+        note = {"threshold": threshold, "objects": int(mapping.new.max(initial=0))}
+        write_json(made / "merged.json", note)
 
 
 def mapping_note(store: Path, digest: str) -> dict[str, float | int | None] | None:

@@ -6,7 +6,6 @@ Legend: D H W = z y x of a block.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from distill.core.affinity import NEAREST
 from distill.core.affinity_conventions import from_uint8
 from distill.core.geometry import Box
+from distill.core.timing import StageTimer
 from distill.inference.assembly import Slab
 from distill.inference.blockwise.corrections import Sections
 from distill.inference.blockwise.options import merges_contacts
@@ -33,13 +33,6 @@ from teachers.teacher import TeacherOutput
 
 Ids = NDArray[np.uint64]
 Affinity = NDArray[np.float32]
-
-
-class Clock(Protocol):
-    """Measures time by stage."""
-
-    def timed(self, stage: str) -> AbstractContextManager[None]:
-        """Time a stage."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +53,13 @@ class Solved:
 class Instances(Protocol):
     """A network with a segmentation method."""
 
-    def solve(self, block: Block, sections: Sections, clock: Clock) -> Solved:
+    def solve(self, block: Block, sections: Sections, timer: StageTimer) -> Solved:
         """Segment a block.
 
         Args:
             block: of the plan.
             sections: of the plan.
-            clock: timer of the stages.
+            timer: of the stages.
         """
 
 
@@ -93,16 +86,16 @@ class StudentBlocks:
         self._size = plan.shape[1:]
         self._regions = regions(plan, halo, trained.student.stride)
 
-    def solve(self, block: Block, sections: Sections, clock: Clock) -> Solved:
+    def solve(self, block: Block, sections: Sections, timer: StageTimer) -> Solved:
         """Segment a block; see `Instances.solve`."""
         region = self._regions[block.row, block.column]
         begin, stop = block.box.start[0], block.box.stop[0]
         before = min(begin, self._runner.reach)  # previous section for pairing the first one
         rows, columns = region.window(self._size)
-        with clock.timed("read"):
+        with timer.timed("read"):
             at = Box((begin - before, rows.start, columns.start), (stop, rows.stop, columns.stop))
             grey = region.filled(sections.read(at), self._size)
-        with clock.timed("network"):
+        with timer.timed("network"):
             self._runner.at(region, self._size)
             for section in grey[:before]:
                 self._runner.prime(section)
@@ -110,7 +103,7 @@ class StudentBlocks:
             self._runner.reset()
         stored = np.stack([output.affinity for output in outputs], 1)
         affinity = from_uint8(stored)
-        with clock.timed("decode"):
+        with timer.timed("decode"):
             if merges_contacts(self._method):
                 tiles = [box.relative_to(block.box.start) for _, box in block.tiles]
                 pieces = decode_slab(self._trained, Slab(0, outputs), self._runtime, tiles)
@@ -129,21 +122,21 @@ class TeacherBlocks:
     def __init__(self, trained: TrainedTeacher, runtime: Runtime, method: str, threshold: float | None) -> None:
         self._trained, self._runtime, self._method, self._threshold = trained, runtime, method, threshold
 
-    def solve(self, block: Block, sections: Sections, clock: Clock) -> Solved:
+    def solve(self, block: Block, sections: Sections, timer: StageTimer) -> Solved:
         """Segment a block; see `Instances.solve`."""
         trained, runtime, method = self._trained, self._runtime, self._method
-        with clock.timed("read"):
+        with timer.timed("read"):
             unit = sections.read(block.box)
         labels: list[Ids] = []
 
         def decode(window: Box, output: TeacherOutput, own: Affinity) -> None:
-            with clock.timed("decode"):
+            with timer.timed("decode"):
                 labels.append(
                     decode_tile(trained.decoder, output.decoder_input, window, trained.config.decoder, runtime)
                 )
 
         windows = [box.relative_to(block.box.start) for _, box in block.tiles]
-        with clock.timed("network"):
+        with timer.timed("network"):
             on_block: Callable[[Box, TeacherOutput, Affinity], None] | None = decode if method == "query" else None
             affinity = run_teacher(
                 trained.teacher,
@@ -154,13 +147,13 @@ class TeacherBlocks:
                 on_block=on_block,
             ).affinity
         if method == "flood":
-            with clock.timed("decode"):
+            with timer.timed("decode"):
                 stored = as_uint8(affinity)
                 labels += [supervoxels(stored[(slice(None), *window.slices)]).astype(np.uint64) for window in windows]
         if merges_contacts(method):
             found = [(number, box, ids) for (number, box), ids in zip(block.tiles, labels, strict=True)]
         else:
-            with clock.timed("decode"):
+            with timer.timed("decode"):
                 found = [(block.index, block.box, instances_of(method, affinity, self._threshold))]
         return Solved(found, affinity, as_uint8(affinity))
 

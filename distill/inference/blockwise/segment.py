@@ -24,6 +24,7 @@ from distill.core.claim import claim
 from distill.core.errors import CheckpointError, DistillError, SourceError
 from distill.core.hardware import check_precision
 from distill.core.pace import rate
+from distill.core.timing import StageTimer
 from distill.core.version import VERSION
 from distill.inference.aside import forget_replaced, made_by, take_back
 from distill.inference.blockwise import finish as lay
@@ -41,7 +42,7 @@ from distill.inference.blockwise.options import Blocking, Method, Network
 from distill.inference.blockwise.plan import make_plan
 from distill.inference.blockwise.scratch import NAMES
 from distill.inference.blockwise.tables import FOLDER, pair_is_of, pair_path
-from distill.inference.blockwise.worker import Done, Work, solve_block, solve_pair
+from distill.inference.blockwise.worker import TaskReport, Work, solve_block, solve_pair
 from distill.inference.decode import by_method
 from distill.inference.grey_values import check_grey, normaliser_of
 from distill.inference.options import Note, Options, Start, start, threshold_of
@@ -68,26 +69,25 @@ class Segmented:
 
     Attributes:
         about: how the store was made; the same for every way of getting there.
-        seconds: by stage, summed over all workers, of this run.
+        timer: stages of this run, summed over all workers.
         peak: bytes, the most that each process has held.
         chosen: device and precision, for run.json.
     """
 
     about: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    timer: StageTimer = field(default_factory=StageTimer)
     peak: dict[str, int] = field(default_factory=dict)
     chosen: dict[str, str] = field(default_factory=dict)
 
-    def add(self, done: Done) -> None:
-        """Count a piece of work."""
-        for stage, seconds in done.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        self.peak[done.worker] = max(done.peak, self.peak.get(done.worker, 0))
+    def add(self, report: TaskReport) -> None:
+        """Count a completed task."""
+        self.timer.add(report.seconds)
+        self.peak[report.worker] = max(report.peak, self.peak.get(report.worker, 0))
 
     def record(self) -> dict[str, Any]:
         """For run.json."""
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
-        return {**self.about, **self.chosen, "stages": self.seconds, "peak_bytes": {"main": own, **self.peak}}
+        return {**self.about, **self.chosen, "stages": self.timer.seconds, "peak_bytes": {"main": own, **self.peak}}
 
 
 def segment(
@@ -318,9 +318,9 @@ class _Run:
 
     def _gather(self) -> None:
         """Statistics of whole sections, before any block is read."""
-        began, work = time.perf_counter(), self._work
-        write_corrections(self._out, work.normaliser, work.volume(), work.first, work.plan.shape[0])
-        self._found.seconds["grey values"] = time.perf_counter() - began
+        work = self._work
+        with self._found.timer.timed("grey values"):
+            write_corrections(self._out, work.normaliser, work.volume(), work.first, work.plan.shape[0])
 
     def _shelved(self) -> bool:
         return (self._out / FOLDER / NAMES[-1]).is_dir()
@@ -330,7 +330,7 @@ class _Run:
         done, voxels = plan.count - len(blocks), 0
         self._on_start(done, plan.count)
 
-        def on_done(result: Done) -> None:
+        def on_done(result: TaskReport) -> None:
             nonlocal done, voxels
             self._found.add(result)
             done, voxels = done + 1, voxels + plan.block(result.index).owned.voxels
@@ -352,7 +352,7 @@ class _Run:
         )
         self._run(pool, tasks, "pairs of blocks", self._found.add)
 
-    def _run(self, pool: Pool, tasks: Iterable[Task], of: str, on_done: Callable[[Done], None]) -> None:
+    def _run(self, pool: Pool, tasks: Iterable[Task], of: str, on_done: Callable[[TaskReport], None]) -> None:
         failed = pool.run(tasks, on_done)
         if failed:
             more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
@@ -361,10 +361,9 @@ class _Run:
             ) from failed[0].error
 
     def _merge(self, digest: str) -> None:
-        began = time.perf_counter()
-        mapping = merge_blocks(self._out, self._work.plan, self._work.method, self._work.threshold)
-        write_mapping(self._out, digest, mapping, self._work.threshold)
-        self._found.seconds["merge"] = time.perf_counter() - began
+        with self._found.timer.timed("merge"):
+            mapping = merge_blocks(self._out, self._work.plan, self._work.method, self._work.threshold)
+            write_mapping(self._out, digest, mapping, self._work.threshold)
 
     def _begin_laying(self, digest: str) -> None:
         names = lay.NAMES if self._shelved() else ("segmentation",)

@@ -101,8 +101,7 @@ def pair_path(store: Path, axis: int, first: int, second: int) -> Path:
 
 def none() -> Evidence:
     """Return empty evidence."""
-    ids = np.zeros(0, np.uint64)
-    return Evidence(Shares.joined([]), RegionGraph(ids, ids, np.zeros(0), np.zeros(0, np.int64)))
+    return Evidence(Shares.joined([]), RegionGraph.concatenate([]))
 
 
 def write_table(path: Path, table: BlockTable) -> None:

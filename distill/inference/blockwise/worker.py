@@ -13,10 +13,7 @@ import os
 import resource
 import socket
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +26,7 @@ from distill.core.errors import CheckpointError, SourceError
 from distill.core.geometry import Box, Nanometres, Triple, largest_overlap
 from distill.core.labels import distinct_ids
 from distill.core.normalisation import UNCHANGED, Normaliser
+from distill.core.timing import StageTimer
 from distill.inference.assembly import Piece, lay_blocks
 from distill.inference.blockwise.corrections import Sections, read_corrections
 from distill.inference.blockwise.faces import Laid, compare_pieces, compare_tiles, piece_faces, tile_faces
@@ -118,8 +116,8 @@ class Work:
         return Shelf(Path(self.store), self.plan)
 
 
-@dataclass
-class Done:
+@dataclass(frozen=True)
+class TaskReport:
     """Statistics of a task.
 
     Attributes:
@@ -130,20 +128,9 @@ class Done:
     """
 
     index: int
-    seconds: dict[str, float] = field(default_factory=dict)
-    worker: str = ""
-    peak: int = 0
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of a block of code to a stage, excluding stages inside it."""
-        began, before = time.perf_counter(), sum(self.seconds.values())
-        try:
-            yield
-        finally:
-            inside = sum(self.seconds.values()) - before
-            own = time.perf_counter() - began - inside
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + own
+    seconds: dict[str, float]
+    worker: str
+    peak: int
 
 
 @dataclass(frozen=True)
@@ -207,13 +194,13 @@ def worker_number(name: str) -> int:
     return int(digits) if digits else 0
 
 
-def solve_block(work: Work, index: int) -> Done:
+def solve_block(work: Work, index: int) -> TaskReport:
     """Read, segment and write one block; its table marks it as complete."""
-    done, block = Done(index), work.plan.block(index)
-    with done.timed("load"):
+    timer, block = StageTimer(), work.plan.block(index)
+    with timer.timed("load"):
         tools = _tools(work)
-    found = tools.instances.solve(block, tools.sections, done)
-    with done.timed("stitch"):
+    found = tools.instances.solve(block, tools.sections, timer)
+    with timer.timed("stitch"):
         laid, inside = _laid(work, block, found.pieces, found.affinity)
         own = block.owned.relative_to(block.box.start).slices
         ids = np.ascontiguousarray(laid.ids[own])
@@ -224,12 +211,12 @@ def solve_block(work: Work, index: int) -> Done:
         table = BlockTable(block.box, names, seen, inside, (bool(stored.any()), bool(ids.any())), faces)
         table = table.of(laid.ids)
     path = table_path(Path(work.store), index)
-    with done.timed("write"), claim(path, wait=True):
+    with timer.timed("write"), claim(path, wait=True):
         _check_store(work)
         if not path.is_file():  # else a worker that was thought dead was first: voxels and table are of one of the two
             work.shelf.write(block, stored, ids)
             write_table(path, table)
-    return finished(done)
+    return report(index, timer)
 
 
 def _check_store(work: Work) -> None:
@@ -239,10 +226,10 @@ def _check_store(work: Work) -> None:
         raise SourceError(f"{work.store}: was begun at {found}, expected the one of {work.created}: it was replaced")
 
 
-def solve_pair(work: Work, number: int, axis: int, first: int, second: int) -> Done:
+def solve_pair(work: Work, number: int, axis: int, first: int, second: int) -> TaskReport:
     """Compare two completed blocks."""
-    done = Done(number)
-    with done.timed("stitch"):
+    timer = StageTimer()
+    with timer.timed("stitch"):
         sides = []
         for index, side in ((first, "high"), (second, "low")):
             table = read_table(table_path(Path(work.store), index), f"{'zyx'[axis]}_{side}")
@@ -251,7 +238,7 @@ def solve_pair(work: Work, number: int, axis: int, first: int, second: int) -> D
         found = compare(work.plan, axis, sides[0], sides[1])
         of = sides[0][1].generation, sides[1][1].generation
         write_evidence(pair_path(Path(work.store), axis, first, second), found, of)
-    return finished(done)
+    return report(number, timer)
 
 
 def _laid(
@@ -283,8 +270,7 @@ def _written(work: Work, block: Block, ids: NDArray[np.uint64]) -> NDArray[np.ui
     return np.take(np.take(ids, rows, 1), columns, 2)
 
 
-def finished(done: Done) -> Done:
-    """Add the process and its peak memory to the statistics."""
-    done.worker = f"{socket.gethostname()}:{os.getpid()}"
-    done.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
-    return done
+def report(index: int, timer: StageTimer) -> TaskReport:
+    """Return the statistics of a task that this process has completed."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+    return TaskReport(index, timer.seconds, f"{socket.gethostname()}:{os.getpid()}", peak)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
-from distill.core.atomic import flush, sweep
+from distill.core.atomic import new_folder, sweep
 from distill.core.claim import claim
 from distill.core.errors import SourceError
 from distill.inference.aside import set_aside
@@ -103,19 +100,16 @@ def prepare(
 
 
 def _make(out: Path, layout: Layout, job: dict[str, Any], total: int | None, *, overwrite: bool) -> None:
-    made = out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
+    def make_room() -> None:
+        if overwrite:
+            set_aside(out)
+
     with writing(out):
         sweep(out)
-        try:
+        with new_folder(out, make_room) as made:
             StreamStore.create(made, layout, total)
             (made / FOLDER / "slabs").mkdir(parents=True)
             write_job(made, job)
-            if os.path.lexists(out) and overwrite:
-                set_aside(out)
-            os.rename(made, out)
-            flush(out.absolute().parent)
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
 
 
 def refuse_to_begin_again(journal: Journal, streaming: Streaming, created: bool) -> None:

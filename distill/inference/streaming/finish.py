@@ -18,20 +18,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.atomic import discard, replacing, sweep
+from distill.core.atomic import discard, put_in_place, sweep, write_text
 from distill.core.claim import claim
 from distill.core.errors import SourceError
 from distill.core.geometry import Box, grid
 from distill.core.labels import Relabelling
 from distill.core.version import VERSION
 from distill.inference.aside import forget_replaced
-from distill.inference.assembly import final_relabelling
+from distill.inference.assembly import SupervoxelTables
 from distill.inference.streaming.output.manifest import FOLDER, Line, all_lines, method_of, read_job
 from distill.inference.streaming.output.store import INNER, ome
 from distill.inference.streaming.slabs import read_table, seam
 from distill.io.volume import open_volume
 from distill.io.writers.pyramid import forget_levels
-from distill.io.writers.store import create_zarr, put_in_place, write_group_attributes, writing
+from distill.io.writers.store import create_zarr, write_group_attributes, writing
 
 _SHARD = 1024
 
@@ -107,20 +107,17 @@ def final_ids(out: Path, count: int, depth: int, threshold: float | None) -> Rel
         depth: sections per layer.
         threshold: see `merge_contacts`; None = use shared voxels only.
     """
-    ids, seen, shares, contacts = [], [], [], []
+    tables = SupervoxelTables()
     before: Path | None = None
     for path in sorted((out / FOLDER / "slabs").glob("*.npz")):
         if int(path.stem) * depth >= count:  # of an incomplete layer
             continue
         table = read_table(path, planes=False)
         if before is not None:
-            shares.append(seam(before, path))
-        ids.append(table.ids)
-        seen.append(table.seen)
-        shares.append(table.shares)
-        contacts.append(table.contacts)
+            tables.join(seam(before, path))
+        tables.add(table.ids, table.seen, table.shares, table.contacts)
         before = path
-    return final_relabelling(ids, seen, shares, contacts, threshold)
+    return tables.by_contacts(threshold)
 
 
 def _contiguous(out: Path, lines: Sequence[Line], job: dict[str, Any]) -> int:
@@ -192,5 +189,4 @@ def _write_segmentation(out: Path, mapping: Relabelling, job: dict[str, Any], co
 def _write_manifest(out: Path, lines: Sequence[Line]) -> None:
     path = out / "manifest.jsonl"
     text = "".join(json.dumps(asdict(line)) + "\n" for line in lines)
-    with writing(path), replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_text(path, text)

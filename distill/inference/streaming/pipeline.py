@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from distill.core.errors import ShapeError, SourceError
 from distill.core.normalisation import Correction, Normaliser
+from distill.core.timing import StageTimer
 from distill.inference.options import Runtime
 from distill.inference.streaming.output.manifest import Journal, Line, read_lines
 from distill.inference.streaming.output.store import StreamStore
@@ -21,7 +22,7 @@ from distill.inference.streaming.rescaled import OnRecorded
 from distill.inference.streaming.sections.quality import PAST, Flaw, Inspector
 from distill.inference.streaming.sections.sources import Section, Source
 from distill.inference.streaming.slabs import solve_slab
-from distill.inference.streaming.threads import Pipe, Stages, Threads
+from distill.inference.streaming.threads import Pipe, Threads
 from distill.models.load import TrainedStudent
 from students.streaming.runner import SectionRunner
 
@@ -76,7 +77,7 @@ def lines_that_stay(path: Path, depth: int, total: int | None, segment: bool) ->
     return lines[:whole]
 
 
-def run(work: Work, journal: Journal, stages: Stages, on_section: Callable[[int], None]) -> int | None:
+def run(work: Work, journal: Journal, stages: StageTimer, on_section: Callable[[int], None]) -> int | None:
     """Process the layers that are not complete.
 
     Args:
@@ -117,7 +118,7 @@ class _Stream:
         self,
         work: Work,
         journal: Journal,
-        stages: Stages,
+        stages: StageTimer,
         on_section: Callable[[int], None],
         lines: Sequence[Line],
         first: int,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from distill.config import DecoderConfig
 from distill.core.atomic import replacing
 from distill.core.geometry import Triple
-from distill.core.labels import distinct_ids, sum_pairs
+from distill.core.labels import distinct_ids
 from distill.inference.assembly import Piece, Slab, lay_blocks
 from distill.inference.decode import decode_slab, decoder_overlap, decoder_tiles
 from distill.inference.options import Runtime
@@ -146,16 +146,11 @@ def _joined(tables: Sequence[SlabTable]) -> SlabTable:
     """Concatenate the tables of the runs of one slab, in order."""
     if len(tables) == 1:
         return tables[0]
-    pairs = sum_pairs(
-        *(np.concatenate([getattr(t.contacts, name) for t in tables]) for name in ("u", "v")),
-        count=np.concatenate([t.contacts.count for t in tables]),
-        values=np.concatenate([t.contacts.total for t in tables]),
-    )
     return SlabTable(
         np.concatenate([t.ids for t in tables]),
         np.concatenate([t.seen for t in tables]),
         Shares.joined([t.shares for t in tables]),
-        RegionGraph(pairs.u, pairs.v, pairs.total, pairs.count),
+        RegionGraph.concatenate(t.contacts for t in tables).summed(),
         tables[0].first,
         tables[-1].last,
         tables[0].first_plane,

@@ -14,6 +14,7 @@ from distill.core.claim import claim
 from distill.core.errors import DistillError, SourceError
 from distill.core.hardware import check_precision
 from distill.core.pace import rate
+from distill.core.timing import StageTimer
 from distill.inference.aside import forget_replaced, take_back
 from distill.inference.decode import by_method
 from distill.inference.grey_values import check_grey, normaliser_of
@@ -40,7 +41,6 @@ from distill.inference.streaming.rescaled import OnRecorded, RescaledSource
 from distill.inference.streaming.sections.sources import FileSource, Kind, Source, VolumeSource, in_order, listed_paths
 from distill.inference.streaming.sections.watch import FollowSource
 from distill.inference.streaming.slabs import most_sections
-from distill.inference.streaming.threads import Stages
 from distill.io.readers.images import section_paths
 from distill.io.selection import split_selection
 from distill.io.source import source_kind
@@ -186,7 +186,7 @@ def _stream(
     created = prepare(out, layout, job, sections.total, streaming, options)
     _say(shown, held if streaming.following is not None else (*begun.lines, *held))
     note = shown
-    stages = Stages()
+    stages = StageTimer()
     journal = None
     try:
         layers, last = share(streaming.part, sections.total, layout.depth)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -20,24 +19,6 @@ _LOOK = 0.1  # seconds between checks of a waiting thread for failures of the ot
 
 class Stopped(Exception):
     """Another thread has failed, or the work was aborted."""
-
-
-class Stages:
-    """Seconds spent in each stage, summed over threads."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the duration of a block of code to a stage."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
 
 
 class Threads:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.core.atomic import discard, sweep
+from distill.core.atomic import discard, hidden, put_in_place, sweep
 from distill.core.claim import claim
 from distill.core.errors import SourceError
 from distill.io.readers.names import inner_path
@@ -20,7 +19,7 @@ from distill.io.volume import RAW_DATASET, open_volume
 from distill.io.writers.blocks import coarsen, count_blocks, open_levels, reopen_level
 from distill.io.writers.levels import Level, ome_image, plan_levels
 from distill.io.writers.metadata import Written, layout
-from distill.io.writers.store import put_in_place, write_group_attributes, write_json, writing
+from distill.io.writers.store import write_group_attributes, write_json, writing
 
 LEVELS = "levels"  # group with the levels of arrays that are not numbered
 
@@ -86,7 +85,7 @@ def _add_levels(
     images = list(node[1].get("ome", {}).get("multiscales") or [])
     known = _known_levels(group, name, images)
     _check(group, known, places, overwrite)
-    work = group / f".{name}.{secrets.token_hex(4)}.partial"
+    work = hidden(folder, "partial")
     try:
         opened = [reopen_level(open_tensorstore(folder, "zarr3")), *open_levels(work, plan, written, 1)]
         total, done = count_blocks(opened[1:], written), 0

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.atomic import flush, replacing
+from distill.core.atomic import hidden, put_in_place, replacing
 from distill.core.errors import DistillError, ShapeError, SourceError
 from distill.core.geometry import Box, Nanometres
 from distill.io.readers.array import missing_dataset, plain, reason
@@ -184,7 +182,7 @@ def create_zarr(
     _check_target(store, folder, name, overwrite)
     with writing(name):
         _make_groups(store, folder)
-        created = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.new")
+        created = hidden(folder, "new")
         try:
             create_tensorstore(created, metadata)
             put_in_place(created, folder)
@@ -390,37 +388,18 @@ def write_json(file: Path, document: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def put_in_place(created: Path, folder: Path) -> None:
-    """Rename a newly created array into place; an existing array is removed only after that."""
-    kept = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old")
-    existed = folder.exists()
-    if existed:
-        os.replace(folder, kept)
-    try:
-        os.replace(created, folder)
-    except BaseException:
-        if existed:
-            os.replace(kept, folder)
-        raise
-    shutil.rmtree(kept, ignore_errors=True)
-
-
 @contextmanager
 def replacing_file(target: Path) -> Iterator[Path]:
-    """Provide a temporary name next to `target`, flushed to disk and renamed at the end, removed on failure."""
+    """Provide a temporary name next to `target`, whose folder is created; see `replacing`.
+
+    Raises:
+        SourceError: `target` is a folder.
+    """
     if target.is_dir():
         raise SourceError(f"{target}: found a folder, expected a file name to write to")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
+    with replacing(target, alone=False) as temporary:
         yield temporary
-        flush(temporary)
-        os.replace(temporary, target)
-        # The file already has its name; some network disks cannot flush a folder.
-        with suppress(OSError):
-            flush(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.core.atomic import flush
+from distill.core.atomic import flush, hidden, put_in_place
 from distill.core.errors import SourceError
 from distill.io.readers.n5 import is_n5, n5_ranks
 from distill.io.readers.precomputed import is_precomputed
 from distill.io.readers.remote import Place, Remote, kvstore, parse_address, read_document
 from distill.io.readers.zarr import first_level, zarr_node, zarr_ranks
-from distill.io.writers.store import put_in_place, write_json, writing
+from distill.io.writers.store import write_json, writing
 
 FORMATS = ("zarr3", "zarr2", "n5", "precomputed", "hdf5", "tiff")
 _BY_SUFFIX = {".zarr": "zarr3", ".n5": "n5", ".precomputed": "precomputed", ".tif": "tiff", ".tiff": "tiff"}
@@ -167,7 +166,7 @@ def placing(target: Target, documents: Mapping[str, Any]) -> Iterator[Place]:
     folder = target.folder
     with writing(str(target)):
         nearest = next(above for above in folder.absolute().parents if above.exists())
-        work = nearest / f".{folder.name}.{secrets.token_hex(4)}.partial"
+        work = hidden(nearest / folder.name, "partial")
     try:
         yield work
         with writing(str(target)):
@@ -177,10 +176,7 @@ def placing(target: Target, documents: Mapping[str, Any]) -> Iterator[Place]:
             folder.parent.mkdir(parents=True, exist_ok=True)
             for name, document in _missing_groups(target).items():
                 write_json(Path(os.path.normpath(folder / name)), document)
-            if folder.exists():
-                put_in_place(work, folder)
-            else:
-                os.replace(work, folder)
+            put_in_place(work, folder)
             # It already has its name; some network disks cannot flush a folder.
             with suppress(OSError):
                 flush(folder.parent)

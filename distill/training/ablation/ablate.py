@@ -13,6 +13,7 @@ from typing import Any
 
 from distill.config import DataConfig, Pair, checked_pair
 from distill.config.data import PartName, spans
+from distill.core.atomic import write_text
 from distill.core.errors import CheckpointError, DistillError, SourceError
 from distill.core.version import VERSION
 from distill.inference.options import Runtime
@@ -22,7 +23,6 @@ from distill.training.ablation.scores import (
     NetworkScores,
     score_weights,
     waterz_is_here,
-    write_text,
 )
 from distill.training.ablation.table import Row, markdown
 from distill.training.data import open_data

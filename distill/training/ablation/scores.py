@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from distill.config import DataConfig
 from distill.core.affinity import affinity_targets, as_label_tensor
-from distill.core.errors import SourceError
+from distill.core.atomic import write_text
 from distill.core.normalisation import UNCHANGED, Normaliser
 from distill.evaluation.affinities import affinity_scores
 from distill.evaluation.contingency import Scores
@@ -213,20 +212,6 @@ def score_weights(
     found = score_network(segment, parts, notes.get("step"), with_waterz=with_waterz)
     write_text(kept, json.dumps({"of": key, "scores": asdict(found)}, indent=2) + "\n")
     return found
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write (temporary name, then rename).
-
-    Raises:
-        SourceError: the place cannot be written.
-    """
-    temporary = path.with_name(path.name + ".writing")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def _kept(path: Path, key: dict[str, Any]) -> NetworkScores | None:

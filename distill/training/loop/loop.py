@@ -26,7 +26,7 @@ from distill.core.atomic import append_line, replacing
 from distill.core.errors import DistillError
 from distill.core.signals import SIGNALS, Requests
 from distill.training.loop.state import State, random_state, set_random_state
-from distill.training.loop.timing import StepClock
+from distill.training.loop.step_times import StepClock
 
 
 class Objective(Protocol):

@@ -32,7 +32,7 @@ from distill.decoder.matching import Match, match
 from distill.models.build import build_decoder, build_slab, build_student, build_teacher
 from distill.models.load import start_decoder, start_student, start_teacher
 from distill.segmentation.components import compact_blocks
-from distill.training.loop.timing import StepClock
+from distill.training.loop.step_times import StepClock
 from distill.training.objective.losses import (
     affinity_cross_entropy,
     affinity_loss,

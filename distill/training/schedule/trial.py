@@ -19,7 +19,7 @@ from distill.config import Pair
 from distill.data.crops import Items, batches
 from distill.training.loop.loop import Objective, take_step
 from distill.training.loop.state import State, restored
-from distill.training.loop.timing import StepClock
+from distill.training.loop.step_times import StepClock
 from distill.training.schedule.phases import Phases, StepKind
 from distill.training.schedule.planned_steps import Trial
 

@@ -23,7 +23,7 @@ from distill.io.volume import open_labels, open_volume
 from distill.io.writers.store import write_cremi
 from distill.models.load import load_student, load_teacher
 from distill.training.data import open_parts
-from distill.training.loop.timing import Split
+from distill.training.loop.step_times import StepTimes
 from distill.training.run_folder import RunRecord
 from distill.training.train import prepare_folder, restore_best
 from distill.training.validation import validate, views
@@ -109,7 +109,7 @@ def test_folder_is_prepared_once(load: Load, tmp_path: Path) -> None:
 
 def test_record_says_how_it_ended_and_what_came_before(load: Load, tmp_path: Path) -> None:
     path, config = tmp_path / "run.json", load("student.training.seed=5")
-    split = Split()
+    split = StepTimes()
     split.add(2.0, {"data": 0.5, "teacher": 1.0})
     chosen = Chosen("32-true", "auto", "cpu (AVX2, no bfloat16)")
     with RunRecord(path, ["distill", "one"], config, 0, 1, split, chosen):

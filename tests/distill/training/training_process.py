@@ -24,7 +24,7 @@ from distill.data.crops import Crops
 from distill.training.launch import launch, leave
 from distill.training.loop.loop import Interrupted, NotFiniteError, StepReport, fit, make_optimizer
 from distill.training.loop.state import State
-from distill.training.loop.timing import StepClock
+from distill.training.loop.step_times import StepClock
 from distill.training.objective.objective import Joint
 from distill.training.ranks import from_environment
 from distill.training.schedule.trial import time_steps

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.core.timing import StageTimer
 from distill.inference.streaming.output.manifest import FOLDER, Journal, Line, now
 from distill.inference.streaming.output.store import StreamStore
 from distill.inference.streaming.rescaled import OnRecorded
 from distill.inference.streaming.slabs import SlabResult, write_table
-from distill.inference.streaming.threads import Pipe, Stages
+from distill.inference.streaming.threads import Pipe
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Writer:
         store: StreamStore,
         journal: Journal,
         first: int,
-        stages: Stages,
+        stages: StageTimer,
         on_section: Callable[[int], None],
         *,
         grows: bool,

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 import distill.inference.blockwise.segment as recipe
 import distill.inference.blockwise.worker as work_module
 from distill.config import DecoderConfig
+from distill.core.timing import StageTimer
 from distill.inference.blockwise.corrections import Sections
-from distill.inference.blockwise.networks import Clock, Solved, as_uint8
+from distill.inference.blockwise.networks import Solved, as_uint8
 from distill.inference.blockwise.options import Blocking
 from distill.inference.blockwise.plan import Block, Plan, make_plan
 from distill.inference.blockwise.segment import Segmented, segment
@@ -70,13 +71,13 @@ class Known:
         self.solved: list[int] = []
         self.fails: dict[int, int] = {}  # how often a block fails
 
-    def solve(self, block: Block, sections: Sections, clock: Clock) -> Solved:
+    def solve(self, block: Block, sections: Sections, timer: StageTimer) -> Solved:
         """See `Instances.solve`."""
         self.solved.append(block.index)
         if self.fails.get(block.index, 0):
             self.fails[block.index] -= 1
             raise RuntimeError("no such luck")
-        with clock.timed("network"):
+        with timer.timed("network"):
             stored = np.ascontiguousarray(self.affinity[(slice(None), *block.box.slices)])
         affinity = stored.astype(np.float32) / np.float32(255)
         boxes = block.tiles if self.method == "query" else ((block.index, block.box),)

@@ -117,7 +117,7 @@ def test_any_order_gives_the_same_bytes(setting: Setting, tmp_path: Path, monkey
 STEPS: list[tuple[Any, str]] = [
     *((work_module, name) for name in ("write_table", "write_evidence")),
     *((recipe, name) for name in ("merge_blocks", "write_mapping", "write_group_attributes", "forget_replaced")),
-    *((lay_module, name) for name in ("begin", "put_in_place", "finished")),
+    *((lay_module, name) for name in ("begin", "put_in_place", "report")),
 ]
 
 
@@ -315,11 +315,11 @@ def test_a_block_done_again_under_other_numbers_is_compared_again(
     setting.run(tmp_path / "whole.zarr")
     wanted, out = labels_of(tmp_path / "whole.zarr"), tmp_path / "out.zarr"
 
-    def stop(done: Any) -> Any:
+    def stop(*_: Any) -> Any:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(lay_module, "finished", stop)
+        patch.setattr(lay_module, "report", stop)
         with pytest.raises(KeyboardInterrupt):
             setting.run(out)  # blocks, pairs and the merge are done
     (out / "blocks" / "supervoxels" / "c" / "1" / "0" / "0").unlink()

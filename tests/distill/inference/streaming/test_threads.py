@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from distill.core.errors import DistillError
 from distill.inference.streaming.plan import LAYER_BYTES, Part, layer_depth, parse_part, share
-from distill.inference.streaming.threads import Pipe, Stages, Threads
+from distill.inference.streaming.threads import Pipe, Threads
 
 
 def test_items_come_in_order() -> None:
@@ -75,15 +75,6 @@ def test_the_own_error_wins_and_what_was_sent_is_still_done() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert taken == [0, 1, 2, 3]
-
-
-def test_stages_add_up() -> None:
-    stages = Stages()
-    for _ in range(2):
-        with stages.timed("read"):
-            time.sleep(0.01)
-    assert set(stages.seconds) == {"read"}
-    assert stages.seconds["read"] >= 0.02
 
 
 @given(st.integers(1, 3000), st.integers(1, 20), st.integers(1, 12))

@@ -32,7 +32,7 @@ from distill.training.loop.loop import (
     make_optimizer,
 )
 from distill.training.loop.state import Average, State
-from distill.training.loop.timing import PARTS, StepClock
+from distill.training.loop.step_times import PARTS, StepClock
 
 
 class Toy(nn.Module):

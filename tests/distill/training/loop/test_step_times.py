@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from distill.training.loop.timing import PARTS, Split, StepClock
+from distill.training.loop.step_times import PARTS, StepClock, StepTimes
 
 
 def test_everything_between_two_marks_belongs_to_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,16 +31,16 @@ def test_an_unknown_part_is_refused() -> None:
 
 
 def test_the_split_is_the_mean_and_its_shares_are_of_the_whole() -> None:
-    split = Split()
-    split.add(2.0, {"data": 0.5, "teacher": 1.5})
-    split.add(4.0, {"data": 0.5})
-    split.add(3.0, {})  # a GPU's first step has no parts
-    assert (split.steps, split.seconds) == (3, 3.0)
-    assert split.parts == dict.fromkeys(PARTS, 0.0) | {"data": 0.5, "teacher": 0.75}
-    assert split.line().startswith("time per step 3 s: data 16.7 %, teacher 25.0 %, student 0.0 %")
-    assert split.line().endswith("other 58.3 %")
-    assert split.to_dict() == {"steps": 3, "seconds": 3.0, "parts": split.parts}
-    assert Split().to_dict()["seconds"] == 0
+    times = StepTimes()
+    times.add(2.0, {"data": 0.5, "teacher": 1.5})
+    times.add(4.0, {"data": 0.5})
+    times.add(3.0, {})  # a GPU's first step has no parts
+    assert (times.steps, times.seconds) == (3, 3.0)
+    assert times.parts == dict.fromkeys(PARTS, 0.0) | {"data": 0.5, "teacher": 0.75}
+    assert times.line().startswith("time per step 3 s: data 16.7 %, teacher 25.0 %, student 0.0 %")
+    assert times.line().endswith("other 58.3 %")
+    assert times.to_dict() == {"steps": 3, "seconds": 3.0, "parts": times.parts}
+    assert StepTimes().to_dict()["seconds"] == 0
 
 
 @pytest.mark.gpu

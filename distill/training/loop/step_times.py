@@ -7,12 +7,13 @@ the times between events are read one step later, when they have passed; the mea
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 import torch
+
+from distill.core.timing import StageTimer
 
 PARTS = ("data", "teacher", "student", "decoder", "losses", "backward", "optimiser")
 
@@ -27,35 +28,31 @@ class StepClock:
             device: on which the steps run.
         """
         self._on_gpu = device.type == "cuda"
-        self._last = 0.0
-        self._parts = dict.fromkeys(PARTS, 0.0)
+        self._timer = StageTimer(PARTS)
         self._earlier: list[tuple[str, torch.cuda.Event]] = []
         self._events: list[tuple[str, torch.cuda.Event]] = []
 
     def start(self) -> None:
         """Start a step; time since the end of the previous one belongs to no part."""
-        self._parts = dict.fromkeys(PARTS, 0.0)
         if self._on_gpu:
             self._earlier, self._events = self._events, [("", self._event())]
         else:
-            self._last = time.perf_counter()
+            self._timer.start()
 
     def mark(self, part: str) -> None:
         """Add the time since the last mark to `part`."""
         if self._on_gpu:
             self._events.append((part, self._event()))
-            return
-        now = time.perf_counter()
-        self._parts[part] += now - self._last
-        self._last = now
+        else:
+            self._timer.mark(part)
 
     def parts(self) -> dict[str, float]:
-        """Return seconds by part of the step that ends now; on a GPU, of the step before it, and nothing after the
-        first
-        step.
+        """Return seconds by part of the step that ends now.
+
+        On a GPU, they are those of the step before it, and there are none after the first step.
         """
         if not self._on_gpu:
-            return dict(self._parts)
+            return dict(self._timer.seconds)
         found = dict.fromkeys(PARTS, 0.0) if self._earlier else {}
         for (_, first), (part, last) in pairwise(self._earlier):
             last.synchronize()  # has passed, because the loss of this step has been read since
@@ -69,7 +66,7 @@ class StepClock:
         return event
 
 
-class Split:
+class StepTimes:
     """Mean time of many steps and of their parts."""
 
     def __init__(self) -> None:
