@@ -31,7 +31,7 @@ from tables import provenance, table, write_json
 
 from distill.core.errors import DistillError
 from distill.io.volume import LABELS_DATASET, RAW_DATASET, open_labels, open_volume
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 
 COUNTS = (2, 5, 10, 20)
 STARTS = ("model", "nothing")

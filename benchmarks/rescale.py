@@ -34,7 +34,7 @@ from distill.inference.options import Options
 from distill.inference.streaming.options import Streaming
 from distill.inference.streaming.stream import stream
 from distill.io.volume import open_labels, open_volume
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 from distill.models.checkpoint import read_weights
 from distill.models.load import find_weights
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +34,7 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; one that claims its output itself, or has none, is left to it."""
+        ctx.params.update({name: _expanded(value) for name, value in ctx.params.items()})
         out = ctx.params.get("out")
         if self.name in _CLAIM_THEMSELVES or not isinstance(out, Path):
             return super().invoke(ctx)
@@ -46,6 +48,17 @@ class Command(TyperCommand):
             return super().invoke(ctx)
 
 
+def _expanded(value: Any) -> Any:
+    """A value of the command line with the home folder in place of a `~` at its start, which no shell expands in
+    `--out=~/x`; a path that exists as it is written is left alone.
+    """
+    if isinstance(value, list | tuple):
+        return type(value)(_expanded(one) for one in value)
+    if not isinstance(value, str | Path) or not str(value).startswith("~") or os.path.lexists(value):
+        return value
+    return type(value)(os.path.expanduser(value))
+
+
 class App(typer.Typer):
     """Commands of the kind `Command`."""
 
@@ -54,7 +67,8 @@ class App(typer.Typer):
         return super().command(*given, **{"cls": Command, **named})
 
 
-_CLAIM_THEMSELVES = ("stream", "segment", "finish", "train", "finetune")  # some share their output, or wait for others
+# Some share their output, or wait for others.
+_CLAIM_THEMSELVES = ("stream", "segment", "finish", "train", "finetune", "get")
 
 app = App(
     cls=Group,

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from distill.cli.app import app
+from distill.cli.app import App, app
 from distill.cli.console import Bar, say
 from distill.cli.options import Device, Precision, Resolution, runtime_of
 from distill.core.errors import DistillError
 from distill.core.hardware import AUTO
 
-bench = typer.Typer(no_args_is_help=True)
+bench = App(no_args_is_help=True)
 app.add_typer(bench, name="bench", help="Measure a model on this machine.")
 
 

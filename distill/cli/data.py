@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from distill.cli.app import app
+from distill.cli.app import App, app
 from distill.cli.console import Bar, say
 from distill.cli.options import Overwrite, Resolution, Sections, section_range
 from distill.cli.selecting import selects
@@ -15,7 +15,7 @@ from distill.cli.selecting import selects
 if TYPE_CHECKING:
     from distill.data.catalogue import PublicData
 
-data = typer.Typer(no_args_is_help=True)
+data = App(no_args_is_help=True)
 app.add_typer(data, name="data", help="Public volumes with neuron labels: what there is, and how to get it.")
 
 
@@ -107,7 +107,7 @@ def copy(
     levels: Annotated[int, typer.Option(min=0, help="of a pyramid, the full one included; 0 = down to 256 pixels")] = 1,
     labels: Annotated[
         bool | None,
-        typer.Option("--labels/--image", help="ids, or grey values; default: integers of 32 and 64 bits are ids"),
+        typer.Option("--labels/--image", help="ids, or grey values; default: as metadata, type and values tell"),
     ] = None,
     sections: Sections = None,
     every: Annotated[int, typer.Option(min=1, help="only every so many-th of them, e.g. 4 where voxels are cubes")] = 1,
@@ -150,7 +150,7 @@ def pyramid(
     ] = None,
     labels: Annotated[
         bool | None,
-        typer.Option("--labels/--image", help="ids, or grey values; default: integers of 32 and 64 bits are ids"),
+        typer.Option("--labels/--image", help="ids, or grey values; default: as metadata, type and values tell"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace levels that are there")] = False,
 ) -> None:

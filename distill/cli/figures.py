@@ -269,19 +269,18 @@ def info(
         raise DistillError("--sections, --resolution, --json: found without --grey, expected it with them")
     files = [Path(source)] if source.endswith(".safetensors") else sorted((Path(source) / "best").glob("*.safetensors"))
     if not files and source.isidentifier() and not Path(source).exists():
-        from distill.models.checkpoint import bundled_models
+        from distill.models.header import bundled_models
 
         if (bundled := bundled_models().get(source)) is not None:
             say(f"bundled model {source}: {bundled}")
             files = sorted(bundled.glob("*.safetensors"))
     if files:
-        from distill.models.checkpoint import read_weights
+        from distill.models.header import read_header
 
         for file in files:
-            weights = read_weights(file)
-            count = sum(t.numel() for t in weights.tensors.values())
-            say(f"{file}: {weights.kind}, {count:,} values in {len(weights.tensors)} tensors")
-            say(json.dumps({"config": weights.config, "notes": weights.notes}, indent=2))
+            header = read_header(file)
+            say(f"{file}: {header.kind}, {header.values:,} values in {len(header.shapes)} tensors")
+            say(json.dumps({"config": header.config, "notes": header.notes}, indent=2))
         return
     from distill.io.info import describe, format_summary
 

@@ -228,8 +228,12 @@ def convert(
     resolution: Annotated[
         str | None, typer.Option(metavar="Z,Y,X", help="nm per voxel that it was trained on, where that is not known")
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Turn a published AGQ or CAD checkpoint into a weights file."""
+    from distill.cli.options import free_out
+
+    free_out(out, overwrite)
     from distill.core.geometry import parse_numbers
     from distill.models.convert import convert as run
 

@@ -9,7 +9,7 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, Recorded, say
-from distill.cli.options import Device, Invert, Normalise, Precision, Rescale, runtime_of
+from distill.cli.options import Device, Invert, Normalise, Overwrite, Precision, Rescale, free_out, runtime_of
 from distill.cli.selecting import selects
 from distill.core.errors import DistillError
 from distill.core.hardware import AUTO
@@ -42,6 +42,7 @@ def sweep(
     normalise: Normalise = None,
     invert: Invert = False,
     rescale: Rescale = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compare segmentation methods over a range of thresholds, and select those with the lowest VOI."""
     from distill.evaluation.sweep import TRIED, SupervoxelModel
@@ -71,6 +72,8 @@ def sweep(
         )
     if not out.name:
         raise DistillError(f"--out: found {str(out)!r}, expected a folder with a name of its own")
+    for name in ("sweep.json", "thresholds.yaml", "sweep.png"):
+        free_out(out / name, overwrite)
     with Recorded(out / "sweep") as record, Bar("methods") as bar:
         bar.head(*(() if chosen is None else chosen.lines))
         curves = run(affinity, labels, out, tried, preset=preset, network=network, on_step=bar.update, note=bar.line)

@@ -32,7 +32,7 @@ def phantom(
     """Write a synthetic EM volume with 3D neuron labels (CREMI layout)."""
     from distill.core.geometry import parse_numbers, parse_triple
     from distill.data.phantom import make_phantom
-    from distill.io.writers.store import write_cremi
+    from distill.io.writers.cremi import write_cremi
 
     free_out(out, overwrite)
 
@@ -270,8 +270,10 @@ def gallery(
         typer.Option(metavar="FOLDER", help="with teacher.yaml and student.yaml; default every augmentation"),
     ] = None,
     resolution: Resolution = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw part of a volume before and after each augmentation of the training."""
+    free_out(out, overwrite)
     from distill.core.geometry import parse_numbers
     from viz.gallery.gallery import gallery as run
 
@@ -295,8 +297,10 @@ def report(
     ] = False,
     device: Device = "auto",
     precision: Precision = AUTO,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a run as one web page: scores, figures, curves, worst errors, timings, and commands to reproduce it."""
+    free_out(out, overwrite)
     from viz.report.report import report as write
 
     runtime = None

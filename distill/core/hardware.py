@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from distill.core.errors import DistillError
@@ -246,6 +248,19 @@ def _flags() -> dict[str, Any]:
 
     ask: Any = getattr(torch.cpu, "get_capabilities", dict)
     return dict(ask())
+
+
+def cpu_precision() -> Precision | None:
+    """Return what `auto` is on this machine's CPU, without loading torch; None where that has to be measured."""
+    flags: dict[str, Any] = {"architecture": platform.machine()}
+    try:
+        text = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return None
+    names = set(text.partition(":")[2].split())
+    flags |= {name: name in names for name in ("avx512_bf16", "amx_bf16", "avx_ne_convert")}
+    native = _by_flags(flags, _limit())
+    return None if native is None else MIXED if native else FULL
 
 
 def _by_flags(flags: dict[str, Any], limit: str | None) -> bool | None:

@@ -22,7 +22,8 @@ from distill.data.catalogue import CatalogueVolume, PublicData
 from distill.data.download import fetch, verify
 from distill.io.readers.array import readable
 from distill.io.volume import Volume, open_grey, open_labels
-from distill.io.writers.store import write_cremi, writing
+from distill.io.writers.cremi import write_cremi
+from distill.io.writers.store import writing
 
 RAW, LABELS = "volumes/raw", "volumes/labels/neuron_ids"
 OnBytes = Callable[[int, int | None], None]

@@ -8,6 +8,7 @@ from typing import Any
 
 from distill.core.errors import DistillError
 from distill.core.geometry import Nanometres, Triple
+from distill.core.notes import warn
 from distill.evaluation.affinities import AffinityScores, evaluate_affinity
 from distill.evaluation.aligned import OnBlock, overlapping
 from distill.evaluation.run_length.evaluate_skeletons import Units, evaluate_run_length, open_skeletons, skeletonize
@@ -17,7 +18,7 @@ from distill.evaluation.worst_objects.error_list import check_list, error_rows, 
 from distill.evaluation.worst_objects.locate import Spot, find_spots
 from distill.io.arrange import arrange
 from distill.io.selection import split_selection
-from distill.io.source import find_array
+from distill.io.source import find_array, is_result
 from distill.io.truth import EVERYWHERE, Known, open_known
 from distill.io.volume import LABELS_DATASET, Volume, open_labels, voxel_shift
 
@@ -122,6 +123,11 @@ def evaluate_all(source: str, labels: str | None, wanted: EvaluationOptions, on_
     evaluation: Evaluation | None = None
     spots: tuple[Spot, ...] = ()
     if labels is not None:
+        if is_result(labels) and not is_result(source):
+            warn(
+                f"{labels}: is a segmentation that distill made, given as ground truth; expected the segmentation "
+                "first: distill evaluate SEGMENTATION LABELS"
+            )
         evaluation, spots = _volume_scores(source, labels, segmentation, wanted, on_block)
     run = _run_length(source, labels, segmentation, wanted, on_block)
     affinity = None

@@ -19,6 +19,7 @@ from distill.core.normalisation import Normaliser
 from distill.core.version import VERSION
 from distill.data.phantom import make_phantom
 from distill.io.volume import open_grey
+from distill.io.writers.ours import check_only
 from distill.io.writers.output import check_place
 from distill.models.load import load_student
 from students.backends.export import EXPORT_FORMATS, Difference, ExportFormat, compare, functions, write
@@ -61,6 +62,7 @@ def export(model: str, form: str, out: Path, sample: str | None, *, overwrite: b
             raise DistillError(f"{out}: exists already; expected a new path, or --overwrite")
         if not (out / _RECORD).is_file():
             raise DistillError(f"{out}: is not an export; it will not be overwritten")
+        check_only(out, out, lambda file: Path(file).stem in ("encode", "decode", "export"))
     trained = load_student(model, torch.device("cpu"))
     pair = _sections(sample, trained.normaliser)
     sweep(out)

@@ -97,11 +97,13 @@ def format_summary(summaries: Sequence[VolumeSummary]) -> str:
 def _summary(stored: StoredArray) -> VolumeSummary:
     ids = judge(stored).ids
     sample = _sample(stored, Reading(grey=not ids, missing="zero")) if 0 not in stored.shape else None
-    whole = sample is not None and sample.dtype.kind in "biu"
+    whole = sample is not None and (ids or sample.dtype.kind in "biu")
     labels = whole and ids
     trouble = ""
     if stored.chunked is not None and (missing := missing_chunks(stored.chunked)) and missing[0]:
         trouble = f"{stored.source}: {missing[0]:,} of {missing[1]:,} chunks are missing"
+    elif stored.lost:
+        trouble = f"{stored.source}: {stored.lost}"
     return VolumeSummary(
         source=stored.source,
         dataset=stored.dataset,

@@ -115,6 +115,13 @@ def local_source(source: str) -> Path | None:
     return place if isinstance(place, Path) else None
 
 
+def is_result(source: str) -> bool:
+    """Whether a source lies in a store that this program has made from an image."""
+    place = local_source(source) if is_local(source) else None
+    node = None if place is None or not place.is_dir() else zarr_node(place)
+    return node is not None and "made_by" in node[1]
+
+
 def _meant(kind: str, path: Place, preferred: str) -> str | None:
     """The array that a container without a dataset means: its only image, at its finest level."""
     if kind == "zarr":

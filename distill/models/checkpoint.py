@@ -21,9 +21,7 @@ from torch import Tensor, nn
 
 from distill.core.atomic import replacing
 from distill.core.errors import CheckpointError
-
-Kind = Literal["teacher", "student"]
-_FORMAT = "affinity-distill 1"
+from distill.models.header import FORMAT, Kind, read_header
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def write_tensors(
     Raises:
         CheckpointError: the file cannot be written.
     """
-    metadata = {"format": _FORMAT, "kind": kind, "config": json.dumps(dict(config)), "notes": json.dumps(dict(notes))}
+    metadata = {"format": FORMAT, "kind": kind, "config": json.dumps(dict(config)), "notes": json.dumps(dict(notes))}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -91,33 +89,13 @@ def read_weights(path: Path) -> Weights:
     Raises:
         CheckpointError: no such file, not safetensors, or not written by this package.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file")
+    header = read_header(path)
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: not a safetensors file ({error}); a published checkpoint first goes through `distill convert`"
-        ) from None
-    kind = metadata.get("kind")
-    if metadata.get("format") != _FORMAT or kind not in ("teacher", "student"):
-        raise CheckpointError(f"{path}: format {metadata.get('format')!r}, expected {_FORMAT!r}")
-    try:
-        config, notes = json.loads(metadata["config"]), json.loads(metadata["notes"])
-    except (KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: its configuration cannot be read: {error!r}") from None
-    return Weights(kind, config, notes, tensors, path)
-
-
-_BUNDLED = Path(__file__).parent / "bundled"  # one folder per model, as written by `distill bundle`
-
-
-def bundled_models() -> dict[str, Path]:
-    """Return the folders of the bundled models by name."""
-    found = sorted(_BUNDLED.glob("*/student.safetensors"))
-    return {file.parent.name: file.parent for file in found}
+        raise CheckpointError(f"{path}: its tensors cannot be read: {error}") from None
+    return Weights(header.kind, header.config, header.notes, tensors, path)
 
 
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -18,7 +18,8 @@ from distill.core.geometry import Nanometres
 from distill.core.normalisation import NONE, UNCHANGED, Normalisation, Normaliser
 from distill.decoder.decoder import QueryDecoder
 from distill.models.build import build_decoder, build_slab, build_student, build_teacher
-from distill.models.checkpoint import Kind, Weights, bundled_models, load_module, read_weights
+from distill.models.checkpoint import Weights, load_module, read_weights
+from distill.models.header import Kind, bundled_models
 from students.slab_adapter import SlabAdapter
 from students.student import Student
 from teachers.teacher import Teacher

@@ -24,7 +24,8 @@ from distill.inference.in_memory import student_affinity, teacher_volume
 from distill.inference.options import Runtime
 from distill.io.volume import every_section, open_grey
 from distill.io.writers.output import check_place
-from distill.models.checkpoint import Kind, Weights, read_weights, write_tensors
+from distill.models.checkpoint import Weights, read_weights, write_tensors
+from distill.models.header import Kind
 from distill.models.load import find_weights, load_student, load_teacher
 
 LARGEST = 15_000_000  # bytes of a bundle

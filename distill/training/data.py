@@ -21,7 +21,7 @@ from distill.data.crop_source import CropSource, FileSource, section_corrections
 from distill.data.crops import Crops, Items, MixedCrops, PooledCrops
 from distill.io.truth import Truth, open_truth
 from distill.io.volume import Volume, check_pair, every_section, on_grid, open_grey, open_labels, open_volume
-from distill.models.checkpoint import Kind
+from distill.models.header import Kind
 from distill.models.load import weights_normalisation
 
 _VALIDATION_BYTES = 64  # bytes per voxel: image, labels, affinities, supervoxels of all decoder configurations

@@ -57,6 +57,8 @@ def functions(student: Student) -> tuple[Function, Function]:
     with torch.no_grad():
         maps = encode(grey)
     decode = Decode(network, None, None, ExtraOutputs(current=True), maps=len(maps)).eval()
+    # Copies: an exporter takes two inputs that are one tensor for one input.
+    before = tuple(part.clone() for part in maps)
     names = tuple(f"map{n}" for n in range(len(maps)))
     strides = tuple(side // part.shape[-1] for part in maps)
     return (
@@ -64,7 +66,7 @@ def functions(student: Student) -> tuple[Function, Function]:
         Function(
             "decode",
             decode,
-            (torch.ones(1, 1, 1, 1), *maps, *maps),
+            (torch.ones(1, 1, 1, 1), *before, *maps),
             ("linked", *(f"previous_{name}" for name in names), *(f"current_{name}" for name in names)),
             ("affinity", "embedding"),
             (0, *strides, *strides),

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from distill.io.volume import open_labels, open_volume
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 
 
 def test_both_volumes_are_the_mirrored_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

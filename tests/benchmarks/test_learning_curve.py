@@ -12,7 +12,7 @@ import pytest
 import rows
 
 from distill.io.volume import LABELS_DATASET, RAW_DATASET, open_labels, open_volume
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 
 SCORES = {"voi_split": 0.5, "voi_merge": 0.25, "arand": 0.1}
 

@@ -14,7 +14,7 @@ import rows
 from robustness import CHANGES, Change, changed, resampled
 
 from distill.io.volume import open_labels, open_volume
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 
 RAW = np.random.default_rng(0).integers(20, 230, (4, 24, 30), dtype=np.uint8)
 

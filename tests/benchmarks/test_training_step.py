@@ -10,7 +10,7 @@ import training_step
 
 from distill.config import Pair, load_pair
 from distill.data.phantom import make_phantom
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 from distill.training.loop.step_times import PARTS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "phantom_cpu"

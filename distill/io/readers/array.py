@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 import struct
 import tokenize
@@ -48,6 +49,8 @@ StoredOpener = Callable[[Reading], AbstractContextManager[Cut]]
 _NM_PER_UNIT = {"nm": 1.0, "nanometer": 1.0, "nanometre": 1.0, "mm": 1e6, "millimeter": 1e6, "angstrom": 0.1}
 _NM_PER_UNIT |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "micrometer", "micrometre"), 1e3)
 _DETAILS = re.compile(r" \[(?:tensorstore_spec|http_response|curl_code|HTTP code)")
+_REFUSED = re.compile(r"\[os_error_code='(\d+)'\]")  # by tensorstore
+_SHORT = re.compile(r"(\d+) requested and (\d+) written")  # by NumPy
 # What the libraries of the readers were seen to raise on truncated and altered files.
 _UNREADABLE = (
     *(OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, SyntaxError, AttributeError),
@@ -75,6 +78,7 @@ class StoredArray:
         ids: whether the metadata say that the numbers are ids; None where they do not.
         sparse: whether parts that are not stored are empty by the file's own word.
         grey_dtype: type of grey values where it differs from `dtype`.
+        lost: what is known to be missing of it, in words; empty where nothing is.
         chunked: where its chunks lie (`distill.io.readers.chunks.Chunks`), where they are files.
     """
 
@@ -93,6 +97,7 @@ class StoredArray:
     ids: bool | None = None
     sparse: bool = False
     grey_dtype: np.dtype[Any] | None = None
+    lost: str = ""
     chunked: Any = field(default=None, repr=False, compare=False)
 
 
@@ -112,8 +117,15 @@ def readable(name: object) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, in one line."""
-    lines = _DETAILS.split(str(error), maxsplit=1)[0].strip().splitlines()
+    """What went wrong, in one line and, where the system refused, in the system's words."""
+    text = str(error)
+    if (short := _SHORT.match(text)) is not None:
+        return f"{int(short[2]):,} of {int(short[1]):,} numbers fitted: the disk is full, or a limit is reached"
+    if (refused := _REFUSED.search(text)) is not None:
+        return os.strerror(int(refused[1]))
+    if isinstance(error, OSError) and error.errno is not None and error.strerror and error.filename is not None:
+        return str(error.strerror)
+    lines = _DETAILS.split(text, maxsplit=1)[0].strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 

@@ -115,6 +115,7 @@ def load_hdf5(path: Path, dataset: str | None) -> StoredArray:
             item.chunks,
             item.compression,
             _axes(item, attributes),
+            lost=lost or "",
         )
 
 

@@ -162,6 +162,7 @@ def load_images(path: Path, dataset: str | None) -> StoredArray:
         (1, *header.size),
         axes=("z", "y", "x"),
         grey_dtype=header.grey_dtype,
+        lost=f"{places.count(None)} of {len(places)} sections are missing" if None in places else "",
     )
 
 

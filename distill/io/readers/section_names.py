@@ -20,6 +20,7 @@ from distill.core.notes import warn
 _MANY = 0.8  # share of names that must be alike for the others to be odd
 _FEWEST = 4  # names; of fewer none is odd
 _REGULAR = 0.8  # share of steps that must be alike for numbers to count as a sequence
+_MOSTLY = 0.5  # the same where the others are multiples of these, as they are where sections are missing
 _PARTS = re.compile(r"(\d+\.\d+(?=\s*(?:nm|um|µm|μm|mm)(?![a-z]))|\d+)")
 
 
@@ -136,7 +137,10 @@ def usual_step(numbers: Sequence[int | None]) -> int | None:
     if len(steps) != len(numbers) - 1 or not steps:
         return None
     step, times = Counter(steps).most_common(1)[0]
-    return step if step > 0 and times >= _REGULAR * len(steps) else None
+    if step <= 0:
+        return None
+    share = _MOSTLY if all(other % step == 0 for other in steps) else _REGULAR
+    return step if times >= share * len(steps) else None
 
 
 def missing_between(before: int | None, after: int | None, step: int | None) -> int:

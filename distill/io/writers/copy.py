@@ -44,7 +44,7 @@ class Copying:
     Attributes:
         form: one of `distill.io.writers.target.FORMATS`; None = by the target's name.
         levels: number of pyramid levels including the finest; None = as many as are useful.
-        labels: whether the values are ids; None = true for integers of 32 and 64 bits.
+        labels: whether the values are ids; None = as metadata, type and values tell (`labels_or_grey.judge`).
         sections: first and one past the last; None = all.
         resolution: nm, overrides that of the source.
         offset: nm of the source's first voxel, overrides that of the source.
@@ -135,7 +135,9 @@ def _open(source: str, how: Copying, form: str) -> tuple[Volume, bool]:
     if labels is None:
         stored = arrange(find_array(source, RAW_DATASET), split_selection(source)[1])
         verdict = judge(stored)
-        labels, small = verdict.ids, verdict.ids and stored.dtype.itemsize < _WIDE and form not in _OWN_TYPES
+        labels = verdict.ids
+        narrow = stored.dtype.kind in "iu" and stored.dtype.itemsize < _WIDE
+        small = labels and narrow and form not in _OWN_TYPES
         if labels and not verdict.sure:
             note(f"{stored.source}: taken for ids, as {verdict.why}; --image takes it for grey values")
     volume = open_volume(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from distill.core.errors import ShapeError, SourceError
 from distill.io.readers.array import readable
 from distill.io.volume import Volume
+from distill.io.writers.hdf5_file import written_hdf5
 from distill.io.writers.store import replacing_file, writing
 
 OnSection = Callable[[int, int], None]
@@ -52,7 +53,7 @@ def write_hdf5(path: Path, dataset: str, source: Volume, labels: bool, overwrite
     with writing(path), replacing_file(path) as temporary:
         if path.exists():
             shutil.copyfile(path, temporary)
-        with h5py.File(temporary, "a") as file:
+        with written_hdf5(temporary, "a") as (file, check):
             if "file_format" not in file.attrs:
                 file.attrs["file_format"] = "0.2"
             if dataset in file:
@@ -72,6 +73,7 @@ def write_hdf5(path: Path, dataset: str, source: Volume, labels: bool, overwrite
                 stored.attrs["offset"] = source.offset
             for z, section in enumerate(source.sections()):
                 stored[..., z, :, :] = section
+                check()
                 on_section(z + 1, depth)
 
 

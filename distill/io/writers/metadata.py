@@ -206,13 +206,19 @@ def _place(written: Written, level: Level) -> dict[str, Any]:
 
 
 def _n5_place(written: Written, level: Level) -> dict[str, Any]:
+    """Return where a level lies.
+
+    `resolution` is the level's own, as Paintera, Neuroglancer and tensorstore read it of a dataset; `pixelResolution`
+    is that of the finest level, which n5-viewer and its relatives multiply by `downsamplingFactors`.
+    """
+    finest = _reversed(written, written.levels[0].resolution, 1.0)
     resolution, offset = _reversed(written, level.resolution, 1.0), _reversed(written, level.offset, 0.0)
     return {
         "axes": list((AXES[-3:] if written.channels is None else AXES)[::-1]),
         "units": ["nm", "nm", "nm"] + ([] if written.channels is None else [""]),
         "resolution": resolution,
         "offset": offset,
-        "pixelResolution": {"unit": "nm", "dimensions": resolution[:3]},
+        "pixelResolution": {"unit": "nm", "dimensions": finest[:3]},
     }
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from distill.core.errors import SourceError
 from distill.core.geometry import Nanometres, Triple
 from distill.io.volume import Volume
-from distill.io.writers.target import check_writable
+from distill.io.writers.ours import check_only, is_store_file
+from distill.io.writers.target import check_writable, other_format
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ def check_free(out: Path, source: str, overwrite: bool, *, resumable: bool = Fal
             location that cannot be written.
     """
     check_place(out)
+    if (form := other_format(out)) is not None:
+        raise SourceError(
+            f"{out}: found the extension of {form}, expected a folder such as {out.with_suffix('.zarr').name}; distill "
+            f"copy {out.with_suffix('.zarr').name}:segmentation {out.name} writes {form} from it"
+        )
     if not os.path.lexists(out):
         return
     if not overwrite:
@@ -60,6 +66,7 @@ def check_free(out: Path, source: str, overwrite: bool, *, resumable: bool = Fal
         raise SourceError(f"{out}: exists already; expected a new path, or --overwrite{hint}")
     if not (out / "zarr.json").is_file():
         raise SourceError(f"{out}: is not a Zarr store; it will not be overwritten")
+    check_only(out, out, is_store_file)
     read = os.path.realpath(source)
     for gone in (out, replaced(out)):
         written = os.path.realpath(gone)

@@ -12,8 +12,12 @@ from typing import Any
 from distill.core.atomic import discard, hidden, put_in_place, sweep
 from distill.core.claim import claim
 from distill.core.errors import SourceError
+from distill.core.notes import note
+from distill.io.arrange import arrange
+from distill.io.labels_or_grey import judge
 from distill.io.readers.names import inner_path
 from distill.io.readers.zarr import open_tensorstore, zarr_node
+from distill.io.selection import split_selection
 from distill.io.source import find_array
 from distill.io.volume import RAW_DATASET, open_volume
 from distill.io.writers.blocks import coarsen, count_blocks, open_levels, reopen_level
@@ -36,7 +40,7 @@ def add_levels(
         source: `STORE:ARRAY`, or the folder of an OME-Zarr image.
         count: levels, the finest included; None for as many as it takes until a section has at most 256 pixels along
             y and x.
-        labels: whether the values are ids; None = true for integers of 32 and 64 bits.
+        labels: whether the values are ids; None = as metadata, type and values tell (`labels_or_grey.judge`).
         overwrite: replace existing levels.
         on_part: called with the number of parts done and their total.
 
@@ -77,7 +81,10 @@ def _add_levels(
     if volume.kind != "zarr3" or node is None or node[0] != "group3":
         raise SourceError(f"{source}: found {volume.kind}, expected an array in a Zarr v3 group of this machine")
     if labels is None:
-        labels = volume.dtype.kind in "iu" and volume.dtype.itemsize >= 4 and volume.channels is None
+        verdict = judge(arrange(find_array(source, RAW_DATASET), split_selection(source)[1]))
+        labels = verdict.ids
+        if labels and not verdict.sure:
+            note(f"{source}: taken for ids, as {verdict.why}; --image takes it for grey values")
     levels = plan_levels(volume.size, volume.resolution, volume.offset, count)
     written = Written(str(folder), volume.channels, volume.dtype, labels, tuple(levels))
     plan = layout("zarr3", written)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,16 +18,19 @@ from typing import Any
 
 from distill.core.atomic import flush, hidden, put_in_place
 from distill.core.errors import SourceError
+from distill.io.readers.images import IMAGE_SUFFIXES
 from distill.io.readers.n5 import is_n5, n5_ranks
 from distill.io.readers.precomputed import is_precomputed
 from distill.io.readers.remote import Place, Remote, kvstore, parse_address, read_document
 from distill.io.readers.zarr import first_level, zarr_node, zarr_ranks
+from distill.io.writers.ours import check_only, is_n5_file, is_precomputed_file, is_zarr_file
 from distill.io.writers.store import write_json, writing
 
 FORMATS = ("zarr3", "zarr2", "n5", "precomputed", "hdf5", "tiff")
 _BY_SUFFIX = {".zarr": "zarr3", ".n5": "n5", ".precomputed": "precomputed", ".tif": "tiff", ".tiff": "tiff"}
 _BY_SUFFIX |= dict.fromkeys((".h5", ".hdf", ".hdf5"), "hdf5")
 _FILES = ("hdf5", "tiff")
+_TRIES, _CALM, _PAUSE = 40, 2, 0.05  # times, times without a new file, seconds
 _STATE = "distill-copy.json"  # in a bucket: states whether the copy is complete; needs no permission to remove files
 
 
@@ -51,6 +55,15 @@ class Target:
 
     def __str__(self) -> str:
         return f"{self.place}:{self.dataset}" if self.dataset else str(self.place)
+
+
+def other_format(path: Path) -> str | None:
+    """Return the format that a name promises; None where a folder in Zarr may have it."""
+    suffix = path.suffix.lower()
+    form = _BY_SUFFIX.get(suffix) or {".npy": "NumPy", ".npz": "NumPy"}.get(suffix)
+    if form is None and suffix in IMAGE_SUFFIXES:
+        form = "images"
+    return None if form == "zarr3" else form
 
 
 def parse_target(text: str, form: str | None) -> Target:
@@ -181,7 +194,18 @@ def placing(target: Target, documents: Mapping[str, Any]) -> Iterator[Place]:
             with suppress(OSError):
                 flush(folder.parent)
     finally:
+        _remove(work)
+
+
+def _remove(work: Path) -> None:
+    """Remove an incomplete copy; after an error, chunks that were being written may still come in for a moment."""
+    calm = 0 if os.path.lexists(work) else _CALM
+    for _ in range(_TRIES):
+        if calm >= _CALM:
+            return
         shutil.rmtree(work, ignore_errors=True)
+        time.sleep(_PAUSE)
+        calm = 0 if os.path.lexists(work) else calm + 1
 
 
 def _check_names(target: Target) -> None:
@@ -238,12 +262,16 @@ def _check_replaceable(target: Target, folder: Path) -> None:
     if node is not None:
         level = first_level(folder)
         images = node[1].get("ome", node[1]).get("multiscales") or [] if level else []
-        names = set(zarr_ranks(folder)) - {".", *(one["path"].strip("/") for i in images for one in i["datasets"])}
+        arrays = set(zarr_ranks(folder))
+        names = arrays - {".", *(one["path"].strip("/") for i in images for one in i["datasets"])}
+        ours = is_zarr_file(arrays)
     elif is_n5(folder):
         names = {name for name in n5_ranks(folder) if name != "." and not (name[0] == "s" and name[1:].isdecimal())}
+        ours = is_n5_file
     elif is_precomputed(folder):
         info = json.loads(read_document(folder, "info") or "{}")
         names = {info[key] for key in ("mesh", "skeletons", "segment_properties") if key in info}
+        ours = is_precomputed_file({str(one.get("key")) for one in info.get("scales", ()) if isinstance(one, dict)})
     else:
         raise SourceError(
             f"{target}: found a folder that is no Zarr, N5 or precomputed volume; it will not be replaced"
@@ -253,6 +281,7 @@ def _check_replaceable(target: Target, folder: Path) -> None:
             f"{target}: holds {', '.join(sorted(names)[:6])}, which would be lost; expected a new name, or a dataset "
             "after a colon"
         )
+    check_only(target, folder, ours)
 
 
 def _missing_groups(target: Target) -> dict[str, Any]:

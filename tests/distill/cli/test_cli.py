@@ -25,7 +25,7 @@ from distill.core.geometry import Triple
 from distill.evaluation.contingency import PRESETS
 from distill.evaluation.metrics import score
 from distill.io.volume import open_labels, open_volume
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 
 REPO = Path(__file__).resolve().parents[3]
 PAIR = tuple(REPO / "configs" / "phantom_cpu" / name for name in ("teacher.yaml", "student.yaml"))

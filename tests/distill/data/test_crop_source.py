@@ -22,7 +22,8 @@ from distill.data.crop_source import ArraySource, CropSource, FileSource
 from distill.data.crops import Crops, Items, PooledCrops, batches
 from distill.io.truth import Truth, open_truth
 from distill.io.volume import Volume, open_labels, open_volume, volume_from_array
-from distill.io.writers.store import create_zarr, write_cremi
+from distill.io.writers.cremi import write_cremi
+from distill.io.writers.store import create_zarr
 
 NM = (30.0, 6.0, 6.0)
 SIZE = (8, 20, 24)

@@ -19,7 +19,8 @@ from distill.core.geometry import Box, Triple
 from distill.evaluation.affinities import affinity_scores, count_edges, evaluate_affinity
 from distill.evaluation.aligned import align
 from distill.io.volume import open_labels, open_volume
-from distill.io.writers.store import create_zarr, write_cremi
+from distill.io.writers.cremi import write_cremi
+from distill.io.writers.store import create_zarr
 
 NM = (40.0, 4.0, 8.0)
 FAR: tuple[Triple, ...] = (*NEAREST, (-2, 0, 0), (0, -3, 2), (1, 4, 0))

@@ -18,7 +18,8 @@ from distill.evaluation.metrics import score
 from distill.evaluation.segmentation import evaluate
 from distill.io.truth import Known
 from distill.io.volume import open_labels
-from distill.io.writers.store import create_zarr, write_cremi
+from distill.io.writers.cremi import write_cremi
+from distill.io.writers.store import create_zarr
 
 RESOLUTION = (40.0, 4.0, 8.0)
 

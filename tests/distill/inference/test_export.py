@@ -63,6 +63,17 @@ def test_written_functions_give_what_torch_gives(
     assert not list(tmp_path.glob("*.writing"))
 
 
+def test_the_bundled_model_is_exported(tmp_path: Path) -> None:
+    """Its decoder takes the maps of two sections, which an exporter must not take for those of one."""
+    found = export("ac4", "torch", tmp_path / "out", None, overwrite=False)
+    assert found.difference.maps < 1e-4
+    assert found.difference.embedding < 1e-4
+    assert found.difference.affinity <= 1 / 255 + 1e-6
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(DistillError, match=r"holds mine\.txt, which would be lost"):
+        export("ac4", "torch", tmp_path / "out", None, overwrite=True)
+
+
 def test_a_missing_package_is_one_line(
     model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from scipy import ndimage
 from distill.core.errors import ShapeError
 from distill.io.grey_ranges import TILE, GreyRanges, format_grey_ranges, gamma_of, grey_ranges
 from distill.io.volume import volume_from_array
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 
 Cli = Callable[..., Any]
 

@@ -12,7 +12,8 @@ import tifffile
 
 from distill.core.errors import SourceError
 from distill.io.info import describe, format_summary
-from distill.io.writers.store import create_zarr, write_cremi
+from distill.io.writers.cremi import write_cremi
+from distill.io.writers.store import create_zarr
 
 RESOLUTION = (40.0, 4.0, 5.0)
 

@@ -298,6 +298,9 @@ def test_numbers_of_sections() -> None:
     assert len(shown) == 2
     assert all("left out" in line for line in shown)
     assert named(*whole[:4], *whole[5:]) == [*whole[:4], None, *whole[5:]]
+    assert named("s1", "s2", "s3", "s5", "s6") == ["s1", "s2", "s3", None, "s5", "s6"]
+    assert named("s10", "s20", "s40") == ["s10", "s20", None, "s40"]
+    assert named("s3", "s5", "s6", "s9") == ["s3", "s5", "s6", "s9"]
     assert named("z-1", "z-2", "z0", "z1") == ["z-2", "z-1", "z0", "z1"]
     with pytest.raises(SourceError, match="is numbered"):
         named(*whole, "s_30000000")

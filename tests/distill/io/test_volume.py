@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 import distill.io.readers.images
-import distill.io.volume
+import distill.io.volume.volume
 from distill.core.errors import DistillError, ShapeError, SourceError
 from distill.core.geometry import Box
 from distill.io.readers.array import Index, Reading
@@ -217,7 +217,7 @@ def test_deep_chunks_are_read_once_each(monkeypatch: pytest.MonkeyPatch, tmp_pat
     sections = list(open_volume(f"{path}:a/b").sections(2))
     assert depths == [(2, 4), (4, 8), (8, 11)]
     np.testing.assert_array_equal(sections, array[2:])
-    monkeypatch.setattr(distill.io.volume, "_BLOCK_BYTES", 2 * 36)
+    monkeypatch.setattr(distill.io.volume.volume, "_BLOCK_BYTES", 2 * 36)
     depths.clear()
     list(open_volume(f"{path}:a/b").sections(0, 4))
     assert depths == [(0, 2), (2, 4)]

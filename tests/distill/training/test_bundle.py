@@ -16,8 +16,9 @@ from distill.core.errors import CheckpointError, SourceError
 from distill.inference.in_memory import student_affinity
 from distill.inference.options import Runtime
 from distill.io.volume import open_volume
-from distill.models import checkpoint
-from distill.models.checkpoint import bundled_models, read_weights, save_weights
+from distill.models import header
+from distill.models.checkpoint import read_weights, save_weights
+from distill.models.header import bundled_models
 from distill.models.load import find_weights, load_student, load_teacher
 from distill.training import bundle as recipe
 from distill.training.bundle import LARGEST, bundle
@@ -42,7 +43,7 @@ def packed(run: Path, cli: Callable[..., Any], tmp_path_factory: pytest.TempPath
 @pytest.fixture
 def bundled(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The package's only bundled model is `tiny`."""
-    monkeypatch.setattr(checkpoint, "_BUNDLED", packed.parent)
+    monkeypatch.setattr(header, "_BUNDLED", packed.parent)
     return packed
 
 
@@ -126,7 +127,7 @@ def test_an_unknown_name_lists_the_bundled_ones(
         "tyni: no such file or run folder; expected a run folder or a weights file, or a bundled model: tiny"
         in said.err
     )
-    monkeypatch.setattr(checkpoint, "_BUNDLED", tmp_path)
+    monkeypatch.setattr(header, "_BUNDLED", tmp_path)
     with pytest.raises(CheckpointError, match="no model is bundled here"):
         find_weights("tyni", "student")
 
@@ -137,7 +138,7 @@ def test_a_student_alone(bundled: Path, run: Path, tmp_path: Path, monkeypatch: 
     (alone / "best" / "teacher.safetensors").unlink()
     made = bundle(str(alone), tmp_path / "models" / "alone")
     assert set(made.changes) == {"student"}
-    monkeypatch.setattr(checkpoint, "_BUNDLED", tmp_path / "models")
+    monkeypatch.setattr(header, "_BUNDLED", tmp_path / "models")
     assert load_student("alone", CPU).decoder is not None
     with pytest.raises(CheckpointError, match="alone: the bundled model of that name has no teacher"):
         load_teacher("alone", CPU)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from distill.config import DecoderConfig
 from distill.core.errors import DistillError
 from distill.io.volume import open_grey
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 from distill.models.checkpoint import read_weights
 from distill.models.load import find_weights, load_teacher, pick_device
 from distill.training.finetune import FEWEST, Split, crop_of, plan_finetune, split_sections

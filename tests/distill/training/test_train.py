@@ -20,7 +20,7 @@ from distill.core.hardware import Chosen
 from distill.inference.in_memory import student_volume
 from distill.inference.options import Runtime
 from distill.io.volume import open_labels, open_volume
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 from distill.models.load import load_student, load_teacher
 from distill.training.data import open_parts
 from distill.training.loop.step_times import StepTimes

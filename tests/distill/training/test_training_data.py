@@ -24,7 +24,7 @@ from distill.data import crop_source
 from distill.data.crop_source import FileSource, HeldSource
 from distill.data.crops import Crops, Items
 from distill.io.volume import open_volume
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 from distill.models.checkpoint import read_weights
 from distill.training.data import open_parts, training_crops
 

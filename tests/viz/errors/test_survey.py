@@ -16,7 +16,7 @@ from distill.core.geometry import Box
 from distill.evaluation.metrics import score, worst_objects
 from distill.evaluation.partners import MERGE, error_codes
 from distill.io.volume import volume_from_array
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 from viz.errors.survey import Extents, errors, hull, survey
 
 RESOLUTION = (40.0, 4.0, 8.0)

@@ -11,7 +11,7 @@ import pytest
 
 import viz.gallery.gallery as recipe
 from distill.config import AUGMENTATIONS, AugmentConfig
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 from viz.gallery.figure import Example
 from viz.gallery.gallery import gallery
 

@@ -13,7 +13,7 @@ import pytest
 import viz.meshes.render as recipe
 from distill.core.errors import DistillError
 from distill.core.geometry import Box
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 from viz.meshes.figure import Neuron
 from viz.meshes.render import Foreign, Rendered, SharedVoxels, render
 from viz.style import label_colours

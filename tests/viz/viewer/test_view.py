@@ -21,7 +21,8 @@ from browser import SOFTWARE_WEBGL, browser, find_browser
 
 from distill.core.errors import DistillError, ShapeError, SourceError
 from distill.io.volume import open_labels, open_volume
-from distill.io.writers.store import create_zarr, write_cremi, write_group_attributes
+from distill.io.writers.cremi import write_cremi
+from distill.io.writers.store import create_zarr, write_group_attributes
 from viz.viewer.view import Sources, find_errors, open_browser, open_layers, read_worst, view
 
 NM = (30.0, 6.0, 6.0)

@@ -22,7 +22,7 @@ from distill.evaluation.run_length.evaluate_skeletons import (
 )
 from distill.evaluation.run_length.skeletons import Skeleton
 from distill.io.volume import open_labels, volume_from_array
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 
 NM: Nanometres = (30.0, 4.6, 5.0)
 OFFSET: Nanometres = (600.0, 46.0, -10.0)

@@ -15,7 +15,7 @@ from distill.core.errors import DistillError
 from distill.evaluation.seams import bench
 from distill.evaluation.seams.bench import corner
 from distill.io.volume import open_volume
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 
 Cli = Callable[..., Any]
 COMMON = "--crop", 96, "--depth", 4, "--device", "cpu", "--precision", "32-true"

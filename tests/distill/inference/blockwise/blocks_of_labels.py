@@ -21,7 +21,7 @@ from distill.inference.blockwise.segment import Segmented, segment
 from distill.inference.blockwise.worker import Work
 from distill.inference.options import Options
 from distill.io.volume import Volume
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 
 CONFIG = DecoderConfig(block=(3, 16, 18), overlap=(1, 5, 4))
 EXACT = Options(device="cpu", precision="32-true", backend="eager", merge=0.5)

@@ -213,7 +213,7 @@ def test_another_store_source_or_plan_is_refused(setting: Setting, tmp_path: Pat
     with pytest.raises(SourceError, match=r'was begun with model_sha256 "a", found "b"; expected the same, or --overw'):
         setting.run(out, resume=True)
     setting.weights.write_text("a")
-    from distill.io.writers.store import write_cremi
+    from distill.io.writers.cremi import write_cremi
 
     write_cremi(setting.source, raw=setting.labels[::-1].copy(), resolution=(30, 6, 6))
     with pytest.raises(SourceError, match=r"was begun with first_section_sha256"):

@@ -33,7 +33,7 @@ from distill.inference.streaming.plan import Part
 from distill.inference.streaming.sections.watch import Following
 from distill.inference.streaming.stream import stream
 from distill.io.volume import open_labels, open_volume
-from distill.io.writers.store import write_cremi
+from distill.io.writers.cremi import write_cremi
 from students.streaming import tiling
 from students.streaming.receptive_field import ReceptiveField
 from viz.embeddings.figure import pca

@@ -21,7 +21,8 @@ from distill.inference.streaming.sections.sources import (
 )
 from distill.io.readers.section_names import in_places, missing_between, usual_step
 from distill.io.volume import open_volume
-from distill.io.writers.store import create_zarr, write_cremi
+from distill.io.writers.cremi import write_cremi
+from distill.io.writers.store import create_zarr
 
 NM = (40.0, 5.0, 4.0)
 

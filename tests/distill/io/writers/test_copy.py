@@ -93,7 +93,10 @@ def read_there(form: str, path: Path, level: int = 0) -> tuple[NDArray[Any], lis
     if form == "n5":
         found = json.loads((path / "attributes.json").read_text())
         assert found["axes"] == ["x", "y", "z", "c"][: len(found["axes"])]
-        assert found["pixelResolution"]["dimensions"] == found["resolution"][:3]
+        # n5-viewer and its relatives multiply these two; the level's own size must come out.
+        factors = found.get("downsamplingFactors", [1] * len(found["resolution"]))
+        finest = [*found["pixelResolution"]["dimensions"], 1]
+        assert [a * b for a, b in zip(finest, factors, strict=False)] == found["resolution"]
         return readers.read_n5(path), found["resolution"][2::-1], found["offset"][2::-1]
     if form == "precomputed":
         array, info = readers.read_precomputed(path, level)

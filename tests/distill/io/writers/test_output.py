@@ -35,7 +35,7 @@ def test_frame_of_channels() -> None:
 def test_free_places(tmp_path: Path) -> None:
     check_free(tmp_path / "a" / "b" / "out.zarr", "raw.h5", overwrite=False)
     store = tmp_path / "out.zarr"
-    create_zarr(store, "raw", shape=(1, 2, 2), dtype="u1", resolution=(1, 1, 1))
+    create_zarr(store, "affinity", shape=(1, 2, 2), dtype="u1", resolution=(1, 1, 1))
     with pytest.raises(SourceError, match=r"exists already; expected a new path, or --overwrite"):
         check_free(store, "raw.h5", overwrite=False)
     check_free(store, "raw.h5", overwrite=True)

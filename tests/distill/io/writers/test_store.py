@@ -24,13 +24,8 @@ from distill.core.errors import DistillError, ShapeError, SourceError
 from distill.core.geometry import Box
 from distill.io.readers.array import Cut, Index
 from distill.io.volume import Volume, open_labels, open_volume, volume_from_array
-from distill.io.writers.store import (
-    ZarrArray,
-    create_zarr,
-    open_zarr_for_writing,
-    write_cremi,
-    write_group_attributes,
-)
+from distill.io.writers.cremi import write_cremi
+from distill.io.writers.store import ZarrArray, create_zarr, open_zarr_for_writing, write_group_attributes
 
 RESOLUTION = (40.0, 4.0, 5.0)
 ON_DISK = settings(deadline=None, max_examples=30)
