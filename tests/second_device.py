@@ -55,6 +55,9 @@ class OnDevice(Tensor):
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
+    def record_stream(self, stream: object) -> None:
+        pass
+
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise AssertionError("used outside of second_device()")
@@ -100,7 +103,29 @@ class _Mode(TorchDispatchMode):
     def _wrapped(self, one: Any, known: dict[int, OnDevice]) -> Any:
         if not isinstance(one, Tensor):
             return one
-        return known[id(one)] if id(one) in known else OnDevice(one, self.device)
+        if id(one) in known:
+            return known[id(one)]
+        with torch._C._InferenceMode(False):  # whose tensors cannot be wrapped
+            return OnDevice(one, self.device)
+
+
+class _Queue:
+    """Streams and events of a device that computes at once."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        pass
+
+    def wait_stream(self, other: object) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def record(self) -> None:
+        pass
+
+    def elapsed_time(self, other: object) -> float:
+        return 1.0
 
 
 def _values(one: Any) -> Any:
@@ -135,9 +160,14 @@ def second_device(
 
     with pytest.MonkeyPatch.context() as patch, _Mode(device, rounding) as mode:
         patch.setattr(torch, "autocast", without)
-        patch.setattr(torch, "inference_mode", torch.no_grad)  # whose tensors cannot be wrapped
         for name in ("tensor", "as_tensor"):  # which fill their memory before any mode sees it
             patch.setattr(torch, name, there(getattr(torch, name)))
+        for name in ("Stream", "Event"):
+            patch.setattr(torch.cuda, name, _Queue)
+        patch.setattr(torch.cuda, "current_stream", _Queue)
+        patch.setattr(torch.cuda, "stream", nullcontext)
+        empty = torch.empty
+        patch.setattr(torch, "empty", lambda *size, pin_memory=False, **named: empty(*size, **named))
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
         patch.setattr(torch.cuda, "synchronize", lambda device=None: None)
         yield device, mode

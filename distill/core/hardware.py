@@ -125,7 +125,22 @@ def computing(device: torch.device, precision: str) -> torch.autocast:
     """
     import torch
 
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=resolved(precision, device) == MIXED)
+    found = resolved(precision, device)
+    keep_float32(device, found)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=found == MIXED)
+
+
+def keep_float32(device: torch.device, precision: Precision) -> None:
+    """Keep a GPU from rounding the factors of float32 convolutions to TF32, which has ten bits, in this process.
+
+    Args:
+        device: computing device.
+        precision: nothing is changed for `MIXED`, whose factors have eight bits.
+    """
+    import torch
+
+    if device.type == "cuda" and precision == FULL:
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def has_bfloat16(device: torch.device) -> bool:

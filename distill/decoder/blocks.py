@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -41,6 +41,16 @@ class Queries:
 
     values: Tensor  # (B, Q, C)
     valid: Tensor  # (B, Q) bool
+    count: int  # number of valid ones, known without reading the device
+
+    @property
+    def whole(self) -> bool:
+        """Whether every block has every query."""
+        return self.count == self.valid.numel()
+
+    def updated(self, values: Tensor) -> Queries:
+        """Return the same queries with other values."""
+        return replace(self, values=values)
 
 
 def pool_by_masks(logits: Tensor, features: Tensor) -> Tensor:
@@ -150,7 +160,7 @@ class SelfAttention(nn.Module):
         """Attend among queries (B, Q, C); queries that a block lacks are masked."""
         values, valid = queries.values, queries.valid
         q, k, v = (_split(part) for part in self.c_attn(values).chunk(3, dim=-1))
-        seen = None if bool(valid.all()) else valid[:, None, None, :] | ~valid.any(1)[:, None, None, None]
+        seen = None if queries.whole else valid[:, None, None, :] | ~valid.any(1)[:, None, None, None]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         values = self.ln_1(values + self.attn_proj(_join(mixed)))
         found: Tensor = self.ln_2(values + self.mlp_proj(self.activate(self.c_fc(values))))
@@ -180,18 +190,43 @@ class MaskPredictor(nn.Module):
     def forward(self, queries: Queries, mask_features: Tensor, prior: Tensor | None) -> tuple[Tensor, Tensor]:
         """Predict logits (B, Q, D, h, w), -inf where a block lacks the query, and kernels (B, Q, C), 0 there."""
         valid = queries.valid
-        rows = self.rows(queries.values[valid])
-        kernels = rows.new_zeros(queries.values.shape).masked_scatter(valid.unsqueeze(-1), rows)
-        logits = torch.einsum("bqc,bcdhw->bqdhw", kernels.to(mask_features.dtype), mask_features)
-        if bool(valid.all()):
-            normed = self.norm_logits(logits.reshape(1, 1, -1, 1)).view_as(logits)
+        if queries.whole:
+            kernels = self.rows(queries.values.flatten(0, 1)).view_as(queries.values)
         else:
-            normed = logits.masked_scatter(
-                valid[..., None, None, None], self.norm_logits(logits[valid].reshape(1, 1, -1, 1)).flatten()
-            )
+            rows = self.rows(queries.values[valid])
+            kernels = rows.new_zeros(queries.values.shape).masked_scatter(valid.unsqueeze(-1), rows)
+        logits = torch.einsum("bqc,bcdhw->bqdhw", kernels.to(mask_features.dtype), mask_features)
+        normed = self._normed(logits, valid, queries.count)
         if prior is not None:
             normed = normed + prior
+        if queries.whole:
+            return normed, kernels
         return normed.masked_fill(~valid[..., None, None, None], -torch.inf), kernels
+
+    def _normed(self, logits: Tensor, valid: Tensor, count: int) -> Tensor:
+        """Normalise the logits of existing queries (B, Q, D, h, w) by their common mean and variance.
+
+        This is a batch norm of one channel, which runs on a single multiprocessor of a GPU.
+        """
+        norm = self.norm_logits
+        if not norm.training:
+            factor, summand = self.scale()
+            return logits * factor + summand
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        values, number = logits.float(), max(1, count * logits[0, 0].numel())  # logits of missing queries are 0
+        mean = values.sum() / number
+        centred = values - mean
+        if count < valid.numel():
+            centred = centred * valid[..., None, None, None]
+        variance = centred.square().sum() / number
+        with torch.no_grad():
+            momentum = (norm.momentum or 0.0) if count else 0.0
+            norm.running_mean.lerp_(mean.view(1), momentum)
+            norm.running_var.lerp_((variance * (number / max(1, number - 1))).view(1), momentum)
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.add_(1)
+        return (centred * (variance + norm.eps).rsqrt() * norm.weight + norm.bias).to(logits.dtype)
 
     def rows(self, values: Tensor) -> Tensor:
         """Compute kernels (Q, C) of existing queries (Q, C)."""

@@ -166,8 +166,8 @@ class QueryDecoder(nn.Module):
         logits, kernels = self.predictors[0](queries, mask_features, prior)
         masks = [torch.cat([self.backgrounds[0](mask_features), logits], 1)]
         for i, (updater, interactor) in enumerate(zip(self.updaters, self.interactors, strict=True)):
-            updated = Queries(updater(queries.values, logits, instance), queries.valid)
-            queries = Queries(interactor(updated), queries.valid)
+            updated = queries.updated(updater(queries.values, logits, instance))
+            queries = queries.updated(interactor(updated))
             logits, kernels = self.predictors[i + 1](queries, mask_features, prior)
             masks.append(torch.cat([self.backgrounds[i + 1](mask_features), logits], 1))
         if not background:
@@ -277,7 +277,8 @@ class QueryDecoder(nn.Module):
         most = max(1, *(len(row) for row in rows)) if rows else 1
         values = torch.stack([F.pad(row, (0, 0, 0, most - len(row))) for row in rows])
         lengths = torch.tensor([len(row) for row in rows], device=values.device)
-        return Queries(values, torch.arange(most, device=values.device) < lengths.unsqueeze(1))
+        valid = torch.arange(most, device=values.device) < lengths.unsqueeze(1)
+        return Queries(values, valid, sum(len(row) for row in rows))
 
     def _prior(self, given: DecoderInput, seeds: Seeds, queries: Queries) -> Tensor | None:
         if self.prior is None or max(seeds.counts, default=0) == 0:

@@ -96,8 +96,9 @@ def arg_max(logits: Tensor, size: tuple[int, int], min_voxels: int, fill: bool) 
     if not bool(there[1:].any()):
         return winners
     mass = torch.zeros(len(channels), device=logits.device)
+    chosen = _Channels(channels)
     for z, section in enumerate(by_voxel):
-        for rows, larger in _upsampled(section, channels, size):
+        for rows, larger in _upsampled(section, chosen, size):
             mass += larger.softmax(-1).sum((0, 1))
             winners[z, rows] = channels[_largest(larger)].int()
     dropped = torch.zeros_like(there)
@@ -106,13 +107,31 @@ def arg_max(logits: Tensor, size: tuple[int, int], min_voxels: int, fill: bool) 
     kept = (there & ~dropped).nonzero().flatten()
     if not len(kept):
         return torch.zeros_like(winners)
+    chosen = _Channels(kept)
     for z in dropped[winners.long()].flatten(1).any(1).nonzero().flatten().tolist():
-        for rows, larger in _upsampled(by_voxel[z], kept, size):
+        for rows, larger in _upsampled(by_voxel[z], chosen, size):
             winners[z, rows] = kept[_largest(larger)].int()
     return winners
 
 
-def _upsampled(section: Tensor, channels: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
+class _Channels:
+    """Ascending channels, looked at once: every look makes a GPU wait."""
+
+    def __init__(self, places: Tensor) -> None:
+        numbers = places.tolist()
+        first, last = numbers[0], numbers[-1]
+        self._places, self._run = places, slice(first, last + 1) if last - first + 1 == len(numbers) else None
+
+    def __len__(self) -> int:
+        """Number of channels."""
+        return len(self._places)
+
+    def of(self, x: Tensor) -> Tensor:
+        """Select them from (h, w, C), without a copy if they are contiguous."""
+        return x.index_select(-1, self._places) if self._run is None else x[..., self._run]
+
+
+def _upsampled(section: Tensor, channels: _Channels, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
     """Iterate over strips of a section (h, w, 1 + Q) at full resolution, with their rows: (rows, W, channels) float32.
 
     Half resolution is rounded up: for an odd size, the last row or column is cropped.
@@ -121,15 +140,9 @@ def _upsampled(section: Tensor, channels: Tensor, size: tuple[int, int]) -> Iter
     for first in range(0, len(section), step):
         stop = min(first + step, len(section))
         low, high = max(first - 1, 0), min(stop + 1, len(section))  # neighbours of the outermost rows
-        larger = _doubled(_doubled(_taken(section[low:high], channels).float(), 0), 1)
+        larger = _doubled(_doubled(channels.of(section[low:high]).float(), 0), 1)
         rows = slice(2 * first, min(2 * stop, size[0]))
         yield rows, larger[rows.start - 2 * low : rows.stop - 2 * low, : size[1]]
-
-
-def _taken(x: Tensor, channels: Tensor) -> Tensor:
-    """Select ascending channels of (h, w, C), without a copy if they are contiguous."""
-    first, last = int(channels[0]), int(channels[-1])
-    return x[..., first : last + 1] if last - first + 1 == len(channels) else x.index_select(-1, channels)
 
 
 def _doubled(x: Tensor, axis: int) -> Tensor:

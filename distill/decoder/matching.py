@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -34,13 +35,23 @@ def dice_matrix(masks: Tensor, instances: Tensor) -> Tensor:
     Returns:
         (Q, N) in [0, 1]: 2 sum(p t) / (sum p + sum t) over all known voxels, p = softmax over all channels.
     """
-    share = masks.float().softmax(0)[1:].flatten(1)
     flat = instances.flatten()
-    if flat.numel() and bool((flat == UNKNOWN).any()):
-        share, flat = share[:, flat != UNKNOWN], flat[flat != UNKNOWN]
-    count = int(flat.max()) if flat.numel() else 0
-    overlap = share.new_zeros(count + 1, share.shape[0]).index_add(0, flat, share.T)[1:].T
-    sizes = torch.bincount(flat, minlength=count + 1)[1:]
+    return _dice(masks, flat, int(flat.max().clamp(min=0)) if flat.numel() else 0)
+
+
+def _dice(masks: Tensor, flat: Tensor, count: int) -> Tensor:
+    """Compute `dice_matrix` for a known number of instances, without reading from the device."""
+    known = flat != UNKNOWN
+    share = masks.float().softmax(0)[1:].flatten(1).masked_fill(~known, 0.0)
+    if share.device.type == "cpu":
+        own = flat.clamp(min=0)  # what is unknown has no share
+        overlap = share.new_zeros(count + 1, share.shape[0]).index_add(0, own, share.T)[1:].T
+        sizes = torch.bincount(own, minlength=count + 1)[1:]
+    else:  # one product: scattered sums of so few instances wait for each other on a GPU, in any order
+        truth = (flat.unsqueeze(1) == torch.arange(1, count + 1, device=flat.device)).float()
+        with torch.autocast(share.device.type, enabled=False):
+            overlap = share @ truth
+        sizes = truth.sum(0)
     return 2 * overlap / (share.sum(1, keepdim=True) + sizes).clamp(min=1e-6)
 
 
@@ -55,11 +66,19 @@ def match(masks: Tensor, instances: Tensor) -> list[Match]:
     Returns:
         One `Match` per block with min(Q of the block, N) pairs.
     """
+    counts = instances.flatten(1).amax(1).clamp(min=0).tolist()
+    score = torch.stack(
+        [
+            F.pad(_dice(block, labels.flatten(), count), (0, max(counts) - count))
+            for block, labels, count in zip(masks, instances, counts, strict=True)
+        ]
+    )
+    real = torch.isfinite(masks[:, 1:].flatten(2).amax(2)).unsqueeze(2)
+    both = torch.cat([real.to(score.dtype), torch.nan_to_num(score, nan=0.0)], 2).cpu()  # the loop reports what is nan
     found = []
-    for block, labels in zip(masks, instances, strict=True):
-        there = torch.isfinite(block[1:].flatten(1).amax(1)).nonzero().flatten()
-        score = torch.nan_to_num(dice_matrix(block, labels)[there], nan=0.0)  # the loop tells of what is not finite
-        rows, columns = linear_sum_assignment(score.cpu().numpy(), maximize=True)
-        query = there[torch.as_tensor(rows, device=there.device)]
-        found.append(Match(query, torch.as_tensor(columns, device=there.device) + 1))
+    for block, count in zip(both, counts, strict=True):
+        there = block[:, 0].nonzero().flatten()
+        rows, columns = linear_sum_assignment(block[there, 1 : 1 + count].numpy(), maximize=True)
+        pairs = torch.stack([there[torch.as_tensor(rows)], torch.as_tensor(columns) + 1]).to(masks.device)
+        found.append(Match(pairs[0], pairs[1]))
     return found

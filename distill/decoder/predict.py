@@ -58,7 +58,7 @@ def last_masks(
             for piece in pieces:
                 share = _logits(given, weights, pull, piece).softmax(1)
                 pooled.addmm_(share.T, instance[piece])
-        values = interactor(Queries(updater.update(values, pooled)[None], here))[0]
+        values = interactor(Queries(updater.update(values, pooled)[None], here, len(values)))[0]
     last = predictors[-1]
     kernels = last.rows(values)
     weights = _weights(last, kernels, pull)

@@ -239,15 +239,25 @@ def _fill(module: nn.Module, tensors: dict[str, torch.Tensor], source: str, devi
 
 
 def pick_device(name: str) -> torch.device:
-    """Resolve `auto`, `cpu` or `cuda[:N]`.
+    """Resolve `auto`, `cpu` or `cuda[:N]`; a GPU with a number becomes the current one.
+
+    Otherwise pinned memory would occupy the first GPU too.
 
     Raises:
         DistillError: another name, or a GPU that does not exist.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name != "cpu" and not name.startswith("cuda"):
-        raise DistillError(f"--device: found {name!r}, expected auto, cpu or cuda")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise DistillError("--device: found 'cuda', but torch sees no GPU here; expected auto or cpu")
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not number.isdecimal())):
+        raise DistillError(f"--device: found {name!r}, expected auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise DistillError(f"--device: found {name!r}, but torch sees no GPU here; expected auto or cpu")
+    if colon:
+        count = torch.cuda.device_count()
+        if int(number) >= count:
+            raise DistillError(
+                f"--device: found {name!r}, expected cuda:0 to cuda:{count - 1}: torch sees {count} GPUs"
+            )
+        torch.cuda.set_device(int(number))
     return torch.device(name)

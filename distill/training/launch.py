@@ -13,7 +13,7 @@ from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
 from distill.core.errors import ConfigError, DistillError
-from distill.core.hardware import avoid_amx, resolved
+from distill.core.hardware import avoid_amx, keep_float32, resolved
 from distill.models.load import pick_device
 from distill.training.objective.objective import Joint
 from distill.training.ranks import Ranks
@@ -33,18 +33,19 @@ def launch(device: str, precision: str, ranks: Ranks) -> Fabric:
     Raises:
         DistillError: the device does not exist, or there are fewer GPUs than processes.
     """
+    if ranks.size > 1 and ":" in device:
+        raise DistillError(f"--device: found {device!r} for {ranks.size} processes, expected cuda, cpu or auto")
     where = pick_device(device)
     if where.type == "cpu":
         avoid_amx()
     precision = resolved(precision, where)
+    keep_float32(where, precision)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it prints the precision to the terminal
     if ranks.size == 1:
         alone = [where.index] if where.index is not None else 1
         fabric = Fabric(accelerator=where.type, devices=alone, precision=precision, plugins=[LightningEnvironment()])
         fabric.launch()  # sets the current device
         return fabric
-    if ":" in device:
-        raise DistillError(f"--device: found {device!r} for {ranks.size} processes, expected cuda, cpu or auto")
     if where.type == "cuda" and torch.cuda.device_count() < ranks.local_size:
         raise DistillError(
             f"--nproc-per-node: found {ranks.local_size} processes for {torch.cuda.device_count()} GPUs, expected at "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import shutil
 
@@ -79,4 +80,21 @@ def _fastest(device: torch.device, precision: Precision) -> str:
         suits = importlib.util.find_spec("openvino") and (precision == FULL or has_bfloat16(device))
         return "openvino" if suits else "eager"
     tools = importlib.util.find_spec("triton") and any(map(shutil.which, ("cc", "gcc", "clang")))
-    return "compile" if tools else "eager"
+    return "compile" if tools and compiles(device) else "eager"
+
+
+@functools.lru_cache(maxsize=8)
+def compiles(device: torch.device) -> bool:
+    """Return whether a small kernel can be compiled and run; tried once per process.
+
+    The tools may be present and fail, for want of Python's headers for example.
+    """
+    try:
+        found = torch.compile(_small, dynamic=False)(torch.zeros(8, device=device))
+        return bool((found == 1).all())
+    except Exception:  # noqa: BLE001 - compilers fail in any way
+        return False
+
+
+def _small(x: torch.Tensor) -> torch.Tensor:
+    return x.cos() + x

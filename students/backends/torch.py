@@ -20,6 +20,8 @@ from students.backends.fuse import fused, keep_entry_exact
 from students.slab_adapter import SlabAdapter
 from students.student import Samples, Student
 
+_MOST_SIZES = 64  # of sections and border tiles in one process
+
 
 class TorchBackend:
     """PyTorch backend, eager or compiled; batch norms folded, channels last."""
@@ -53,6 +55,9 @@ class TorchBackend:
         self._student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._slab, self._wanted, self._device, self._compiled = slab, wanted, device, compiled
         self._precision = precision
+        if compiled:  # the limit counts the sizes of all tiles together; beyond it, torch runs them uncompiled
+            dynamo: Any = torch._dynamo.config
+            dynamo.recompile_limit = max(dynamo.recompile_limit, _MOST_SIZES)
         self._encode: Any = self._built(Encode(self._student))
         self._decode: dict[tuple[tuple[int, int], int], tuple[Decode, Any]] = {}
 

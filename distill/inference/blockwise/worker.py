@@ -12,7 +12,6 @@ import hashlib
 import os
 import resource
 import socket
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from distill.core.timing import StageTimer
 from distill.inference.assembly import Piece, lay_blocks
 from distill.inference.blockwise.corrections import Sections, read_corrections
 from distill.inference.blockwise.faces import Laid, compare_pieces, compare_tiles, piece_faces, tile_faces
+from distill.inference.blockwise.gpus import device_of, worker_name
 from distill.inference.blockwise.networks import Instances, StudentBlocks, TeacherBlocks
 from distill.inference.blockwise.options import merges_contacts
 from distill.inference.blockwise.plan import Block, Plan
@@ -147,11 +147,11 @@ def _tools(work: Work) -> _Tools:
         raise CheckpointError(f"{work.weights}: found SHA-256 {found} here, expected {work.weights_sha256}")
     if work.threads is not None:
         torch.set_num_threads(work.threads)
-    index = worker_index()
-    if index is not None:
+    name = worker_name()
+    if name is not None:
         keep_freed_memory(whatever_is_set=True)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = pick_device(device_of(work.device, index or 0, count))
+    device = pick_device(device_of(work.device, name, count))
     runtime = Runtime(device, work.precision, work.backend)
     volume = work.volume()
     sections = Sections(volume, work.first, read_corrections(Path(work.store), work.normaliser, volume))
@@ -161,37 +161,6 @@ def _tools(work: Work) -> _Tools:
     student = by_method(load_student(work.weights, device), work.method)
     instances = StudentBlocks(student, runtime, work.plan, work.halo, work.method, work.threshold)
     return _Tools(sections, instances)
-
-
-def device_of(device: str, worker: int, count: int) -> str:
-    """Return the device of a worker: GPUs are assigned in turn.
-
-    Args:
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; the last is used unchanged.
-        worker: number of the worker.
-        count: number of visible GPUs.
-    """
-    if device not in ("auto", "cuda") or count == 0:
-        return device
-    return f"cuda:{worker % count}"
-
-
-def worker_index() -> int | None:
-    """Return the number of the dask worker that runs this process; None in any other process."""
-    if "distributed" not in sys.modules:
-        return None
-    from distributed import get_worker
-
-    try:
-        return worker_number(str(get_worker().name))
-    except ValueError:
-        return None
-
-
-def worker_number(name: str) -> int:
-    """Return the number at the end of a worker's name, 0 without one."""
-    digits = name[len(name.rstrip("0123456789")) :]
-    return int(digits) if digits else 0
 
 
 def solve_block(work: Work, index: int) -> TaskReport:

@@ -162,31 +162,42 @@ def take_step(
     clock.mark("data")
     terms = objective(placed, state.step)
     loss = torch.stack([term.float() for term in terms.values()]).sum()
-    values = _mean_values({**terms, "loss": loss}, fabric)
+    own = torch.stack([term.detach().double() for term in (*terms.values(), loss)])
+    means = fabric.all_reduce(own, reduce_op="mean")  # not finite on every rank if it is so on any
     clock.mark("losses")
-    if not math.isfinite(values["loss"]):  # do not save: batch-norm statistics may already be corrupted
-        raise _not_finite(f"the loss of step {state.step} is {values['loss']}", values, path)
     state.optimizer.zero_grad(set_to_none=True)
     fabric.backward(loss)
     clock.mark("backward")
-    # Separately for each part: large losses of the teacher must not shrink the student's steps.
-    limit = training.clip or math.inf
-    # A part that did not run has no gradient, and would answer with a zero that lies on the CPU.
-    moved = [[one for one in part.parameters() if one.grad is not None] for part in state.module.children()]
-    norms = [torch.nn.utils.clip_grad_norm_(part, limit) for part in moved if part]
-    if norms and not math.isfinite(float(torch.stack(norms).sum())):  # the ranks have the same gradient
-        raise _not_finite(f"the gradient of step {state.step} is not finite", values, path)
+    norm = _clipped(state.module, training.clip or None)
+    # One look at all results, after everything is queued: each makes a GPU wait for the CPU.
+    *values, size = torch.cat([means.view(-1), norm.to(means.device, torch.float64).view(1)]).tolist()
+    found = dict(zip([*terms, "loss"], values, strict=True))
+    if not math.isfinite(found["loss"]):  # do not save: batch-norm statistics may already be corrupted
+        raise _not_finite(f"the loss of step {state.step} is {found['loss']}", found, path)
+    if not math.isfinite(size):  # the ranks have the same gradient
+        raise _not_finite(f"the gradient of step {state.step} is not finite", found, path)
     state.optimizer.step()
     if state.average is not None:
         state.average.update(state.module, state.step)
     clock.mark("optimiser")
-    return values
+    return found
 
 
-def _mean_values(terms: Mapping[str, Tensor], fabric: Fabric) -> dict[str, float]:
-    """Average over the ranks in one exchange; not finite on every rank if it is so on any."""
-    own = torch.stack([term.detach().double() for term in terms.values()])
-    return dict(zip(terms, fabric.all_reduce(own, reduce_op="mean").tolist(), strict=True))
+def _clipped(module: nn.Module, limit: float | None) -> Tensor:
+    """Limit the norm of the gradient of each part, and return the sum of the norms, a scalar.
+
+    Separately for each part: large losses of the teacher must not shrink the student's steps. A part that did not run
+    has no gradient.
+    """
+    norms = []
+    for part in module.children():
+        moved = [one for one in part.parameters() if one.grad is not None]
+        if not moved:
+            continue
+        norms.append(torch.nn.utils.get_total_norm([one.grad for one in moved if one.grad is not None]))
+        if limit is not None:
+            torch.nn.utils.clip_grads_with_norm_(moved, limit, norms[-1])
+    return torch.stack(norms).sum() if norms else torch.zeros(())
 
 
 def _stalled(state: State, training: TrainingConfig) -> bool:

@@ -107,12 +107,19 @@ class Average:
         forgotten.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
+        fixed = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+        kept: list[Tensor] = []
+        now: list[Tensor] = []
         for name, value in module.state_dict().items():
-            kept = self.values[name]
+            if name in fixed:
+                continue
             if value.dtype.is_floating_point:
-                kept.lerp_(value.detach().to(kept.dtype), 1 - decay)
+                kept.append(self.values[name])
+                now.append(value.detach())
             else:
-                kept.copy_(value)
+                self.values[name].copy_(value)
+        if kept:
+            torch._foreach_lerp_(kept, now, 1 - decay)  # one kernel for all of them on a GPU
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:

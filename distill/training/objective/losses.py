@@ -269,15 +269,14 @@ def mask_cross_entropy(masks: Tensor, instances: Tensor, matches: Sequence[Match
         Mean over the voxels that count.
     """
     losses = [masks.new_zeros((), dtype=torch.float32)]
-    counted = 0
+    counted = [masks.new_zeros((), dtype=torch.int64)]
     for logits, labels, pairs in zip(masks, instances, matches, strict=True):
         channel = _channels(labels, pairs)
-        there = channel >= 0
         losses.append(
             F.cross_entropy(logits.float().unsqueeze(0), channel.unsqueeze(0), ignore_index=-1, reduction="sum")
         )
-        counted += int(there.sum())
-    return torch.stack(losses).sum() / max(1, counted)
+        counted.append((channel >= 0).sum())
+    return torch.stack(losses).sum() / torch.stack(counted).sum().clamp(min=1)
 
 
 def mask_dice(masks: Tensor, instances: Tensor, matches: Sequence[Match]) -> Tensor:
@@ -294,18 +293,16 @@ def mask_dice(masks: Tensor, instances: Tensor, matches: Sequence[Match]) -> Ten
         instances: (B, D, h, w) or (B, P) int64.
         matches: one per block.
     """
-    losses = []
+    losses, counted = [], []
     for logits, labels, pairs in zip(masks, instances, matches, strict=True):
-        inside = labels.flatten() > 0
-        if len(pairs.query) == 0 or not bool(inside.any()):
-            continue
-        share = logits.float().softmax(0).flatten(1)[1 + pairs.query][:, inside]
-        flat = labels.flatten()[inside]
+        flat = labels.flatten()
+        share = logits.float().softmax(0).flatten(1)[1 + pairs.query] * (flat > 0)
         truth = flat.unsqueeze(0) == pairs.instance.unsqueeze(1)
         size = truth.sum(1)
         dice = 2 * (share * truth).sum(1) / (share.sum(1) + size).clamp(min=1e-6)
-        losses.append(1 - dice[size > 0])
-    return _mean(losses, masks)
+        losses.append(torch.where(size > 0, 1 - dice, 0.0))
+        counted.append((size > 0).sum())
+    return torch.cat(losses).sum() / torch.stack(counted).sum().clamp(min=1)
 
 
 def instance_discrimination(
@@ -366,8 +363,8 @@ def _channels(labels: Tensor, pairs: Match) -> Tensor:
     """Return the mask channel of every voxel: 0 background, 1 + query of its instance, -1 without a query or
     UNKNOWN.
     """
-    last = torch.cat([labels.max().clamp(min=0).view(1), pairs.instance]).max()  # drawn voxels may lack instances
-    table = labels.new_full((int(last) + 2,), -1)  # the index UNKNOWN = -1 selects the last entry
-    table[0] = 0
-    table[pairs.instance] = 1 + pairs.query
-    return table[labels]
+    if len(pairs.query) == 0:
+        return torch.where(labels == 0, 0, -1)
+    instance, order = pairs.instance.sort()
+    at = torch.searchsorted(instance, labels.contiguous()).clamp(max=len(instance) - 1)
+    return torch.where(instance[at] == labels, 1 + pairs.query[order][at], torch.where(labels == 0, 0, -1))

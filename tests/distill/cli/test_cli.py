@@ -538,7 +538,7 @@ def test_gpu_that_is_not_there(refuses: Refuses, stream: Words, phantom: Path, t
 
 
 def test_unknown_device(refuses: Refuses, stream: Words, phantom: Path, train: Cli, tmp_path: Path) -> None:
-    says = "--device", "'tpu'", "expected auto, cpu or cuda"
+    says = "--device", "'tpu'", "expected auto, cpu, cuda or cuda:N"
     refuses(stream(phantom, "--device", "tpu"), *says)
     refuses((tmp_path / "run", "--device", "tpu"), *says, call=train)
 

@@ -13,6 +13,7 @@ from distill.decoder.blocks import (
     ROUND_BUILDERS,
     CrossAttention,
     DotPredictor,
+    MaskPredictor,
     Queries,
     Refine,
     SelfAttention,
@@ -29,7 +30,7 @@ def queries() -> Queries:
     """Three blocks of five queries: all there, two there, none there."""
     valid = torch.arange(5) < torch.tensor([[5], [2], [0]])
     values = torch.randn(3, 5, WIDTH, generator=torch.Generator().manual_seed(1))
-    return Queries(values.masked_fill(~valid[..., None], 0.0), valid)
+    return Queries(values.masked_fill(~valid[..., None], 0.0), valid, 7)
 
 
 def maps(valid: Tensor, shape: tuple[int, int, int] = (2, 6, 9)) -> tuple[Tensor, Tensor]:
@@ -52,9 +53,9 @@ class Round(nn.Module):
 
     def forward(self, given: Queries, logits: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values, logits, kernels."""
-        updated = Queries(self.updater(given.values, logits, features), given.valid)
+        updated = given.updated(self.updater(given.values, logits, features))
         values = self.interactor(updated)
-        return (values, *self.predictor(Queries(values, given.valid), features, None))
+        return (values, *self.predictor(given.updated(values), features, None))
 
 
 @every_refine
@@ -73,7 +74,7 @@ def test_shapes(refine: Refine) -> None:
 def test_padding_does_not_matter(training: bool, refine: Refine) -> None:
     given = queries()
     logits, features = maps(given.valid)
-    padded = Queries(given.values.masked_fill(~given.valid[..., None], 1e3), given.valid)
+    padded = given.updated(given.values.masked_fill(~given.valid[..., None], 1e3))
     before = Round(refine).train(training)(given, logits, features)
     after = Round(refine).train(training)(padded, logits, features)
     for old, new in zip(before, after, strict=True):
@@ -86,7 +87,7 @@ def test_queries_may_come_in_any_order(training: bool, refine: Refine) -> None:
     given, order = queries(), torch.tensor([4, 1, 0, 3, 2])
     logits, features = maps(given.valid)
     before = Round(refine).train(training)(given, logits, features)
-    turned = Queries(given.values[:, order], given.valid[:, order])
+    turned = Queries(given.values[:, order], given.valid[:, order], given.count)
     after = Round(refine).train(training)(turned, logits[:, order], features)
     for old, new in zip(before, after, strict=True):
         torch.testing.assert_close(old[:, order][turned.valid], new[turned.valid], rtol=1e-4, atol=1e-4)
@@ -102,6 +103,35 @@ def test_gradients_reach_every_parameter(refine: Refine) -> None:
         assert parameter.grad is not None, name
         # A bias that all keys share shifts all scores of a softmax alike.
         assert float(parameter.grad.abs().max()) > 1e-6 or name == "updater.key.bias", name
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("lengths", [(5, 5, 5), (5, 2, 0), (0, 0, 0)])
+def test_logits_are_normalised_as_by_a_batch_norm(lengths: tuple[int, ...], training: bool) -> None:
+    """Output, gradients and running statistics, over the queries that there are."""
+    torch.manual_seed(0)
+    predictor, wanted = MaskPredictor(WIDTH).train(training), nn.BatchNorm2d(1, eps=1e-3, momentum=0.01).train(training)
+    for norm in (predictor.norm_logits, wanted):
+        with torch.no_grad():
+            norm.weight.fill_(1.5), norm.bias.fill_(-0.25)
+            norm.running_mean.fill_(0.3), norm.running_var.fill_(2.0)
+    valid = torch.arange(5) < torch.tensor(lengths).unsqueeze(1)
+    given = Queries(torch.randn(3, 5, WIDTH) * valid[..., None], valid, sum(lengths))
+    features = 3 * torch.randn(3, WIDTH, 2, 6, 9)
+    values = given.values.clone().requires_grad_()
+    logits, kernels = predictor(given.updated(values), features, None)
+    assert torch.equal(logits.isfinite(), valid[..., None, None, None].expand_as(logits))
+    if not sum(lengths):
+        assert [float(norm.running_mean) for norm in (predictor.norm_logits, wanted)] == pytest.approx([0.3, 0.3])
+        return
+    plain = torch.einsum("bqc,bcdhw->bqdhw", kernels.detach(), features)[valid].requires_grad_()
+    same = wanted(plain.reshape(1, 1, -1, 1)).flatten()
+    torch.testing.assert_close(logits[valid].flatten(), same, rtol=1e-5, atol=1e-5)
+    weights = torch.randn(same.shape)
+    kept = torch.autograd.grad((logits[valid].flatten() * weights).sum(), [*predictor.norm_logits.parameters()])
+    there = torch.autograd.grad((same * weights).sum(), [*wanted.parameters()])
+    for a, b in zip((*kept, *predictor.norm_logits.buffers()), (*there, *wanted.buffers()), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("refine", ["knet", "transformer"])

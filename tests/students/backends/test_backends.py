@@ -10,10 +10,12 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
 from numpy.typing import NDArray
 from second_device import second_device, to_tf32
 from torch import nn
@@ -21,7 +23,7 @@ from torch import nn
 from distill.core.affinity import NEAREST
 from distill.core.errors import DistillError
 from distill.core.geometry import Triple
-from students.backends.choose import make_backend
+from students.backends.choose import compiles, make_backend, settled
 from students.backends.functions import ExtraOutputs
 from students.backends.fuse import fused
 from students.backends.openvino import load_openvino
@@ -233,6 +235,59 @@ def test_auto_takes_openvino_on_a_cpu_where_it_is_installed(student: Build, monk
     assert backend() == ("openvino" if found("openvino") else "eager")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else found(name))
     assert backend() == "eager"
+
+
+def test_auto_compiles_on_a_gpu_only_where_a_kernel_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tools are there, but Python's headers may be missing."""
+    there, tried = torch.device("cuda"), []
+
+    def compiled(function: Callable[..., torch.Tensor], **given: object) -> Callable[..., torch.Tensor]:
+        tried.append(given)
+        if len(tried) == 1:
+            raise RuntimeError("fatal error: Python.h: No such file or directory")
+        return function
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(shutil, "which", lambda name: "cc")
+    monkeypatch.setattr(torch, "compile", compiled)
+    with second_device():
+        assert [settled("auto", "32-true", there)[0] for _ in range(2)] == ["eager"] * 2
+        assert len(tried) == 1
+        compiles.cache_clear()
+        assert settled("auto", "32-true", there)[0] == "compile"
+    compiles.cache_clear()
+
+
+def test_every_size_of_a_border_tile_is_compiled(student: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch stops after eight sizes of one module and goes on without kernels; here graphs are counted, not built."""
+    counter = torch._dynamo.testing.CompileCounter()
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **given: compile_(module, **given, backend=counter))
+    dynamo: Any = torch._dynamo.config
+    before = dynamo.recompile_limit
+    network = TorchBackend(student("cad").eval(), None, ExtraOutputs(), device=CPU, precision="32-true", compiled=True)
+    for count in range(1, 12):
+        size = 16 + 16 * count, 48
+        maps = network.encode(torch.rand(1, 1, *size))
+        network.decode(maps, maps, torch.ones(1, 1, 1, 1), size)
+        assert counter.frame_count == 2 * count
+    dynamo.recompile_limit = before
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own look
+def test_the_halves_of_a_student_are_one_graph_each(student: Build) -> None:
+    """Their results are dataclasses, which compiled functions must be able to return."""
+    counter = torch._dynamo.testing.CompileCounter()
+    network = student("cad").train()
+    encode, decode = (torch.compile(half, dynamic=False, backend=counter) for half in (network.encode, network.decode))
+    maps, first = encode(torch.rand(3, 1, 32, 32)), torch.tensor([0, 1])
+    pair = decode(maps.rows(first), maps.rows(first + 1))
+    wanted = network.decode(network.encode(torch.rand(3, 1, 32, 32)).rows(first), maps.rows(first + 1))
+    assert counter.frame_count == 2
+    assert type(pair) is type(wanted)
+    pair.current.sum().backward()
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize(

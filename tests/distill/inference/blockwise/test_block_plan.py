@@ -14,7 +14,6 @@ from distill.core.errors import DistillError
 from distill.core.geometry import Box, Triple, grid
 from distill.inference.blockwise.finish import _shard, part, part_count
 from distill.inference.blockwise.plan import make_plan
-from distill.inference.blockwise.worker import device_of, worker_number
 from distill.inference.decode import decoder_tiles
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 90), st.integers(1, 90))
@@ -100,20 +99,6 @@ def test_a_block_is_no_smaller_than_a_tile() -> None:
         with pytest.raises(DistillError, match=r"--block: found [\d,]+, expected at least 2,257,257, a tile"):
             make_plan((40, 1024, 1024), config, block)
     assert make_plan((40, 100, 100), config, (17, 100, 100)).grid == (3, 1, 1)
-
-
-def test_gpus_are_dealt_out_in_turn() -> None:
-    assert [device_of("auto", worker, 3) for worker in range(5)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0", "cuda:1"]
-    assert device_of("cuda", 4, 2) == "cuda:0"
-    assert [device_of(name, 3, 2) for name in ("cpu", "cuda:1")] == ["cpu", "cuda:1"]
-    assert [device_of(name, 3, 0) for name in ("auto", "cuda")] == ["auto", "cuda"]
-    assert [worker_number(name) for name in ("3", "SLURMCluster-12", "tcp://10.0.0.1:40", "alone", "")] == [
-        3,
-        12,
-        40,
-        0,
-        0,
-    ]
 
 
 def test_cells_of_a_grid() -> None:

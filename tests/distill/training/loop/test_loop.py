@@ -275,14 +275,8 @@ def test_gradients_are_clipped_part_by_part(tmp_path: Path) -> None:
 def test_a_part_that_did_not_run_has_no_norm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for the norm of no gradient, torch answers with a zero on the CPU, which no other device takes."""
     asked: list[int] = []
-    clip = torch.nn.utils.clip_grad_norm_
-
-    def counted(parameters: Any, *given: Any, **named: Any) -> Tensor:
-        moved = [one for one in parameters if one.grad is not None]
-        asked.append(len(moved))
-        return clip(moved, *given, **named) if moved else torch.zeros((), device="meta")
-
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", counted)
+    norm = torch.nn.utils.get_total_norm
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda given: (asked.append(len(given)), norm(given))[1])
     module = Slopes()
     module.still = nn.Linear(3, 3)
     before = module.still.weight.clone()
@@ -290,6 +284,34 @@ def test_a_part_that_did_not_run_has_no_norm(tmp_path: Path, monkeypatch: pytest
     run.fit()
     assert asked == [1, 1, 1, 1]
     assert torch.equal(run.module.still.weight, before)  # type: ignore[union-attr]
+
+
+def test_without_a_limit_gradients_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*given: Any) -> None:
+        raise AssertionError("multiplied")
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grads_with_norm_", never)
+    Run(tmp_path / "state.pt", training(steps=2, clip=0)).fit()
+
+
+def test_the_average_leaves_out_what_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call for all that trains, whatever the number of tensors; statistics of norms included."""
+    module = Toy()
+    module.last.requires_grad_(False)
+    average = Average(module, 0.5)
+    with torch.no_grad():
+        module.first.weight.add_(1)
+        module.norm.running_mean.add_(1)  # type: ignore[union-attr]
+    lerp, calls = torch._foreach_lerp_, []
+    monkeypatch.setattr(
+        torch, "_foreach_lerp_", lambda kept, now, weight: (calls.append(len(kept)), lerp(kept, now, weight))[1]
+    )
+    before = average.values["last.weight"].clone()
+    average.update(module, 100)
+    assert calls == [6]
+    assert torch.allclose(average.values["first.weight"], module.first.weight - 0.5)
+    assert torch.allclose(average.values["norm.running_mean"], torch.full((4,), 0.5))
+    assert torch.equal(average.values["last.weight"], before)
 
 
 class Killed(Exception):
