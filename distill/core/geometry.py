@@ -15,6 +15,7 @@ from distill.core.errors import DistillError
 
 Triple = tuple[int, int, int]
 Nanometres = tuple[float, float, float]
+Span = tuple[int, int]  # start and stop along an axis
 
 
 @dataclass(frozen=True, order=True)
@@ -149,8 +150,25 @@ def _zip(pick: Callable[[int, int], int], a: Triple, b: Triple) -> Triple:
     return pick(a[0], b[0]), pick(a[1], b[1]), pick(a[2], b[2])
 
 
+def owned_spans(spans: Sequence[Span]) -> list[Span]:
+    """Divide overlapping spans in the middle of their overlaps, so that each owns what it sees with most context.
+
+    Args:
+        spans: start and stop along an axis, in order; neither starts nor stops decrease.
+
+    Returns:
+        For each span its own part; a single shared voxel belongs to the first.
+    """
+    owned = [*spans]
+    for k, (earlier, later) in enumerate(pairwise(spans)):
+        if later[0] < earlier[1]:
+            cut = (later[0] + earlier[1] + 1) // 2
+            owned[k], owned[k + 1] = (owned[k][0], cut), (cut, later[1])
+    return owned
+
+
 def owned_boxes(boxes: Sequence[Box]) -> list[Box]:
-    """What each block of a grid writes when shared voxels belong to the first block in z, y, x order.
+    """Divide the overlaps of a grid of blocks among them, in the middle (see `owned_spans`).
 
     Args:
         boxes: a full grid, as from `tiles`, in any order.
@@ -161,14 +179,14 @@ def owned_boxes(boxes: Sequence[Box]) -> list[Box]:
     Raises:
         DistillError: the boxes form no grid.
     """
-    starts: list[dict[tuple[int, int], int]] = []
+    owned: list[dict[Span, Span]] = []
     for axis in range(3):
         spans = sorted({(box.start[axis], box.stop[axis]) for box in boxes})
-        ends = [span[1] for span in spans]
-        starts.append({span: max(span[0], ends[k - 1]) if k else span[0] for k, span in enumerate(spans)})
-    if len(set(boxes)) != len(boxes) or len(boxes) != len(starts[0]) * len(starts[1]) * len(starts[2]):
+        owned.append(dict(zip(spans, owned_spans(spans), strict=True)))
+    if len(set(boxes)) != len(boxes) or len(boxes) != len(owned[0]) * len(owned[1]) * len(owned[2]):
         raise DistillError(f"boxes: found {len(boxes)}, expected a full grid of distinct tiles")
-    return [Box(as_triple([starts[k][box.start[k], box.stop[k]] for k in range(3)]), box.stop) for box in boxes]
+    parts = [[owned[k][box.start[k], box.stop[k]] for k in range(3)] for box in boxes]
+    return [Box(as_triple([a for a, _ in part]), as_triple([b for _, b in part])) for part in parts]
 
 
 def largest_overlap(boxes: Sequence[Box]) -> Triple:

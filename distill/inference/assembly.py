@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.affinity_conventions import from_uint8
-from distill.core.geometry import Box, Triple
-from distill.core.labels import Relabelling, ranks
-from distill.segmentation.agglomeration import RegionGraph, agglomerate_graph, region_graph
+from distill.core.geometry import Box, Triple, owned_boxes
+from distill.core.labels import Relabelling, distinct_ids, ranks
+from distill.segmentation.agglomeration import RegionGraph, agglomerate_graph, contacts_across, region_graph
 from distill.segmentation.shared_voxels import Shares, unite
-from distill.segmentation.stitching import Stitcher
+from distill.segmentation.stitching import Stitcher, global_ids
 from students.streaming.runner import SectionOutput
 
 Affinity = NDArray[np.float32]
@@ -70,19 +70,22 @@ def slabs(results: Iterable[SectionOutput], depth: int) -> Iterator[Slab]:
 class Assembly:
     """Segmented blocks on their way to one volume: supervoxel ids at once, final ids at the end.
 
-    Blocks of one slab are decoded independently; what they share decides which of their instances are one (`Stitcher`).
-    In addition, the mean affinity along every contact is collected, so that `finish` can also merge what the queries
-    left split. Memory: faces of the last slab, one entry per supervoxel and per contact; no voxels.
+    Blocks of one slab are decoded independently and divide their overlaps in the middle. The mean affinity along every
+    contact of the resulting supervoxels is collected, across the borders of blocks and slabs as within them. Instances
+    of the query decoder are, in addition, joined by what two blocks share (`Stitcher`). Memory: faces of the last slab,
+    one entry per supervoxel and per contact; no voxels.
     """
 
-    def __init__(self, overlap: Triple) -> None:
+    def __init__(self, overlap: Triple | None) -> None:
         """Start empty.
 
         Args:
-            overlap: most voxels per axis that two neighbouring blocks share.
+            overlap: most voxels per axis that two neighbouring blocks share; None = use contacts only.
         """
-        self._stitcher = Stitcher(overlap)
+        self._stitcher = None if overlap is None else Stitcher(overlap)
         self._contacts: list[RegionGraph] = []
+        self._ids: list[NDArray[np.uint64]] = []
+        self._last: NDArray[np.uint64] | None = None  # (H, W) ids of the last section
         self._next = 0
 
     def add(self, pieces: Sequence[Piece], affinity: Affinity) -> NDArray[np.uint64]:
@@ -98,14 +101,18 @@ class Assembly:
         origin = pieces[0].box.start
         shape: Triple = affinity.shape[1], affinity.shape[2], affinity.shape[3]
         numbers = range(self._next, self._next + len(pieces))
-        ids = lay_blocks(self._stitcher, pieces, numbers, shape).ids
+        laid = lay_blocks(self._stitcher, pieces, numbers, shape)
         self._next += len(pieces)
-        self._stitcher.retire(origin[0])
-        counted = np.ones(affinity.shape, dtype=bool)
-        if origin[0] > 0:
-            counted[1:, 0] = False  # in-plane contacts of the shared section are the earlier slab's
-        self._contacts.append(region_graph(ids, affinity, counted))
-        return ids
+        if self._stitcher is not None:
+            self._stitcher.retire(origin[0])
+        skip = int(self._last is not None)
+        own, edges = laid.ids[skip:], affinity[:, skip:]
+        self._contacts.append(region_graph(own, edges))
+        if self._last is not None:
+            self._contacts.append(contacts_across(self._last, own[0], edges[0, 0]))
+        self._ids += [distinct_ids(block) for block in laid.blocks]
+        self._last = own[-1].copy()
+        return laid.ids
 
     def finish(self, threshold: float | None) -> Relabelling:
         """Final ids.
@@ -116,7 +123,9 @@ class Assembly:
         Returns:
             For every supervoxel id its final id, 1..n.
         """
-        stitched = self._stitcher.finish()
+        every = np.concatenate([np.zeros(0, np.uint64), *self._ids])
+        shares = Shares.joined([]) if self._stitcher is None else self._stitcher.shares()
+        stitched = unite(every, shares)
         if threshold is None or not self._contacts:
             return stitched
         return merge_contacts(stitched, self._contacts, threshold)
@@ -126,28 +135,30 @@ class Assembly:
 class UniqueBlocks:
     """Blocks of a slab under ids that are unique in the whole volume."""
 
-    ids: NDArray[np.uint64]  # (D, H, W): a shared voxel belongs to the first block
+    ids: NDArray[np.uint64]  # (D, H, W): blocks divide their overlaps in the middle
     blocks: list[NDArray[np.uint64]]  # (D, h, w) of each block
 
 
-def lay_blocks(stitcher: Stitcher, pieces: Sequence[Piece], numbers: Iterable[int], shape: Triple) -> UniqueBlocks:
+def lay_blocks(
+    stitcher: Stitcher | None, pieces: Sequence[Piece], numbers: Iterable[int], shape: Triple
+) -> UniqueBlocks:
     """Number the blocks of a slab, compare them, and lay them into one array.
 
     Args:
-        stitcher: takes the blocks in.
+        stitcher: compares the blocks; None = they are not compared.
         pieces: blocks that cover the slab, in z, y, x order.
         numbers: of the blocks, ascending.
         shape: (D, H, W) of the slab.
     """
     origin = pieces[0].box.start
     ids = np.zeros(shape, dtype=np.uint64)
-    free = np.ones(shape, dtype=bool)
     blocks = []
-    for number, piece in zip(numbers, pieces, strict=True):
-        unique = stitcher.add(number, piece.box, piece.labels)
-        here = piece.box.relative_to(origin).slices
-        np.copyto(ids[here], unique, where=free[here])
-        free[here] = False
+    for number, piece, own in zip(numbers, pieces, owned_boxes([piece.box for piece in pieces]), strict=True):
+        if stitcher is None:  # noqa: SIM108
+            unique = global_ids(piece.labels, number)
+        else:
+            unique = stitcher.add(number, piece.box, piece.labels)
+        ids[own.relative_to(origin).slices] = unique[own.relative_to(piece.box.start).slices]
         blocks.append(unique)
     return UniqueBlocks(ids, blocks)
 
@@ -196,11 +207,10 @@ class SupervoxelTables:
         self._seen.append(seen)
         self.join(shares, contacts)
 
-    def join(self, shares: Shares, contacts: RegionGraph | None = None) -> None:
+    def join(self, shares: Shares, contacts: RegionGraph) -> None:
         """Add the overlaps and contacts between two slabs or blocks."""
         self._shares.append(shares)
-        if contacts is not None:
-            self._contacts.append(contacts)
+        self._contacts.append(contacts)
 
     def by_contacts(self, threshold: float | None) -> Relabelling:
         """Unite supervoxels that share voxels, then merge by contact; frees the tables of contacts.

@@ -163,6 +163,20 @@ def region_graph(labels: Integers, affinity: Affinity, valid: NDArray[np.bool_] 
     return RegionGraph(u[order], v[order], total[order], count[order])
 
 
+def contacts_across(before: Integers, after: Integers, affinity: Affinity) -> RegionGraph:
+    """Contacts of regions across a plane.
+
+    Args:
+        before: (...) ids of the voxels in front of the plane; 0 = background, which touches nothing.
+        after: (...) ids of the voxels behind it.
+        affinity: (...) of the edges between them.
+    """
+    touch = (before != after) & (before != 0) & (after != 0)
+    u, v = before[touch], after[touch]
+    pairs = sum_pairs(np.minimum(u, v), np.maximum(u, v), values=affinity[touch])
+    return RegionGraph(pairs.u, pairs.v, pairs.total, pairs.count)
+
+
 @dataclass(frozen=True)
 class Merges:
     """Merges of regions in the order in which they fall; each is that of the threshold just below its mean.

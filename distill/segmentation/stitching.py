@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.errors import DistillError, ShapeError
-from distill.core.geometry import Box, Triple, as_triple, largest_overlap
+from distill.core.geometry import Box, Triple, as_triple, largest_overlap, owned_boxes
 from distill.core.labels import Integers, Relabelling, concatenate, distinct_ids, sum_pairs
 from distill.segmentation.agglomeration import RegionGraph, agglomerate_graph
 from distill.segmentation.shared_voxels import Shares, shared_voxels, unite
@@ -106,7 +106,7 @@ class Stitcher:
         """Add one block, and compare it with the neighbours already added.
 
         Args:
-            index: number of the block; determines ids and, by `owned_boxes` or `assemble`, the owner of shared voxels.
+            index: number of the block; determines its ids.
             box: position of the block.
             labels: (Z, Y, X) ids of this block alone, below 2**32, 0 = background.
             affinity: (3, Z, Y, X) float in [0, 1] of this block; for all blocks or for none.
@@ -121,9 +121,7 @@ class Stitcher:
                 the block begins where blocks were retired.
         """
         self._check(index, box, labels, affinity)
-        offset = np.uint64(index << _LOCAL_BITS)
-        ids = labels.astype(np.uint64)
-        np.add(ids, offset, out=ids, where=ids != 0)
+        ids = global_ids(labels, index)
         block = _Part(box, ids, affinity)
         for other in sorted(self._faces):
             other_box, faces = self._faces[other]
@@ -225,6 +223,13 @@ class Stitcher:
         raise DistillError(f"box: {box} and {other} share more than the overlap {self._overlap} of this stitcher")
 
 
+def global_ids(labels: Integers, index: int) -> NDArray[np.uint64]:
+    """Return index * 2**32 + local id of every voxel of block number `index`; 0 stays."""
+    ids = labels.astype(np.uint64)
+    np.add(ids, np.uint64(index << _LOCAL_BITS), out=ids, where=ids != 0)
+    return ids
+
+
 def stitch(
     blocks: Iterable[tuple[Box, Integers]],
     whole: Box,
@@ -243,8 +248,8 @@ def stitch(
         affinity_threshold: see `Stitcher`.
 
     Returns:
-        (Z, Y, X) ids 1..n; a voxel in several blocks takes the id of the first of them, in z, y, x order. The same
-        bytes for any order of blocks.
+        (Z, Y, X) ids 1..n; blocks divide their overlaps in the middle (`owned_boxes`). The same bytes for any order of
+        blocks.
 
     Raises:
         ShapeError: shapes do not match.
@@ -271,7 +276,7 @@ def assemble(blocks: Sequence[tuple[Box, Integers]], whole: Box, mapping: Relabe
     """Write blocks of global ids into one volume under their final ids.
 
     Args:
-        blocks: boxes and (Z, Y, X) global ids, in order of index: a shared voxel belongs to the first block.
+        blocks: boxes and (Z, Y, X) global ids; they form a grid and divide their overlaps in the middle.
         whole: region of the result; voxels of no block are 0.
         mapping: result of `Stitcher.finish`.
 
@@ -279,8 +284,8 @@ def assemble(blocks: Sequence[tuple[Box, Integers]], whole: Box, mapping: Relabe
         (Z, Y, X) final ids.
     """
     result = np.zeros(whole.shape, np.uint64)
-    for box, ids in reversed(blocks):
-        result[box.relative_to(whole.start).slices] = mapping.apply(ids)
+    for (box, ids), own in zip(blocks, owned_boxes([box for box, _ in blocks]), strict=True):
+        result[own.relative_to(whole.start).slices] = mapping.apply(ids[own.relative_to(box.start).slices])
     return result
 
 

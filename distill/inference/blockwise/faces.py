@@ -1,8 +1,8 @@
 """Faces of blocks, and the comparison of neighbouring blocks.
 
-Queries: blocks are groups of the decoder's tiles. Tiles of two blocks are compared where they overlap, and contacts
-across the border between the owned voxels of two blocks are counted, so that the result is that of all tiles of a
-section in one array.
+`flood` and `query`: blocks are groups of tiles. Contacts across the border between the owned voxels of two blocks are
+counted, so that the result is that of all tiles in one array. For `query`, tiles of two blocks are also compared where
+they overlap.
 Other methods: a block is segmented as a whole. Shared voxels and affinities along the contact decide together
 (`Stitcher`).
 
@@ -21,10 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.geometry import Box, Triple
-from distill.core.labels import sum_pairs
 from distill.inference.blockwise.plan import Block, Plan
 from distill.inference.blockwise.tables import BlockTable, Evidence, Faces, none
-from distill.segmentation.agglomeration import RegionGraph
+from distill.segmentation.agglomeration import contacts_across
 from distill.segmentation.shared_voxels import Shares, shared_voxels
 from distill.segmentation.stitching import Stitcher
 
@@ -39,7 +38,7 @@ class Laid:
     """A block's pieces under ids that are unique in the whole volume.
 
     Attributes:
-        ids: (D, H, W) of the block's box; a voxel in several pieces belongs to the first.
+        ids: (D, H, W) of the block's box; pieces divide their overlaps in the middle.
         pieces: number, position and ids of each piece.
         affinity: (3, D, H, W).
     """
@@ -49,19 +48,21 @@ class Laid:
     affinity: Affinity
 
 
-def tile_faces(plan: Plan, block: Block, laid: Laid) -> Faces:
-    """Extract the faces of a block of tiles: ids of every tile that overlaps tiles of other blocks, and of the owned
-    border.
+def tile_faces(plan: Plan, block: Block, laid: Laid, *, compared: bool) -> Faces:
+    """Extract the faces of a block of tiles: ids and affinities of the owned border.
+
+    Args:
+        plan: of the block.
+        block: its number and boxes.
+        laid: its ids.
+        compared: include the ids of every tile where it overlaps tiles of other blocks.
     """
     found: dict[str, NDArray[Any]] = {}
     for axis in range(3):
-        for side, region in _shared(plan, block, axis).items():
+        for side, region in _shared(plan, block, axis).items() if compared else ():
             for number, box, ids in block_pieces(laid, region):
                 found[f"{AXES[axis]}_{side}_tile_{number}"] = ids[region.intersect(box).relative_to(box.start).slices]
-        if axis == 0:
-            continue  # edges along z are counted within slabs
-        section = Box((block.box.start[0], *block.owned.start[1:]), (block.box.stop[0], *block.owned.stop[1:]))
-        for side, edge in (("low", _line(section, axis, 0)), ("high", _line(section, axis, -1))):
+        for side, edge in (("low", _line(block.owned, axis, 0)), ("high", _line(block.owned, axis, -1))):
             if not _meets(plan, block, axis, side):
                 continue
             here = edge.relative_to(block.box.start).slices
@@ -82,7 +83,9 @@ def piece_faces(plan: Plan, block: Block, laid: Laid) -> Faces:
     return found
 
 
-def compare_tiles(plan: Plan, axis: int, first: tuple[Block, BlockTable], second: tuple[Block, BlockTable]) -> Evidence:
+def compare_tiles(
+    plan: Plan, axis: int, first: tuple[Block, BlockTable], second: tuple[Block, BlockTable], *, compared: bool
+) -> Evidence:
     """Compare two neighbouring blocks of tiles along an axis.
 
     Args:
@@ -90,12 +93,13 @@ def compare_tiles(plan: Plan, axis: int, first: tuple[Block, BlockTable], second
         axis: 0, 1 or 2.
         first: the earlier block and its table with the faces of this axis that are `high`.
         second: the later one, with those that are `low`.
+        compared: compare the tiles where they overlap, see `tile_faces`.
     """
     (a, a_table), (b, b_table) = first, second
     name = AXES[axis]
     high, low = _shared(plan, a, axis).get("high"), _shared(plan, b, axis).get("low")
     shares = []
-    for number, box in a.tiles:
+    for number, box in a.tiles if compared else ():
         for other, other_box in b.tiles:
             both = box.intersect(other_box)
             if high is None or low is None or not both.voxels or not _side_by_side(box, other_box, axis):
@@ -104,12 +108,9 @@ def compare_tiles(plan: Plan, axis: int, first: tuple[Block, BlockTable], second
             theirs = _cut(b_table.faces[f"{name}_low_tile_{other}"], low.intersect(other_box), both)
             shares.append(shared_voxels(mine, theirs))
     contacts = none().contacts
-    if axis > 0 and b.owned.start[axis] == a.owned.stop[axis]:
-        fresh = slice(int(a.slab > 0), None)  # in-plane contacts of a shared section belong to the earlier slab
-        contacts = _contacts(
-            a_table.faces[f"{name}_high_ids"][fresh],
-            b_table.faces[f"{name}_low_ids"][fresh],
-            b_table.faces[f"{name}_low_edges"][fresh],
+    if b.owned.start[axis] == a.owned.stop[axis]:
+        contacts = contacts_across(
+            a_table.faces[f"{name}_high_ids"], b_table.faces[f"{name}_low_ids"], b_table.faces[f"{name}_low_edges"]
         )
     return Evidence(Shares.joined(shares), contacts)
 
@@ -193,13 +194,6 @@ def _cut(array: NDArray[Any], stored: Box, wanted: Box) -> NDArray[Any]:
 
 def _side_by_side(a: Box, b: Box, axis: int) -> bool:
     return all(a.start[k] == b.start[k] and a.stop[k] == b.stop[k] for k in range(3) if k != axis)
-
-
-def _contacts(a: Ids, b: Ids, edges: Affinity) -> RegionGraph:
-    touch = (a != b) & (a != 0) & (b != 0)
-    u, v = a[touch], b[touch]
-    pairs = sum_pairs(np.minimum(u, v), np.maximum(u, v), values=edges[touch])
-    return RegionGraph(pairs.u, pairs.v, pairs.total, pairs.count)
 
 
 def _triple(numbers: Sequence[int]) -> Triple:

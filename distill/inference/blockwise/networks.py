@@ -148,9 +148,8 @@ class TeacherBlocks:
             ).affinity
         if method == "flood":
             with timer.timed("decode"):
-                stored = as_uint8(affinity)
-                labels += [supervoxels(stored[(slice(None), *window.slices)]).astype(np.uint64) for window in windows]
-        if merges_contacts(method):
+                found = [(block.index, block.box, supervoxels(as_uint8(affinity)).astype(np.uint64))]
+        elif method == "query":
             found = [(number, box, ids) for (number, box), ids in zip(block.tiles, labels, strict=True)]
         else:
             with timer.timed("decode"):

@@ -16,6 +16,11 @@ def merges_contacts(method: str) -> bool:
     return method in ("flood", "query")
 
 
+def compares_tiles(method: str) -> bool:
+    """Whether instances of overlapping tiles are joined by the voxels that they share."""
+    return method == "query"
+
+
 @dataclass(frozen=True)
 class Blocking:
     """How a volume is divided into blocks, and who processes them."""

@@ -1,8 +1,8 @@
 """Divide a volume into blocks: slabs of sections times groups of the decoder's tiles.
 
 The tiles are those of the whole section, so that the result of a tile does not depend on the grouping. Blocks share a
-section along z and the overlap of the tiles along y and x. A shared voxel is owned by the first block, as a shared
-voxel of two tiles is by the first tile, so the owned boxes partition the volume.
+section along z and the overlap of the tiles along y and x. Blocks divide an overlap in the middle, as tiles do; the
+shared section is owned by the earlier slab. The owned boxes partition the volume.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from functools import cached_property
 
 from distill.config import DecoderConfig
 from distill.core.errors import DistillError
-from distill.core.geometry import Box, Triple
+from distill.core.geometry import Box, Span, Triple, owned_spans
 from distill.inference.decode import decoder_tiles
 from distill.segmentation.stitching import MOST_BLOCKS
 
 SIDE = 1024  # default extent of a block along y and x, rounded to whole tiles
-
-Span = tuple[int, int]  # start and stop along an axis
 
 
 @dataclass(frozen=True)
@@ -202,11 +200,9 @@ def _groups(spans: Sequence[Span], side: int) -> tuple[Group, ...]:
     for number, (_, stop) in enumerate(spans):
         if number > cuts[-1] and stop - spans[cuts[-1]][0] > side:
             cuts.append(number)
-    found, owned = [], 0
-    for first, stop in zip(cuts, [*cuts[1:], len(spans)], strict=True):
-        found.append(Group(first, tuple(spans[first:stop]), (owned, spans[stop - 1][1])))
-        owned = spans[stop - 1][1]
-    return tuple(found)
+    ends = list(zip(cuts, [*cuts[1:], len(spans)], strict=True))
+    owned = owned_spans([(spans[first][0], spans[stop - 1][1]) for first, stop in ends])
+    return tuple(Group(first, tuple(spans[first:stop]), own) for (first, stop), own in zip(ends, owned, strict=True))
 
 
 def _meeting(groups: Sequence[Group], number: int) -> list[int]:

@@ -1,6 +1,6 @@
 """Scratch arrays with one file per block, for voxels of completed blocks until all blocks are done.
 
-Owned boxes do not start at multiples of one step (a shared section or row belongs to the first block), so two blocks
+Owned boxes do not start at multiples of one step (blocks divide their overlaps), so two blocks
 would write to the same chunk of an array on the volume's own grid. In a scratch array, every block has its own cell,
 as large as the largest owned box. The last pass copies the voxels to the final arrays.
 

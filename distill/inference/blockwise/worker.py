@@ -31,7 +31,7 @@ from distill.inference.blockwise.corrections import Sections, read_corrections
 from distill.inference.blockwise.faces import Laid, compare_pieces, compare_tiles, piece_faces, tile_faces
 from distill.inference.blockwise.gpus import device_of, worker_name
 from distill.inference.blockwise.networks import Instances, StudentBlocks, TeacherBlocks
-from distill.inference.blockwise.options import merges_contacts
+from distill.inference.blockwise.options import compares_tiles, merges_contacts
 from distill.inference.blockwise.plan import Block, Plan
 from distill.inference.blockwise.scratch import Shelf
 from distill.inference.blockwise.tables import (
@@ -53,6 +53,7 @@ from distill.inference.settings import read_settings
 from distill.io.volume import Volume, open_grey
 from distill.models.load import load_student, load_teacher, pick_device
 from distill.segmentation.agglomeration import region_graph
+from distill.segmentation.shared_voxels import Shares
 from distill.segmentation.stitching import Stitcher
 
 
@@ -176,7 +177,10 @@ def solve_block(work: Work, index: int) -> TaskReport:
         stored = np.ascontiguousarray(found.stored[(slice(None), *own)])
         names = np.concatenate([distinct_ids(piece) for _, _, piece in laid.pieces])
         seen = np.isin(names, distinct_ids(_written(work, block, ids)))
-        faces = (tile_faces if merges_contacts(work.method) else piece_faces)(work.plan, block, laid)
+        if merges_contacts(work.method):
+            faces = tile_faces(work.plan, block, laid, compared=compares_tiles(work.method))
+        else:
+            faces = piece_faces(work.plan, block, laid)
         table = BlockTable(block.box, names, seen, inside, (bool(stored.any()), bool(ids.any())), faces)
         table = table.of(laid.ids)
     path = table_path(Path(work.store), index)
@@ -203,8 +207,10 @@ def solve_pair(work: Work, number: int, axis: int, first: int, second: int) -> T
         for index, side in ((first, "high"), (second, "low")):
             table = read_table(table_path(Path(work.store), index), f"{'zyx'[axis]}_{side}")
             sides.append((work.plan.block(index), table))
-        compare = compare_tiles if merges_contacts(work.method) else compare_pieces
-        found = compare(work.plan, axis, sides[0], sides[1])
+        if merges_contacts(work.method):
+            found = compare_tiles(work.plan, axis, sides[0], sides[1], compared=compares_tiles(work.method))
+        else:
+            found = compare_pieces(work.plan, axis, sides[0], sides[1])
         of = sides[0][1].generation, sides[1][1].generation
         write_evidence(pair_path(Path(work.store), axis, first, second), found, of)
     return report(number, timer)
@@ -214,20 +220,17 @@ def _laid(
     work: Work, block: Block, pieces: list[tuple[int, Box, NDArray[np.uint64]]], affinity: NDArray[np.float32]
 ) -> tuple[Laid, Evidence]:
     """Give the pieces of a block their ids in the volume, and compare them."""
-    overlap = largest_overlap([box for _, box, _ in pieces])
-    stitcher = Stitcher(overlap)
+    stitcher = Stitcher(largest_overlap([box for _, box, _ in pieces])) if compares_tiles(work.method) else None
     laid = lay_blocks(
         stitcher, [Piece(box, ids) for _, box, ids in pieces], [number for number, _, _ in pieces], block.box.shape
     )
     named = [(number, box, ids) for (number, box, _), ids in zip(pieces, laid.blocks, strict=True)]
     if not merges_contacts(work.method):
         return Laid(laid.ids, named, affinity), none()
-    whole = (slice(None), *block.owned.relative_to(block.box.start).slices[1:])
-    counted = np.ones((3, *laid.ids[whole].shape), dtype=bool)
-    if block.slab:
-        counted[1:, 0] = False  # in-plane contacts of the shared section belong to the earlier slab
-    contacts = region_graph(laid.ids[whole], affinity[(slice(None), *whole)], counted)
-    return Laid(laid.ids, named, affinity), Evidence(stitcher.shares(), contacts)
+    own = block.owned.relative_to(block.box.start).slices
+    contacts = region_graph(laid.ids[own], affinity[(slice(None), *own)])
+    shares = Shares.joined([]) if stitcher is None else stitcher.shares()
+    return Laid(laid.ids, named, affinity), Evidence(shares, contacts)
 
 
 def _written(work: Work, block: Block, ids: NDArray[np.uint64]) -> NDArray[np.uint64]:

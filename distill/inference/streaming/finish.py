@@ -114,7 +114,7 @@ def final_ids(out: Path, count: int, depth: int, threshold: float | None) -> Rel
             continue
         table = read_table(path, planes=False)
         if before is not None:
-            tables.join(seam(before, path))
+            tables.join(*seam(before, path))
         tables.add(table.ids, table.seen, table.shares, table.contacts)
         before = path
     return tables.by_contacts(threshold)

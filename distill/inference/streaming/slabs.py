@@ -1,8 +1,8 @@
 """Segment slabs of consecutive sections independently, one at a time, and write their tables.
 
-The table of a slab (its supervoxels, voxels shared by its blocks, contacts, and the blocks' ids in the sections shared
-with its neighbours) is written to a separate file. Nothing of a slab stays in memory, and its table does not depend on
-the process that computed the previous slab. The shared sections of neighbours are compared when the stream is finished.
+The table of a slab (its supervoxels, contacts, and the sections at its borders) is written to a separate file. Nothing
+of a slab stays in memory, and its table does not depend on the process that computed the previous slab. When the stream
+is finished, contacts between slabs are counted, and instances of the query decoder compared in the shared section.
 
 Legend: D H W = z y x of a slab; a run is a sequence of consecutive good sections in it.
 """
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.config import DecoderConfig
+from distill.core.affinity_conventions import from_uint8
 from distill.core.atomic import replacing
 from distill.core.geometry import Triple
 from distill.core.labels import distinct_ids
@@ -27,10 +28,12 @@ from distill.inference.options import Runtime
 from distill.io.readers.array import readable
 from distill.io.writers.store import writing
 from distill.models.load import TrainedStudent
-from distill.segmentation.agglomeration import RegionGraph, region_graph
+from distill.segmentation.agglomeration import RegionGraph, contacts_across, region_graph
 from distill.segmentation.shared_voxels import Shares, shared_voxels
 from distill.segmentation.stitching import MOST_BLOCKS, Stitcher
 from students.streaming.runner import SectionOutput
+
+_BORDER = ("first", "edges", "last")
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,34 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Border:
+    """Sections of a slab that have contacts with other slabs.
+
+    Attributes:
+        first: (H, W) ids of the first section that it owns.
+        edges: (H, W) uint8 affinities from there to the section before.
+        last: (H, W) ids of the last section.
+    """
+
+    first: NDArray[np.uint64]
+    edges: NDArray[np.uint8]
+    last: NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
 class SlabTable:
     """Table of a slab.
 
     Attributes:
         ids: (S,) its supervoxels, ascending.
         seen: (S,) bool, whether each owns a voxel of the volume.
-        shares: voxels shared by its blocks.
-        contacts: mean affinity along its contacts, each counted in one slab.
-        first: section of the first plane, -1 without one.
-        last: section of the last plane.
-        first_plane: ids (h, w) of its blocks in that section, in the order of the tiles.
-        last_plane: ids (h, w) of its blocks in the last section.
+        shares: voxels shared by its blocks; empty for `flood`.
+        contacts: mean affinity along the contacts of its own sections.
+        first: number of the first section, which the previous slab owns if it is its last one.
+        last: number of the last section.
+        first_plane: ids (h, w) of its blocks in the first section, in the order of the tiles; none for `flood`.
+        last_plane: ids (h, w) of its blocks in the last section; none for `flood`.
+        border: its sections next to other slabs.
     """
 
     ids: NDArray[np.uint64]
@@ -65,6 +84,7 @@ class SlabTable:
     last: int
     first_plane: list[NDArray[np.uint64]]
     last_plane: list[NDArray[np.uint64]]
+    border: Border | None
 
 
 @dataclass(frozen=True)
@@ -101,7 +121,8 @@ def solve_slab(
         slab = Slab(0, run.sections)
         pieces = decode_slab(model, slab, runtime)
         first = (number * _runs(depth) + k) * blocks
-        ids, table = number_run(pieces, slab.affinity(), model.decoding, first, run)
+        overlap = None if model.decoder is None else decoder_overlap((1, height, width), model.decoding)
+        ids, table = number_run(pieces, slab.stored(), overlap, first, run)
         skip = int(run.shared)
         sections += zip(run.at[skip:], ids[skip:], strict=True)
         tables.append(table)
@@ -126,20 +147,36 @@ def most_sections(size: tuple[int, int], config: DecoderConfig, depth: int) -> i
 
 
 def number_run(
-    pieces: Sequence[Piece], affinity: NDArray[np.float32], config: DecoderConfig, first_block: int, run: Run
+    pieces: Sequence[Piece], stored: NDArray[np.uint8], overlap: Triple | None, first_block: int, run: Run
 ) -> tuple[NDArray[np.uint64], SlabTable]:
-    """Number the blocks of a run with ids (D, H, W) unique in the whole volume, and build their table."""
-    shape: Triple = affinity.shape[1], affinity.shape[2], affinity.shape[3]
-    stitcher = Stitcher(decoder_overlap(shape, config))
+    """Number the blocks of a run with ids (D, H, W) unique in the whole volume, and build their table.
+
+    Args:
+        pieces: blocks of the run, in z, y, x order.
+        stored: (3, D, H, W) affinities, 0..255.
+        overlap: most voxels that blocks share, to compare them there; None = use contacts only.
+        first_block: number of the first block.
+        run: sections.
+    """
+    shape: Triple = stored.shape[1], stored.shape[2], stored.shape[3]
+    stitcher = None if overlap is None else Stitcher(overlap)
     parts = lay_blocks(stitcher, pieces, range(first_block, first_block + len(pieces)), shape)
-    counted = np.ones(affinity.shape, dtype=bool)
-    if run.shared:
-        counted[1:, 0] = False  # in-plane contacts of the shared section belong to the earlier slab
-    contacts = region_graph(parts.ids, affinity, counted)
+    skip = int(run.shared)
+    own = parts.ids[skip:]
+    contacts = region_graph(own, from_uint8(stored[:, skip:]))
+    seen = distinct_ids(own)
+    border = Border(own[0].copy(), stored[0, skip].copy(), own[-1].copy())
+    if stitcher is None:
+        table = SlabTable(
+            seen, np.ones(len(seen), bool), Shares.joined([]), contacts, run.at[0], run.at[-1], [], [], border
+        )
+        return parts.ids, table
     names = np.concatenate([distinct_ids(block) for block in parts.blocks])
-    seen = np.isin(names, distinct_ids(parts.ids[int(run.shared) :]))
     planes = [[block[z].copy() for block in parts.blocks] for z in (0, -1)]
-    return parts.ids, SlabTable(names, seen, stitcher.shares(), contacts, run.at[0], run.at[-1], planes[0], planes[1])
+    table = SlabTable(
+        names, np.isin(names, seen), stitcher.shares(), contacts, run.at[0], run.at[-1], planes[0], planes[1], border
+    )
+    return parts.ids, table
 
 
 def _joined(tables: Sequence[SlabTable]) -> SlabTable:
@@ -155,7 +192,12 @@ def _joined(tables: Sequence[SlabTable]) -> SlabTable:
         tables[-1].last,
         tables[0].first_plane,
         tables[-1].last_plane,
+        _both_ends(tables[0].border, tables[-1].border),
     )
+
+
+def _both_ends(first: Border | None, last: Border | None) -> Border | None:
+    return None if first is None or last is None else Border(first.first, first.edges, last.last)
 
 
 def write_table(path: Path, table: SlabTable) -> None:
@@ -174,6 +216,8 @@ def write_table(path: Path, table: SlabTable) -> None:
     }
     for name, planes in (("first", table.first_plane), ("last", table.last_plane)):
         arrays |= {f"{name}_{k:06d}": plane for k, plane in enumerate(planes)}
+    if table.border is not None:
+        arrays |= {f"border_{name}": getattr(table.border, name) for name in _BORDER}
     with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
@@ -200,6 +244,7 @@ def read_table(path: Path, *, planes: bool = True) -> SlabTable:
             last,
             found[0],
             found[1],
+            Border(*(file[f"border_{name}"] for name in _BORDER)) if planes and "border_last" in file.files else None,
         )
 
 
@@ -208,15 +253,25 @@ def _planes(file: Any, which: str) -> list[str]:
     return sorted(key for key in file.files if key.startswith(f"{which}_"))
 
 
-def seam(before: Path, after: Path) -> Shares:
-    """Compute the overlap of two slabs in the section that both decoded; empty if they share none."""
+def seam(before: Path, after: Path) -> tuple[Shares, RegionGraph]:
+    """Compare two neighbouring slabs.
+
+    Returns:
+        Voxels shared in the section that both decoded, and contacts between it and the next one; both are empty if the
+        slabs share no section. Tables of earlier versions have no contacts.
+    """
     with (
         readable(before),
         np.load(before, allow_pickle=False) as one,
         readable(after),
         np.load(after, allow_pickle=False) as other,
     ):
+        none = np.zeros(0, np.uint64)
+        contacts = RegionGraph(none, none, np.zeros(0), np.zeros(0, np.int64))
         if int(one["planes"][1]) != int(other["planes"][0]):
-            return Shares.joined([])
+            return Shares.joined([]), contacts
+        if "border_last" in one.files and "border_first" in other.files:
+            edges = from_uint8(other["border_edges"])
+            contacts = contacts_across(one["border_last"], other["border_first"], edges)
         pairs = zip(_planes(one, "last"), _planes(other, "first"), strict=True)
-        return Shares.joined(shared_voxels(one[a], other[b]) for a, b in pairs)
+        return Shares.joined(shared_voxels(one[a], other[b]) for a, b in pairs), contacts

@@ -16,7 +16,7 @@ from distill.core.affinity_conventions import from_uint8
 from distill.evaluation.metrics import score
 from distill.evaluation.sweep import Inputs, _flood, _mutex, _without_gaps
 from distill.inference.assembly import Assembly, Piece
-from distill.inference.decode import by_method, decoder_overlap, decoder_tiles
+from distill.inference.decode import by_method, decoder_tiles
 from distill.io.volume import Volume
 from distill.models.load import TrainedStudent
 from distill.segmentation.agglomeration import merged_above
@@ -56,7 +56,7 @@ def in_parts(stored: NDArray[np.uint8], depth: int, side: int, threshold: float)
     """Slabs and tiles on their way to one volume, as stream and segment make it."""
     student = cast(Any, TrainedStudent)(None, None, None, DecoderConfig(), {}, Path("weights"))
     config = by_method(student, "flood", (depth, side, side)).decoding
-    assembly, ids = Assembly(decoder_overlap(SHAPE, config)), np.zeros(SHAPE, np.uint64)
+    assembly, ids = Assembly(None), np.zeros(SHAPE, np.uint64)
     for first in range(0, SHAPE[0] - 1, depth - 1):
         slab = stored[:, first : first + depth]
         pieces = [
@@ -74,7 +74,16 @@ def test_slabs_are_as_good_as_the_whole() -> None:
     whole = merged_above(pieces, from_uint8(stored), [0.3])[0.3]
     assert score(whole, labels).voi_sum < 0.03
     assert pieces.max() > whole.max() >= 25
-    assert score(in_parts(stored, 7, 120, 0.3), labels).voi_sum < score(whole, labels).voi_sum + 0.03
+    for depth, side in ((7, 120), (13, 40), (5, 48)):
+        assert score(in_parts(stored, depth, side, 0.3), whole).voi_sum < 0.03, (depth, side)
+
+
+def test_ids_of_parts_meet_in_the_middle_of_overlaps_and_across_slabs() -> None:
+    """One neurite through a plain volume: cut by every border, and one object again."""
+    stored = np.full((3, *SHAPE), 255, np.uint8)
+    assert (in_parts(stored, 3, 32, 0.3) == 1).all()
+    stored[0, 4:] = 0  # no affinity along z from section 4 on
+    assert sorted(np.unique(in_parts(stored, 3, 32, 0.3)[:, 0, 0])) == list(range(1, 11))
 
 
 def test_a_section_left_out_does_not_cut_neurites() -> None:

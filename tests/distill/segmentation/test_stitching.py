@@ -137,17 +137,21 @@ def test_streaming_equals_stitching_in_memory(
 
 @settings(max_examples=60, deadline=None)
 @given(layouts, st.integers(0, 2**32 - 1))
-def test_every_voxel_is_owned_by_the_first_block_that_has_it(layout: tuple[Triple, Triple, Triple], seed: int) -> None:
-    boxes = grid(*layout)
-    expected = np.full(layout[0], -1)
-    for index, box in reversed(list(enumerate(boxes))):
-        expected[box.slices] = index
-    found, written = np.full(layout[0], -1), np.zeros(layout[0], int)
+def test_every_voxel_is_owned_once_far_from_inner_borders(layout: tuple[Triple, Triple, Triple], seed: int) -> None:
+    boxes, shape = grid(*layout), layout[0]
+    written = np.zeros(shape, int)
     order = np.random.default_rng(seed).permutation(len(boxes))
     for index, owned in zip(order, owned_boxes([boxes[k] for k in order]), strict=True):
-        found[owned.slices] = index
+        box = boxes[index]
+        assert box.contains(owned)
         written[owned.slices] += 1
-    np.testing.assert_array_equal(found, expected)
+        for axis in range(3):
+            spans = sorted({(one.start[axis], one.stop[axis]) for one in boxes})
+            at = spans.index((box.start[axis], box.stop[axis]))
+            before = spans[at - 1][1] - box.start[axis] if at else 0
+            after = box.stop[axis] - spans[at + 1][0] if at + 1 < len(spans) else 0
+            assert owned.start[axis] - box.start[axis] == (before + 1) // 2
+            assert box.stop[axis] - owned.stop[axis] == after // 2
     assert (written == 1).all()
 
 
@@ -267,7 +271,8 @@ def test_a_weak_contact_of_merged_segments_counts() -> None:
 
 def test_blocks_meet_across_faces_only() -> None:
     labels = np.ones((1, 2, 2), np.uint8)
-    corner = [(Box((0, 0, 0), (1, 2, 2)), labels), (Box((0, 1, 1), (1, 3, 3)), labels)]
+    others = [(Box((0, 0, 1), (1, 2, 3)), 0 * labels), (Box((0, 1, 0), (1, 3, 2)), 0 * labels)]
+    corner = [(Box((0, 0, 0), (1, 2, 2)), labels), (Box((0, 1, 1), (1, 3, 3)), labels), *others]
     assert stitch(corner, Box((0, 0, 0), (1, 3, 3))).max() == 2
     apart = [(Box((0, 0, 0), (1, 2, 2)), labels), (Box((0, 0, 2), (1, 2, 4)), labels)]
     assert stitch(apart, Box((0, 0, 0), (1, 2, 4))).max() == 2
