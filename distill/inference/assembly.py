@@ -192,9 +192,7 @@ class SupervoxelTables:
         self._shares: list[Shares] = []
         self._contacts: list[RegionGraph] = []
 
-    def add(
-        self, ids: NDArray[np.uint64], seen: NDArray[np.bool_], shares: Shares, contacts: RegionGraph | None
-    ) -> None:
+    def add(self, ids: NDArray[np.uint64], seen: NDArray[np.bool_], shares: Shares, contacts: RegionGraph) -> None:
         """Add a slab or block.
 
         Args:

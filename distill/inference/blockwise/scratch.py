@@ -1,8 +1,8 @@
 """Scratch arrays with one file per block, for voxels of completed blocks until all blocks are done.
 
-Owned boxes do not start at multiples of one step (blocks divide their overlaps), so two blocks
-would write to the same chunk of an array on the volume's own grid. In a scratch array, every block has its own cell,
-as large as the largest owned box. The last pass copies the voxels to the final arrays.
+Owned boxes do not start at multiples of one step (blocks divide their overlaps), so two blocks would write to the same
+chunk of an array on the volume's own grid. In a scratch array, every block has its own cell, as large as the largest
+owned box. The last pass copies the voxels to the final arrays.
 
 Legend: K affinity channels, D H W = z y x of a block's owned box.
 """

@@ -84,7 +84,7 @@ class SlabTable:
     last: int
     first_plane: list[NDArray[np.uint64]]
     last_plane: list[NDArray[np.uint64]]
-    border: Border | None
+    border: Border | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from distill.config import DecoderConfig
 from distill.core.errors import DistillError
-from distill.core.geometry import Box, Triple, owned_boxes, grid
+from distill.core.geometry import Box, Triple, grid, owned_boxes
 from distill.inference.blockwise.finish import _shard, part, part_count
 from distill.inference.blockwise.plan import make_plan
 from distill.inference.decode import decoder_tiles
