@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import distill.inference.streaming.slabs as slabs_module
 from distill.inference.streaming.finish import final_ids
 from distill.inference.streaming.output.manifest import FOLDER
-from distill.inference.streaming.slabs import SlabTable, read_table, seam, write_table
+from distill.inference.streaming.slabs import Border, SlabTable, read_table, seam, write_table
 from distill.segmentation.agglomeration import RegionGraph
 from distill.segmentation.shared_voxels import Shares
 
@@ -68,8 +68,31 @@ def test_a_seam_is_that_of_the_planes(store: Path) -> None:
     before, after = read_table(one), read_table(other)
     pairs = zip(before.last_plane, after.first_plane, strict=True)
     wanted = Shares.joined(slabs_module.shared_voxels(a, b) for a, b in pairs)
-    found = seam(one, other)
+    found, contacts = seam(one, other)
     for name in ("a", "b", "share"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
     assert len(found.a) == 4 * TILES
-    assert len(seam(one, store / FOLDER / "slabs" / "00000004.npz").a) == 0
+    assert len(contacts.u) == 0
+    assert len(seam(one, store / FOLDER / "slabs" / "00000004.npz")[0].a) == 0
+
+
+def test_contacts_across_a_seam_are_those_of_both_sections(tmp_path: Path) -> None:
+    none = np.zeros(0, np.uint64)
+    inside = RegionGraph(none, none, np.zeros(0), np.zeros(0, np.int64))
+    ids = np.array([[1, 1, 2], [0, 2, 2]], np.uint64)
+    edges = np.array([[255, 51, 0], [255, 102, 255]], np.uint8)
+    paths = []
+    for k, at in enumerate(((0, 2), (2, 4), (5, 6))):
+        own = ids + np.uint64(10 * k) * (ids > 0)
+        table = SlabTable(
+            np.unique(own[own > 0]), np.ones(2, bool), Shares.joined([]), inside, *at, [], [], Border(own, edges, own)
+        )
+        paths.append(tmp_path / f"{k}.npz")
+        write_table(paths[-1], table)
+    shares, found = seam(paths[0], paths[1])
+    assert list(zip(found.u, found.v, found.total.round(6), found.count, strict=True)) == [
+        (1, 11, 1.2, 2),
+        (2, 12, 1.4, 3),
+    ]
+    assert len(shares.a) == 0
+    assert len(seam(paths[1], paths[2])[1].u) == 0, "they share no section"
