@@ -98,7 +98,7 @@ def _run(
         source, out = Path(folder) / "sections.h5", Path(folder) / "out.zarr"
         write_cremi(source, raw=sized, labels=ids, resolution=(resolution[0], pixel, pixel))
         chosen = Options(device="cpu", precision="32-true", rescale=rescaled, grey=GreyValues(options.normalise))
-        stream(str(source), options.model, out, chosen, Streaming(), on_progress=_quiet, note=_quiet)
+        stream(str(source), options.model, out, chosen, Streaming())
         scores = evaluate(f"{out}:segmentation", str(source), "skimage", worst=0).scores
     return Row(pixel, rescaled, scores.voi_split, scores.voi_merge, scores.arand)
 
@@ -121,10 +121,6 @@ def _line(row: Row) -> str:
 def _box(text: str) -> Box:
     (z, z_stop), (y, y_stop), (x, x_stop) = (tuple(int(n) for n in part.split(":")) for part in text.split(","))
     return Box((z, y, x), (z_stop, y_stop, x_stop))
-
-
-def _quiet(*_: Any) -> None:
-    """Neither progress nor notes."""
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -138,7 +138,7 @@ def _pretrained(encoders: ModuleType, name: str, depth: int, weights: str) -> nn
     except Exception as error:  # noqa: BLE001 - whatever the hub's client raises without a network
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
-            f"encoder_weights: {weights!r} for {name!r} cannot be had: {reason}; go on without "
+            f"encoder_weights: {weights!r} for {name!r} cannot be obtained: {reason}; train without them "
             "(encoder_weights: null), or copy the folder HF_HOME of a machine that has fetched them"
         ) from None
     return found

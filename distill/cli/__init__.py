@@ -59,7 +59,7 @@ def _run() -> None:
             typer.echo(str(error), err=True)
             sys.exit(2)
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's usage errors
-            _fail(error.format_message(), error.exit_code)
+            _fail(error.format_message().replace("Value error, ", ""), error.exit_code)
         raise
 
 

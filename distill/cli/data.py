@@ -11,6 +11,7 @@ from distill.cli.app import App, app
 from distill.cli.console import Bar, say
 from distill.cli.options import Overwrite, Resolution, Sections, section_range
 from distill.cli.selecting import selects
+from distill.core.choices import VolumeFormat
 
 if TYPE_CHECKING:
     from distill.data.catalogue import PublicData
@@ -100,10 +101,7 @@ def _say_details(one: PublicData) -> None:
 def copy(
     source: str,
     target: Annotated[str, typer.Argument(help="path or s3:// or gs:// address, with :DATASET in Zarr, N5 and HDF5")],
-    form: Annotated[
-        str | None,
-        typer.Option("--format", help="zarr3, zarr2, n5, precomputed, hdf5 or tiff; default by the name of TARGET"),
-    ] = None,
+    form: Annotated[VolumeFormat | None, typer.Option("--format", help="default: by the name of TARGET")] = None,
     levels: Annotated[int, typer.Option(min=0, help="of a pyramid, the full one included; 0 = down to 256 pixels")] = 1,
     labels: Annotated[
         bool | None,

@@ -12,14 +12,13 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, say
-from distill.cli.options import Overwrite, Resolution
+from distill.cli.options import Overwrite, Preset, Resolution
 from distill.cli.selecting import selects
-from distill.core.errors import DistillError
+from distill.core.choices import SkeletonUnits
 
 if TYPE_CHECKING:
     from distill.evaluation.affinities import AffinityScores
     from distill.evaluation.evaluate import Scorecard
-    from distill.evaluation.run_length.evaluate_skeletons import Units
     from distill.evaluation.run_length.scores import RunLength
     from distill.evaluation.segmentation import BlockScores, Evaluation
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 def evaluate(
     source: Annotated[str, typer.Argument(metavar="SEGMENTATION", help="or affinities, such as OUT.zarr:affinity")],
     labels: Annotated[str | None, typer.Argument(metavar="LABELS", help="ground truth")] = None,
-    preset: Annotated[str, typer.Option(help="skimage, cremi, agq or cad")] = "skimage",
+    preset: Preset = "skimage",
     worst: Annotated[int, typer.Option(min=0, help="objects of each kind to list; 0 reads the volume only once")] = 5,
     listing: Annotated[
         Path | None, typer.Option("--list", metavar="FILE", help="write them: .csv, or .json for Neuroglancer")
@@ -48,7 +47,7 @@ def evaluate(
     skeletons: Annotated[
         Path | None, typer.Option(metavar="PATH", help="SWC file or folder, for the expected run length")
     ] = None,
-    skeleton_units: Annotated[str, typer.Option(help="of their coordinates: nm, um or voxel")] = "nm",
+    skeleton_units: Annotated[SkeletonUnits, typer.Option(help="unit of their coordinates")] = "nm",
     skeletonize: Annotated[
         bool, typer.Option("--skeletonize", help="make skeletons from LABELS; needs kimimaro (GPL)")
     ] = False,
@@ -85,7 +84,7 @@ def evaluate(
         affinity=affinity,
         labelled_only=labelled_only,
         skeletons=skeletons,
-        units=_units(skeleton_units),
+        units=skeleton_units,
         skeletonize=skeletonize,
         merge_nodes=merge_nodes,
     )
@@ -108,13 +107,6 @@ def evaluate(
     for what, path in (("list", listing), ("figure", plot)):
         if path is not None:
             say(f"{what}: {path}")
-
-
-def _units(text: str) -> Units:
-    known: dict[str, Units] = {"nm": "nm", "um": "um", "voxel": "voxel"}
-    if text not in known:
-        raise DistillError(f"--skeleton-units: found {text!r}, expected {', '.join(known)}")
-    return known[text]
 
 
 def _say_scores(found: Evaluation) -> None:

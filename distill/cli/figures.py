@@ -82,11 +82,11 @@ def pca(
         raise DistillError(f"--teacher, --raw-only-student: found {found_text}, expected one of them")
     if raw_only_student and (window or overlap or no_blend or shifted or grid):
         raise DistillError(
-            "--raw-only-student: found --window, --overlap, --no-blend, --shifted or --grid beside it, expected none; "
+            "--raw-only-student: found --window, --overlap, --no-blend, --shifted or --grid as well, expected none; "
             "the student alone has no windows"
         )
     if sections is not None and movie is None:
-        raise DistillError("--sections: expected --movie beside it")
+        raise DistillError("--sections: found no --movie, expected it as well")
     check_precision(precision)
     windows = Windows(
         parse_triple(window, "--window") if window else None,
@@ -180,7 +180,7 @@ def errors(
         spans = ", ".join(f"{a}:{b}" for a, b in zip(one.piece.start, one.piece.stop, strict=True))
         say(
             f"{number}. {one.kind}: {own} {one.error.id}, {one.error.bits:.4f} bits in {one.error.pieces} pieces, "
-            f"{one.bits_here:.4f} here; largest wrong piece in {other} {one.partner} at {spans} (z, y, x)"
+            f"{one.bits_here:.4f} in this section; largest wrong piece in {other} {one.partner} at {spans} (z, y, x)"
         )
     say(f"figure: {out}")
 

@@ -7,41 +7,41 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from distill.core.choices import BackendName, NormalisationKind, PresetName
 from distill.core.errors import DistillError
-from distill.core.hardware import PRECISIONS, check_precision
+from distill.core.hardware import Precision as PrecisionName
 
 if TYPE_CHECKING:
     from distill.core.hardware import Chosen
-    from distill.inference.options import Options, Runtime
+    from distill.inference.options import Runtime
 
 
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
-Precision = Annotated[str, typer.Option(help=f"{', '.join(PRECISIONS)}; auto is what the device computes fast")]
-Backend = Annotated[
-    str, typer.Option(help="of the student: auto (the fastest here), eager, compile, openvino or onnxruntime")
+Device = Annotated[
+    str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="where networks run; auto: the GPU if there is one")
 ]
-Resolution = Annotated[str | None, typer.Option(metavar="Z,Y,X", help="nm per voxel, for files without one")]
+Precision = Annotated[PrecisionName, typer.Option(help="of the networks; auto: what the device computes efficiently")]
+Backend = Annotated[BackendName, typer.Option(help="runtime of the student; auto: the fastest on this machine")]
+Preset = Annotated[PresetName, typer.Option(help="convention of the scores, see docs/evaluation.md")]
+Resolution = Annotated[
+    str | None, typer.Option(metavar="Z,Y,X", help="voxel size in nm, for files that do not state it")
+]
 Sections = Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="only these sections, LAST excluded")]
 Normalise = Annotated[
-    str | None,
-    typer.Option(
-        metavar="KIND",
-        help="of grey values, section by section: none, percentile, mean-std or local; default: the model's own",
-    ),
+    NormalisationKind | None,
+    typer.Option(help="normalisation of the grey values of each section; default: as the model was trained"),
 ]
 Invert = Annotated[bool, typer.Option("--invert", help="exchange dark and bright, for sections with bright membranes")]
 Rescale = Annotated[
     bool,
-    typer.Option("--rescale", help="resample sections to the model's pixels; results are on the source's own"),
+    typer.Option("--rescale", help="resample sections to the pixel size of the model; results keep that of the source"),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what exists")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an existing result")]
 Merge = Annotated[
     float | None,
     typer.Option(help="merge above this mean affinity (waterz: below this score); default: the model's own"),
 ]
-
 Thresholds = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="take --merge from what distill sweep chose for this method")
+    Path | None, typer.Option(metavar="FILE", help="take --merge from this file, which distill sweep has written")
 ]
 
 
@@ -52,32 +52,19 @@ def merge_of(merge: float | None, thresholds: Path | None, method: str) -> float
     if thresholds is None:
         return merge
     if merge is not None:
-        raise DistillError("--thresholds: found --merge beside it, expected one of them")
+        raise DistillError("--thresholds: found --merge as well, expected one of them")
     return threshold_of(thresholds, method)
 
 
-def run_options(
-    sections: str | None,
-    resolution: str | None,
-    merge: float | None,
-    device: str,
-    precision: str,
-    overwrite: bool,
-    backend: str,
-    normalise: str | None,
-    invert: bool,
-    rescale: bool,
-) -> Options:
-    from distill.core.geometry import parse_numbers
-    from distill.inference.grey_values import GreyValues
-    from distill.inference.options import Options
+def check_merge(merge: float | None) -> float | None:
+    """Return a merge threshold if it is one.
 
-    check_precision(precision)
+    Raises:
+        DistillError: it is not from 0 to 1.
+    """
     if merge is not None and not 0 <= merge <= 1:
         raise DistillError(f"--merge: found {merge}, expected a number from 0 to 1")
-    nm = parse_numbers(resolution, "--resolution") if resolution else None
-    grey = GreyValues(normalise, invert)
-    return Options(nm, section_range(sections), device, precision, merge, overwrite, backend, grey, rescale)
+    return merge
 
 
 def runtime_of(device: str, precision: str) -> tuple[Runtime, Chosen]:

@@ -8,141 +8,67 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from distill.cli.app import app
-from distill.cli.console import Bar, Recorded, say
-from distill.cli.options import (
-    Backend,
-    Device,
-    Invert,
-    Merge,
-    Normalise,
-    Overwrite,
-    Precision,
-    Rescale,
-    Resolution,
-    Sections,
-    Thresholds,
-    merge_of,
-    run_options,
+from distill.cli.arguments import (
+    BlockArguments,
+    FollowArguments,
+    Model,
+    RunArguments,
+    StoreOut,
+    StreamArguments,
+    check_resume,
 )
+from distill.cli.console import Bar, Recorded, say
+from distill.cli.groups import grouped
+from distill.cli.options import Merge, Overwrite, Thresholds, check_merge, merge_of
 from distill.cli.selecting import selects
-from distill.core.errors import DistillError
-from distill.core.hardware import AUTO
+from distill.core.choices import ExportFormat
 
 if TYPE_CHECKING:
     from distill.inference.streaming.output.manifest import Line
-    from distill.inference.streaming.output.store import Kept
     from distill.inference.streaming.stream import Streamed
 
 
 @app.command()
 @selects("source")
+@grouped
 def stream(
     source: Annotated[
         str, typer.Argument(help="volume, folder or glob of section images, or - for paths on standard input")
     ],
-    model: Annotated[str, typer.Option(help="run folder, weights file or bundled model")],
-    out: Annotated[Path, typer.Option(metavar="OUT.zarr")],
-    no_segment: Annotated[bool, typer.Option("--no-segment", help="affinities only")] = False,
-    method: Annotated[
-        str | None,
-        typer.Option(help="of instances: flood (supervoxels merged by their contacts) or query; default: flood"),
-    ] = None,
-    offset: Annotated[
-        list[str] | None, typer.Option(metavar="Z,Y,X", help="one more affinity beside the nearest; may be repeated")
-    ] = None,
-    embedding: Annotated[str, typer.Option(help="also keep the embedding, as uint8 or float16")] = "none",
-    on_bad: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[KIND=]POLICY",
-            help="about bad sections: fail, skip (leave the place empty, pair nothing over it) or bridge (pair its "
-            "neighbours); for one kind: missing, corrupt, size, blank, saturated, contrast or position; default fail",
-        ),
-    ] = None,
-    tile: Annotated[
-        int | None,
-        typer.Option(min=64, help="cut sections that do not fit in memory into tiles of this side, in pixels"),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the stream in OUT where it stopped")] = False,
-    part: Annotated[
-        str | None, typer.Option("--range", metavar="I/N", help="do the I-th of N parts (from 0), then distill finish")
-    ] = None,
-    follow: Annotated[
-        bool, typer.Option("--follow", help="watch the folder SOURCE and take sections as they come")
-    ] = False,
-    until: Annotated[int | None, typer.Option(min=1, help="--follow: end after so many sections")] = None,
-    idle: Annotated[float | None, typer.Option(help="--follow: end after so many seconds without news")] = None,
-    end_marker: Annotated[
-        str, typer.Option(help="--follow: a file of this name in the folder ends the stream")
-    ] = "END",
-    settle: Annotated[float, typer.Option(help="--follow: seconds without change before a file is read")] = 2.0,
-    patience: Annotated[
-        float, typer.Option(help="--follow: seconds before a broken file is corrupt, or a number left out is missing")
-    ] = 60.0,
-    sections: Sections = None,
-    resolution: Resolution = None,
-    merge: Merge = None,
-    thresholds: Thresholds = None,
-    device: Device = "auto",
-    precision: Precision = AUTO,
-    backend: Backend = "auto",
-    normalise: Normalise = None,
-    invert: Invert = False,
-    rescale: Rescale = False,
-    overwrite: Overwrite = False,
+    model: Model,
+    out: StoreOut,
+    wanted: StreamArguments,
+    follow: FollowArguments,
+    run: RunArguments,
 ) -> None:
-    """Run a student over sections: affinities, and instances."""
-    from distill.core.affinity import NEAREST
-    from distill.core.geometry import parse_triple
-    from distill.inference.streaming.options import Streaming
+    """Run the student over a stream of sections and write affinities and segments."""
+    from distill.inference.options import Callbacks
     from distill.inference.streaming.output.manifest import method_of, read_job
-    from distill.inference.streaming.plan import parse_part
-    from distill.inference.streaming.sections.watch import Following
-    from distill.inference.streaming.stream import stream as run
+    from distill.inference.streaming.stream import stream as run_stream
 
-    if method not in (None, "flood", "query"):
-        raise DistillError(f"--method: found {method!r}, expected flood or query")
-    if thresholds is not None:
-        merge = merge_of(merge, thresholds, method or (method_of(read_job(out)) if resume else "flood"))
-    options = run_options(
-        sections, resolution, merge, device, precision, overwrite, backend, normalise, invert, rescale
-    )
-    if resume and overwrite:
-        raise DistillError("--resume: found --overwrite beside it, expected one of them")
-    if not follow and (until is not None or idle is not None):
-        raise DistillError("--until, --idle: found no --follow beside them, expected it")
-    streaming = Streaming(
-        segment=not no_segment,
-        method=None if method is None else "query" if method == "query" else "flood",
-        offsets=(*NEAREST, *(parse_triple(text, "--offset") for text in offset or [])),
-        embedding=_kept(embedding),
-        on_bad=tuple(on_bad or ()),
-        resume=resume,
-        following=Following(settle, patience, until, idle, end_marker) if follow else None,
-        part=parse_part(part),
-        tile=tile,
-    )
-    with Recorded(out, part) as record, Bar("sections") as bar:
-        found = run(source, model, out, options, streaming, on_progress=bar.update, note=bar.line, on_start=bar.start)
+    check_resume(wanted.resume, run.overwrite)
+    kept = wanted.method is None and wanted.resume and run.thresholds is not None
+    options = run.options(method_of(read_job(out)) if kept else wanted.method or "flood")
+    streaming = wanted.streaming(follow.following())
+    with Recorded(out, wanted.part) as record, Bar("sections") as bar:
+        found = run_stream(source, model, out, options, streaming, Callbacks(bar.start, bar.update, bar.line))
         record.update(found.about | found.chosen | {"stages": found.seconds})
     _say_stream(out, found)
 
 
 @app.command()
 def finish(
-    out: Annotated[Path, typer.Argument(metavar="OUT.zarr")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.zarr", help="store of distill stream")],
     merge: Merge = None,
     thresholds: Thresholds = None,
 ) -> None:
-    """Give what a stream has done so far its final ids, after an interruption, all ranges, or with another --merge."""
+    """Assign final segment ids to the sections of a stream: after all --range parts, or with another --merge."""
     from distill.inference.streaming.finish import finish as run
     from distill.inference.streaming.output.manifest import method_of, read_job
 
     if thresholds is not None:
         merge = merge_of(merge, thresholds, method_of(read_job(out)))
-    if merge is not None and not 0 <= merge <= 1:
-        raise DistillError(f"--merge: found {merge}, expected a number from 0 to 1")
-    found = run(out, merge)
+    found = run(out, check_merge(merge))
     _say_bad(found.bad)
     say(f"{out}: {found.sections} sections")
     _say_result(out, found.about)
@@ -150,72 +76,22 @@ def finish(
 
 @app.command()
 @selects("source")
+@grouped
 def segment(
-    source: str,
-    model: Annotated[str, typer.Option(help="run folder, weights file or bundled model")],
-    out: Annotated[Path, typer.Option(metavar="OUT.zarr")],
-    network: Annotated[str, typer.Option(help="student or teacher")] = "student",
-    method: Annotated[
-        str,
-        typer.Option(
-            help="flood (supervoxels merged by their contacts), query, waterz (watershed + agglomeration) or mws "
-            "(mutex watershed)"
-        ),
-    ] = "flood",
-    block: Annotated[
-        str | None,
-        typer.Option(metavar="Z,Y,X", help="most voxels of a block; default: the decoder's depth and 1024 x 1024"),
-    ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="processes on this machine; 0 and 1: this one")] = 0,
-    scheduler: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="host:port or file of a dask scheduler, in place of --workers")
-    ] = None,
-    retries: Annotated[int, typer.Option(min=0, help="how often a block that fails is tried again")] = 2,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the blocks in OUT where they stopped")] = False,
-    sections: Sections = None,
-    resolution: Resolution = None,
-    merge: Merge = None,
-    thresholds: Thresholds = None,
-    device: Device = "auto",
-    precision: Precision = AUTO,
-    backend: Backend = "auto",
-    normalise: Normalise = None,
-    invert: Invert = False,
-    rescale: Rescale = False,
-    overwrite: Overwrite = False,
+    source: Annotated[str, typer.Argument(help="volume")],
+    model: Model,
+    out: StoreOut,
+    blocks: BlockArguments,
+    run: RunArguments,
 ) -> None:
     """Segment a volume of any size in blocks, with the student or the teacher, on one process or many."""
-    from distill.core.geometry import parse_triple
-    from distill.inference.blockwise.options import Blocking
-    from distill.inference.blockwise.segment import segment as run
-    from distill.inference.thresholds import METHODS
+    from distill.inference.blockwise.segment import segment as run_segment
+    from distill.inference.options import Callbacks
 
-    if network not in ("student", "teacher"):
-        raise DistillError(f"--network: found {network!r}, expected student or teacher")
-    if method not in METHODS:
-        raise DistillError(f"--method: found {method!r}, expected one of {', '.join(METHODS)}")
-    if resume and overwrite:
-        raise DistillError("--resume: found --overwrite beside it, expected one of them")
-    if scheduler is not None and workers:
-        raise DistillError("--scheduler: found --workers beside it, expected one of them")
-    merge = merge_of(merge, thresholds, method)
-    options = run_options(
-        sections, resolution, merge, device, precision, overwrite, backend, normalise, invert, rescale
-    )
-    blocking = Blocking(None if block is None else parse_triple(block, "--block"), workers, scheduler, retries, resume)
+    check_resume(blocks.resume, run.overwrite)
+    options, blocking = run.options(blocks.method), blocks.blocking()
     with Recorded(out) as record, Bar("blocks") as bar:
-        found = run(
-            source,
-            model,
-            out,
-            options,
-            blocking,
-            network="teacher" if network == "teacher" else "student",
-            method=method,
-            on_progress=bar.update,
-            note=bar.line,
-            on_start=bar.start,
-        )
+        found = run_segment(source, model, out, options, blocking, Callbacks(bar.start, bar.update, bar.line))
         record.update(found.record())
     _say_result(out, found.about)
     _say_stages(found.timer.seconds)
@@ -223,14 +99,14 @@ def segment(
 
 @app.command()
 def convert(
-    checkpoint: Path,
-    out: Annotated[Path, typer.Option(metavar="WEIGHTS.safetensors")],
+    checkpoint: Annotated[Path, typer.Argument(help="published PyTorch checkpoint")],
+    out: Annotated[Path, typer.Option(metavar="WEIGHTS.safetensors", help="weights file to write")],
     resolution: Annotated[
-        str | None, typer.Option(metavar="Z,Y,X", help="nm per voxel that it was trained on, where that is not known")
+        str | None, typer.Option(metavar="Z,Y,X", help="voxel size of its training data in nm, if it is not known")
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn a published AGQ or CAD checkpoint into a weights file."""
+    """Convert a published AGQ or CAD checkpoint to a weights file."""
     from distill.cli.options import free_out
 
     free_out(out, overwrite)
@@ -250,14 +126,15 @@ def convert(
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="run folder or weights file of a student")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER")],
-    form: Annotated[str, typer.Option("--format", help="onnx, openvino or torch")] = "onnx",
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="folder to write")],
+    form: Annotated[ExportFormat, typer.Option("--format", help="runtime of the exported functions")] = "onnx",
     sample: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="two sections to check on; default a phantom")
+        str | None,
+        typer.Option(metavar="SOURCE", help="volume to compare on, its first two sections; default: a phantom"),
     ] = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a student's two functions, encode and decode, for another runtime, and check them against torch."""
+    """Export a student's two functions, encode and decode, to another runtime, and compare them with PyTorch."""
     from distill.inference.export import export as run
 
     found = run(model, form, out, sample, overwrite=overwrite)
@@ -269,13 +146,6 @@ def export(
         f"largest difference from torch on {found.sample}: maps {d.maps:.1e} of their largest value, "
         f"affinity {d.affinity:.1e}, embedding {d.embedding:.1e}"
     )
-
-
-def _kept(embedding: str) -> Kept:
-    known: dict[str, Kept] = {"none": "none", "uint8": "uint8", "float16": "float16"}
-    if embedding not in known:
-        raise DistillError(f"--embedding: found {embedding!r}, expected uint8 or float16")
-    return known[embedding]
 
 
 def _say_stream(out: Path, found: Streamed) -> None:

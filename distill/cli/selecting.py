@@ -9,20 +9,22 @@ from typing import Annotated, Any
 
 import typer
 
+from distill.core.choices import MissingData
 from distill.core.errors import DistillError
 
 _OPTIONS = {
     "box": Annotated[
-        str | None, typer.Option(metavar="Z,Y,X:Z,Y,X", help="only these voxels: the first, and one past the last")
+        str | None, typer.Option(metavar="Z,Y,X:Z,Y,X", help="only these voxels: from the first to one past the last")
     ],
-    "channel": Annotated[int | None, typer.Option(min=0, help="the only channel to read, from 0")],
-    "time": Annotated[int | None, typer.Option(min=0, help="the only point in time to read, from 0")],
+    "channel": Annotated[int | None, typer.Option(min=0, help="channel to read, from 0")],
+    "time": Annotated[int | None, typer.Option(min=0, help="time point to read, from 0")],
     "axes": Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="of the array in its own order, such as zyxc"),
+        typer.Option(metavar="NAMES", help="axes of the array in its own order, such as zyxc"),
     ],
     "missing": Annotated[
-        str | None, typer.Option(help="parts that the file should hold and does not: refuse, or zero to read them so")
+        MissingData | None,
+        typer.Option(help="treatment of chunks that the file lacks: refuse them, or read them as zero"),
     ],
 }
 

@@ -9,14 +9,14 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, Recorded, say
-from distill.cli.options import Device, Invert, Normalise, Overwrite, Precision, Rescale, free_out, runtime_of
+from distill.cli.options import Device, Invert, Normalise, Overwrite, Precision, Preset, Rescale, free_out, runtime_of
 from distill.cli.selecting import selects
 from distill.core.errors import DistillError
 from distill.core.hardware import AUTO
 
 if TYPE_CHECKING:
+    from distill.core.choices import Method
     from distill.evaluation.sweep import MethodCurve
-    from distill.inference.thresholds import Method
 
 Range = Annotated[str | None, typer.Option(metavar="FIRST:LAST:STEP", help="thresholds to try, or a list with commas")]
 
@@ -33,10 +33,10 @@ def sweep(
     waterz: Range = None,
     mws: Range = None,
     model: Annotated[
-        str | None, typer.Option(help="query: make supervoxels with it; default those of the stream's store")
+        str | None, typer.Option(help="query: model that predicts supervoxels; default: those in the stream's store")
     ] = None,
-    source: Annotated[str | None, typer.Option(metavar="RAW", help="query: the sections, beside --model")] = None,
-    preset: Annotated[str, typer.Option(help="skimage, cremi, agq or cad")] = "skimage",
+    source: Annotated[str | None, typer.Option(metavar="RAW", help="query: sections for --model")] = None,
+    preset: Preset = "skimage",
     device: Device = "auto",
     precision: Precision = AUTO,
     normalise: Normalise = None,
@@ -67,9 +67,7 @@ def sweep(
         runtime, chosen = runtime_of(device, precision)
         network = SupervoxelModel(model, source, runtime, GreyValues(normalise, invert), rescale)
     elif rescale:
-        raise DistillError(
-            "--rescale: found no --model beside it, expected --model and --source, or a store made with it"
-        )
+        raise DistillError("--rescale: found no --model, expected --model and --source, or a store made with --rescale")
     if not out.name:
         raise DistillError(f"--out: found {str(out)!r}, expected a folder with a name of its own")
     for name in ("sweep.json", "thresholds.yaml", "sweep.png"):
@@ -86,7 +84,7 @@ def sweep(
 
 
 def _methods(text: str) -> tuple[Method, ...]:
-    from distill.inference.thresholds import METHODS
+    from distill.core.choices import METHODS
 
     found = tuple(method for method in METHODS if method in text.split(","))
     wrong = [name for name in text.split(",") if name not in METHODS]

@@ -11,7 +11,7 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, say, say_error, took
-from distill.cli.options import Device, Overwrite, Precision, Resolution, free_out, runtime_of
+from distill.cli.options import Device, Overwrite, Precision, Preset, Resolution, free_out, runtime_of
 from distill.core.errors import DistillError
 from distill.core.hardware import AUTO
 from distill.core.pace import number
@@ -58,7 +58,7 @@ def train(
     student: Annotated[Path, typer.Argument(metavar="STUDENT.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder; default runs/<folder of STUDENT.yaml>")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --out")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
     device: Device = "auto",
 ) -> None:
     """Train a 3D teacher, a 2D student and the query decoder that they share."""
@@ -291,7 +291,7 @@ def report(
         list[str] | None, typer.Option(metavar="OUT.zarr", help="show its worst errors; default the stores in RUN")
     ] = None,
     labels: Annotated[str | None, typer.Option(metavar="SOURCE", help="ground truth; default the run's")] = None,
-    preset: Annotated[str, typer.Option(help="skimage, cremi, agq or cad")] = "skimage",
+    preset: Preset = "skimage",
     seams: Annotated[
         bool, typer.Option("--seams", help="first run both networks on a validation section: embeddings, seam scores")
     ] = False,

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from distill.core.choices import NormalisationKind
 from distill.core.errors import DistillError, ShapeError
 from distill.core.grey import Bools, Histogram, Statistics
 
-Kind = Literal["none", "percentile", "mean-std", "local"]
-KINDS = get_args(Kind)
+KINDS = get_args(NormalisationKind)
 Grey = NDArray[np.float32]
 
 _ROUNDING = 1e-3  # tolerance for floats that should lie in [0, 1]
@@ -48,7 +48,7 @@ class Normalisation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Kind = "mean-std"
+    kind: NormalisationKind = "mean-std"
     mean: float = Field(0.5, gt=0, lt=1)
     std: float = Field(0.2, gt=0, lt=1)
     low: float = Field(1.0, ge=0, lt=50)

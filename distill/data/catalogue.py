@@ -257,7 +257,7 @@ DATASETS: tuple[PublicData, ...] = (
         "Gerhard et al.: Segmented anisotropic ssTEM dataset of neural tissue, figshare 2013, "
         "doi 10.6084/m9.figshare.856713",
         "none in the papers; sections without labels, for trying streams",
-        "the archive is packed anew by GitHub, so that no checksum of it holds for ever",
+        "GitHub packs the archive on request, so that its checksum may change",
     ),
 )
 

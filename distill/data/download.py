@@ -103,11 +103,11 @@ def fetch(
                 most = max(have, most)
                 if failures > retries:
                     raise SourceError(
-                        f"{url}: {broken}, {failures} times in a row; {have:,} bytes are kept in {part}, the same "
-                        "command goes on there"
+                        f"{url}: {broken}, {failures} times in a row; {have:,} bytes are kept in {part}, repeat the "
+                        "command to continue"
                     ) from None
                 wait = pause * 2 ** max(0, failures - 1)
-                note(f"{target.name}: {broken}; goes on in {wait:g} s")
+                note(f"{target.name}: {broken}; retrying in {wait:g} s")
                 time.sleep(wait)
         file.flush()
         os.fsync(file.fileno())
@@ -235,7 +235,7 @@ def _check(path: Path, checksum: str | None, *, kept: bool) -> None:
         while block := file.read(_BLOCK):
             digest.update(block)
     if digest.hexdigest() != expected:
-        what = "it is left as it is" if kept else "what was downloaded is removed"
+        what = "it is not changed" if kept else "what was downloaded is removed"
         raise SourceError(f"{path}: found {kind} {digest.hexdigest()}, expected {expected}; {what}")
 
 

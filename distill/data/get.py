@@ -64,7 +64,7 @@ def get(data: PublicData, out: Path, given: Path | None, *, on_bytes: OnBytes, n
     missing = [cut for cut, path in zip(data.cuts, made, strict=True) if not path.exists()]
     for path in made:
         if path.exists():
-            note(f"{path} is there and stays as it is")
+            note(f"{path} exists and is kept")
     if not missing:
         return Got(made)
     place = given
@@ -123,7 +123,7 @@ def _download(data: PublicData, name: str, out: Path, on_bytes: OnBytes, note: N
         note(f"{name}: no checksum is known, only its size can be checked")
     try:
         if not fetch(file.url, out / name, checksum=file.checksum, on_bytes=on_bytes, note=note):
-            note(f"{out / name} is there and stays as it is")
+            note(f"{out / name} exists and is kept")
     except SourceError as error:
         raise SourceError(f"{error}; or open {data.page}, save {name} and give it: --from FILE") from None
 

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.core.choices import SkeletonUnits
 from distill.core.errors import DistillError
 from distill.core.geometry import Nanometres, Triple
 from distill.core.notes import warn
 from distill.evaluation.affinities import AffinityScores, evaluate_affinity
 from distill.evaluation.aligned import OnBlock, overlapping
-from distill.evaluation.run_length.evaluate_skeletons import Units, evaluate_run_length, open_skeletons, skeletonize
+from distill.evaluation.run_length.evaluate_skeletons import evaluate_run_length, open_skeletons, skeletonize
 from distill.evaluation.run_length.scores import RunLength
 from distill.evaluation.segmentation import Evaluation, evaluate
 from distill.evaluation.worst_objects.error_list import check_list, error_rows, write_list
@@ -53,7 +54,7 @@ class EvaluationOptions:
     affinity: str | None = None
     labelled_only: bool = False
     skeletons: Path | None = None
-    units: Units = "nm"
+    units: SkeletonUnits = "nm"
     skeletonize: bool = False
     merge_nodes: int = 1
 
@@ -140,7 +141,7 @@ def _check(wanted: EvaluationOptions) -> None:
     if wanted.listing is not None:
         check_list(wanted.listing)
     if wanted.skeletonize and wanted.skeletons is not None:
-        raise DistillError("--skeletonize: found --skeletons beside it, expected one of them")
+        raise DistillError("--skeletonize: found --skeletons as well, expected one of them")
 
 
 def _affinity_alone(source: str, labels: str | None, wanted: EvaluationOptions, on_block: OnBlock) -> Scorecard:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from distill.core.affinity_conventions import from_uint8, stored_offsets, to_waterz
 from distill.core.atomic import write_text
+from distill.core.choices import Method
 from distill.core.errors import DistillError, SourceError
 from distill.core.geometry import Box, Triple
 from distill.core.labels import compact
@@ -33,7 +34,7 @@ from distill.inference.rescaling.sections import resampled
 from distill.inference.rescaling.voxel_size import grid_for
 from distill.inference.streaming.finish import final_ids
 from distill.inference.streaming.output.manifest import all_lines, is_stream, method_of, read_job
-from distill.inference.thresholds import ChosenThreshold, Method, Provenance, edge_of, write_thresholds
+from distill.inference.thresholds import ChosenThreshold, Provenance, edge_of, write_thresholds
 from distill.io.volume import Volume, open_grey, open_labels, open_volume, voxel_shift
 from distill.io.writers.output import check_place
 from distill.io.writers.store import writing

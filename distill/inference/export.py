@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from distill.core.atomic import new_folder, sweep
+from distill.core.choices import ExportFormat
 from distill.core.errors import DistillError
 from distill.core.normalisation import Normaliser
 from distill.core.version import VERSION
@@ -22,7 +23,7 @@ from distill.io.volume import open_grey
 from distill.io.writers.ours import check_only
 from distill.io.writers.output import check_place
 from distill.models.load import load_student
-from students.backends.export import EXPORT_FORMATS, Difference, ExportFormat, compare, functions, write
+from students.backends.export import EXPORT_FORMATS, Difference, compare, functions, write
 
 _RECORD = "export.json"
 _TOLERANCE = 1e-3  # float32 on another runtime

@@ -1,4 +1,4 @@
-"""What stream and segment have in common: options, thresholds, what is checked before long work begins."""
+"""Options and thresholds that stream and segment have in common, and the choice of device and precision."""
 
 from __future__ import annotations
 
@@ -22,17 +22,47 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Options:
-    """What stream and segment have in common."""
+    """Options that stream and segment have in common.
+
+    Attributes:
+        resolution: voxel size z, y, x in nm, for sources that do not state it.
+        sections: first section and one past the last; None = all.
+        device: `auto`, `cpu` or `cuda`.
+        precision: see `distill.core.hardware`.
+        merge: merge threshold; None = the model's own, chosen on its validation sections.
+        overwrite: replace an existing store.
+        backend: of the student, see `students.backends.choose`.
+        grey: normalisation of grey values.
+        rescale: compute at the pixel size of the model, see `distill.inference.rescaling.results`.
+    """
 
     resolution: tuple[float, float, float] | None = None
     sections: tuple[int, int | None] | None = None
     device: str = "auto"
     precision: str = AUTO
-    merge: float | None = None  # None = the model's own, chosen on its validation part
+    merge: float | None = None
     overwrite: bool = False
-    backend: str = "auto"  # of the student, see `students.backends.choose`
+    backend: str = "auto"
     grey: GreyValues = AS_RECORDED
-    rescale: bool = False  # work on the model's pixels, see `distill.inference.rescaling.results`
+    rescale: bool = False
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Functions called while stream or segment runs.
+
+    Attributes:
+        on_start: called before the first section or block, with the number already completed and the total, if known.
+        on_progress: called as sections or blocks are on disk, with the number completed, the total, and the rate.
+        note: called with lines for the user.
+    """
+
+    on_start: Callable[[int, int | None], None] = lambda done, total: None
+    on_progress: Callable[[int, int | None, str], None] = lambda done, total, rate: None
+    note: Note = lambda line: None
+
+
+SILENT = Callbacks()
 
 
 def merge_threshold(options: Options, notes: dict[str, Any]) -> float | None:
@@ -108,7 +138,7 @@ def start(options: Options, begun: Mapping[str, Any], *, elsewhere: bool = False
     taken = settled(backend, chosen.precision, device)[0]
     lines = [f"{chosen.line}, backend {taken}", *chosen.lines[1:]]
     if chosen.warning is not None and taken == "openvino":
-        lines.append("warning: OpenVINO computes the student in float32 here; --backend eager keeps to the precision")
+        lines.append("warning: OpenVINO uses float32 for the student on this CPU; --backend eager keeps the precision")
     older = backend == begun.get("backend") == "auto"  # of a store from before backends were settled at the start
     return Start(device, chosen, backend if older else taken, tuple(lines))
 

@@ -54,7 +54,7 @@ def check_settings(store: Path, begun: Mapping[str, Any], now: Mapping[str, Any]
         if key not in free and begun.get(key) != now.get(key):
             raise SourceError(
                 f"{store}: was begun with {key} {_shown(begun.get(key))}, found {_shown(now.get(key))}; "
-                "expected the same, or --overwrite to begin anew"
+                "expected the same, or --overwrite to start again"
             )
 
 

@@ -13,13 +13,12 @@ from typing import Any, Literal
 import yaml
 
 from distill.core.atomic import write_text
+from distill.core.choices import Method
 from distill.core.errors import ConfigError
 from distill.core.version import VERSION
 from distill.io.readers.array import readable
 
-Method = Literal["flood", "query", "waterz", "mws"]
 Edge = Literal["lowest", "highest"]
-METHODS: tuple[Method, ...] = ("flood", "query", "waterz", "mws")
 
 
 @dataclass(frozen=True)

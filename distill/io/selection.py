@@ -16,12 +16,12 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
+from distill.core.choices import MissingData
 from distill.core.errors import SourceError
 from distill.core.geometry import Box, Nanometres, parse_numbers, parse_triple
 
-Missing = Literal["refuse", "zero"]
 KEYS = ("axes", "channel", "time", "box", "resolution", "offset", "missing")
 _PART = re.compile(rf"#({'|'.join(KEYS)})=([^#]*)$")
 
@@ -46,7 +46,7 @@ class Selection:
     box: Box | None = None
     resolution: Nanometres | None = None
     offset: Nanometres | None = None
-    missing: Missing | None = None
+    missing: MissingData | None = None
 
     def __str__(self) -> str:
         """Write it as the end of a source."""

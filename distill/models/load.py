@@ -156,7 +156,7 @@ def find_weights(model: str, kind: Kind) -> Path:
         if file.exists():
             return file
         raise CheckpointError(f"{model}: the bundled model of that name has no {kind}")
-    known = f", or a bundled model: {', '.join(bundled)}" if bundled else "; no model is bundled here"
+    known = f", or a bundled model: {', '.join(bundled)}" if bundled else "; no model is bundled with this installation"
     raise CheckpointError(f"{model}: no such file or run folder; expected a run folder or a weights file{known}")
 
 
@@ -252,7 +252,7 @@ def pick_device(name: str) -> torch.device:
     if kind not in ("cpu", "cuda") or (colon and (kind == "cpu" or not number.isdecimal())):
         raise DistillError(f"--device: found {name!r}, expected auto, cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise DistillError(f"--device: found {name!r}, but torch sees no GPU here; expected auto or cpu")
+        raise DistillError(f"--device: found {name!r}, but torch finds no GPU; expected auto or cpu")
     if colon:
         count = torch.cuda.device_count()
         if int(number) >= count:

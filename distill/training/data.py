@@ -320,4 +320,4 @@ def training_crops(config: Pair, parts: Parts, ranks: int, note: Callable[[str],
 def _note_shape(name: str, volume: Volume, parts: Parts, note: Callable[[str], None]) -> None:
     if of_another_shape(volume.resolution, parts.resolution):
         nm = [" x ".join(f"{n:g}" for n in voxel) for voxel in (volume.resolution, parts.resolution)]
-        note(f"{name} has voxels of {nm[0]} nm, the labelled volume of {nm[1]} nm (z, y, x); trained on as they are")
+        note(f"{name} has voxels of {nm[0]} nm, the labelled volume of {nm[1]} nm (z, y, x); used without resampling")

@@ -151,7 +151,7 @@ def _train(
         for line in chosen.lines:
             progress.note(line)
         for what in joint.not_started:
-            logger.warning("%s of the shapes that teacher.decoder asks for; that part starts anew", what)
+            logger.warning("%s of the shapes that teacher.decoder asks for; that part starts from random weights", what)
     joint.clock = StepClock(fabric.device)
     runtime = Runtime(fabric.device, training.precision)
     trial = None
@@ -195,7 +195,7 @@ def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:
     state_path = out / "checkpoints" / "state.pt"
     resolved = {"teacher.yaml": dump(config.teacher), "student.yaml": dump(config.student)}
     if state_path.exists() and not resume:
-        raise SourceError(f"{out}: holds a run already; expected a new folder, or --resume to go on with it")
+        raise SourceError(f"{out}: holds a run already; expected a new folder, or --resume to continue it")
     if (out / "student.yaml").exists() and not (out / "checkpoints").exists():
         raise SourceError(f"{out}: holds a configuration of yours; expected a new folder")
     different = differing_file(out, config) if state_path.exists() else None

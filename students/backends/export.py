@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.onnx import ONNXProgram
 
+from distill.core.choices import ExportFormat
 from distill.core.errors import DistillError
 from students.backends.functions import Decode, Encode, ExtraOutputs
 from students.backends.fuse import fused
@@ -30,7 +31,6 @@ from students.backends.onnx import load_onnx, load_runtime
 from students.backends.openvino import load_openvino
 from students.student import Student
 
-ExportFormat = Literal["onnx", "openvino", "torch"]
 EXPORT_FORMATS = ("onnx", "openvino", "torch")
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 _OPSET = 18

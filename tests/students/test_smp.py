@@ -189,17 +189,17 @@ def test_weights_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for encoder in ("resnet18", "tu-resnet10t", "mit_b0"):
         message = refusal(encoder, weights="imagenet")
-        assert message.startswith(f"encoder_weights: 'imagenet' for '{encoder}' cannot be had: ")
+        assert message.startswith(f"encoder_weights: 'imagenet' for '{encoder}' cannot be obtained: ")
         assert message.endswith(
-            "; go on without (encoder_weights: null), or copy the folder HF_HOME of a machine that has fetched them"
+            "(encoder_weights: null), or copy the folder HF_HOME of a machine that has fetched them"
         )
 
 
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (ConnectionError("no route\nto host"), "had: no route; go on"),
-        (OSError(), "had: OSError; go on"),
+        (ConnectionError("no route\nto host"), "obtained: no route; train"),
+        (OSError(), "obtained: OSError; train"),
         (KeyError("Wrong pretrained weights `x`"), "Wrong pretrained weights `x`"),
     ],
 )
@@ -225,7 +225,7 @@ def test_whatever_the_hub_raises_is_one_line(monkeypatch: pytest.MonkeyPatch, er
         ("tu-resnet10t", {"depth": 6}, ["encoder: 'tu-resnet10t' cannot be built with depth 6"]),
         ("resnet18", {"depth": 3, "fuse": 3}, ["fuse: found 3, expected 0 to 2"]),
         ("resnet18", {"fuse": -1}, ["fuse: found -1, expected 0 to 3"]),
-        ("resnet18", {"weights": "none"}, ["encoder_weights: 'none' for 'resnet18' cannot be had", "imagenet"]),
+        ("resnet18", {"weights": "none"}, ["encoder_weights: 'none' for 'resnet18' cannot be obtained", "imagenet"]),
     ],
 )
 def test_networks_that_cannot_be_built(encoder: str, more: dict[str, Any], parts: list[str]) -> None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from distill.core.choices import Method
 from distill.core.errors import DistillError
 from distill.evaluation.sweep import MethodCurve
-from distill.inference.thresholds import Method
 from viz.style import COLOURS, MARKERS, STYLE, dress, legend, save_figure
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def draw_sweep(curves: Sequence[MethodCurve], out: Path) -> None:
         for one in curve.tried
         if one is curve.best or one.scores.voi_sum <= _DRAWN * least
     ]
-    sweep_figure(points, out, {NAMES[c.method]: c.best.threshold for c in curves}, ring="chosen here")
+    sweep_figure(points, out, {NAMES[c.method]: c.best.threshold for c in curves}, ring="chosen")
 
 
 def sweep_figure(

@@ -110,7 +110,7 @@ class Seams:
         """For JSON."""
         return {
             "measure": {
-                "ratio": f"embedding change across window borders / beside them, {self.region}; no unit, 1 = no seam",
+                "ratio": f"embedding change across window borders / next to them, {self.region}; no unit, 1 = no seam",
                 "stride": "power of the change at the windows' stride / at frequencies between; no unit, 1 = no seam",
                 "shift": "angle between runs with windows half a step apart (student: the section framed so) / angle "
                 "between unrelated pixels; no unit, 0 = the same",

@@ -118,7 +118,7 @@ def build_errors_figure(
 
     if raw.ndim != 2 or raw.dtype != np.uint8 or labels.shape != raw.shape:
         raise ShapeError(
-            f"raw: found {raw.shape} {raw.dtype} beside labels {labels.shape}, expected one (Y, X) shape and uint8"
+            f"raw: found {raw.shape} {raw.dtype} with labels {labels.shape}, expected one (Y, X) shape and uint8"
         )
     codes = error_codes(segmentation, labels, partners)
     images = {

@@ -106,7 +106,7 @@ def report(
         open_labels(labels, resolution=_resolution(found))
     if segmentations:
         if truth is None:
-            raise DistillError(f"--labels: found none, neither here nor in {run}/student.yaml, expected a ground truth")
+            raise DistillError(f"--labels: found none, nor any in {run}/student.yaml, expected a ground truth")
         scored = [_score(_named(source, truth, found), found, preset) for source in segmentations]
     else:
         inside = _stores(found, truth) if truth else []
@@ -132,9 +132,9 @@ def report_after_training(finished: FinishedTraining) -> None:
         scored = _score_those_there(_last_validation(found), found, "skimage", logger.warning)
         write_text(run / "report.html", _document(found, scored), errors="replace")
     except (DistillError, OSError) as error:
-        logger.warning("no report: %s; once that is mended: distill report %s", error, run)
+        logger.warning("no report: %s; after fixing it: distill report %s", error, run)
     except Exception:
-        logger.exception("no report, though the run is whole; please report this, and try distill report %s", run)
+        logger.exception("no report, though the run is complete; please report this, and try distill report %s", run)
 
 
 def _keep_section(run: Path, judged: Mapping[str, Judged], part: TrainingPart) -> None:

@@ -14,12 +14,12 @@ from viz.report.html import Cell, Html, embed_file, figure, paragraph, table
 from viz.report.images import SEAMS
 
 _CAPTION = (
-    "pca.png. One validation section beside the embeddings of the teacher, window by window, and of the student: their "
-    "first three principal components as red, green and blue, the student's turned onto the teacher's. Below, how much "
-    "the embedding changes from pixel to pixel, by the distance to the nearest window border."
+    "pca.png. One validation section next to the embeddings of the teacher, window by window, and of the student: "
+    "their first three principal components as red, green and blue, those of the student rotated onto those of the "
+    "teacher. Below, the change of the embedding from pixel to pixel, by distance to the nearest window border."
 )
 _SCORES = (  # key, comparison, value without a seam
-    ("border", "change across borders / beside them", "1"),
+    ("border", "change across borders / next to them", "1"),
     ("stride", "power at the windows' stride / between", "1"),
     ("shift", "angle between shifted runs / unrelated pixels", "0"),
 )

@@ -51,7 +51,7 @@ _FIGURES = {
     f"the affinities to the neighbour in z, y and x. {_COLOURS}",
     "validation_teacher": f"The same section, teacher and query decoder. {_COLOURS}",
     "sweep": "Validation: VOI split against merge, and ARAND, as neighbours are merged above each mean affinity (1 = "
-    "nothing merged), at the best step of each network. The ring is the threshold that was chosen here.",
+    "nothing merged), at the best step of each network. The ring marks the chosen threshold.",
     "curves": "Loss terms and validation VOI over the steps, for print; the charts below show the same.",
 }
 

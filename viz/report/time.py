@@ -35,7 +35,7 @@ def timings(run: RunFolder) -> list[Html]:
         rest = seconds - whole.seconds - sum(validations)
         pairs.append(("All", duration(seconds)))
         if rest >= 0 and not run.record.get("earlier"):
-            pairs.append(("Beside these", f"{duration(rest)}: starting, saving, figures"))
+            pairs.append(("Other", f"{duration(rest)}: starting, saving, figures"))
     rates = [line_chart("Seconds a step", [Curve("seconds", run.curve("seconds"))], end=float(run.steps))]
     rates.append(line_chart("Learning rate", [Curve("lr", run.curve("lr"))], end=float(run.steps)))
     return [*parts, facts(pairs), columns(rates, "charts")]

@@ -116,7 +116,7 @@ def find_errors(shown: list[Shown], evaluation: Path, on_block: Callable[[int, i
     """
     volumes = {one.name: one.volume for one in shown}
     if _SEGMENTATION not in volumes:
-        raise DistillError(f"--evaluation: {shown[-1].volume.source}: found no segmentation beside it, expected one")
+        raise DistillError(f"--evaluation: {shown[-1].volume.source}: found no segmentation next to it, expected one")
     if _TRUTH not in volumes:
         raise DistillError("--labels: found none, expected the ground truth of the evaluation")
     try:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from distill.core.choices import SkeletonUnits
 from distill.core.errors import DistillError
 from distill.core.geometry import Box, Nanometres
 from distill.evaluation.aligned import OnBlock, align, block_extent, over_blocks
@@ -20,8 +20,7 @@ from distill.evaluation.run_length.skeletons import Skeleton, read_skeletons
 from distill.io.truth import EVERYWHERE, Known, open_known
 from distill.io.volume import Volume, open_labels
 
-Units = Literal["nm", "um", "voxel"]
-UNITS: tuple[Units, ...] = ("nm", "um", "voxel")
+UNITS: tuple[SkeletonUnits, ...] = ("nm", "um", "voxel")
 
 _ON_BORDER = 1e-3  # fraction of a voxel: positions rounded to a voxel's lower face belong to it
 _NM_PER_UM = 1000.0
@@ -69,7 +68,7 @@ def evaluate_run_length(
         ) from None
 
 
-def open_skeletons(path: Path, units: Units, grid: Volume) -> list[Skeleton]:
+def open_skeletons(path: Path, units: SkeletonUnits, grid: Volume) -> list[Skeleton]:
     """Read skeletons of SWC files, in nm.
 
     Args:

@@ -127,7 +127,7 @@ def shift_score(
     total = sums.sum(axis=1)
     ratio, excess = float(_mean(total) / unrelated), float(_excess(total) / unrelated)
     if np.isnan(excess):
-        raise DistillError(f"borders: no pixel lies beside or away from them (reach {reach}); expected wider windows")
+        raise DistillError(f"borders: no pixel lies next to or away from them (reach {reach}); expected wider windows")
     low, high = student_interval(ratio, _mean(draws) / unrelated, count)
     excess_low, excess_high = student_interval(excess, _excess(draws) / unrelated, count)
     null = _null(angle, keep, near, borders, reach, rng) / unrelated

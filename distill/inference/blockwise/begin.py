@@ -115,7 +115,7 @@ def undone_blocks(out: Path, work: Work, note: Callable[[str], None]) -> list[in
             if stored and not work.shelf.path(name, block).is_file()
         ]
         if lost:
-            note(f"{out}: {block} has a table, but its voxels are not there ({', '.join(lost)}); it is done again")
+            note(f"{out}: {block} has a table, but its voxels are missing ({', '.join(lost)}); it is done again")
             with writing(out):
                 discard(table_path(out, index))
         else:

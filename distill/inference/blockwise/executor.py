@@ -171,7 +171,7 @@ class Workers:
 
     def _gone(self) -> DistillError:
         return DistillError(
-            f"{self._address}: the scheduler is gone; blocks that are done are kept, go on with --resume"
+            f"{self._address}: the scheduler has stopped; completed blocks are kept, continue with --resume"
         )
 
 

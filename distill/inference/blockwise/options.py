@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from distill.core.choices import Method, Network
 from distill.core.geometry import Triple
-
-Network = Literal["student", "teacher"]
-Method = Literal["flood", "query", "waterz", "mws"]
 
 
 def merges_contacts(method: str) -> bool:
@@ -23,10 +20,26 @@ def compares_tiles(method: str) -> bool:
 
 @dataclass(frozen=True)
 class Blocking:
-    """How a volume is divided into blocks, and who processes them."""
+    """How a volume is divided into blocks, what segments them, and which processes do so.
 
-    block: Triple | None = None  # voxels; None: the decoder's depth and 1024 x 1024
+    Attributes:
+        block: largest block in voxels; None = the decoder's depth and 1024 x 1024.
+        workers: processes on this machine; 0 or 1 = this process.
+        scheduler: host:port or file of a Dask scheduler, instead of `workers`.
+        retries: attempts to repeat a block that fails.
+        resume: continue an existing store.
+        network: which of a model's two networks predicts affinities.
+        method: `flood` = supervoxels merged by their contacts, `query` = shared query decoder, `waterz` = watershed and
+            agglomeration of the papers, `mws` = mutex watershed.
+    """
+
+    block: Triple | None = None
     workers: int = 0
     scheduler: str | None = None
     retries: int = 2
     resume: bool = False
+    network: Network = "student"
+    method: Method = "flood"
+
+
+DEFAULT = Blocking()

@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 
+from distill.config.networks import DecoderConfig
 from distill.core.affinity import NEAREST
 from distill.core.atomic import discard, sweep_folder
 from distill.core.claim import claim
 from distill.core.errors import CheckpointError, DistillError, SourceError
+from distill.core.geometry import Triple
 from distill.core.hardware import check_precision
 from distill.core.pace import rate
 from distill.core.timing import StageTimer
@@ -38,14 +40,14 @@ from distill.inference.blockwise.merge import (
     merge_digest,
     write_mapping,
 )
-from distill.inference.blockwise.options import Blocking, Method, Network
-from distill.inference.blockwise.plan import make_plan
+from distill.inference.blockwise.options import DEFAULT, Blocking
+from distill.inference.blockwise.plan import Plan, make_plan
 from distill.inference.blockwise.scratch import NAMES
 from distill.inference.blockwise.tables import FOLDER, pair_is_of, pair_path
 from distill.inference.blockwise.worker import TaskReport, Work, solve_block, solve_pair
 from distill.inference.decode import by_method
 from distill.inference.grey_values import check_grey, normaliser_of
-from distill.inference.options import Note, Options, Start, start, threshold_of
+from distill.inference.options import SILENT, Callbacks, Note, Options, Start, start, threshold_of
 from distill.inference.rescaling.voxel_size import grid_for, record_of
 from distill.inference.settings import read_settings
 from distill.inference.streaming.output.store import ome
@@ -56,9 +58,6 @@ from distill.io.writers.store import write_group_attributes, writing
 from distill.models.load import TrainedStudent, TrainedTeacher, load_student, load_teacher
 from students.streaming.receptive_field import receptive_field
 from students.streaming.tiling import halo
-
-OnStart = Callable[[int, int], None]  # blocks done, of how many
-OnProgress = Callable[[int, int, str], None]  # blocks done, of how many, rate
 
 _CPU = torch.device("cpu")
 
@@ -90,180 +89,173 @@ class Segmented:
         return {**self.about, **self.chosen, "stages": self.timer.seconds, "peak_bytes": {"main": own, **self.peak}}
 
 
+@dataclass(frozen=True)
+class Request:
+    """Arguments of `segment`."""
+
+    source: str
+    model: str
+    out: Path
+    options: Options
+    blocking: Blocking
+
+
 def segment(
     source: str,
     model: str,
     out: Path,
     options: Options,
-    blocking: Blocking,
-    *,
-    network: Network,
-    method: Method,
-    on_progress: OnProgress,
-    note: Note,
-    on_start: OnStart = lambda done, total: None,
+    blocking: Blocking = DEFAULT,
+    callbacks: Callbacks = SILENT,
 ) -> Segmented:
     """Segment a volume.
 
     Args:
         source: the volume.
         model: run folder, weights file or bundled model.
-        out: Zarr store to make or to go on with.
+        out: Zarr store to create or to continue.
         options: see `Options`.
         blocking: see `Blocking`.
-        network: which of a run's two networks.
-        method: `flood` = supervoxels merged by their contacts, `query` = shared query decoder, `waterz` = the papers'
-            watershed and agglomeration, `mws` = mutex watershed.
-        on_progress: called as blocks become durable.
-        note: called with lines that the user should see.
-        on_start: called before the first block, with the number of those that are done already.
+        callbacks: see `Callbacks`; blocks are counted.
 
     Returns:
-        What was done. The same store for any number of workers, interruptions and order of blocks.
+        Statistics. The store is the same for any number of workers, interruptions and order of blocks.
 
     Raises:
-        DistillError: wrong use, bad input, a block that fails again and again, or the disk refuses. What is done stays;
-            a store without a finished block is removed.
+        DistillError: wrong options, bad input, a block that fails repeatedly, or the disk refuses. Completed blocks
+            are kept; a store without any is removed.
     """
     check_place(out)
     with claim(out):
-        return _segment(source, model, out, options, blocking, network, method, on_progress, note, on_start)
+        return _segment(Request(source, model, out, options, blocking), callbacks)
 
 
-def _segment(
-    source: str,
-    model: str,
-    out: Path,
-    options: Options,
-    blocking: Blocking,
-    network: Network,
-    method: Method,
-    on_progress: OnProgress,
-    note: Note,
-    on_start: OnStart,
-) -> Segmented:
-    """See `segment`; the caller has claimed `out`."""
+def _segment(request: Request, callbacks: Callbacks) -> Segmented:
+    """See `segment`; the caller has claimed the store."""
+    out, options, blocking = request.out, request.options, request.blocking
     check_precision(options.precision)
     resumed = blocking.resume and os.path.lexists(out)
     if not resumed:
-        check_free(out, source, options.overwrite, resumable=is_blocks(out))
+        check_free(out, request.source, options.overwrite, resumable=is_blocks(out))
     elif not is_blocks(out):
-        raise SourceError(f"{out}: found no blocks to go on with, expected a store of distill segment")
-    volume = open_grey(source, resolution=options.resolution)
+        raise SourceError(f"{out}: found no blocks to continue, expected a store of distill segment")
+    volume = open_grey(request.source, resolution=options.resolution)
     frame = frame_of(volume, options.sections)
     earlier = read_settings(out, FOLDER, "segment") if resumed else {}
     begun = start(options, earlier, elsewhere=blocking.scheduler is not None)
-    held: list[str] = []  # what is said before the settings are known to be good
-    work = _work(source, model, out, options, blocking, network, method, volume, frame, begun, held.append)
+    held: list[str] = []  # lines that are shown once the settings are known to be valid
+    work = _work(request, volume, frame, begun, held.append)
     settings = settings_of(work, frame, volume, begun.chosen, datetime.now().astimezone().isoformat())
     created = prepare(out, work, settings, frame, resume=blocking.resume)
     work = replace(work, created=str(read_settings(out, FOLDER, "segment")["created"]))
     for line in (*begun.lines, *held):
-        note(line)
+        callbacks.note(line)
     found = Segmented(chosen=begun.chosen.record())
     try:
-        run = _Run(out, work, frame, blocking, found, on_progress, note, on_start)
-        run.all()
+        _Run(request, work, frame, callbacks, found).all()
     except BaseException as error:
         done = sum(1 for _ in (out / FOLDER / "tables").glob("*.npz"))
         if created and not done:
             take_back(out)
         elif isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(
-                f"{out}: {done} of {work.plan.count} blocks are done; go on with --resume"
+                f"{out}: {done} of {work.plan.count} blocks are done; continue with --resume"
             ) from None
         raise
     forget_replaced(out)
     return found
 
 
-def _work(
-    source: str,
-    model: str,
-    out: Path,
-    options: Options,
-    blocking: Blocking,
-    network: Network,
-    method: Method,
-    volume: Volume,
-    frame: Frame,
-    begun: Start,
-    note: Note,
-) -> Work:
-    trained: TrainedStudent | TrainedTeacher
-    if network == "student":
-        trained = by_method(load_student(model, _CPU), method, blocking.block)
-        decoding = trained.decoding
-        if method == "query" and trained.decoder is None:
-            raise CheckpointError(f"{trained.path}: has no query decoder, expected --method flood for this model")
-    else:
-        trained = load_teacher(model, _CPU)
-        decoding = trained.config.decoder
+def _work(request: Request, volume: Volume, frame: Frame, begun: Start, note: Note) -> Work:
+    """Load the model and describe the work on blocks for all processes."""
+    options, blocking, method = request.options, request.blocking, request.blocking.method
+    trained, decoding = _load(request)
     normaliser = normaliser_of(trained, options.grey)
     check_grey(normaliser, volume.dtype, volume.source, note)
-    size = frame.shape[1:]
     rescaling = grid_for(
-        trained.path, trained.notes, volume.source, size, volume.resolution, rescale=options.rescale, note=note
+        trained.path,
+        trained.notes,
+        volume.source,
+        frame.shape[1:],
+        volume.resolution,
+        rescale=options.rescale,
+        note=note,
     )
     shape = frame.shape if rescaling is None else (frame.shape[0], *rescaling.model)
-    if method == "query" and blocking.block is not None and blocking.block[0] != decoding.block[0]:
-        raise DistillError(
-            f"--block: found {blocking.block[0]} sections, expected {decoding.block[0]} as this model's decoder"
-        )
-    plan = make_plan(shape, decoding, blocking.block)
-    around = (0, 0)
-    if isinstance(trained, TrainedStudent) and len(plan.rows) * len(plan.columns) > 1:
-        if receptive_field(trained.student).radius is None:
-            if blocking.block is not None:
-                raise DistillError(
-                    "--block: this student's encoder pools or attends over the whole section; expected blocks of whole "
-                    f"sections, {shape[1]} x {shape[2]}"
-                )
-            plan = make_plan(shape, decoding, (plan.depth, *shape[1:]))
-        else:
-            around = halo(trained.student, NEAREST)
+    plan, around = _plan(trained, decoding, shape, blocking)
+    single = blocking.workers > 1 and blocking.scheduler is None
     return Work(
-        source=source,
+        source=request.source,
         resolution=options.resolution,
         first=frame.first,
         weights=str(trained.path),
         weights_sha256=hashlib.sha256(trained.path.read_bytes()).hexdigest(),
-        network=network,
+        network=blocking.network,
         method=method,
         threshold=threshold_of(method, options, trained.notes),
-        store=str(out.absolute()),
+        store=str(request.out.absolute()),
         plan=plan,
         halo=around,
         device=options.device,
         precision=begun.chosen.precision,
         backend=begun.backend,
         normaliser=normaliser,
-        threads=max(1, _cores() // blocking.workers) if blocking.workers > 1 and blocking.scheduler is None else None,
+        threads=max(1, _cores() // blocking.workers) if single else None,
         rescaling=rescaling,
     )
 
 
-class _Run:
-    """The phases, each of which goes on where it was broken off."""
+def _load(request: Request) -> tuple[TrainedStudent | TrainedTeacher, DecoderConfig]:
+    """Load the network, and the configuration of its decoder.
 
-    def __init__(
-        self,
-        out: Path,
-        work: Work,
-        frame: Frame,
-        blocking: Blocking,
-        found: Segmented,
-        on_progress: OnProgress,
-        note: Note,
-        on_start: OnStart,
-    ) -> None:
-        self._out, self._work, self._frame, self._blocking = out, work, frame, blocking
-        self._found, self._on_progress, self._note, self._on_start = found, on_progress, note, on_start
+    Raises:
+        CheckpointError: no weights, or no query decoder for the method `query`.
+    """
+    method, block = request.blocking.method, request.blocking.block
+    if request.blocking.network == "teacher":
+        teacher = load_teacher(request.model, _CPU)
+        return teacher, teacher.config.decoder
+    student = by_method(load_student(request.model, _CPU), method, block)
+    if method == "query" and student.decoder is None:
+        raise CheckpointError(f"{student.path}: has no query decoder, expected --method flood for this model")
+    return student, student.decoding
+
+
+def _plan(
+    trained: TrainedStudent | TrainedTeacher, decoding: DecoderConfig, shape: Triple, blocking: Blocking
+) -> tuple[Plan, tuple[int, int]]:
+    """Divide a volume into blocks, and return the halo in pixels with which the student reads them.
+
+    Raises:
+        DistillError: the model cannot process blocks of the requested size.
+    """
+    block = blocking.block
+    if blocking.method == "query" and block is not None and block[0] != decoding.block[0]:
+        raise DistillError(f"--block: found {block[0]} sections, expected {decoding.block[0]} as this model's decoder")
+    plan = make_plan(shape, decoding, block)
+    if not isinstance(trained, TrainedStudent) or len(plan.rows) * len(plan.columns) == 1:
+        return plan, (0, 0)
+    if receptive_field(trained.student).radius is not None:
+        return plan, halo(trained.student, NEAREST)
+    if block is not None:
+        raise DistillError(
+            "--block: this student's encoder pools or attends over the whole section; expected blocks of whole "
+            f"sections, {shape[1]} x {shape[2]}"
+        )
+    return make_plan(shape, decoding, (plan.depth, *shape[1:])), (0, 0)
+
+
+class _Run:
+    """Phases of a segmentation; each continues where it was interrupted."""
+
+    def __init__(self, request: Request, work: Work, frame: Frame, callbacks: Callbacks, found: Segmented) -> None:
+        self._out, self._blocking = request.out, request.blocking
+        self._work, self._frame, self._callbacks, self._found = work, frame, callbacks, found
 
     def all(self) -> None:
         """Do what is not done."""
         out, about = self._out, made_by(self._out)
-        blocks = undone_blocks(out, self._work, self._note) if about is None or self._shelved() else []
+        blocks = undone_blocks(out, self._work, self._callbacks.note) if about is None or self._shelved() else []
         if about is None or blocks or not self._is_result(about):
             if blocks:
                 self._gather()
@@ -283,7 +275,7 @@ class _Run:
 
     def _all(self, blocks: list[int]) -> None:
         blocking, out = self._blocking, self._out
-        with open_pool(blocking.workers, blocking.scheduler, blocking.retries, self._note) as pool:
+        with open_pool(blocking.workers, blocking.scheduler, blocking.retries, self._callbacks.note) as pool:
             self._blocks(pool, blocks)
             digest = self._digest()
             note = mapping_note(out, digest)
@@ -328,13 +320,13 @@ class _Run:
     def _blocks(self, pool: Pool, blocks: list[int]) -> None:
         plan, began = self._work.plan, time.perf_counter()
         done, voxels = plan.count - len(blocks), 0
-        self._on_start(done, plan.count)
+        self._callbacks.on_start(done, plan.count)
 
         def on_done(result: TaskReport) -> None:
             nonlocal done, voxels
             self._found.add(result)
             done, voxels = done + 1, voxels + plan.block(result.index).owned.voxels
-            self._on_progress(done, plan.count, rate(voxels / 1e6, time.perf_counter() - began, "Mvoxel"))
+            self._callbacks.on_progress(done, plan.count, rate(voxels / 1e6, time.perf_counter() - began, "Mvoxel"))
 
         tasks = (Task(str(plan.block(index)), solve_block, (self._work, index)) for index in blocks)
         self._run(pool, tasks, f"{plan.count} blocks", on_done)
@@ -357,7 +349,7 @@ class _Run:
         if failed:
             more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
             raise DistillError(
-                f"{self._out}: {failed[0]}{more}; of {of} the others are kept, --resume goes on with what failed"
+                f"{self._out}: {failed[0]}{more}; of {of} the others are kept; --resume repeats those that failed"
             ) from failed[0].error
 
     def _merge(self, digest: str) -> None:

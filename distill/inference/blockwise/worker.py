@@ -145,7 +145,7 @@ def _tools(work: Work) -> _Tools:
     """Return the source and the network of this process."""
     found = hashlib.sha256(Path(work.weights).read_bytes()).hexdigest()
     if found != work.weights_sha256:
-        raise CheckpointError(f"{work.weights}: found SHA-256 {found} here, expected {work.weights_sha256}")
+        raise CheckpointError(f"{work.weights}: found SHA-256 {found} on this machine, expected {work.weights_sha256}")
     if work.threads is not None:
         torch.set_num_threads(work.threads)
     name = worker_name()

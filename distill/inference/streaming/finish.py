@@ -131,8 +131,8 @@ def _contiguous(out: Path, lines: Sequence[Line], job: dict[str, Any]) -> int:
     holes = sorted(set(range(total if total and job["parts"] > 1 else numbers[-1] + 1)) - set(numbers))
     if holes:
         raise SourceError(
-            f"{out}: found {len(numbers)} sections done, but not {_spans(holes)}; expected all, go on with those "
-            "ranges and --resume"
+            f"{out}: found {len(numbers)} sections done, but not {_spans(holes)}; expected all: run those "
+            "ranges with --resume"
         )
     return len(numbers)
 

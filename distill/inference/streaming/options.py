@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from distill.core.affinity import NEAREST
+from distill.core.choices import StoredEmbedding, StreamMethod
 from distill.core.errors import DistillError
 from distill.core.geometry import Triple
-from distill.inference.streaming.output.store import Kept
 from distill.inference.streaming.plan import WHOLE, Part
 from distill.inference.streaming.sections.quality import KINDS, POLICIES
 from distill.inference.streaming.sections.watch import Following
@@ -20,14 +19,17 @@ class Streaming:
     """Options specific to a stream."""
 
     segment: bool = True
-    method: Literal["flood", "query"] | None = None  # None: as the store was begun, or `flood`
+    method: StreamMethod | None = None  # None: as the store was begun, or `flood`
     offsets: Sequence[Triple] = NEAREST
-    embedding: Kept = "none"
+    embedding: StoredEmbedding = "none"
     on_bad: Sequence[str] = ()  # POLICY for all kinds, or KIND=POLICY
     resume: bool = False
     following: Following | None = None
     part: Part = WHOLE
     tile: int | None = None  # side of tiles in pixels; without segmentation sections are also written in tiles
+
+
+DEFAULT = Streaming()
 
 
 def parse_policies(texts: Sequence[str]) -> dict[str, str]:

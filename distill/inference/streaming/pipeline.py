@@ -236,8 +236,8 @@ class _Stream:
         policy = self._work.policies[flaw.kind]
         if policy == "fail":
             raise SourceError(
-                f"{section.name}: section {section.z} is bad: {flaw.kind} ({flaw.why}); mend it and go on with "
-                f"--resume, or go on with --resume --on-bad {flaw.kind}=skip (or bridge)"
+                f"{section.name}: section {section.z} is bad: {flaw.kind} ({flaw.why}); fix it and continue with "
+                f"--resume, or use --resume --on-bad {flaw.kind}=skip (or bridge)"
             )
         return Place(section.z, None, policy == "bridge")
 

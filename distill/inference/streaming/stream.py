@@ -1,11 +1,11 @@
-"""`distill stream`: the student on sections without end, into a store that grows and can be gone on with."""
+"""Run the student over a stream of sections and append to a resumable Zarr store (`distill stream`)."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from distill.core.timing import StageTimer
 from distill.inference.aside import forget_replaced, take_back
 from distill.inference.decode import by_method
 from distill.inference.grey_values import check_grey, normaliser_of
-from distill.inference.options import Note, Options, start
+from distill.inference.options import SILENT, Callbacks, Note, Options, Runtime, start
+from distill.inference.rescaling.results import Rescaling
 from distill.inference.rescaling.results import check_offsets as check_carried
 from distill.inference.rescaling.voxel_size import grid_for, record_of
 from distill.inference.streaming.begin import job_of, prepare, refuse_to_begin_again
 from distill.inference.streaming.finish import finish_claimed
-from distill.inference.streaming.options import Streaming, parse_policies
+from distill.inference.streaming.options import DEFAULT, Streaming, parse_policies
 from distill.inference.streaming.output.manifest import (
     Journal,
     Line,
@@ -50,8 +51,6 @@ from distill.models.load import TrainedStudent, load_student
 from students.streaming.runner import SectionRunner, check_stream_offsets
 
 _SOON = 1_000_000  # sections: a limit below this is reported while the number is unknown
-OnStart = Callable[[int, int | None], None]  # sections done, of how many
-OnProgress = Callable[[int, int | None, str], None]  # sections done, of how many, rate
 
 
 @dataclass(frozen=True)
@@ -77,83 +76,112 @@ class Streamed:
     chosen: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Request:
+    """Arguments of `stream`."""
+
+    source: str
+    model: str
+    out: Path
+    options: Options
+    streaming: Streaming
+
+
 def stream(
     source: str,
     model: str,
     out: Path,
     options: Options,
-    streaming: Streaming,
-    *,
-    on_progress: OnProgress,
-    note: Note,
-    on_start: OnStart = lambda done, total: None,
+    streaming: Streaming = DEFAULT,
+    callbacks: Callbacks = SILENT,
 ) -> Streamed:
-    """Run the student over sections; write affinities and, through slabs, instances.
+    """Run the student over sections; write affinities and, in slabs, segments.
 
     Args:
-        source: where the sections come from: a volume, a folder or glob of images, or `-` for paths on standard input.
-        model: run folder or weights file of a student.
-        out: Zarr store to make or to go on with.
+        source: source of the sections: a volume, a folder or glob of images, or `-` for paths on standard input.
+        model: run folder, weights file or bundled model.
+        out: Zarr store to create or to continue.
         options: see `Options`.
         streaming: see `Streaming`.
-        on_progress: called as layers become durable.
-        note: called with lines that the user should see.
-        on_start: called before the first section, with the number of those that are done already.
+        callbacks: see `Callbacks`; sections are counted.
 
     Returns:
-        What was done. The same store for any number of interruptions and processes.
+        Summary. The store is the same for any number of interruptions and processes.
 
     Raises:
-        DistillError: wrong use, bad input, a bad section under the policy `fail`, or the disk refuses. What is done
-            stays; a store without a finished layer is removed.
+        DistillError: wrong options, bad input, a bad section under the policy `fail`, or the disk refuses. Completed
+            sections are kept; a store without a complete layer is removed.
     """
     check_place(out)
     with claim(out, shared=streaming.part.of > 1):
-        return _stream(source, model, out, options, streaming, on_progress, note, on_start)
+        return _stream(Request(source, model, out, options, streaming), callbacks)
 
 
-def _stream(
-    source: str,
-    model: str,
-    out: Path,
-    options: Options,
-    streaming: Streaming,
-    on_progress: OnProgress,
-    note: Note,
-    on_start: OnStart,
-) -> Streamed:
-    """See `stream`; the caller has claimed `out`."""
-    policies = parse_policies(streaming.on_bad)
-    check_precision(options.precision)
-    check_stream_offsets(streaming.offsets)
-    fresh = not os.path.lexists(out) or not (streaming.resume or (streaming.part.of > 1 and is_stream(out)))
-    if fresh:
-        check_free(out, source, options.overwrite, resumable=is_stream(out))
-    elif not is_stream(out):
-        raise SourceError(f"{out}: found no stream to go on with, expected a store of distill stream")
-    if streaming.part.of > 1 and streaming.following is not None:
-        raise DistillError("--range: found --follow beside it, expected a source of known length")
-    known = [] if fresh or streaming.following is None else _known(out)
-    opened = None if streaming.following else _open(source, options, streaming, known, note)
+@dataclass(frozen=True)
+class _Job:
+    """A stream whose source and model are open and whose store exists.
+
+    Attributes:
+        sections: source, at the pixel size of the model.
+        trained: model, with the normaliser of the source.
+        runner: of the student.
+        runtime: device, precision and backend.
+        layout: of the store.
+        settings: recorded in the store.
+        rescaling: from the pixel size of the source; None if equal.
+        created: whether the store is new.
+        chosen: device and precision, for run.json.
+    """
+
+    sections: Source
+    trained: TrainedStudent
+    runner: SectionRunner
+    runtime: Runtime
+    layout: Layout
+    settings: dict[str, Any]
+    rescaling: Rescaling | None
+    created: bool
+    chosen: dict[str, str]
+
+
+def _stream(request: Request, callbacks: Callbacks) -> Streamed:
+    """See `stream`; the caller has claimed the store."""
+    job, stages = _open_job(request, callbacks.note), StageTimer()
+    lines = _run(request, job, callbacks, stages)
+    if request.streaming.part.of > 1:
+        bad = [one for one in lines if one.flaw]
+        return Streamed(job.settings, len(lines), bad, stages.seconds, None, False, job.chosen)
+    with stages.timed("finish"):
+        finished = finish_claimed(request.out, request.options.merge)
+    forget_replaced(request.out)
+    objects = finished.about.get("objects")
+    return Streamed(finished.about, finished.sections, finished.bad, stages.seconds, objects, True, job.chosen)
+
+
+def _open_job(request: Request, note: Note) -> _Job:
+    """Open source and model, check that they fit, and create the store or check that it belongs to the same stream."""
+    out, options, streaming = request.out, request.options, request.streaming
+    fresh = _check_request(request)
+    following = streaming.following is not None
+    known = _known(out) if following and not fresh else []
+    opened = None if following else _open(request, known, note)
     earlier = {} if fresh else read_job(out)
     begun = start(options, earlier)
     runtime = begun.runtime
     method = streaming.method or ("flood" if fresh else method_of(earlier))
-    trained = by_method(load_student(model, runtime.device), method)
+    trained = by_method(load_student(request.model, runtime.device), method)
     streaming = replace(streaming, method=method)
-    held: list[str] = []  # what is said before the settings are known to be good
-    shown, note = note, held.append
-    if streaming.following is not None:  # which may wait long for the first section
-        _say(shown, begun.lines)
+    held: list[str] = []  # lines that are shown once the settings are known to be valid
+    if following:  # the first section may arrive much later
+        _say(note, begun.lines)
     if streaming.segment and method == "query" and trained.decoder is None:
-        note(f"{trained.path} has no query decoder: affinities only. For instances: --method flood")
+        held.append(f"{trained.path} has no query decoder: affinities only. For instances: --method flood")
         streaming = replace(streaming, segment=False)
-    step = trained.decoding.block[0] - 1 if streaming.segment else None
-    # A folder that is followed may not have its first section yet: a wrong model is told of before that is waited for.
-    sections = opened or _open(source, options, streaming, known, shown)
+    # A followed folder may still be empty: errors of the model are reported before the first section is waited for.
+    sections = opened or _open(request, known, note)
     trained = replace(trained, normaliser=normaliser_of(trained, options.grey))
-    check_grey(trained.normaliser, sections.kind.dtype, sections.name, note)
     recorded = sections.kind
+    check_grey(trained.normaliser, recorded.dtype, sections.name, held.append)
     rescaling = grid_for(
         trained.path,
         trained.notes,
@@ -161,12 +189,96 @@ def _stream(
         recorded.size,
         recorded.resolution,
         rescale=options.rescale,
-        note=note,
+        note=held.append,
     )
     if rescaling is not None:
         check_carried(streaming.offsets)
         sections = RescaledSource(sections, rescaling)
-    runner = SectionRunner(
+    runner = _runner(trained, runtime, streaming)
+    layout = _layout(
+        recorded,
+        trained,
+        streaming,
+        in_pieces=streaming.tile is not None and not streaming.segment and rescaling is None,
+    )
+    if layout.segment:
+        _check_numbers(sections, trained, layout, note)
+    settings = job_of(request.source, trained, options, streaming, sections, layout, begun, runner)
+    settings["rescaled"] = record_of(rescaling, recorded.resolution)
+    created = prepare(out, layout, settings, sections.total, streaming, options)
+    _say(note, held if following else (*begun.lines, *held))
+    return _Job(sections, trained, runner, runtime, layout, settings, rescaling, created, begun.chosen.record())
+
+
+def _check_request(request: Request) -> bool:
+    """Check options and output, and return whether a new store is to be created.
+
+    Raises:
+        DistillError: options that exclude each other, or an output that can be neither created nor continued.
+    """
+    out, options, streaming = request.out, request.options, request.streaming
+    parse_policies(streaming.on_bad)
+    check_precision(options.precision)
+    check_stream_offsets(streaming.offsets)
+    fresh = not os.path.lexists(out) or not (streaming.resume or (streaming.part.of > 1 and is_stream(out)))
+    if fresh:
+        check_free(out, request.source, options.overwrite, resumable=is_stream(out))
+    elif not is_stream(out):
+        raise SourceError(f"{out}: found no stream to continue, expected a store of distill stream")
+    if streaming.part.of > 1 and streaming.following is not None:
+        raise DistillError("--range: found --follow as well, expected a source of known length")
+    return fresh
+
+
+def _run(request: Request, job: _Job, callbacks: Callbacks, stages: StageTimer) -> list[Line]:
+    """Process all sections that are not done, and return the lines of the manifest of this range."""
+    out, streaming, layout = request.out, request.streaming, job.layout
+    total, journal = job.sections.total, None
+    try:
+        layers, last = share(streaming.part, total, layout.depth)
+        journal = Journal(out, layers.start)
+        refuse_to_begin_again(journal, streaming, job.created)
+        before = layers.start * layout.depth
+        before += len(lines_that_stay(journal.path, layout.depth, total, layout.segment))
+        end = total if last else layers.stop * layout.depth
+        area, began = layout.size[0] * layout.size[1], time.perf_counter()
+        callbacks.on_start(before, end)
+
+        def on_section(done: int) -> None:
+            voxels, seconds = (done - before) * area, time.perf_counter() - began
+            callbacks.on_progress(done, end, rate(voxels / 1e6, seconds, "Mvoxel"))
+
+        work = Work(
+            job.sections,
+            job.trained,
+            job.runner,
+            job.runtime,
+            StreamStore(out, layout),
+            parse_policies(streaming.on_bad),
+            layers,
+            last,
+            streaming.tile is not None and not layout.segment and job.rescaling is None,
+            None if job.rescaling is None else OnRecorded(job.rescaling, layout.offsets),
+        )
+        run_engine(work, journal, stages, on_section)
+    except BaseException as error:
+        done = len(read_lines(journal.path)) if journal is not None else 0
+        if job.created and not done and streaming.part.of == 1:
+            if journal is not None:
+                journal.close()
+                journal = None
+            take_back(out)
+        elif isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"{out}: {done} sections are done; continue with --resume") from None
+        raise
+    finally:
+        if journal is not None:
+            journal.close()
+    return read_lines(journal.path)
+
+
+def _runner(trained: TrainedStudent, runtime: Runtime, streaming: Streaming) -> SectionRunner:
+    return SectionRunner(
         trained.student,
         trained.slab if streaming.segment else None,
         device=runtime.device,
@@ -177,58 +289,6 @@ def _stream(
         embedding=None if streaming.embedding == "none" else streaming.embedding,
         normaliser=trained.normaliser,
     )
-    in_pieces = streaming.tile is not None and not streaming.segment and rescaling is None
-    layout = _layout(recorded, trained, streaming, step, in_pieces=in_pieces)
-    if layout.segment:
-        _check_numbers(sections, trained, layout, shown)
-    job = job_of(source, trained, options, streaming, sections, layout, begun, runner)
-    job["rescaled"] = record_of(rescaling, recorded.resolution)
-    created = prepare(out, layout, job, sections.total, streaming, options)
-    _say(shown, held if streaming.following is not None else (*begun.lines, *held))
-    note = shown
-    stages = StageTimer()
-    journal = None
-    try:
-        layers, last = share(streaming.part, sections.total, layout.depth)
-        journal = Journal(out, layers.start)
-        refuse_to_begin_again(journal, streaming, created)
-        before = layers.start * layout.depth
-        before += len(lines_that_stay(journal.path, layout.depth, sections.total, layout.segment))
-        end = sections.total if last else layers.stop * layout.depth
-        area, began = layout.size[0] * layout.size[1], time.perf_counter()
-        on_start(before, end)
-
-        def on_section(done: int) -> None:
-            voxels, seconds = (done - before) * area, time.perf_counter() - began
-            on_progress(done, end, rate(voxels / 1e6, seconds, "Mvoxel"))
-
-        store = StreamStore(out, layout)
-        back = None if rescaling is None else OnRecorded(rescaling, layout.offsets)
-        work = Work(sections, trained, runner, runtime, store, policies, layers, last, in_pieces, back)
-        run_engine(work, journal, stages, on_section)
-    except BaseException as error:
-        done = len(read_lines(journal.path)) if journal is not None else 0
-        if created and not done and streaming.part.of == 1:
-            if journal is not None:
-                journal.close()
-                journal = None
-            take_back(out)
-        elif isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"{out}: {done} sections are done; go on with --resume") from None
-        raise
-    finally:
-        if journal is not None:
-            journal.close()
-    chosen = begun.chosen.record()
-    if streaming.part.of > 1:
-        lines = read_lines(journal.path)
-        bad = [one for one in lines if one.flaw]
-        return Streamed(job, len(lines), bad, stages.seconds, None, False, chosen)
-    with stages.timed("finish"):
-        finished = finish_claimed(out, options.merge)
-    forget_replaced(out)
-    objects = finished.about.get("objects")
-    return Streamed(finished.about, finished.sections, finished.bad, stages.seconds, objects, True, chosen)
 
 
 def _check_numbers(sections: Source, trained: TrainedStudent, layout: Layout, note: Note) -> None:
@@ -260,10 +320,11 @@ def _known(out: Path) -> list[str | None]:
     return [None if line.flaw == "missing" else line.source for line in lines]
 
 
-def _open(source: str, options: Options, streaming: Streaming, known: Sequence[str | None], note: Note) -> Source:
+def _open(request: Request, known: Sequence[str | None], note: Note) -> Source:
+    source, options, streaming = request.source, request.options, request.streaming
     if streaming.following is not None:
         if options.sections is not None:
-            raise DistillError("--sections: found --follow beside it, expected --until for the end of a stream")
+            raise DistillError("--sections: found --follow as well, expected --until for the end of a stream")
         return FollowSource(Path(source), streaming.following, options.resolution, known=known, note=note)
     text, chosen = split_selection(source)
     nm = chosen.resolution or options.resolution
@@ -275,7 +336,8 @@ def _open(source: str, options: Options, streaming: Streaming, known: Sequence[s
     return VolumeSource(open_grey(source, resolution=options.resolution), options.sections)
 
 
-def _layout(kind: Kind, trained: TrainedStudent, streaming: Streaming, step: int | None, *, in_pieces: bool) -> Layout:
+def _layout(kind: Kind, trained: TrainedStudent, streaming: Streaming, *, in_pieces: bool) -> Layout:
+    step = trained.decoding.block[0] - 1 if streaming.segment else None
     embedding = streaming.embedding
     channels = trained.student.embedding_channels
     layout = Layout(

@@ -14,12 +14,12 @@ from typing import Any
 from distill.config import DataConfig, Pair, checked_pair
 from distill.config.data import PartName, spans
 from distill.core.atomic import write_text
+from distill.core.choices import Network
 from distill.core.errors import CheckpointError, DistillError, SourceError
 from distill.core.version import VERSION
 from distill.inference.options import Runtime
 from distill.models.load import find_weights, pick_device
 from distill.training.ablation.scores import (
-    Network,
     NetworkScores,
     score_weights,
     waterz_is_here,
@@ -199,8 +199,9 @@ def _about(config: Pair, runs: Sequence[Run], scored: PartName, seeds: Sequence[
     ]
     if scored == "validation":
         lines.append(
-            "The scored sections are those that checkpoints and thresholds were chosen on: differences between the "
-            "rows mean something, their level is a little too good. student.data.test names sections of their own."
+            "The scored sections are those that checkpoints and thresholds were chosen on: differences between "
+            "rows are meaningful, but the level of all scores is slightly too good. Set student.data.test to score on "
+            "separate sections."
         )
     return lines
 

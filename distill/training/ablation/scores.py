@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from distill.config import DataConfig
 from distill.core.affinity import affinity_targets, as_label_tensor
 from distill.core.atomic import write_text
+from distill.core.choices import Network
 from distill.core.normalisation import UNCHANGED, Normaliser
 from distill.evaluation.affinities import affinity_scores
 from distill.evaluation.contingency import Scores
@@ -31,8 +32,6 @@ from distill.training.validation import MERGE_THRESHOLDS, pooled
 
 WATERZ_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _VERSION = 2  # of what is kept; raised when the way of scoring changes
-
-Network = Literal["student", "teacher"]
 
 
 @dataclass(frozen=True)

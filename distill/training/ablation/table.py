@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.training.ablation.scores import MethodScores, Network, NetworkScores
+from distill.core.choices import Network
+from distill.training.ablation.scores import MethodScores, NetworkScores
 
 SCORED_METHODS: dict[str, Callable[[NetworkScores], MethodScores | None]] = {
     "query decoder": lambda scores: scores.query,

@@ -217,7 +217,7 @@ def _on_any_rank(flag: bool, fabric: Fabric) -> bool:
 
 def _not_finite(what: str, values: Mapping[str, float], path: Path) -> NotFiniteError:
     listed = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "loss")
-    kept = f"the last saved state is kept in {path}" if path.exists() else "no state had been saved yet"
+    kept = f"the last saved state is kept in {path}" if path.exists() else "no state had been saved"
     return NotFiniteError(
         f"training: {what} ({listed}); expected a finite number; {kept}. Try a lower student.training.lr, "
         "student.training.clip=1 or student.training.precision=32-true"

@@ -552,7 +552,7 @@ def test_unknown_device(refuses: Refuses, stream: Words, phantom: Path, train: C
         ("--sections", "4:21", "expected a range within 0:20"),
         ("--sections", "-2:4", "expected a range within 0:20"),
         ("--sections", "20:", "expected a range within 0:20"),
-        ("--precision", "16", "expected auto, 32-true or bf16-mixed"),
+        ("--precision", "16", "is not one of 'auto', '32-true', 'bf16-mixed'"),
         ("--merge", "1.5", "expected a number from 0 to 1"),
         ("--merge", "nan", "expected a number from 0 to 1"),
     ],
@@ -563,7 +563,7 @@ def test_bad_options(refuses: Refuses, stream: Words, phantom: Path, option: str
 
 @pytest.mark.parametrize(("option", "value"), [("--network", "both"), ("--method", "mutex")])
 def test_bad_choice_of_segment(refuses: Refuses, stream: Words, phantom: Path, option: str, value: str) -> None:
-    refuses(("segment", *stream(phantom)[1:], option, value), option, f"'{value}'", "expected ")
+    refuses(("segment", *stream(phantom)[1:], option, value), option, f"'{value}' is not one of ")
 
 
 def test_out_that_exists(refuses: Refuses, stream: Words, phantom: Path, tmp_path: Path) -> None:
@@ -803,11 +803,16 @@ def test_evaluate_that_does_not_fit(refuses: Refuses, streamed: Path, phantom: P
         ((segmentation, phantom, "--blocks", "2,8"), ("--blocks: found '2,8'",)),
         ((segmentation, phantom, "--list", tmp_path / "a.txt"), ("--list", "expected a file ending in .csv")),
         ((segmentation, phantom, "--plot", tmp_path / "a.gif"), ("found the suffix '.gif'",)),
-        ((segmentation, phantom, "--skeleton-units", "feet"), ("--skeleton-units: found 'feet'",)),
+        (
+            (segmentation, phantom, "--skeleton-units", "feet"),
+            ("'--skeleton-units': 'feet' is not one of 'nm', 'um', 'voxel'",),
+        ),
         ((segmentation, phantom, "--workers", "0"), ("--workers",)),
     ):
         refuses(("evaluate", *words), *says)
-    refuses(("evaluate", f"{streamed}:segmentation", phantom, "--preset", "best"), "'best'", ", ".join(PRESETS))
+    refuses(
+        ("evaluate", f"{streamed}:segmentation", phantom, "--preset", "best"), "'best'", ", ".join(map(repr, PRESETS))
+    )
 
 
 # ---------------------------------------------------------------- as a process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -63,3 +64,38 @@ def test_openvino_has_no_more_than_avx2() -> None:
     used = [one["primitiveType"].astype(str) for one in about if one["layerType"].astype(str) == "Convolution"]
     assert len(used) == 1
     assert "avx2" in used[0]
+
+
+RUN = {"--precision", "--normalise", "--missing"}
+CHOICES = {
+    "stream SOURCE": RUN | {"--backend", "--method", "--embedding"},
+    "segment SOURCE": RUN | {"--backend", "--method", "--network"},
+    "evaluate SEGMENTATION": {"--preset", "--skeleton-units", "--missing"},
+    "sweep AFFINITY LABELS": RUN | {"--preset"},
+    "export MODEL": {"--format"},
+    "copy SOURCE TARGET": {"--format", "--missing"},
+    "report RUN": {"--preset", "--precision"},
+}
+
+
+@pytest.mark.parametrize("words", CHOICES)
+def test_closed_sets_are_choices(cli: Any, words: str) -> None:
+    """`--help` lists the values, and a wrong one ends with exit code 2 and lists them as well."""
+    command, *given = words.split()
+    listed = dict(re.findall(r"(--[a-z-]+) <([a-z0-9-]+(?:\|[a-z0-9-]+)+)>", cli(command, "--help").out))
+    assert listed.keys() == CHOICES[words]
+    for option, values in listed.items():
+        said = cli(command, *given, option, "no-such")
+        assert said.code == 2
+        expected = ", ".join(map(repr, values.split("|")))
+        assert said.err == f"distill: Invalid value for '{option}': 'no-such' is not one of {expected}.\n"
+
+
+def test_options_of_groups_are_options_of_the_command() -> None:
+    from distill.cli import app
+    from distill.cli.arguments import FollowArguments, RunArguments, StreamArguments
+
+    command = get_command(app).commands["stream"]  # type: ignore[attr-defined]
+    defaults = {one.name: one.default for one in command.params}
+    for group in (RunArguments(), StreamArguments(), FollowArguments()):
+        assert {name: defaults[name] for name in vars(group)} == vars(group)

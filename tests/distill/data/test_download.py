@@ -119,7 +119,7 @@ def test_what_is_there_is_not_asked_for_again(site: Site, tmp_path: Path) -> Non
     target.write_bytes(BODY)
     assert not fetch(site.url, target, checksum=SHA, on_bytes=quiet, note=quiet)
     target.write_bytes(b"mine")
-    with pytest.raises(SourceError, match=r"file\.hdf: found sha256 .* it is left as it is"):
+    with pytest.raises(SourceError, match=r"file\.hdf: found sha256 .* it is not changed"):
         get(site, target)
     assert (target.read_bytes(), site.asked) == (b"mine", [])
 
@@ -129,7 +129,7 @@ def test_goes_on_where_the_connection_broke(site: Site, tmp_path: Path) -> None:
     lines: list[str] = []
     get(site, tmp_path / "file.hdf", retries=0, note=lines.append)
     assert (tmp_path / "file.hdf").read_bytes() == BODY
-    assert lines[0] == "file.hdf: the connection ended after 300,000 of 1,024,000 bytes; goes on in 0 s"
+    assert lines[0] == "file.hdf: the connection ended after 300,000 of 1,024,000 bytes; retrying in 0 s"
     assert len(lines) == 3
     assert site.asked == [None, "bytes=300000-", "bytes=300001-", "bytes=700001-"]
 

@@ -128,7 +128,7 @@ def test_cremi_files_stay_as_they_are(server: tuple[Path, str], phantom: Path, t
     with pytest.raises(ShapeError, match=r"found voxels of \(30\.0, 6\.0, 6\.0\) nm, expected \(40\.0"):
         fetched(replace(data, resolution=(40.0, 4.0, 4.0)), tmp_path / "data")
     wrong = replace(data, files=(replace(file, checksum="sha256:00"),))
-    with pytest.raises(SourceError, match=r"expected 00; it is left as it is"):
+    with pytest.raises(SourceError, match=r"expected 00; it is not changed"):
         fetched(wrong, tmp_path / "other", phantom)
     assert phantom.read_bytes() == body
 

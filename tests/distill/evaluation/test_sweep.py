@@ -121,7 +121,7 @@ def test_later_runs_take_the_file(
     said = cli("segment", *source, "--method", "waterz", "--thresholds", file, "--out", tmp_path / "w.zarr")
     assert (said.code, used(tmp_path / "w.zarr")) == (0, 0.35), said.err
     both = cli("finish", streamed, "--thresholds", file, "--merge", "0.5")
-    assert (both.code, "--thresholds: found --merge beside it" in both.err) == (2, True)
+    assert (both.code, "--thresholds: found --merge as well" in both.err) == (2, True)
 
 
 @pytest.mark.parametrize(

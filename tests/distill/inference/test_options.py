@@ -19,7 +19,7 @@ from distill.core.errors import CheckpointError, DistillError
 from distill.core.labels import compact
 from distill.inference.blockwise.options import Blocking
 from distill.inference.blockwise.segment import segment
-from distill.inference.options import WATERZ_THRESHOLD, Options, merge_threshold
+from distill.inference.options import WATERZ_THRESHOLD, Callbacks, Options, merge_threshold
 from distill.inference.streaming.options import Streaming
 from distill.inference.streaming.stream import stream
 from distill.io.volume import open_labels, open_volume
@@ -43,15 +43,13 @@ def quiet(*_: Any) -> None:
 
 
 def run_stream(source: object, model: object, out: Path, options: Options, **more: Any) -> dict[str, Any]:
-    note = more.pop("note", quiet)
-    return stream(
-        str(source), str(model), out, options, Streaming(**({"method": "query"} | more)), on_progress=quiet, note=note
-    ).about
+    callbacks = Callbacks(note=more.pop("note", quiet))
+    return stream(str(source), str(model), out, options, Streaming(**({"method": "query"} | more)), callbacks).about
 
 
 def run_segment(source: object, model: object, out: Path, options: Options, **more: Any) -> dict[str, Any]:
-    given = {"network": "student", "method": "query", "on_progress": quiet, "note": quiet, **more}
-    return segment(str(source), str(model), out, options, Blocking(), **given).about
+    callbacks = Callbacks(note=more.pop("note", quiet))
+    return segment(str(source), str(model), out, options, Blocking(**({"method": "query"} | more)), callbacks).about
 
 
 def arrays(out: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -128,4 +128,6 @@ def test_openvino_and_a_precision_that_it_lacks(monkeypatch: pytest.MonkeyPatch)
 
     processor(monkeypatch, UNABLE)
     lines = start(Options(device="cpu", precision="bf16-mixed", backend="openvino"), {}).lines
-    assert lines[-1] == "warning: OpenVINO computes the student in float32 here; --backend eager keeps to the precision"
+    assert (
+        lines[-1] == "warning: OpenVINO uses float32 for the student on this CPU; --backend eager keeps the precision"
+    )

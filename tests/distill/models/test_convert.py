@@ -14,7 +14,7 @@ from distill.config import StudentNetwork
 from distill.core.errors import CheckpointError, SourceError
 from distill.inference.blockwise.options import Blocking
 from distill.inference.blockwise.segment import segment
-from distill.inference.options import Options
+from distill.inference.options import Callbacks, Options
 from distill.inference.streaming.options import Streaming
 from distill.inference.streaming.stream import stream
 from distill.io.volume import open_volume
@@ -62,8 +62,8 @@ def runs(weights: Path, phantom: Path, folder: Path) -> None:
     """Stream: affinities only, and a note that says so; segment: by other methods only."""
     notes: list[str] = []
     words = str(phantom), str(weights)
-    out, told = folder / "out.zarr", {"on_progress": lambda *_: None, "note": notes.append}
-    about = stream(*words, out, OPTIONS, Streaming(method="query"), **told).about
+    out, callbacks = folder / "out.zarr", Callbacks(note=notes.append)
+    about = stream(*words, out, OPTIONS, Streaming(method="query"), callbacks).about
     assert about["method"] is None
     lines = [f"{weights} has no query decoder: affinities only. For instances: --method flood"]
     if "resolution" not in read_weights(weights).notes:
@@ -77,28 +77,10 @@ def runs(weights: Path, phantom: Path, folder: Path) -> None:
     assert affinity.std() > 0
     assert not (folder / "out.zarr" / "segmentation").exists()
     with pytest.raises(CheckpointError, match="has no query decoder, expected --method flood"):
-        segment(
-            *words,
-            folder / "query.zarr",
-            OPTIONS,
-            Blocking(),
-            network="student",
-            method="query",
-            on_progress=lambda *_: None,
-            note=notes.append,
-        )
+        segment(*words, folder / "query.zarr", OPTIONS, Blocking(network="student", method="query"), callbacks)
     assert not (folder / "query.zarr").exists()
     with pytest.raises(CheckpointError, match="holds a student, expected a teacher"):
-        segment(
-            *words,
-            folder / "query.zarr",
-            OPTIONS,
-            Blocking(),
-            network="teacher",
-            method="query",
-            on_progress=lambda *_: None,
-            note=notes.append,
-        )
+        segment(*words, folder / "query.zarr", OPTIONS, Blocking(network="teacher", method="query"), callbacks)
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_an_unknown_name_lists_the_bundled_ones(
         in said.err
     )
     monkeypatch.setattr(header, "_BUNDLED", tmp_path)
-    with pytest.raises(CheckpointError, match="no model is bundled here"):
+    with pytest.raises(CheckpointError, match="no model is bundled with this installation"):
         find_weights("tyni", "student")
 
 

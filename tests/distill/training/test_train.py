@@ -258,7 +258,7 @@ def test_steps_on_volumes_without_labels(train: Callable[..., Any], phantom: Pat
     assert said.code == 0, said.err
     assert [call.args[0] for call in warned.call_args_list] == [
         f"student.data.unlabelled.1: {coarse} has voxels of 30 x 12 x 12 nm, the labelled volume of 30 x 6 x 6 nm "
-        "(z, y, x); trained on as they are"
+        "(z, y, x); used without resampling"
     ]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = {row["step"]: {name for name in row if name.startswith("unlabelled_")} for row in rows if "loss" in row}

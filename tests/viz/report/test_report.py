@@ -248,7 +248,7 @@ def test_places(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"dir\.html: cannot be written"):
         report(copy, tmp_path / "dir.html", note=print)
     (copy / "student.yaml").unlink()
-    with pytest.raises(DistillError, match="--labels: found none, neither here nor in"):
+    with pytest.raises(DistillError, match="--labels: found none, nor any in"):
         report(copy, segmentations=["a.zarr"], note=print)
 
 
@@ -316,7 +316,10 @@ def test_seams_are_measured_on_demand(copy: Path, cli: Cli) -> None:
     (copy / "figures" / "seams.json").write_text('{"teacher": {"ratio": "<b>"}, "student": 3}')
     assert any("pca.png: cannot be shown" in text for text in written(copy).text_of("p"))
     said = cli("report", copy, "--seams", "--precision", "fp16")
-    assert (said.code, said.err) == (2, "distill: --precision: found 'fp16', expected auto, 32-true or bf16-mixed\n")
+    assert (said.code, said.err) == (
+        2,
+        "distill: Invalid value for '--precision': 'fp16' is not one of 'auto', '32-true', 'bf16-mixed'.\n",
+    )
 
 
 def test_the_sweep_is_that_of_the_best_validation(copy: Path) -> None:

@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from distill.core.atomic import flush
+from distill.core.choices import StreamMethod
 from distill.core.errors import SourceError
 from distill.inference.settings import check_settings, read_settings, settings_path
 from distill.io.readers.array import readable
@@ -148,7 +149,7 @@ def check_job(store: Path, job: Mapping[str, Any], *, free: bool) -> None:
     check_settings(store, begun | {"method": method_of(begun)}, job, (*_FREE, *moved) if free else _NEVER_COMPARED)
 
 
-def method_of(job: Mapping[str, Any]) -> Literal["flood", "query"]:
+def method_of(job: Mapping[str, Any]) -> StreamMethod:
     """How a stream makes instances; stores from before there was a choice have `query`."""
     return "flood" if job.get("method") == "flood" else "query"
 

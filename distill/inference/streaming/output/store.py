@@ -12,13 +12,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.affinity_conventions import attributes
 from distill.core.atomic import flush
+from distill.core.choices import StoredEmbedding
 from distill.core.geometry import Box, Nanometres, Triple
 from distill.io.writers.levels import Level, ome_image
 from distill.io.writers.store import (
@@ -34,7 +35,6 @@ INNER = 128  # voxels of a chunk along y and x: with 16 sections as many as in 6
 SHARD = 1024  # of a layer's file: smaller for an embedding, whose channels are encoded together
 EMBEDDING_SHARD = 512
 SECTION_SHARD, SECTION_INNER = 2048, 256
-Kept = Literal["none", "uint8", "float16"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Layout:
     size: tuple[int, int]
     depth: int
     offsets: tuple[Triple, ...]
-    embedding: Kept
+    embedding: StoredEmbedding
     channels: int
     segment: bool
     resolution: Nanometres
@@ -175,7 +175,7 @@ class StreamStore:
         return Box((first, 0, 0), (first + depth, *self.layout.size))
 
 
-def embedding_attributes(kept: Kept) -> dict[str, Any]:
+def embedding_attributes(kept: StoredEmbedding) -> dict[str, Any]:
     """Return the attributes that convert stored values to unit vectors: value * scale + shift."""
     if kept == "uint8":
         return {"scale": 2 / 255, "shift": -1.0, "normalised": True}

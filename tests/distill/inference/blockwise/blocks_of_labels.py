@@ -19,7 +19,7 @@ from distill.inference.blockwise.options import Blocking
 from distill.inference.blockwise.plan import Block, Plan, make_plan
 from distill.inference.blockwise.segment import Segmented, segment
 from distill.inference.blockwise.worker import Work
-from distill.inference.options import Options
+from distill.inference.options import Callbacks, Options
 from distill.io.volume import Volume
 from distill.io.writers.cremi import write_cremi
 
@@ -113,21 +113,21 @@ class Setting:
         """How the source is cut."""
         return make_plan(self.shape, self.config, block or (3, 30, 30))
 
-    def work(self, source: str, model: str, out: Path, options: Options, blocking: Blocking, *rest: Any) -> Work:
+    def work(self, request: recipe.Request, *rest: Any) -> Work:
         """In place of `_work`: no weights are loaded."""
         method = self.known.method
         text = Path(self.weights).read_text()
         return Work(
-            source=source,
+            source=request.source,
             resolution=None,
             first=0,
             weights=str(self.weights),
             weights_sha256=text,
             network="student",
             method=method,
-            threshold=options.merge,
-            store=str(out),
-            plan=self.plan(blocking.block),
+            threshold=request.options.merge,
+            store=str(request.out),
+            plan=self.plan(request.blocking.block),
             halo=(0, 0),
             device="cpu",
             precision="32-true",
@@ -136,9 +136,8 @@ class Setting:
 
     def run(self, out: Path, options: Options = EXACT, **more: Any) -> Segmented:
         """Segment."""
-        told = {name: more.pop(name, quiet) for name in ("on_progress", "note")}
-        blocking = Blocking(**more)
-        return segment(str(self.source), "weights", out, options, blocking, network="student", method="query", **told)
+        callbacks = Callbacks(**{name: more.pop(name) for name in ("on_progress", "note") if name in more})
+        return segment(str(self.source), "weights", out, options, Blocking(method="query", **more), callbacks)
 
 
 def tree(store: Path) -> dict[str, bytes]:

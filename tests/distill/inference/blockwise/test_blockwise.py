@@ -195,7 +195,7 @@ def test_voxels_that_are_gone_are_told_and_done_again(setting: Setting, tmp_path
     setting.known.fails, setting.known.solved = {}, []
     setting.run(out, resume=True, note=told.append)
     lost = setting.plan(None).at(1, 0, 1)
-    assert told[-1] == f"{out}: {lost} has a table, but its voxels are not there (supervoxels); it is done again"
+    assert told[-1] == f"{out}: {lost} has a table, but its voxels are missing (supervoxels); it is done again"
     assert setting.known.solved == [lost.index, 7]
     assert tree(out) == tree(tmp_path / "whole.zarr")
 
@@ -222,7 +222,7 @@ def test_another_store_source_or_plan_is_refused(setting: Setting, tmp_path: Pat
     with pytest.raises(SourceError, match=r"was begun with resolution \[30.0, 6.0, 6.0\], found \[30.0, 6.0, 7.0\]"):
         setting.run(out, resume=True)
     (tmp_path / "other.zarr").mkdir()
-    with pytest.raises(SourceError, match="found no blocks to go on with, expected a store of distill segment"):
+    with pytest.raises(SourceError, match="found no blocks to continue, expected a store of distill segment"):
         setting.run(tmp_path / "other.zarr", resume=True)
 
 
@@ -363,7 +363,7 @@ def test_a_worker_of_a_store_that_was_replaced_writes_nothing(setting: Setting, 
     setting.known.fails = {7: 99}
     with pytest.raises(DistillError):
         setting.run(out)
-    work = replace(setting.work("", "", out, EXACT, Blocking()), created="the day before")
+    work = replace(setting.work(recipe.Request("", "", out, EXACT, Blocking())), created="the day before")
     with pytest.raises(SourceError, match=r"out\.zarr: was begun at .*, expected the one of the day before"):
         work_module.solve_block(work, 3)
 

@@ -19,7 +19,7 @@ from distill.core.errors import DistillError
 from distill.inference.blockwise.executor import Task, Workers, open_pool
 from distill.inference.blockwise.options import Blocking
 from distill.inference.blockwise.segment import Segmented, segment
-from distill.inference.options import Options
+from distill.inference.options import Callbacks, Options
 from distill.io.volume import open_labels, open_volume
 
 OPTIONS = Options(sections=(0, 8), device="cpu", precision="32-true", backend="eager", merge=0.5)
@@ -31,11 +31,10 @@ def go(run: Path, phantom: Path) -> Go:
     """`distill segment` in blocks of the phantom's first sections."""
 
     def segmented(out: Path, **more: Any) -> Segmented:
-        named = {name: more.pop(name, value) for name, value in (("network", "student"), ("method", "query"))}
-        told = {name: more.pop(name, quiet) for name in ("on_progress", "note")}
+        callbacks = Callbacks(**{name: more.pop(name) for name in ("on_progress", "note") if name in more})
         out.parent.mkdir(parents=True, exist_ok=True)
         options = more.pop("options", OPTIONS)
-        return segment(str(phantom), str(run), out, options, Blocking(**more), **named, **told)
+        return segment(str(phantom), str(run), out, options, Blocking(**({"method": "query"} | more)), callbacks)
 
     return segmented
 
@@ -119,7 +118,7 @@ def test_a_scheduler_that_goes_is_told_of(monkeypatch: pytest.MonkeyPatch) -> No
             raise OSError("closed")
 
     monkeypatch.setattr(pool_module, "_LOST", 0.2)
-    with pytest.raises(DistillError, match=r"host:1: the scheduler is gone; blocks that are done are kept, go on with"):
+    with pytest.raises(DistillError, match=r"host:1: the scheduler has stopped; completed blocks are kept"):
         Workers(Gone(), "host:1", 2, quiet).run([], quiet)
 
 
@@ -140,7 +139,7 @@ def test_a_scheduler_that_goes_with_a_result_is_told_of(monkeypatch: pytest.Monk
             return Future()
 
     monkeypatch.setattr(Workers, "_ended", lambda self, running: list(running))
-    with pytest.raises(DistillError, match=r"host:1: the scheduler is gone"):
+    with pytest.raises(DistillError, match=r"host:1: the scheduler has stopped"):
         Workers(Client(), "host:1", 2, quiet).run([Task("block 0", quiet, ())], quiet)
 
 

@@ -54,16 +54,14 @@ def quiet(*_: Any) -> None:
 
 def run_stream(source: object, run: Path, out: Path, *, rescale: bool = True, **more: Any) -> dict[str, Any]:
     chosen = options(rescale=rescale)
-    return stream(
-        str(source), str(run), out, chosen, Streaming(**({"method": "query"} | more)), on_progress=quiet, note=quiet
-    ).about
+    return stream(str(source), str(run), out, chosen, Streaming(**({"method": "query"} | more))).about
 
 
 def run_segment(
     source: object, run: Path, out: Path, *, rescale: bool = True, block: Any = None, resume: bool = False
 ) -> dict[str, Any]:
-    given: dict[str, Any] = {"network": "student", "method": "query", "on_progress": quiet, "note": quiet}
-    return segment(str(source), str(run), out, options(rescale=rescale), Blocking(block, resume=resume), **given).about
+    blocking = Blocking(block, resume=resume, method="query")
+    return segment(str(source), str(run), out, options(rescale=rescale), blocking).about
 
 
 class Recorded:
@@ -162,7 +160,7 @@ def test_a_stream_is_the_same_however_it_is_done(
         run_stream(*words, offsets=FURTHER, segment=False, tile=32)
     else:
         given = Streaming(method="query", offsets=FURTHER, following=Following(settle=0.01, until=SHAPE[0]))
-        stream(str(folder), str(run), out, chosen, given, on_progress=quiet, note=quiet)
+        stream(str(folder), str(run), out, chosen, given)
     if way == "tiles":  # kernels add up in another order
         found, wanted = (read(store, "affinity").astype(int) for store in (out, whole))
         np.testing.assert_allclose(found, wanted, atol=1)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from distill.inference.options import Options
+from distill.inference.options import Callbacks, Options
 from distill.inference.streaming.options import Streaming
 from distill.inference.streaming.stream import Streamed, stream
 from distill.io.volume import open_volume
@@ -75,8 +75,8 @@ def go(run: Path) -> Run:
 
     def streamed(source: object, out: Path, *, options: Options | None = None, **more: Any) -> Streamed:
         chosen = options or Options(resolution=NM, device="cpu", precision="32-true", backend="eager")
-        told = {"on_progress": quiet, "note": quiet} | {k: more.pop(k) for k in ("on_progress", "note") if k in more}
-        return stream(str(source), str(run), out, chosen, Streaming(**({"method": "query"} | more)), **told)
+        callbacks = Callbacks(**{name: more.pop(name) for name in ("on_progress", "note") if name in more})
+        return stream(str(source), str(run), out, chosen, Streaming(**({"method": "query"} | more)), callbacks)
 
     return streamed
 

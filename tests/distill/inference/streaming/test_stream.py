@@ -294,7 +294,7 @@ def test_settings_must_stay(go: Go, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"was begun with precision \"32-true\", found \"bf16-mixed\""):
         go(folder, whole, options=Options(NM, None, "cpu", "bf16-mixed", backend="eager"), resume=True)
     (tmp_path / "other").mkdir()
-    with pytest.raises(SourceError, match="found no stream to go on with"):
+    with pytest.raises(SourceError, match="found no stream to continue"):
         go(folder, tmp_path / "other", resume=True)
     tifffile.imwrite(folder / "s_013.tif", np.zeros((96, 96), np.uint8))
     with pytest.raises(SourceError, match=r"was begun with sections 13, found 14"):

@@ -223,7 +223,7 @@ def test_interrupted_while_it_waits(
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=300)
     assert running.returncode == 130, err
-    assert err.splitlines()[-1] == f"distill: {out}: 6 sections are done; go on with --resume"
+    assert err.splitlines()[-1] == f"distill: {out}: 6 sections are done; continue with --resume"
     deliver(folder, arriving, names[8:], 0)
     go(arriving, out, following=Following(settle=0.02, until=13), resume=True)
     for name in ("affinity", "segmentation"):

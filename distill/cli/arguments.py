@@ -1,0 +1,225 @@
+"""Options of `distill stream` and `distill segment`, in the groups that their functions take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from distill.cli.options import (
+    Backend,
+    Device,
+    Invert,
+    Merge,
+    Normalise,
+    Overwrite,
+    Precision,
+    Rescale,
+    Resolution,
+    Sections,
+    Thresholds,
+    check_merge,
+    merge_of,
+    section_range,
+)
+from distill.core.choices import Method, Network, StoredEmbedding, StreamMethod
+from distill.core.errors import DistillError
+from distill.core.hardware import AUTO
+
+if TYPE_CHECKING:
+    from distill.inference.blockwise.options import Blocking
+    from distill.inference.options import Options
+    from distill.inference.streaming.options import Streaming
+    from distill.inference.streaming.sections.watch import Following
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """What stream and segment have in common; see `distill.inference.options.Options`."""
+
+    sections: Sections = None
+    resolution: Resolution = None
+    merge: Merge = None
+    thresholds: Thresholds = None
+    device: Device = "auto"
+    precision: Precision = AUTO
+    backend: Backend = "auto"
+    normalise: Normalise = None
+    invert: Invert = False
+    rescale: Rescale = False
+    overwrite: Overwrite = False
+
+    def options(self, method: str) -> Options:
+        """Return the options of the function.
+
+        Args:
+            method: of segmentation, by which a thresholds file is read.
+
+        Raises:
+            DistillError: options that exclude each other, or a wrong value.
+        """
+        from distill.core.geometry import parse_numbers
+        from distill.inference.grey_values import GreyValues
+        from distill.inference.options import Options
+
+        return Options(
+            resolution=parse_numbers(self.resolution, "--resolution") if self.resolution else None,
+            sections=section_range(self.sections),
+            device=self.device,
+            precision=self.precision,
+            merge=check_merge(merge_of(self.merge, self.thresholds, method)),
+            overwrite=self.overwrite,
+            backend=self.backend,
+            grey=GreyValues(self.normalise, self.invert),
+            rescale=self.rescale,
+        )
+
+
+@dataclass(frozen=True)
+class StreamArguments:
+    """What a stream computes and how it continues; see `distill.inference.streaming.options.Streaming`."""
+
+    no_segment: Annotated[bool, typer.Option("--no-segment", help="write affinities only")] = False
+    method: Annotated[
+        StreamMethod | None,
+        typer.Option(help="flood merges supervoxels by their contacts; query uses the query decoder; default: flood"),
+    ] = None
+    offset: Annotated[
+        list[str] | None,
+        typer.Option(metavar="Z,Y,X", help="also write affinities of this offset, in voxels; may be repeated"),
+    ] = None
+    embedding: Annotated[StoredEmbedding, typer.Option(help="also write the embedding, in this type")] = "none"
+    on_bad: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[KIND=]POLICY",
+            help="treatment of bad sections: fail, skip (leave the section empty and pair no sections across it) or "
+            "bridge (pair its neighbours); KIND is missing, corrupt, size, blank, saturated, contrast or position; "
+            "default: fail",
+        ),
+    ] = None
+    tile: Annotated[
+        int | None,
+        typer.Option(min=64, help="process sections that exceed the memory in tiles of this side, in pixels"),
+    ] = None
+    resume: Annotated[bool, typer.Option("--resume", help="continue the stream in OUT")] = False
+    part: Annotated[
+        str | None,
+        typer.Option("--range", metavar="I/N", help="process part I of N (from 0); run distill finish after all parts"),
+    ] = None
+
+    def streaming(self, following: Following | None) -> Streaming:
+        """Return the options of the function.
+
+        Raises:
+            DistillError: a wrong value.
+        """
+        from distill.core.affinity import NEAREST
+        from distill.core.geometry import parse_triple
+        from distill.inference.streaming.options import Streaming
+        from distill.inference.streaming.plan import parse_part
+
+        return Streaming(
+            segment=not self.no_segment,
+            method=self.method,
+            offsets=(*NEAREST, *(parse_triple(text, "--offset") for text in self.offset or [])),
+            embedding=self.embedding,
+            on_bad=tuple(self.on_bad or ()),
+            resume=self.resume,
+            following=following,
+            part=parse_part(self.part),
+            tile=self.tile,
+        )
+
+
+@dataclass(frozen=True)
+class FollowArguments:
+    """How a growing folder is followed; see `distill.inference.streaming.sections.watch.Following`."""
+
+    follow: Annotated[
+        bool, typer.Option("--follow", help="watch the folder SOURCE and process sections as they arrive")
+    ] = False
+    until: Annotated[int | None, typer.Option(min=1, help="--follow: end after this many sections")] = None
+    idle: Annotated[float | None, typer.Option(help="--follow: end after this many seconds without a new file")] = None
+    end_marker: Annotated[str, typer.Option(help="--follow: name of the file in the folder that ends the stream")] = (
+        "END"
+    )
+    settle: Annotated[float, typer.Option(help="--follow: seconds without change before a file is read")] = 2.0
+    patience: Annotated[
+        float,
+        typer.Option(
+            help="--follow: seconds until an unreadable file counts as corrupt, and a skipped number as missing"
+        ),
+    ] = 60.0
+
+    def following(self) -> Following | None:
+        """Return the options of the function; None without `--follow`.
+
+        Raises:
+            DistillError: an option of `--follow` without it.
+        """
+        from distill.inference.streaming.sections.watch import Following
+
+        if self.follow:
+            return Following(self.settle, self.patience, self.until, self.idle, self.end_marker)
+        if self.until is not None or self.idle is not None:
+            raise DistillError("--until, --idle: found no --follow, expected it as well")
+        return None
+
+
+@dataclass(frozen=True)
+class BlockArguments:
+    """How a volume is segmented in blocks; see `distill.inference.blockwise.options.Blocking`."""
+
+    network: Annotated[Network, typer.Option(help="network of MODEL that predicts affinities")] = "student"
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="flood merges supervoxels by their contacts; query uses the query decoder; waterz is watershed and "
+            "agglomeration; mws is the mutex watershed"
+        ),
+    ] = "flood"
+    block: Annotated[
+        str | None,
+        typer.Option(metavar="Z,Y,X", help="largest block, in voxels; default: the decoder's depth, 1024 x 1024"),
+    ] = None
+    workers: Annotated[int, typer.Option(min=0, help="processes on this machine; 0 or 1: this process")] = 0
+    scheduler: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="host:port or file of a Dask scheduler, instead of --workers"),
+    ] = None
+    retries: Annotated[int, typer.Option(min=0, help="attempts to repeat a block that fails")] = 2
+    resume: Annotated[bool, typer.Option("--resume", help="continue the segmentation in OUT")] = False
+
+    def blocking(self) -> Blocking:
+        """Return the options of the function.
+
+        Raises:
+            DistillError: options that exclude each other, or a wrong value.
+        """
+        from distill.core.geometry import parse_triple
+        from distill.inference.blockwise.options import Blocking
+
+        if self.scheduler is not None and self.workers:
+            raise DistillError("--scheduler: found --workers as well, expected one of them")
+        return Blocking(
+            network=self.network,
+            method=self.method,
+            block=None if self.block is None else parse_triple(self.block, "--block"),
+            workers=self.workers,
+            scheduler=self.scheduler,
+            retries=self.retries,
+            resume=self.resume,
+        )
+
+
+Model = Annotated[str, typer.Option(help="run folder, weights file or name of a bundled model")]
+StoreOut = Annotated[Path, typer.Option(metavar="OUT.zarr", help="Zarr store to write")]
+
+
+def check_resume(resume: bool, overwrite: bool) -> None:
+    """Raise an error for `--resume` with `--overwrite`."""
+    if resume and overwrite:
+        raise DistillError("--resume: found --overwrite as well, expected one of them")

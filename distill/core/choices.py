@@ -1,0 +1,18 @@
+"""Closed sets of names that options accept, shared by the command line and the functions behind it."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+BackendName = Literal["auto", "eager", "compile", "openvino", "onnxruntime"]
+Network = Literal["student", "teacher"]
+StreamMethod = Literal["flood", "query"]
+Method = Literal["flood", "query", "waterz", "mws"]
+METHODS: tuple[Method, ...] = get_args(Method)
+StoredEmbedding = Literal["none", "uint8", "float16"]
+NormalisationKind = Literal["none", "percentile", "mean-std", "local"]
+MissingData = Literal["refuse", "zero"]
+VolumeFormat = Literal["zarr3", "zarr2", "n5", "precomputed", "hdf5", "tiff"]
+ExportFormat = Literal["onnx", "openvino", "torch"]
+PresetName = Literal["skimage", "cremi", "agq", "cad"]
+SkeletonUnits = Literal["nm", "um", "voxel"]
