@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from distill.core.choices import NormalisationKind
 from distill.core.errors import DistillError, ShapeError, SourceError
 from distill.core.geometry import Box
 from distill.core.normalisation import (
     KINDS,
     NONE,
     UNCHANGED,
-    Kind,
     Normalisation,
     Normaliser,
     as_picture,
@@ -30,7 +30,7 @@ from distill.inference.blockwise.corrections import Sections, read_corrections, 
 from distill.inference.blockwise.tables import FOLDER
 from distill.io.volume import volume_from_array
 
-STATISTICAL: list[Kind] = ["percentile", "mean-std", "local"]
+STATISTICAL: list[NormalisationKind] = ["percentile", "mean-std", "local"]
 
 
 def section(shape: tuple[int, int] = (150, 170), seed: int = 0) -> NDArray[np.uint8]:
@@ -39,14 +39,16 @@ def section(shape: tuple[int, int] = (150, 170), seed: int = 0) -> NDArray[np.ui
     return np.clip(110 + 25 * drawn / drawn.std(), 10, 240).astype(np.uint8)
 
 
-def normaliser(kind: Kind, *, invert: bool = False) -> Normaliser:
+def normaliser(kind: NormalisationKind, *, invert: bool = False) -> Normaliser:
     return Normaliser(Normalisation(kind=kind, tile=48), invert)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 @given(y=st.integers(0, 149), x=st.integers(0, 169), height=st.integers(1, 150), width=st.integers(1, 170))
-def test_parts_are_normalised_as_the_whole(kind: Kind, dtype: Any, y: int, x: int, height: int, width: int) -> None:
+def test_parts_are_normalised_as_the_whole(
+    kind: NormalisationKind, dtype: Any, y: int, x: int, height: int, width: int
+) -> None:
     image = section().astype(dtype)
     if dtype == np.float32:
         image = image / np.float32(255)
@@ -59,7 +61,7 @@ def test_parts_are_normalised_as_the_whole(kind: Kind, dtype: Any, y: int, x: in
 
 
 @pytest.mark.parametrize("kind", STATISTICAL)
-def test_gain_offset_and_type_of_the_file_do_not_matter(kind: Kind) -> None:
+def test_gain_offset_and_type_of_the_file_do_not_matter(kind: NormalisationKind) -> None:
     image = section()
     whole = normaliser(kind).sections(image[None])[0]
     for other in (
@@ -146,7 +148,7 @@ def test_pictures_show_any_type() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_blocks_read_what_whole_sections_give(kind: Kind, tmp_path: Path) -> None:
+def test_blocks_read_what_whole_sections_give(kind: NormalisationKind, tmp_path: Path) -> None:
     raw = np.stack([section(seed=n) // (n + 1) for n in range(6)])
     volume, one = volume_from_array(raw, (30.0, 6.0, 6.0)), normaliser(kind)
     (tmp_path / FOLDER).mkdir()
@@ -166,7 +168,9 @@ def test_blocks_without_their_statistics_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_pixels_that_are_no_numbers_never_enter(kind: Kind, bad: float, dtype: Any, tmp_path: Path) -> None:
+def test_pixels_that_are_no_numbers_never_enter(
+    kind: NormalisationKind, bad: float, dtype: Any, tmp_path: Path
+) -> None:
     stack = np.stack([section(seed=n) for n in range(3)]).astype(dtype) / dtype(255)
     stack[1, 7, 9] = bad
     with pytest.raises(ShapeError, match=r"found 1 of 25,500 pixels that are no finite numbers"):
