@@ -21,7 +21,8 @@ from pydantic import (
 
 from distill.config.networks import TeacherConfig
 from distill.config.pair import Pair, StudentConfig
-from distill.core.errors import ConfigError
+from distill.core.errors import ConfigError, SourceError
+from distill.core.reasons import json_kind, read_yaml
 
 
 def load_pair(teacher: Path, student: Path, overrides: Sequence[str] = ()) -> Pair:
@@ -53,7 +54,11 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str], names: M
     """
     found: dict[str, Any] = copy.deepcopy(dict(values))
     for text in overrides:
-        _override(found, text)
+        try:
+            _override(found, text)
+        except ConfigError as error:
+            file = names.get(text.partition(".")[0])
+            raise ConfigError(f"{error} (in {file})" if file else str(error)) from None
     _known_keys(found["teacher"], TeacherConfig, names["teacher"], "")
     _known_keys(found["student"], StudentConfig, names["student"], "")
     expanded: dict[str, Any] = _expand(found)
@@ -94,17 +99,13 @@ def dump(config: BaseModel) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        found = read_yaml(path)
+    except SourceError as error:
+        raise ConfigError(str(error)) from None
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise ConfigError(f"{path}: found {type(found).__name__}, expected a mapping of keys")
+        raise ConfigError(f"{path}: found {json_kind(found)}, expected a mapping of keys")
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from distill.core.errors import SourceError
+from distill.core.reasons import shown
 
 _SHARE = 0.8  # of the memory that is free
 
@@ -32,9 +33,13 @@ def check_memory(name: str, what: str, shape: Sequence[int], dtype: np.dtype[Any
     free = free_memory()
     if free is not None and needed > _SHARE * free:
         raise SourceError(
-            f"{name}: {what} of shape {tuple(shape)} {dtype} takes {needed / 1e9:,.1f} GB, expected at most "
-            f"{_SHARE * free / 1e9:,.1f} GB, what is free on this machine"
+            f"{name}: {what} of shape {shown(list(shape))} {dtype} takes {_gigabytes(needed)}, expected at most "
+            f"{_gigabytes(int(_SHARE * free))}, what is free on this machine"
         )
+
+
+def _gigabytes(number: int) -> str:
+    return f"{number / 1e9:,.1f} GB" if number < 10**18 else "more than 1,000,000,000 GB"
 
 
 def free_memory() -> int | None:

@@ -202,6 +202,11 @@ def _run_length(
         skeletons = skeletonize(source, labels, wanted.resolution, wanted.known)
     else:
         return None
-    return evaluate_run_length(
-        source, skeletons, wanted.resolution, wanted.merge_nodes, workers=wanted.workers, on_block=on_block
-    )
+    try:
+        return evaluate_run_length(
+            source, skeletons, wanted.resolution, wanted.merge_nodes, workers=wanted.workers, on_block=on_block
+        )
+    except DistillError as error:
+        if str(error).startswith("skeletons: ") and wanted.skeletons is not None:
+            raise DistillError(f"{wanted.skeletons}: {str(error).removeprefix('skeletons: ')}") from None
+        raise

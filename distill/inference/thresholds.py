@@ -15,8 +15,8 @@ import yaml
 from distill.core.atomic import write_text
 from distill.core.choices import Method
 from distill.core.errors import ConfigError
+from distill.core.reasons import read_yaml
 from distill.core.version import VERSION
-from distill.io.readers.array import readable
 
 Edge = Literal["lowest", "highest"]
 
@@ -72,12 +72,7 @@ def threshold_of(path: Path, method: str) -> float:
         SourceError: the file is not there or cannot be read.
         ConfigError: not such a file, no such method in it, or a threshold outside [0, 1].
     """
-    with readable(path):
-        text = path.read_text(encoding="utf-8")
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    document = read_yaml(path)
     methods = document.get("methods") if isinstance(document, dict) else None
     if not isinstance(methods, dict):
         raise ConfigError(f"{path}: found no key 'methods', expected a file written by distill sweep")

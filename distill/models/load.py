@@ -16,6 +16,7 @@ from distill.config import DecoderConfig, StudentConfig, StudentNetwork, Teacher
 from distill.core.errors import CheckpointError, DistillError
 from distill.core.geometry import Nanometres
 from distill.core.normalisation import NONE, UNCHANGED, Normalisation, Normaliser
+from distill.core.reasons import shown
 from distill.decoder.decoder import QueryDecoder
 from distill.models.build import build_decoder, build_slab, build_student, build_teacher
 from distill.models.checkpoint import Weights, load_module, read_weights
@@ -230,7 +231,19 @@ def _normalisation(config: Mapping[str, Any]) -> Normalisation:
 def _notes(weights: Weights) -> dict[str, Any]:
     """Return the training notes of a weights file; the voxel size may be recorded only in its configuration."""
     own = {"resolution": weights.config["resolution"]} if weights.config.get("resolution") else {}
-    return own | weights.notes
+    notes = own | weights.notes
+    nm = notes.get("resolution")
+    if nm is not None and not (isinstance(nm, list) and len(nm) == 3 and all(_is_number(n) and n > 0 for n in nm)):
+        raise CheckpointError(f"{weights.path}: found resolution {shown(nm)}, expected three positive numbers Z,Y,X")
+    for key in ("merge_threshold", "flood_threshold"):
+        value = notes.get(key)
+        if value is not None and not (_is_number(value) and 0 <= value <= 1):
+            raise CheckpointError(f"{weights.path}: found {key} {shown(value)}, expected a number from 0 to 1")
+    return notes
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _fill(module: nn.Module, tensors: dict[str, torch.Tensor], source: str, device: torch.device) -> None:

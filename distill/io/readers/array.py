@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
-import re
-import struct
-import tokenize
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.errors import DistillError, SourceError
+from distill.core.errors import SourceError
+from distill.core.reasons import readable as readable
+from distill.core.reasons import reason as reason
+from distill.core.reasons import shown
 
 Index = tuple[slice, ...]
 Cut = Callable[[Index], NDArray[Any]]
@@ -48,14 +45,6 @@ StoredOpener = Callable[[Reading], AbstractContextManager[Cut]]
 
 _NM_PER_UNIT = {"nm": 1.0, "nanometer": 1.0, "nanometre": 1.0, "mm": 1e6, "millimeter": 1e6, "angstrom": 0.1}
 _NM_PER_UNIT |= dict.fromkeys(("um", "\u00b5m", "\u03bcm", "\\u00b5m", "micron", "micrometer", "micrometre"), 1e3)
-_DETAILS = re.compile(r" \[(?:tensorstore_spec|http_response|curl_code|HTTP code)")
-_REFUSED = re.compile(r"\[os_error_code='(\d+)'\]")  # by tensorstore
-_SHORT = re.compile(r"(\d+) requested and (\d+) written")  # by NumPy
-# What the libraries of the readers were seen to raise on truncated and altered files.
-_UNREADABLE = (
-    *(OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError, SyntaxError, AttributeError),
-    *(ArithmeticError, MemoryError, struct.error, zlib.error, zipfile.BadZipFile, tokenize.TokenError),
-)
 
 
 @dataclass(frozen=True)
@@ -101,32 +90,19 @@ class StoredArray:
     chunked: Any = field(default=None, repr=False, compare=False)
 
 
-@contextmanager
-def readable(name: object) -> Iterator[None]:
-    """Turn whatever a library raises on a bad file into one `SourceError` that names the file and the reason."""
+def stored_type(name: str, given: Any) -> np.dtype[Any]:
+    """The type that metadata name, in native byte order.
+
+    Raises:
+        SourceError: it is no type of numbers.
+    """
     try:
-        yield
-    except DistillError:
-        raise
-    except FileNotFoundError as error:
-        raise SourceError(f"{name}: no such file") from error
-    except RecursionError as error:
-        raise SourceError(f"{name}: cannot be read: its metadata are nested too deep") from error
-    except _UNREADABLE as error:
-        raise SourceError(f"{name}: cannot be read: {reason(error)}") from error
-
-
-def reason(error: BaseException) -> str:
-    """What went wrong, in one line and, where the system refused, in the system's words."""
-    text = str(error)
-    if (short := _SHORT.match(text)) is not None:
-        return f"{int(short[2]):,} of {int(short[1]):,} numbers fitted: the disk is full, or a limit is reached"
-    if (refused := _REFUSED.search(text)) is not None:
-        return os.strerror(int(refused[1]))
-    if isinstance(error, OSError) and error.errno is not None and error.strerror and error.filename is not None:
-        return str(error.strerror)
-    lines = _DETAILS.split(text, maxsplit=1)[0].strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        found = np.dtype(given) if isinstance(given, str) and "," not in given else None
+    except TypeError:
+        found = None
+    if found is None or found.kind not in "biufc" or found.shape:
+        raise SourceError(f"{name}: found type {shown(given)}, expected integer or floating-point numbers")
+    return found.newbyteorder("=")
 
 
 def missing_dataset(path: object, wanted: str, names: Sequence[str]) -> SourceError:

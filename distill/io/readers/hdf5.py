@@ -79,9 +79,26 @@ def hdf5_ranks(path: Path) -> dict[str, int]:
         if isinstance(item, h5py.Dataset):
             ranks[plain(name)] = len(item.shape or ())
 
+    def visit_link(name: str | bytes, link: object) -> None:
+        """Count what lies in another file, or nowhere, too: it is then missed and no other array taken for it."""
+        if isinstance(link, h5py.ExternalLink) or (isinstance(link, h5py.SoftLink) and not _leads(opened[0], name)):
+            ranks.setdefault(plain(name), 3)
+
+    opened: list[Any] = []
+
     with open_hdf5(path) as file:
+        opened.append(file)
         file.visititems(visit)
+        file.visititems_links(visit_link)
     return ranks
+
+
+def _leads(file: Any, name: str | bytes) -> bool:
+    """Whether a link inside a file leads to something."""
+    try:
+        return file.get(name) is not None
+    except (KeyError, RuntimeError, OSError):
+        return False
 
 
 def load_hdf5(path: Path, dataset: str | None) -> StoredArray:
@@ -193,8 +210,7 @@ def _check_parts(path: Path, item: Any, deep: int) -> None:
     if not item.is_virtual:
         return
     for source in item.virtual_sources():
-        if source.file_name != ".":
-            _check_source(path, name, source, deep)
+        _check_source(path, name, source, deep)
 
 
 def _check_source(path: Path, name: str, source: Any, deep: int) -> None:
@@ -202,7 +218,9 @@ def _check_source(path: Path, name: str, source: Any, deep: int) -> None:
 
     if "%" in source.file_name.replace("%%", ""):
         raise SourceError(f"{name}: found sources {source.file_name}, expected files by name; h5repack writes one file")
-    file = _inside(path, name, source.file_name.replace("%%", "%"))
+    file = _inside(path, name, path.name if source.file_name == "." else source.file_name.replace("%%", "%"))
+    if f"{file}:{source.dset_name.strip('/')}" == f"{os.path.realpath(path)}:{name.removeprefix(f'{path}:')}":
+        raise SourceError(f"{name}: is a virtual dataset made of itself, expected one made of other datasets")
     if deep == 0:
         raise SourceError(f"{name}: found virtual datasets of virtual datasets, more than {_DEEP} deep")
     with open_hdf5(file) as opened:

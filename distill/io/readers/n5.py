@@ -7,7 +7,6 @@ Programs of the N5 family write resolution and offset in different ways, on the 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -16,14 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from distill.core.errors import SourceError
 from distill.core.memory import check_memory
 from distill.core.notes import note
-from distill.io.readers.array import StoredArray, axis_names, missing_dataset, nm_per_unit, numbers, readable
+from distill.core.reasons import readable, shown
+from distill.io.readers.array import StoredArray, axis_names, missing_dataset, nm_per_unit, numbers, stored_type
 from distill.io.readers.chunks import Chunks, chunk_counts, open_chunks
-from distill.io.readers.remote import Place, above, read_document
+from distill.io.readers.remote import Place, above, read_document, read_object
 
 _FILE = "attributes.json"
 _CODECS = ("raw", "gzip", "bzip2", "xz", "blosc", "zstd")
@@ -94,7 +92,7 @@ def load_n5(path: Place, dataset: str | None) -> StoredArray:
     with readable(folder):
         shape = _extents(folder, attributes, "dimensions")[::-1]
         chunks = _extents(folder, attributes, "blockSize", 1)[::-1]
-        dtype = np.dtype(attributes["dataType"])
+        dtype = stored_type(name, attributes["dataType"])
     if len(chunks) != len(shape):
         raise SourceError(f"{name}: found blockSize of {len(chunks)} axes, expected {len(shape)}")
     check_memory(name, "a block", chunks, dtype)
@@ -145,17 +143,12 @@ def _ids(groups: Sequence[Mapping[str, Any]]) -> bool | None:
 def _extents(folder: Place, attributes: Mapping[str, Any], key: str, least: int = 0) -> tuple[int, ...]:
     found = attributes.get(key)
     if not isinstance(found, list) or not all(isinstance(n, int) and n >= least for n in found):
-        raise SourceError(f"{folder}/{_FILE}: found {key} {found!r}, expected whole numbers from {least}")
+        raise SourceError(f"{folder}/{_FILE}: found {key} {shown(found)}, expected whole numbers from {least}")
     return tuple(found)
 
 
 def _attributes(folder: Place) -> dict[str, Any]:
-    with readable(folder):
-        text = read_document(folder, _FILE)
-        found = json.loads(text) if text is not None else {}
-    if not isinstance(found, dict):
-        raise SourceError(f"{folder}/{_FILE}: found {type(found).__name__}, expected an object")
-    return found
+    return read_object(folder, _FILE) or {}
 
 
 def _groups(path: Place, folder: Place) -> Iterator[Place]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +17,11 @@ import numpy as np
 from distill.core.errors import SourceError
 from distill.core.memory import check_memory
 from distill.core.notes import note
-from distill.io.readers.array import Cut, Index, Reading, StoredArray, missing_dataset, readable
+from distill.core.reasons import readable, shown
+from distill.io.readers.array import Cut, Index, Reading, StoredArray, missing_dataset, stored_type
 from distill.io.readers.chunks import Chunks, chunk_counts, open_chunks, stored_files
 from distill.io.readers.names import inner_path
-from distill.io.readers.remote import Place, read_document
+from distill.io.readers.remote import Place, read_document, read_object
 
 _FILE = "info"
 _ENCODINGS = ("raw", "jpeg", "png", "compressed_segmentation")
@@ -36,11 +36,11 @@ def is_precomputed(folder: Place) -> bool:
 def load_precomputed(path: Place, dataset: str | None) -> StoredArray:
     """The header of a scale of a precomputed volume: its key, the finest one by default."""
     with readable(f"{path}/{_FILE}"):
-        info = json.loads(read_document(path, _FILE) or "")
+        info = read_object(path, _FILE) or {}
         scales = {str(scale["key"]): scale for scale in info["scales"]}
-        dtype, channels = np.dtype(info["data_type"]), int(info["num_channels"])
+        dtype, channels = stored_type(str(path), info["data_type"]), int(info["num_channels"])
         if channels < 1 or info.get("type") not in (None, "image", "segmentation"):
-            raise SourceError(f"{path}/{_FILE}: found type {info.get('type')!r}, expected image or segmentation")
+            raise SourceError(f"{path}/{_FILE}: found type {shown(info.get('type'))}, expected image or segmentation")
     if not scales or (dataset is not None and dataset not in scales):
         raise missing_dataset(path, dataset or "", list(scales))
     key = dataset or next(iter(scales))

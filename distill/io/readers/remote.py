@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from distill.core.errors import SourceError
-from distill.io.readers.array import reason
+from distill.core.reasons import json_object, read_text, reason
 
 # Three attempts, at most some seconds: an address that is wrong has to be told soon.
 _RETRIES = {"max_retries": 3, "initial_delay": "500ms", "max_delay": "2s"}
@@ -151,9 +151,7 @@ def read_document(place: Place, name: str) -> str | None:
     Many buckets answer "forbidden" for files that do not exist; `check_reachable` tells the two apart in its message.
 
     Raises:
-        SourceError: the host cannot be reached or gives another error.
-        OSError: a local file cannot be read.
-        UnicodeDecodeError: the file holds no text.
+        SourceError: the host cannot be reached or gives another error, or the file cannot be read or holds no text.
     """
     if isinstance(place, Path):
         file = place / name
@@ -161,15 +159,25 @@ def read_document(place: Place, name: str) -> str | None:
             return None
         if (size := file.stat().st_size) > _DOCUMENT:
             raise SourceError(f"{file}: found {size:,} bytes of metadata, expected at most {_DOCUMENT:,}")
-        return file.read_text(encoding="utf-8")
+        return read_text(file)
     try:
         return _fetch(place, name)
     except ValueError as error:
         if isinstance(error, UnicodeDecodeError):
-            raise
+            raise SourceError(f"{place}/{name}: cannot be read: {reason(error)}") from None
         if _denied(error):
             return None
         raise SourceError(f"{place}/{name}: cannot be read: {reason(error)}") from None
+
+
+def read_object(place: Place, name: str) -> dict[str, Any] | None:
+    """Read a JSON object of a folder; None as for `read_document`.
+
+    Raises:
+        SourceError: as `read_document`, or it is no JSON, or another value.
+    """
+    text = read_document(place, name)
+    return None if text is None else json_object(f"{place}/{name}", text)
 
 
 def check_reachable(place: Remote, name: str) -> None:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from distill.core.errors import SourceError
 from distill.core.memory import check_memory
 from distill.core.notes import note
+from distill.core.reasons import parse_json, readable, shown
 from distill.io.readers.array import (
     Attributes,
     StoredArray,
     axis_names,
     missing_dataset,
     placement,
-    readable,
+    stored_type,
 )
 from distill.io.readers.chunks import Chunks, chunk_counts, open_chunks
 from distill.io.readers.names import inner_path
 from distill.io.readers.ome import Image, image_at, images_of
-from distill.io.readers.remote import Place, above, kvstore, read_document
+from distill.io.readers.remote import Place, above, kvstore, read_document, read_object
 
 _CODECS = ("blosc", "zlib", "gzip", "bz2", "zstd", "bytes", "endian", "crc32c", "transpose", "sharding_indexed")
 _DEEP = 6  # folders below which no array is looked for
@@ -40,25 +38,17 @@ def zarr_node(folder: Place) -> tuple[str, Attributes] | None:
     Raises:
         SourceError: its metadata is not valid JSON, or its host cannot be reached.
     """
-    with readable(folder):
-        text = read_document(folder, "zarr.json")
-        if text is not None:
-            node = _object(folder, "zarr.json", text)
-            kind = node.get("node_type")
-            if kind not in ("array", "group"):
-                raise SourceError(f"{folder}/zarr.json: found node_type {kind!r}, expected array or group")
-            return f"{kind}3", _attributes(folder, node.get("attributes", {}))
-        for name in ("array", "group"):
-            if read_document(folder, f".z{name}") is not None:
-                return f"{name}2", _attributes(folder, json.loads(read_document(folder, ".zattrs") or "{}"))
+    node = read_object(folder, "zarr.json")
+    if node is not None:
+        kind = node.get("node_type")
+        if kind not in ("array", "group"):
+            raise SourceError(f"{folder}/zarr.json: found node_type {shown(kind)}, expected array or group")
+        return f"{kind}3", _attributes(folder, node.get("attributes", {}))
+    for name in ("array", "group"):
+        if read_document(folder, f".z{name}") is not None:
+            text = read_document(folder, ".zattrs")
+            return f"{name}2", _attributes(folder, parse_json(f"{folder}/.zattrs", "{}" if text is None else text))
     return None
-
-
-def _object(folder: Place, name: str, text: str) -> dict[str, Any]:
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise SourceError(f"{folder}/{name}: found {type(found).__name__}, expected an object")
-    return found
 
 
 def _attributes(folder: Place, found: Any) -> dict[str, Any]:
@@ -90,9 +80,9 @@ def zarr_ranks(path: Place) -> dict[str, int]:
 def _named_ranks(path: Place) -> dict[str, int]:
     ranks = {}
     with readable(path):
-        group = json.loads(read_document(path, "zarr.json") or "{}")
+        group = read_object(path, "zarr.json") or {}
         nodes = dict((group.get("consolidated_metadata") or {}).get("metadata", {}))
-        nodes |= json.loads(read_document(path, ".zmetadata") or "{}").get("metadata", {})
+        nodes |= (read_object(path, ".zmetadata") or {}).get("metadata", {})
         for name, node in nodes.items():
             if isinstance(node, dict) and "shape" in node:
                 ranks[inner_path(path, name.removesuffix(".zarray"))] = len(node["shape"])
@@ -153,12 +143,10 @@ def load_zarr(path: Place, dataset: str | None) -> StoredArray:
     # A local header is read without tensorstore: its threads would make a later fork unsafe.
     with readable(folder):
         header = _header(folder, node[0])
-        kind = header["data_type" if version == "3" else "dtype"]
-        if not isinstance(kind, str):
-            raise SourceError(f"{name}: found type {kind!r}, expected integer or floating-point numbers")
-        dtype = np.dtype(kind).newbyteorder("=")
+        dtype = stored_type(name, header["data_type" if version == "3" else "dtype"])
         shape, chunks, codec = _shape(folder, header), _zarr_chunks(header), _zarr_codec(header)
-    _check_codecs(name, header)
+        files, counts = _files(name, header, version, shape)
+        _check_codecs(name, header)
     if len(chunks) != len(shape) or min(chunks, default=1) < 1:
         raise SourceError(f"{name}: found chunks {chunks}, expected a positive number for each axis of {shape}")
     check_memory(name, "a chunk", chunks, dtype)
@@ -168,7 +156,6 @@ def load_zarr(path: Place, dataset: str | None) -> StoredArray:
     if image is not None:
         resolution, offset = resolution or image.resolution, offset or image.offset
         named = named or image.axes or (tuple("tczyx") if image.five and len(shape) == 5 else None)
-    files, counts = _files(header, version, shape)
     where = Chunks(
         folder, {"driver": "zarr3" if version == "3" else "zarr"}, name, files, counts, _is_sparse(folder, attributes)
     )
@@ -194,7 +181,7 @@ def load_zarr(path: Place, dataset: str | None) -> StoredArray:
 def _shape(folder: Place, header: Mapping[str, Any]) -> tuple[int, ...]:
     shape = header.get("shape")
     if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise SourceError(f"{folder}: found shape {shape!r}, expected whole numbers")
+        raise SourceError(f"{folder}: found shape {shown(shape)}, expected whole numbers")
     return tuple(shape)
 
 
@@ -218,18 +205,24 @@ def _is_sparse(folder: Place, attributes: Attributes) -> bool:
     return False
 
 
-def _files(header: Mapping[str, Any], version: str, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:
+def _files(name: str, header: Mapping[str, Any], version: str, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:
     """How the files of chunks, or of shards, are named, and how many there are along each axis."""
     if version == "2":
-        between = header.get("dimension_separator", ".")
+        between = _separator(name, header.get("dimension_separator", "."))
         return partial(_chunk_name, "", between, not shape), chunk_counts(shape, header["chunks"])
     encoding = header.get("chunk_key_encoding", {"name": "default"})
     settings = encoding.get("configuration", {})
     counts = chunk_counts(shape, header["chunk_grid"]["configuration"]["chunk_shape"])
     if encoding["name"] == "v2":
-        return partial(_chunk_name, "", settings.get("separator", "."), not shape), counts
-    between = settings.get("separator", "/")
+        return partial(_chunk_name, "", _separator(name, settings.get("separator", ".")), not shape), counts
+    between = _separator(name, settings.get("separator", "/"))
     return partial(_chunk_name, f"c{between}", between, not shape), counts
+
+
+def _separator(name: str, given: Any) -> str:
+    if given not in (".", "/"):
+        raise SourceError(f"{name}: found separator {shown(given)} between the numbers of a chunk, expected . or /")
+    return str(given)
 
 
 def _chunk_name(prefix: str, between: str, scalar: bool, at: tuple[int, ...]) -> str:
@@ -255,8 +248,7 @@ def _check_codecs(name: str, header: Mapping[str, Any]) -> None:
 def _header(folder: Place, node: str) -> dict[str, Any]:
     """Metadata document of an array, 'array2' or 'array3'."""
     name = "zarr.json" if node == "array3" else ".zarray"
-    with readable(folder):
-        return _object(folder, name, read_document(folder, name) or "")
+    return read_object(folder, name) or {}
 
 
 def open_tensorstore(folder: Place, driver: str, write: bool = False) -> Any:

@@ -78,6 +78,8 @@ def open_grey(source: str | Path, *, resolution: Nanometres | None = None, offse
             f"{volume.source}: found {volume.channels} channels, expected one grey value a voxel; --channel 0 to "
             f"{volume.channels - 1} takes one"
         )
+    if volume.dtype.kind not in "iuf":
+        raise SourceError(f"{volume.source}: found type {volume.dtype}, expected grey values: integers or floats")
     warn_of_ids(stored)
     return volume
 

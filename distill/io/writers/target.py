@@ -21,7 +21,7 @@ from distill.core.errors import SourceError
 from distill.io.readers.images import IMAGE_SUFFIXES
 from distill.io.readers.n5 import is_n5, n5_ranks
 from distill.io.readers.precomputed import is_precomputed
-from distill.io.readers.remote import Place, Remote, kvstore, parse_address, read_document
+from distill.io.readers.remote import Place, Remote, kvstore, parse_address, read_document, read_object
 from distill.io.readers.zarr import first_level, zarr_node, zarr_ranks
 from distill.io.writers.ours import check_only, is_n5_file, is_precomputed_file, is_zarr_file
 from distill.io.writers.store import write_json, writing
@@ -269,7 +269,7 @@ def _check_replaceable(target: Target, folder: Path) -> None:
         names = {name for name in n5_ranks(folder) if name != "." and not (name[0] == "s" and name[1:].isdecimal())}
         ours = is_n5_file
     elif is_precomputed(folder):
-        info = json.loads(read_document(folder, "info") or "{}")
+        info = read_object(folder, "info") or {}
         names = {info[key] for key in ("mesh", "skeletons", "segment_properties") if key in info}
         ours = is_precomputed_file({str(one.get("key")) for one in info.get("scales", ()) if isinstance(one, dict)})
     else:

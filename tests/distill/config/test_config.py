@@ -274,10 +274,10 @@ def test_the_pairs_that_come_along_survive_a_dump(tmp_path: Path, name: str) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1, 2]", "teacher.yaml: found list, expected a mapping of keys"),
-        ("word", "teacher.yaml: found str, expected a mapping of keys"),
-        ("a: [1\nb: 2", "teacher.yaml: not YAML: "),
-        ("a: !!python/object:os.system {}", "teacher.yaml: not YAML: "),
+        ("[1, 2]", "teacher.yaml: found a list, expected a mapping of keys"),
+        ("word", "teacher.yaml: found text, expected a mapping of keys"),
+        ("a: [1\nb: 2", "teacher.yaml: cannot be read: not valid YAML: "),
+        ("a: !!python/object:os.system {}", "teacher.yaml: cannot be read: not valid YAML: "),
     ],
 )
 def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str) -> None:

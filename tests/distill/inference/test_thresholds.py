@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.core.errors import ConfigError, SourceError
+from distill.core.errors import ConfigError, DistillError, SourceError
 from distill.inference.thresholds import (
     ChosenThreshold,
     Provenance,
@@ -39,7 +39,7 @@ def test_every_method_comes_back_with_its_own_threshold(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("methods: [1", "not YAML"),
+        ("methods: [1", "not valid YAML"),
         ("just words", "no key 'methods'"),
         ("methods: 3", "no key 'methods'"),
         ("methods: {query: 0.5}", r"query\.threshold: found None"),
@@ -51,7 +51,7 @@ def test_every_method_comes_back_with_its_own_threshold(tmp_path: Path) -> None:
 def test_wrong_files_are_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "t.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=rf"t\.yaml: .*{message}"):
+    with pytest.raises(DistillError, match=rf"t\.yaml: .*{message}"):
         threshold_of(path, "query")
 
 
