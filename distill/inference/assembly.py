@@ -227,18 +227,6 @@ class SupervoxelTables:
             mapping = merge_contacts(mapping, [joined], threshold)
         return Relabelling(mapping.old[seen], ranks(mapping.new[seen]))
 
-    def by_borders(self, threshold: float) -> Relabelling:
-        """Merge supervoxels across block borders where the mean affinity along the contact is above a threshold.
-
-        Returns:
-            As `by_contacts`.
-        """
-        ids, seen = self._supervoxels()
-        merged = agglomerate_graph(RegionGraph.concatenate(self._contacts), threshold)
-        roots = ids.copy()
-        roots[np.searchsorted(ids, merged.old)] = merged.new
-        return Relabelling(ids[seen], ranks(roots[seen]))
-
     def _supervoxels(self) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         """Return all ids in ascending order, which is not that of the tiles of a row of blocks, and whether seen."""
         ids = np.concatenate(self._ids)

@@ -1,10 +1,8 @@
 """Faces of blocks, and the comparison of neighbouring blocks.
 
-`flood` and `query`: blocks are groups of tiles. Contacts across the border between the owned voxels of two blocks are
-counted, so that the result is that of all tiles in one array. For `query`, tiles of two blocks are also compared where
-they overlap.
-Other methods: a block is segmented as a whole. Shared voxels and affinities along the contact decide together
-(`Stitcher`).
+Contacts across the border between the owned voxels of two blocks are counted, so that the result is that of all tiles
+in one array. Except for `flood`, instances of two blocks are also compared where these overlap: tile by tile for
+`query`; other methods segment a block as a whole.
 
 Names of faces: the axis, `high` towards later blocks and `low` towards earlier ones, then the content.
 
@@ -25,7 +23,6 @@ from distill.inference.blockwise.plan import Block, Plan
 from distill.inference.blockwise.tables import BlockTable, Evidence, Faces, none
 from distill.segmentation.agglomeration import contacts_across
 from distill.segmentation.shared_voxels import Shares, shared_voxels
-from distill.segmentation.stitching import Stitcher
 
 Ids = NDArray[np.uint64]
 Affinity = NDArray[np.float32]
@@ -48,14 +45,14 @@ class Laid:
     affinity: Affinity
 
 
-def tile_faces(plan: Plan, block: Block, laid: Laid, *, compared: bool) -> Faces:
-    """Extract the faces of a block of tiles: ids and affinities of the owned border.
+def faces(plan: Plan, block: Block, laid: Laid, *, compared: bool) -> Faces:
+    """Extract the faces of a block: ids and affinities of the owned border.
 
     Args:
         plan: of the block.
         block: its number and boxes.
         laid: its ids.
-        compared: include the ids of every tile where it overlaps tiles of other blocks.
+        compared: include the ids of every piece where it overlaps other blocks.
     """
     found: dict[str, NDArray[Any]] = {}
     for axis in range(3):
@@ -72,35 +69,24 @@ def tile_faces(plan: Plan, block: Block, laid: Laid, *, compared: bool) -> Faces
     return found
 
 
-def piece_faces(plan: Plan, block: Block, laid: Laid) -> Faces:
-    """Extract the faces of a block segmented as a whole: ids and affinities of the shared voxels plus one voxel."""
-    found: dict[str, NDArray[Any]] = {}
-    for axis in range(3):
-        for side, region in _shared(plan, block, axis).items():
-            here = _widened(region, block.box, axis, side).relative_to(block.box.start).slices
-            found[f"{AXES[axis]}_{side}_ids"] = laid.ids[here]
-            found[f"{AXES[axis]}_{side}_edges"] = laid.affinity[(slice(None), *here)]
-    return found
-
-
-def compare_tiles(
-    plan: Plan, axis: int, first: tuple[Block, BlockTable], second: tuple[Block, BlockTable], *, compared: bool
+def compare_blocks(
+    plan: Plan, axis: int, first: tuple[Block, BlockTable], second: tuple[Block, BlockTable], method: str
 ) -> Evidence:
-    """Compare two neighbouring blocks of tiles along an axis.
+    """Compare two neighbouring blocks along an axis.
 
     Args:
         plan: of both.
         axis: 0, 1 or 2.
         first: the earlier block and its table with the faces of this axis that are `high`.
         second: the later one, with those that are `low`.
-        compared: compare the tiles where they overlap, see `tile_faces`.
+        method: decides what is compared where the blocks overlap, see `compared_pieces`.
     """
     (a, a_table), (b, b_table) = first, second
     name = AXES[axis]
     high, low = _shared(plan, a, axis).get("high"), _shared(plan, b, axis).get("low")
     shares = []
-    for number, box in a.tiles if compared else ():
-        for other, other_box in b.tiles:
+    for number, box in compared_pieces(a, method):
+        for other, other_box in compared_pieces(b, method):
             both = box.intersect(other_box)
             if high is None or low is None or not both.voxels or not _side_by_side(box, other_box, axis):
                 continue
@@ -115,25 +101,11 @@ def compare_tiles(
     return Evidence(Shares.joined(shares), contacts)
 
 
-def compare_pieces(
-    plan: Plan, axis: int, first: tuple[Block, BlockTable], second: tuple[Block, BlockTable]
-) -> Evidence:
-    """Compare two neighbouring blocks segmented as a whole: contacts of the pairs with sufficient overlap.
-
-    Arguments as for `compare_tiles`.
-    """
-    (a, a_table), (b, b_table) = first, second
-    a_region, b_region = _shared(plan, a, axis).get("high"), _shared(plan, b, axis).get("low")
-    both = a.box.intersect(b.box)
-    if a_region is None or b_region is None or not both.voxels:
-        return none()
-    stitcher = Stitcher(both.shape)
-    for block, table, region, side in ((a, a_table, a_region, "high"), (b, b_table, b_region, "low")):
-        stored, wanted = _widened(region, block.box, axis, side), _widened(both, block.box, axis, side)
-        ids = _cut(table.faces[f"{AXES[axis]}_{side}_ids"], stored, wanted)
-        edges = _cut(table.faces[f"{AXES[axis]}_{side}_edges"], stored, wanted)
-        stitcher.add(block.index, wanted, (ids & np.uint64(0xFFFF_FFFF)).astype(np.uint64), edges)
-    return Evidence(Shares.joined([]), stitcher.agreed())
+def compared_pieces(block: Block, method: str) -> Sequence[tuple[int, Box]]:
+    """Return number and position of the pieces of a block whose instances are joined by the voxels that they share."""
+    if method == "flood":
+        return ()
+    return block.tiles if method == "query" else ((block.index, block.box),)
 
 
 def block_pieces(laid: Laid, region: Box) -> list[tuple[int, Box, Ids]]:
@@ -178,14 +150,6 @@ def _line(box: Box, axis: int, at: int) -> Box:
     """Return the first (0) or the last (-1) layer of voxels of a box along an axis."""
     start = box.start[axis] if at == 0 else box.stop[axis] - 1
     return _span(box, axis, start, start + 1)
-
-
-def _widened(region: Box, box: Box, axis: int, side: str) -> Box:
-    """Extend a shared region by one voxel where the block continues."""
-    start, stop = region.start[axis], region.stop[axis]
-    if side == "high":
-        return _span(region, axis, max(box.start[axis], start - 1), stop)
-    return _span(region, axis, start, min(box.stop[axis], stop + 1))
 
 
 def _cut(array: NDArray[Any], stored: Box, wanted: Box) -> NDArray[Any]:

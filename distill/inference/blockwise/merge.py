@@ -29,8 +29,8 @@ def merge_blocks(store: Path, plan: Plan, method: str, threshold: float | None) 
     Args:
         store: with the tables of all blocks and pairs.
         plan: how the volume was cut.
-        method: `flood` and `query` merge contacts above the threshold; the others join what neighbouring blocks share
-            where the mean affinity along the contact is above `border_threshold`.
+        method: `flood` and `query` merge contacts above the threshold; the others merge those across blocks above
+            `border_threshold`. Except for `flood`, instances that share most of their voxels are joined first.
         threshold: of the method.
 
     Raises:
@@ -46,14 +46,12 @@ def merge_blocks(store: Path, plan: Plan, method: str, threshold: float | None) 
     for axis, first, second in plan.pairs():
         found = read_evidence(pair_path(store, axis, first, second), (of[first], of[second]))
         tables.join(found.shares, found.contacts)
-    if merges_contacts(method):
-        return tables.by_contacts(threshold)
-    assert threshold is not None, "methods without a decoder have a threshold"
-    return tables.by_borders(border_threshold(method, threshold))
+    return tables.by_contacts(threshold if merges_contacts(method) else border_threshold(method, threshold))
 
 
-def border_threshold(method: str, threshold: float) -> float:
+def border_threshold(method: str, threshold: float | None) -> float:
     """Mean affinity that a contact across blocks must exceed where a method has its own scale inside them."""
+    assert threshold is not None, "methods without a decoder have a threshold"
     return 1 - threshold if method == "waterz" else threshold
 
 

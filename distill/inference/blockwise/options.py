@@ -13,9 +13,9 @@ def merges_contacts(method: str) -> bool:
     return method in ("flood", "query")
 
 
-def compares_tiles(method: str) -> bool:
-    """Whether instances of overlapping tiles are joined by the voxels that they share."""
-    return method == "query"
+def compares_pieces(method: str) -> bool:
+    """Whether instances of overlapping tiles or blocks are joined by the voxels that they share."""
+    return method != "flood"
 
 
 @dataclass(frozen=True)

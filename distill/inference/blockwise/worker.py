@@ -28,10 +28,10 @@ from distill.core.normalisation import UNCHANGED, Normaliser
 from distill.core.timing import StageTimer
 from distill.inference.assembly import Piece, lay_blocks
 from distill.inference.blockwise.corrections import Sections, read_corrections
-from distill.inference.blockwise.faces import Laid, compare_pieces, compare_tiles, piece_faces, tile_faces
+from distill.inference.blockwise.faces import Laid, compare_blocks, faces
 from distill.inference.blockwise.gpus import device_of, worker_name
 from distill.inference.blockwise.networks import Instances, StudentBlocks, TeacherBlocks
-from distill.inference.blockwise.options import compares_tiles, merges_contacts
+from distill.inference.blockwise.options import compares_pieces, merges_contacts
 from distill.inference.blockwise.plan import Block, Plan
 from distill.inference.blockwise.scratch import Shelf
 from distill.inference.blockwise.tables import (
@@ -177,11 +177,8 @@ def solve_block(work: Work, index: int) -> TaskReport:
         stored = np.ascontiguousarray(found.stored[(slice(None), *own)])
         names = np.concatenate([distinct_ids(piece) for _, _, piece in laid.pieces])
         seen = np.isin(names, distinct_ids(_written(work, block, ids)))
-        if merges_contacts(work.method):
-            faces = tile_faces(work.plan, block, laid, compared=compares_tiles(work.method))
-        else:
-            faces = piece_faces(work.plan, block, laid)
-        table = BlockTable(block.box, names, seen, inside, (bool(stored.any()), bool(ids.any())), faces)
+        border = faces(work.plan, block, laid, compared=compares_pieces(work.method))
+        table = BlockTable(block.box, names, seen, inside, (bool(stored.any()), bool(ids.any())), border)
         table = table.of(laid.ids)
     path = table_path(Path(work.store), index)
     with timer.timed("write"), claim(path, wait=True):
@@ -207,10 +204,7 @@ def solve_pair(work: Work, number: int, axis: int, first: int, second: int) -> T
         for index, side in ((first, "high"), (second, "low")):
             table = read_table(table_path(Path(work.store), index), f"{'zyx'[axis]}_{side}")
             sides.append((work.plan.block(index), table))
-        if merges_contacts(work.method):
-            found = compare_tiles(work.plan, axis, sides[0], sides[1], compared=compares_tiles(work.method))
-        else:
-            found = compare_pieces(work.plan, axis, sides[0], sides[1])
+        found = compare_blocks(work.plan, axis, sides[0], sides[1], work.method)
         of = sides[0][1].generation, sides[1][1].generation
         write_evidence(pair_path(Path(work.store), axis, first, second), found, of)
     return report(number, timer)
@@ -220,7 +214,7 @@ def _laid(
     work: Work, block: Block, pieces: list[tuple[int, Box, NDArray[np.uint64]]], affinity: NDArray[np.float32]
 ) -> tuple[Laid, Evidence]:
     """Give the pieces of a block their ids in the volume, and compare them."""
-    stitcher = Stitcher(largest_overlap([box for _, box, _ in pieces])) if compares_tiles(work.method) else None
+    stitcher = Stitcher(largest_overlap([box for _, box, _ in pieces])) if compares_pieces(work.method) else None
     laid = lay_blocks(
         stitcher, [Piece(box, ids) for _, box, ids in pieces], [number for number, _, _ in pieces], block.box.shape
     )

@@ -22,16 +22,17 @@ import distill.inference.blockwise.segment as recipe
 import distill.inference.blockwise.worker as work_module
 from distill.core.claim import claim
 from distill.core.errors import DistillError, SourceError
-from distill.core.geometry import Box, Triple
+from distill.core.geometry import Triple, largest_overlap
 from distill.core.labels import compact
-from distill.inference.assembly import Assembly, Piece
+from distill.inference.assembly import Assembly, Piece, merge_contacts
 from distill.inference.blockwise.executor import Here, OnDone, Task
 from distill.inference.blockwise.options import Blocking
 from distill.inference.blockwise.plan import Plan
 from distill.inference.decode import decoder_overlap
 from distill.inference.options import Options
 from distill.io.volume import open_labels, open_volume
-from distill.segmentation.stitching import stitch
+from distill.segmentation.agglomeration import RegionGraph, region_graph
+from distill.segmentation.stitching import Stitcher
 
 Make = Callable[[Triple], Setting]
 
@@ -83,8 +84,15 @@ def test_pieces_of_other_methods_are_stitched_as_in_memory(make: Make, tmp_path:
     blocks = list(setting.plan(None).blocks())
     pieces = [(block.box, piece(setting.labels[block.box.slices], block.index)) for block in blocks]
     affinity = setting.known.affinity.astype(np.float32) / np.float32(255)
-    wanted = stitch(pieces, Box.of_shape(setting.shape), affinity=affinity, affinity_threshold=0.6)
-    np.testing.assert_array_equal(labels_of(out), wanted)
+    stitcher, ids = Stitcher(largest_overlap([box for box, _ in pieces])), np.zeros(setting.shape, np.uint64)
+    for block, (box, labels) in zip(blocks, pieces, strict=True):
+        own = block.owned.relative_to(box.start).slices
+        ids[block.owned.slices] = stitcher.add(block.index, box, labels)[own]
+    graph = region_graph(ids, affinity)
+    across = graph.u >> np.uint64(32) != graph.v >> np.uint64(32)
+    contacts = RegionGraph(graph.u[across], graph.v[across], graph.total[across], graph.count[across])
+    wanted = merge_contacts(stitcher.finish(), [contacts], 0.6).apply(ids)
+    np.testing.assert_array_equal(labels_of(out), compact(wanted))
     assert labels_of(out).max() > len(blocks)
 
 
