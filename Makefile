@@ -1,5 +1,5 @@
-# `make demo` and `make test` need Python 3.11 or 3.12 and nothing else; both make .venv by themselves.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+# `make demo` and `make test` need Python 3.11 to 3.13 and nothing else; both make .venv by themselves.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
@@ -7,7 +7,7 @@ DEMO := demo
 .PHONY: demo test commands lint clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12)) and "found Python %d.%d, expected 3.11 or 3.12: make PYTHON=/path/to/python3.11" % v)'
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12), (3, 13)) and "found Python %d.%d, expected 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python tools/install.py -c constraints.txt -e '.[baselines,teachers,view,test]'
 	touch $@
