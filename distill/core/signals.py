@@ -7,8 +7,10 @@ group, torchrun passes on what its workers have received already. None of these 
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TOGETHER = 0.5  # seconds after the first signal in which others count as the same
@@ -36,3 +38,26 @@ class Requests:
         elif now - self._first >= TOGETHER:
             self._count += 1
         return self._count
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Keep signals until the end of a block, and then pass the first one on to its handler.
+
+    For calls into libraries that call Python in turn: the exception of a handler that runs there is lost, or becomes
+    an error of the library. In other threads than the main one, which has no handlers, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
+    arrived: list[int] = []
+    for number in before:
+        signal.signal(number, lambda number, frame: arrived.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if arrived:
+            before[signal.Signals(arrived[0])](arrived[0], None)

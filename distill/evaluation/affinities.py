@@ -7,6 +7,7 @@ connected, so the F1 of the connected class is high even for a prediction withou
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -127,9 +128,10 @@ def evaluate_affinity(
     both = align(found, open_known(labels, known, resolution=resolution, edges=True))
     histograms = [EdgeHistogram() for _ in offsets]
     work = partial(count_edges, both, offsets, labelled_only)
-    for part in over_blocks(work, chunk_blocks(both.found), workers, on_block):
-        for histogram, more in zip(histograms, part, strict=True):
-            histogram.update(more)
+    with closing(over_blocks(work, chunk_blocks(both.found), workers, on_block)) as parts:
+        for part in parts:
+            for histogram, more in zip(histograms, part, strict=True):
+                histogram.update(more)
     if not any(histogram.counts.any() for histogram in histograms):
         raise DistillError(f"{both.truth.source}: found no edge to count where {found.source} lies, expected some")
     channels = tuple(map(ChannelScores, offsets, histograms))

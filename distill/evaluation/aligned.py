@@ -6,7 +6,7 @@ import itertools
 import math
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -129,8 +129,8 @@ def block_extent(volume: Volume) -> Triple:
 
 def over_blocks(
     work: Callable[[Box], T], blocks: Sequence[Box], workers: int = 1, on_block: OnBlock = lambda done, total: None
-) -> Iterator[T]:
-    """Apply `work` to every block, and iterate over the results in order.
+) -> Generator[T, None, None]:
+    """Apply `work` to every block, and iterate over the results in order; closing it ends the workers.
 
     Args:
         work: must be picklable, with picklable results, for several workers.
@@ -164,5 +164,9 @@ def over_blocks(
             f"--workers: one of {count} worker processes died, expected all to finish; with too little memory, "
             "take fewer"
         ) from None
+    except BaseException:
+        for process in list((pool._processes or {}).values()):  # nobody needs the blocks that they are computing
+            process.kill()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

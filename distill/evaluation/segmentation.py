@@ -7,6 +7,7 @@ volume.
 from __future__ import annotations
 
 import statistics
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -115,8 +116,9 @@ def evaluate(
     """
     both = align(open_labels(segmentation, resolution=resolution), open_known(labels, known, resolution=resolution))
     table = Contingency(preset, resolution=both.truth.resolution)
-    for part in over_blocks(partial(count_block, both, preset), chunk_blocks(both.found), workers, on_block):
-        table.update(part)
+    with closing(over_blocks(partial(count_block, both, preset), chunk_blocks(both.found), workers, on_block)) as parts:
+        for part in parts:
+            table.update(part)
     if not table.counted:
         beside = " away from borders" if PRESETS[preset].border_nm is not None else ""
         beside += "" if known == EVERYWHERE else " where --ignore and --mask leave some"
@@ -171,8 +173,8 @@ def score_blocks(
         raise DistillError(f"--blocks: found {size}, expected Z,Y,X of at least 1 each")
     z, y, x = (min(a, b) for a, b in zip(size, both.found.size, strict=True))
     boxes = list(tiles(both.found.box, (z, y, x), (z, y, x)))
-    tables = over_blocks(partial(count_block, both, preset), boxes, workers, on_block)
-    scores = tuple(table.scores() for table in tables if table.counted)
+    with closing(over_blocks(partial(count_block, both, preset), boxes, workers, on_block)) as tables:
+        scores = tuple(table.scores() for table in tables if table.counted)
     if not scores:
         raise DistillError(f"--blocks: found no block of {both.truth.source} with ground truth to count")
     return BlockScores((z, y, x), scores, len(boxes) - len(scores))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from distill.core.errors import DistillError
 from distill.core.hardware import MIXED, has_bfloat16
+from distill.core.signals import signals_held
 from students.backends.base import Maps
 from students.backends.functions import Decode, Decoded, Encode, ExtraOutputs, flat
 from students.backends.fuse import fused, take_entry
@@ -136,7 +137,8 @@ class OpenVINOBackend:
         port.model().set_layout(self._ov.Layout("NCHW"))
 
     def _compiled(self, model: Any) -> Any:
-        return self._core.compile_model(model, "CPU", self.settings())
+        with signals_held():
+            return self._core.compile_model(model, "CPU", self.settings())
 
     def settings(self) -> dict[str, Any]:
         """Return OpenVINO's own settings."""
@@ -192,7 +194,7 @@ def to_openvino(module: nn.Module, example: tuple[Tensor, ...], shapes: Sequence
     """
     ov = load_openvino()
     wanted = [list(part.shape) for part in example] if shapes is None else shapes
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+    with signals_held(), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
         warnings.simplefilter("ignore")  # tracing warns that sizes become constants, which is intended
         # without torch's check of the trace, which would run it twice more
         traced = torch.jit.trace(module, example, check_trace=False, strict=False)  # type: ignore[no-untyped-call]

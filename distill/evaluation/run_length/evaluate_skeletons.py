@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -161,9 +162,9 @@ def ids_at(
         (z0, y0, x0), (z1, y1, x1) = voxels[part].min(0).tolist(), voxels[part].max(0).tolist()
         boxes.append(Box((z0, y0, x0), (z1 + 1, y1 + 1, x1 + 1)))
     ids = np.zeros(len(voxels), np.uint64)
-    read = over_blocks(partial(_read, volume), boxes, workers, on_block)
-    for part, box, found in zip(parts, boxes, read, strict=True):
-        ids[part] = found[tuple((voxels[part] - np.array(box.start)).T)]
+    with closing(over_blocks(partial(_read, volume), boxes, workers, on_block)) as read:
+        for part, box, found in zip(parts, boxes, read, strict=True):
+            ids[part] = found[tuple((voxels[part] - np.array(box.start)).T)]
     return ids
 
 

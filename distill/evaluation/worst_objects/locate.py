@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -100,7 +101,8 @@ def find_spots(
         return []
     split, merged = (np.array([error.id for error in errors], np.uint64) for errors in (worst.split, worst.merged))
     search = partial(pieces_in, both, split, merged)
-    rows = collect(over_blocks(search, chunk_blocks(segmentation), workers, on_block))
+    with closing(over_blocks(search, chunk_blocks(segmentation), workers, on_block)) as parts:
+        rows = collect(parts)
     return sorted((_spot(both, kind, error, rows) for kind, error in wanted), key=lambda spot: -spot.error.bits)
 
 

@@ -7,7 +7,9 @@ others continue. The tasks of a worker that dies are run by another one.
 from __future__ import annotations
 
 import logging
+import os
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +28,7 @@ Note = Callable[[str], None]
 _MOST_FAILED = 10  # failed tasks after which the cause is not a single block
 _LOOK = 1.0  # seconds between checks of the scheduler
 _LOST = 10.0  # seconds without contact
+_STARTED = 120.0  # seconds until workers have started, on a busy machine
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,7 @@ def open_pool(workers: int, scheduler: str | None, retries: int, note: Note) -> 
         return
     with (
         LocalCluster(
-            n_workers=workers,
+            n_workers=0,  # so that an interruption finds the cluster made, and closes it
             threads_per_worker=1,
             memory_limit=None,  # bounded by the size of a block
             dashboard_address="127.0.0.1:0",
@@ -211,8 +214,38 @@ def open_pool(workers: int, scheduler: str | None, retries: int, note: Note) -> 
         ) as cluster,
         Client(cluster) as client,
     ):
-        note(f"{workers} workers, dashboard {client.dashboard_link}")
-        yield Workers(client, "this machine", retries, note)
+        try:
+            cluster.scale(workers)
+            _wait_for_workers(client, workers)
+            note(f"{workers} workers, dashboard {client.dashboard_link}")
+            yield Workers(client, "this machine", retries, note)
+        except BaseException:
+            _kill(cluster)
+            raise
+
+
+def _wait_for_workers(client: Any, count: int) -> None:
+    """Wait until the workers have started.
+
+    Raises:
+        DistillError: none does.
+    """
+    try:
+        client.wait_for_workers(count, timeout=_STARTED)
+    except TimeoutError:
+        if not client.nthreads():
+            raise DistillError(
+                f"--workers: no worker process started within {_STARTED:.0f} s; expected {count}, or omit --workers"
+            ) from None
+
+
+def _kill(cluster: Any) -> None:
+    """End the workers of an aborted run at once: dask waits seconds for what they compute, which nobody needs."""
+    for nanny in list(cluster.workers.values()):
+        nanny.auto_restart = False
+        if nanny.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(nanny.pid, signal.SIGKILL)
 
 
 @contextmanager

@@ -5,8 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,3 +83,31 @@ def test_what_a_worker_says_and_a_worker_that_dies() -> None:
         list(over_blocks(killed, BOXES, 2))
     with pytest.raises(DistillError, match="--workers: found 0"):
         list(over_blocks(voxels, BOXES, 0))
+
+
+def endless(folder: str, box: Box) -> int:
+    """The first block is done; the others would never be."""
+    (Path(folder) / f"{os.getpid()}").touch()
+    if box.start[0]:
+        time.sleep(3600)
+    return box.voxels
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_workers_end_with_what_they_compute_when_nobody_waits_for_it(tmp_path: Path, interrupted: bool) -> None:
+    """By Ctrl-C while a block is waited for, and where the results are no longer read."""
+
+    def stop(done: int, total: int) -> None:
+        if interrupted:
+            raise KeyboardInterrupt
+
+    with closing(over_blocks(partial(endless, str(tmp_path)), BOXES, 2, stop)) as found:
+        assert next(found) == 1
+        while len(list(tmp_path.iterdir())) < 2:  # both workers compute
+            time.sleep(0.01)
+        if interrupted:
+            with pytest.raises(KeyboardInterrupt):
+                next(found)
+    for path in tmp_path.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.name), 0)

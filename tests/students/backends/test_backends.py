@@ -153,6 +153,27 @@ def test_openvino_tiles_equal_its_whole_section(student: Build) -> None:
 
 
 @needs_openvino
+def test_a_signal_while_a_model_is_converted_is_not_lost(student: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The conversion calls Python, and turns what is raised there into an error of its own."""
+    ov = load_openvino()
+    convert, handler = ov.convert_model, signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def converted(*given: object, **named: object) -> object:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            return convert(*given, **named)
+        except KeyboardInterrupt:
+            raise RuntimeError("conversion failed") from None
+
+    monkeypatch.setattr(ov, "convert_model", converted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runner(student("cad"), "openvino").push(sections(2))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@needs_openvino
 def test_openvino_comes_without_its_usage_statistics() -> None:
     load_openvino()
     assert sys.modules.get("openvino_telemetry") is None

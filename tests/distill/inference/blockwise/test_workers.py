@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,55 @@ def test_one_worker_is_this_process() -> None:
     for workers in (0, 1):
         with open_pool(workers, None, 2, quiet) as pool:
             assert type(pool).__name__ == "Here"
+
+
+def sleeper(folder: str, number: int) -> Any:
+    """A block that would take an hour."""
+    (Path(folder) / f"{os.getpid()}").touch()
+    time.sleep(3600)
+
+
+def test_an_interruption_ends_workers_and_what_they_compute(tmp_path: Path) -> None:
+    """dask would wait for it first; nothing is left over."""
+    children = set(psutil.Process().children(recursive=True))
+
+    class Stopping:
+        """Tasks, the last of which comes when both workers compute: Ctrl-C."""
+
+        def __iter__(self) -> Iterator[Task]:
+            yield from (Task(f"{n}", sleeper, (str(tmp_path), n)) for n in range(2))
+            while len(list(tmp_path.iterdir())) < 2:
+                time.sleep(0.01)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), open_pool(2, None, 0, quiet) as pool:
+        pool.run(Stopping(), quiet)
+    for path in tmp_path.iterdir():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.name), 0)
+    left = {child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())}
+    assert left <= children
+
+
+def test_an_interruption_while_workers_start_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(client: Any, count: int) -> None:
+        raise KeyboardInterrupt
+
+    children = set(psutil.Process().children(recursive=True))
+    monkeypatch.setattr(pool_module, "_wait_for_workers", stop)
+    with pytest.raises(KeyboardInterrupt), open_pool(2, None, 0, quiet):
+        pass
+    left = {child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())}
+    assert left <= children
+
+
+def test_workers_that_never_start_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Client:
+        def wait_for_workers(self, count: int, timeout: float) -> None:
+            raise TimeoutError
+
+        def nthreads(self) -> dict[str, int]:
+            return {}
+
+    with pytest.raises(DistillError, match="--workers: no worker process started within 120 s; expected 2, or omit"):
+        pool_module._wait_for_workers(Client(), 2)
