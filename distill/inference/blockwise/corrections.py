@@ -1,18 +1,22 @@
 """Normalise blocks with the corrections of whole sections, computed once and independent of the division into blocks.
 
+Workers compute the corrections of groups of sections; those of all sections are joined to one file before any block is
+read.
+
 Legend: S sections, n m tiles along y and x.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.atomic import replacing
+from distill.core.atomic import discard, replacing
 from distill.core.errors import SourceError
 from distill.core.geometry import Box
 from distill.core.normalisation import Correction, Normaliser
@@ -21,6 +25,8 @@ from distill.inference.blockwise.tables import FOLDER
 from distill.io.readers.array import readable
 from distill.io.volume import Volume
 from distill.io.writers.store import writing
+
+GROUP = 32  # sections of a task
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +53,22 @@ class Sections:
         return found
 
 
-def write_corrections(store: Path, normaliser: Normaliser, volume: Volume, first: int, depth: int) -> None:
-    """Compute the corrections of all sections and store them; existing ones are kept.
+def undone_groups(store: Path, normaliser: Normaliser, volume: Volume, depth: int) -> list[int]:
+    """Return the groups of `GROUP` sections whose corrections are yet to be computed.
+
+    Args:
+        store: of the blocks.
+        normaliser: of the sections.
+        volume: the source.
+        depth: number of sections used.
+    """
+    if not _by_section(normaliser, volume) or _path(store).is_file():
+        return []
+    return [number for number in range(-(-depth // GROUP)) if not _group_path(store, number).is_file()]
+
+
+def write_group(store: Path, normaliser: Normaliser, volume: Volume, first: int, depth: int, number: int) -> None:
+    """Compute the corrections of a group of sections and store them.
 
     Args:
         store: of the blocks.
@@ -56,17 +76,42 @@ def write_corrections(store: Path, normaliser: Normaliser, volume: Volume, first
         volume: the source.
         first: its first section used.
         depth: number of sections used.
+        number: of the group.
 
     Raises:
         SourceError: a section cannot be read, or its grey values cannot be brought to the network's scale.
     """
-    path = _path(store)
-    if not _by_section(normaliser, volume) or path.is_file():
+    start, stop = number * GROUP, min(depth, (number + 1) * GROUP)
+    found = corrections_of(volume.sections(first + start, first + stop), normaliser, volume, first + start)
+    middle, width = (np.array([getattr(one, name) for one in found]) for name in ("middle", "width"))
+    arrays = {"middle": middle, "width": width, "target": np.array([one.target for one in found])}
+    with writing(store):
+        _group_path(store, number).parent.mkdir(exist_ok=True)
+    _write(_group_path(store, number), {**arrays, "tile": np.array(found[0].tile)})
+
+
+def join_groups(store: Path, normaliser: Normaliser, volume: Volume, depth: int) -> None:
+    """Write the corrections of all groups to one file, and remove those of the groups.
+
+    Raises:
+        SourceError: a group is missing or damaged.
+    """
+    if not _by_section(normaliser, volume) or _path(store).is_file():
         return
-    found = corrections_of(volume.sections(first, first + depth), normaliser, volume, first)
-    with writing(path), replacing(path) as temporary, temporary.open("wb") as file:
-        middle, width = ([getattr(one, name) for one in found] for name in ("middle", "width"))
-        np.savez(file, middle=middle, width=width, target=[one.target for one in found], tile=found[0].tile)
+    parts = []
+    for number in range(-(-depth // GROUP)):
+        with readable(_group_path(store, number)), np.load(_group_path(store, number), allow_pickle=False) as kept:
+            parts.append({name: kept[name] for name in ("middle", "width", "target", "tile")})
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in ("middle", "width", "target")}
+    _write(_path(store), {**joined, "tile": parts[0]["tile"]})
+    with writing(store):
+        discard(_group_path(store, 0).parent)
+
+
+def _write(path: Path, arrays: Mapping[str, Any]) -> None:
+    # two workers may process the same group if one was presumed dead: each has its own temporary file
+    with writing(path), replacing(path, alone=False) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def read_corrections(store: Path, normaliser: Normaliser, volume: Volume) -> list[Correction]:
@@ -93,3 +138,7 @@ def _by_section(normaliser: Normaliser, volume: Volume) -> bool:
 
 def _path(store: Path) -> Path:
     return store / FOLDER / "grey.npz"
+
+
+def _group_path(store: Path, number: int) -> Path:
+    return store / FOLDER / "grey" / f"{number:08d}.npz"

@@ -31,7 +31,7 @@ from distill.core.version import VERSION
 from distill.inference.aside import forget_replaced, made_by, take_back
 from distill.inference.blockwise import finish as lay
 from distill.inference.blockwise.begin import generations, is_blocks, prepare, settings_of, undone_blocks
-from distill.inference.blockwise.corrections import write_corrections
+from distill.inference.blockwise.corrections import GROUP, join_groups, undone_groups
 from distill.inference.blockwise.executor import Pool, Task, open_pool
 from distill.inference.blockwise.merge import (
     mapping_folder,
@@ -44,7 +44,7 @@ from distill.inference.blockwise.options import DEFAULT, Blocking
 from distill.inference.blockwise.plan import Plan, make_plan
 from distill.inference.blockwise.scratch import NAMES
 from distill.inference.blockwise.tables import FOLDER, pair_is_of, pair_path
-from distill.inference.blockwise.worker import TaskReport, Work, solve_block, solve_pair
+from distill.inference.blockwise.worker import TaskReport, Work, gather_group, solve_block, solve_pair
 from distill.inference.decode import by_method
 from distill.inference.grey_values import check_grey, normaliser_of
 from distill.inference.options import SILENT, Callbacks, Note, Options, Start, start, threshold_of
@@ -257,8 +257,6 @@ class _Run:
         out, about = self._out, made_by(self._out)
         blocks = undone_blocks(out, self._work, self._callbacks.note) if about is None or self._shelved() else []
         if about is None or blocks or not self._is_result(about):
-            if blocks:
-                self._gather()
             self._all(blocks)
         self._clear()
         self._found.about = made_by(out) or {}
@@ -276,6 +274,8 @@ class _Run:
     def _all(self, blocks: list[int]) -> None:
         blocking, out = self._blocking, self._out
         with open_pool(blocking.workers, blocking.scheduler, blocking.retries, self._callbacks.note) as pool:
+            if blocks:
+                self._gather(pool)
             self._blocks(pool, blocks)
             digest = self._digest()
             note = mapping_note(out, digest)
@@ -308,11 +308,23 @@ class _Run:
             for place in (self._out, folder, folder / "tables", folder / "pairs"):
                 sweep_folder(place)
 
-    def _gather(self) -> None:
-        """Statistics of whole sections, before any block is read."""
-        work = self._work
-        with self._found.timer.timed("grey values"):
-            write_corrections(self._out, work.normaliser, work.volume(), work.first, work.plan.shape[0])
+    def _gather(self, pool: Pool) -> None:
+        """Compute the statistics of whole sections, before any block is read."""
+        work, volume, depth = self._work, self._work.volume(), self._work.plan.shape[0]
+        groups = undone_groups(self._out, work.normaliser, volume, depth)
+        tasks = (
+            Task(
+                f"grey values of sections {number * GROUP} to {min(depth, (number + 1) * GROUP) - 1}",
+                gather_group,
+                (work, number),
+            )
+            for number in groups
+        )
+        failed = pool.run(tasks, self._found.add)
+        if failed:
+            error = failed[0].error
+            raise error if isinstance(error, DistillError) else DistillError(f"{self._out}: {failed[0]}") from error
+        join_groups(self._out, work.normaliser, volume, depth)
 
     def _shelved(self) -> bool:
         return (self._out / FOLDER / NAMES[-1]).is_dir()

@@ -27,7 +27,7 @@ from distill.core.labels import distinct_ids
 from distill.core.normalisation import UNCHANGED, Normaliser
 from distill.core.timing import StageTimer
 from distill.inference.assembly import Piece, lay_blocks
-from distill.inference.blockwise.corrections import Sections, read_corrections
+from distill.inference.blockwise.corrections import Sections, read_corrections, write_group
 from distill.inference.blockwise.faces import Laid, compare_blocks, faces
 from distill.inference.blockwise.gpus import device_of, worker_name
 from distill.inference.blockwise.networks import Instances, StudentBlocks, TeacherBlocks
@@ -187,6 +187,14 @@ def solve_block(work: Work, index: int) -> TaskReport:
             work.shelf.write(block, stored, ids)
             write_table(path, table)
     return report(index, timer)
+
+
+def gather_group(work: Work, number: int) -> TaskReport:
+    """Compute the grey-value statistics of a group of whole sections."""
+    timer = StageTimer()
+    with timer.timed("grey values"):
+        write_group(Path(work.store), work.normaliser, work.volume(), work.first, work.plan.shape[0], number)
+    return report(number, timer)
 
 
 def _check_store(work: Work) -> None:

@@ -26,9 +26,15 @@ from distill.core.normalisation import (
 )
 from distill.data.crop_source import FileSource, section_corrections
 from distill.data.crops import as_unit_range
-from distill.inference.blockwise.corrections import Sections, read_corrections, write_corrections
+from distill.inference.blockwise.corrections import (
+    Sections,
+    join_groups,
+    read_corrections,
+    undone_groups,
+    write_group,
+)
 from distill.inference.blockwise.tables import FOLDER
-from distill.io.volume import volume_from_array
+from distill.io.volume import Volume, volume_from_array
 
 STATISTICAL: list[NormalisationKind] = ["percentile", "mean-std", "local"]
 
@@ -145,6 +151,35 @@ def test_pictures_show_any_type() -> None:
         assert found.min() == 0
         assert found.max() == 255
         assert np.corrcoef(found.ravel(), image.ravel())[0, 1] > 0.99
+
+
+def write_corrections(store: Path, one: Normaliser, volume: Volume, first: int, depth: int) -> list[int]:
+    """Write the corrections of all groups that are missing, in reverse order; return their numbers."""
+    groups = undone_groups(store, one, volume, depth)
+    for number in reversed(groups):
+        write_group(store, one, volume, first, depth, number)
+    join_groups(store, one, volume, depth)
+    return groups
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
+def test_groups_of_sections_give_what_all_together_give(
+    kind: NormalisationKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = np.stack([section(seed=n) // (n + 1) for n in range(6)])
+    volume, one = volume_from_array(raw, (30.0, 6.0, 6.0)), normaliser(kind)
+    for name in ("whole", "parts"):
+        (tmp_path / name / FOLDER).mkdir(parents=True)
+    assert write_corrections(tmp_path / "whole", one, volume, 1, 5) == [0]
+    monkeypatch.setattr("distill.inference.blockwise.corrections.GROUP", 2)
+    write_group(tmp_path / "parts", one, volume, 1, 5, 1)  # of a run that was interrupted
+    with pytest.raises(SourceError, match=r"00000000.npz: no such file"):
+        join_groups(tmp_path / "parts", one, volume, 5)
+    assert write_corrections(tmp_path / "parts", one, volume, 1, 5) == [0, 2]
+    assert write_corrections(tmp_path / "parts", one, volume, 1, 5) == []
+    files = [tmp_path / name / FOLDER / "grey.npz" for name in ("whole", "parts")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert [path.name for path in files[1].parent.iterdir()] == ["grey.npz"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
