@@ -174,5 +174,10 @@ def _say_result(out: Path, about: dict[str, Any]) -> None:
     if about.get("method") is None:
         say(f"{out}:affinity")
         return
+    from distill.io.info import share_without_id
+
     say(f"{out}:affinity and {out}:segmentation, {about['objects']} objects")
+    skipped = len(about.get("bad_sections", {}))
+    bad = f"; {skipped} of {about['sections']} sections were bad" if skipped else ""
+    say(f"{100 * share_without_id(f'{out}:segmentation'):.1f} % of the voxels belong to no object{bad}")
     say(f"next: distill evaluate {out}:segmentation LABELS")

@@ -24,6 +24,8 @@ from distill.config.pair import Pair, StudentConfig
 from distill.core.errors import ConfigError, SourceError
 from distill.core.reasons import json_kind, read_yaml
 
+_GROUP = r"Input should be a valid dictionary(?: or (?:instance|object) .*)?$"
+
 
 def load_pair(teacher: Path, student: Path, overrides: Sequence[str] = ()) -> Pair:
     """Read, override and validate both files.
@@ -192,7 +194,8 @@ def _explain(error: ValidationError, names: Mapping[str, str]) -> str:
     first = error.errors()[0]
     part, *rest = [str(step) for step in first["loc"]] or ["pair"]
     key = ".".join(rest)
-    message = first["msg"].removeprefix("Value error, ")
+    message = re.sub(_GROUP, "Input should be a group of keys", first["msg"].removeprefix("Value error, "))
+    message = message.replace("a valid tuple", "a list")
     if part not in names:
         return f"{names['teacher']} with {names['student']}: {message}"
     found = f", found {first['input']!r}" if key and first["type"] not in ("missing", "value_error") else ""

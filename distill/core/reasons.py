@@ -31,10 +31,22 @@ _MEMBER = re.compile(r'Error parsing object member "([^"]*)": |Error parsing val
 _PREFIX = re.compile(r'(?:[A-Z_]+: )?(?:Error opening "[^"]*" driver: |Error reading [^:]*"[^"]*": )*')
 _LONG = 60  # characters
 _UNKNOWN = "damaged, or of a form that is not known"
+_OTHERS = (  # messages of libraries, and what they mean
+    (r"^(?:[A-Z_]{5,}: )?Error reading (?:local file )?\"([^\"]*)\": ", r"\1: "),
+    (r"^not a TIFF file\b.*", "not a TIFF file"),
+    (r"^\w+ returned \w+$|^Error -\d+ while decompressing.*", "its packed data are damaged"),
+    (r"^.*(?:contains pickled|Object arrays cannot be loaded).*", "it holds objects of Python, expected numbers"),
+    (r"^mmap length is greater than file size.*", "the file is cut off"),
+    (r"^No data left in file.*", "the file is empty"),
+    (r"^(?:Can't|Unable to|Unspecified|Object|Special|Link|Could not)\b.*\((.+)\)$", r"its structure is damaged: \1"),
+    (r"^Error while deserializing header: ", ""),
+    (r"^[A-Z_]{5,}: ", ""),
+)
 _INSIDE = re.compile(  # messages about values inside a program, which say nothing to who has the file
     r"invalid literal|could not convert|malformed node|not enough values|too many values|broadcast|cannot reshape|"
     r"object at 0x|NoneType|takes \d|__\w+__|dtype|expected str, bytes|iterable|subscript|buffer|unpack|"
-    r"^'[^']*'$|^\d+$|ascii|descr|not understood|codec|is not defined|f-string|unexpected EOF|invalid syntax"
+    r"modulo by zero|zip\(\)|reshaped|"
+    r"^'[^']*'$|^\d+$|ascii|descr|not understood|codec can|is not defined|f-string|unexpected EOF|invalid syntax"
 )
 
 
@@ -44,7 +56,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"found byte 0x{error.object[error.start]:02x} at {error.start}, expected text in UTF-8"
     if isinstance(error, json.JSONDecodeError):
-        return f"not valid JSON: {error.msg} in line {error.lineno}, column {error.colno}"
+        return f"not valid JSON: {error.msg.removesuffix(' at')} in line {error.lineno}, column {error.colno}"
     if isinstance(error, RecursionError):
         return "its metadata are nested too deep"
     if isinstance(error, MemoryError):
@@ -65,6 +77,8 @@ def reason(error: BaseException) -> str:
         return _UNKNOWN
     lines = _DETAILS.split(text, maxsplit=1)[0].strip().splitlines()
     line = _of_metadata(lines[0]) if lines else _UNKNOWN
+    for pattern, meaning in _OTHERS:
+        line = re.sub(pattern, meaning, line, count=1)
     return _UNKNOWN if _INSIDE.search(line) else line
 
 

@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.errors import SourceError
+from distill.core.geometry import grid
 from distill.io.arrange import arrange
 from distill.io.labels_or_grey import judge
 from distill.io.readers.array import Reading, StoredArray
 from distill.io.readers.chunks import missing_chunks
 from distill.io.selection import split_selection
 from distill.io.source import Unreadable, find_arrays
+from distill.io.volume import open_volume
 
 _SAMPLE_VALUES = 64 * 2**20
 
@@ -74,6 +76,28 @@ def describe(source: str | Path) -> list[VolumeSummary]:
         except SourceError as error:
             found.append(_unreadable(stored.source, stored.dataset, str(error), stored))
     return found
+
+
+def share_without_id(source: str, blocks: int = 64) -> float:
+    """Estimate the share of voxels of a segmentation that belong to no object.
+
+    Args:
+        source: with ids; blocks of it that are not stored belong to none.
+        blocks: number of chunks that are read, evenly spaced over the array; all if it has fewer.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    volume = open_volume(source, grey=False, missing="zero")
+    chunk = volume.chunks[-3:] if volume.chunks else (1, *volume.size[1:])
+    boxes = grid(volume.box, (chunk[0], chunk[1], chunk[2]))
+    chosen = sorted({round(at) for at in np.linspace(0, len(boxes) - 1, min(blocks, len(boxes)))})
+    zeros = voxels = 0
+    with volume.reading() as read:
+        for at in chosen:
+            found = read(boxes[at])
+            zeros, voxels = zeros + int(np.count_nonzero(found == 0)), voxels + found.size
+    return zeros / voxels
 
 
 def _unreadable(source: str, dataset: str | None, reason: str, stored: StoredArray | None = None) -> VolumeSummary:

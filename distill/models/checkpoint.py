@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from distill.core.atomic import replacing
 from distill.core.errors import CheckpointError
+from distill.core.reasons import reason
 from distill.models.header import FORMAT, Kind, read_header
 
 
@@ -94,7 +95,7 @@ def read_weights(path: Path) -> Weights:
         with safe_open(path, "pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: its tensors cannot be read: {error}") from None
+        raise CheckpointError(f"{path}: its tensors cannot be read: {reason(error)}") from None
     return Weights(header.kind, header.config, header.notes, tensors, path)
 
 
@@ -161,12 +162,12 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
+            raise CheckpointError(f"{path}: not a safetensors file: {reason(error)}") from None
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - unpickling fails in many ways; all mean the same to the user
-        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: not loadable as weights only, without running its code: {reason}") from None
+        why = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: not loadable as weights only, without running its code: {why}") from None
     for key in ("model_weights", "state_dict"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 
 from distill.core.errors import CheckpointError
+from distill.core.reasons import json_kind, reason, shown
 
 Kind = Literal["teacher", "student"]
 FORMAT = "affinity-distill 1"
@@ -46,11 +47,14 @@ def read_header(path: Path) -> Header:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: not a safetensors file ({error}); a published checkpoint first goes through `distill convert`"
+            f"{path}: not a safetensors file ({reason(error)}); a published checkpoint first goes through `distill "
+            "convert`"
         ) from None
     kind = metadata.get("kind")
-    if metadata.get("format") != FORMAT or kind not in ("teacher", "student"):
+    if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path}: format {metadata.get('format')!r}, expected {FORMAT!r}")
+    if kind not in ("teacher", "student"):
+        raise CheckpointError(f"{path}: found kind {shown(kind)}, expected teacher or student")
     return Header(kind, _object(path, metadata, "config"), _object(path, metadata, "notes"), shapes)
 
 
@@ -60,7 +64,7 @@ def _object(path: Path, metadata: dict[str, str], key: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its {key} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: found {key} of type {type(found).__name__}, expected a JSON object")
+        raise CheckpointError(f"{path}: found {key} of {json_kind(found)}, expected a JSON object")
     return found
 
 

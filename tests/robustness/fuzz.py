@@ -47,6 +47,8 @@ _OURS = re.compile(
     r"Traceback|NoneType|object at 0x|has no attribute|not subscriptable|unsupported operand|invalid literal|"
     r"object is not|list index|\bKeyError|\bTypeError|\bValueError|\bIndexError|takes \d+ positional|dtype\('|"
     r"cannot be read: (?:'\w+'|\d+)$|expected str, bytes|PosixPath|__\w+__\(|codec can't|"
+    r"FAILED_PRECON|_decode|_decompress|zip\(\)|modulo by zero|header=b|mmap length|pickled|Can't sync|visitation|"
+    r"deserializing|instance of|valid tuple|"
     r"Errno|Error parsing object member|must be real number|not JSON serializable|numpy\.|broadcast"
 )
 
@@ -317,6 +319,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--only", type=int, help="number of a case to repeat")
     parser.add_argument("--kind", help="of file, or part of its name")
+    parser.add_argument("--messages", action="store_true", help="print what was said about refused files")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--keep", type=Path, help="folder for the files; default a temporary one")
     given = parser.parse_args()
@@ -330,6 +333,8 @@ def main() -> int:
     bad = [one for one in found if one.verdict not in ("refused", "right")]
     for one in bad if given.only is None else found:
         print(f"{one.number}: {one.kind}, {one.command}, {one.change}: {one.verdict}\n    {one.line[:300]}")
+    if given.messages:
+        print("\n".join(sorted({re.sub(r"\S*/case\d+\w*/", "", one.line)[:200] for one in found if one.code == 2})))
     print(table(found))
     print(f"{len(found)} cases in {time.perf_counter() - began:.0f} s, {len(bad)} findings; files in {folder}")
     return 1 if bad else 0

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from distill.core.geometry import Nanometres
 from distill.evaluation.metrics import ObjectError, WorstObjects
 from distill.evaluation.worst_objects.locate import Spot, find_spots
 from distill.io.readers.zarr import zarr_node, zarr_ranks
-from distill.io.volume import Volume, open_grey, open_labels, open_volume
+from distill.io.volume import NO_RESOLUTION, Volume, open_grey, open_labels, open_volume
 from viz.viewer.neuroglancer import Mark, Shown, serve
 
 _SEGMENTATION, _TRUTH = "segmentation", "ground truth"
@@ -91,13 +91,14 @@ def open_layers(out: Path, sources: Sources, note: Callable[[str], None]) -> lis
             "with segmentation or affinity"
         )
     layers = []
-    raw = _raw(sources, node[1] if node is not None else {}, note)
+    recorded = _resolution_of(out, names)
+    raw = _raw(sources, node[1] if node is not None else {}, recorded, note)
     if raw is not None:
         layers.append(Shown("raw", "raw", raw))
     if _SEGMENTATION in names:
         layers.append(Shown(_SEGMENTATION, "labels", open_labels(f"{out}:{_SEGMENTATION}")))
     if sources.labels is not None:
-        layers.append(Shown(_TRUTH, "labels", open_labels(sources.labels, resolution=sources.resolution)))
+        layers.append(Shown(_TRUTH, "labels", _opened(open_labels, sources.labels, sources, recorded)))
     affinity = open_volume(f"{out}:affinity") if "affinity" in names else None
     if affinity is not None:
         layers.append(Shown("affinity z y x", "affinity", affinity))
@@ -149,19 +150,35 @@ def _checked(one: dict[str, Any]) -> dict[str, Any]:
     return one
 
 
-def _raw(sources: Sources, attributes: Any, note: Callable[[str], None]) -> Volume | None:
+def _resolution_of(out: Path, names: Collection[str]) -> Nanometres | None:
+    """Voxel size of a store, which is that of its image."""
+    name = next((name for name in (_SEGMENTATION, "affinity") if name in names), None)
+    return None if name is None else open_volume(f"{out}:{name}", missing="zero").resolution
+
+
+def _raw(sources: Sources, attributes: Any, recorded: Nanometres | None, note: Callable[[str], None]) -> Volume | None:
     """Open the given image, or else the one recorded in the store, if it still exists."""
     if sources.raw is not None:
-        return open_grey(sources.raw, resolution=sources.resolution)
+        return _opened(open_grey, sources.raw, sources, recorded)
     made_by = attributes.get("made_by")
     source = made_by.get("source") if isinstance(made_by, dict) else None
     if not isinstance(source, str):
         return None
     try:
-        return open_grey(source, resolution=sources.resolution)
+        return open_grey(source, resolution=sources.resolution or recorded)
     except DistillError as error:
         note(f"no image: {error}; give it as --raw")
         return None
+
+
+def _opened(opener: Callable[..., Volume], source: str, sources: Sources, recorded: Nanometres | None) -> Volume:
+    """Open a source that may state no voxel size: it is that of the store then, unless the user gives one."""
+    try:
+        return opener(source, resolution=sources.resolution)
+    except SourceError as error:
+        if recorded is None or NO_RESOLUTION not in str(error):
+            raise
+    return opener(source, resolution=recorded)
 
 
 def _mark(spot: Spot, segmentation: Volume) -> Mark:

@@ -34,6 +34,7 @@ from distill.io.writers.pyramid import forget_levels
 from distill.io.writers.store import create_zarr, write_group_attributes, writing
 
 _SHARD = 1024
+_NOT_READ = ("skip", "bridge")  # what was done about a section
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def finish_claimed(out: Path, merge: float | None) -> Finished:
     """See `finish`; the caller has claimed the store."""
     job, lines = read_job(out), all_lines(out)
     count = _contiguous(out, lines, job)
+    _check_any_read(out, lines)
     threshold = job["merge_threshold"] if merge is None else merge
     about: dict[str, Any] = {
         "version": VERSION,
@@ -135,6 +137,20 @@ def _contiguous(out: Path, lines: Sequence[Line], job: dict[str, Any]) -> int:
             "ranges with --resume"
         )
     return len(numbers)
+
+
+def _check_any_read(out: Path, lines: Sequence[Line]) -> None:
+    """Refuse a result that no section went into.
+
+    Raises:
+        SourceError: every section was skipped or bridged.
+    """
+    if all(line.taken in _NOT_READ for line in lines):
+        kinds = ", ".join(sorted({str(line.flaw) for line in lines}))
+        raise SourceError(
+            f"{out}: none of {len(lines)} sections was taken ({kinds}; first {lines[0].source}: {lines[0].why}), "
+            "expected at least one; --overwrite begins again once they can be read"
+        )
 
 
 def _spans(numbers: Sequence[int]) -> str:

@@ -18,10 +18,11 @@ from distill.io.volume.parts import (
     some_sections,
     voxel_shift,
 )
-from distill.io.volume.volume import Volume, checked_offset, checked_resolution, volume_from_array
+from distill.io.volume.volume import NO_RESOLUTION, Volume, checked_offset, checked_resolution, volume_from_array
 
 __all__ = [
     "LABELS_DATASET",
+    "NO_RESOLUTION",
     "RAW_DATASET",
     "RESERVED_IDS",
     "MissingParts",

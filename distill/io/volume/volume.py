@@ -22,6 +22,7 @@ from distill.core.geometry import Box, Nanometres, Triple
 from distill.core.memory import check_memory
 from distill.io.readers.array import Attributes, Cut, Index, Opener, Reading, StoredArray
 
+NO_RESOLUTION = "no resolution found"  # in the message of sources without one
 _BLOCK_BYTES = 256 * 2**20
 
 
@@ -184,7 +185,7 @@ def placed(stored: StoredArray, resolution: Nanometres | None, offset: Nanometre
         raise SourceError(f"{name}: found type {stored.dtype}, expected integer or floating-point numbers")
     given = resolution if resolution is not None else stored.resolution
     if given is None:
-        raise SourceError(f"{name}: no resolution found; give it as --resolution Z,Y,X in nm, e.g. --resolution 30,6,6")
+        raise SourceError(f"{name}: {NO_RESOLUTION}; give it as --resolution Z,Y,X in nm, e.g. --resolution 30,6,6")
     place = offset if offset is not None else stored.offset or (0.0, 0.0, 0.0)
     drop = 1 if len(shape) == 4 else 0
     dtype = stored.dtype if not reading.grey or stored.grey_dtype is None else stored.grey_dtype

@@ -16,6 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from distill.io.info import share_without_id
 from distill.io.volume import open_labels, open_volume
 
 Cli = Callable[..., Any]
@@ -214,6 +215,42 @@ def test_a_store_is_not_named_after_another_format(cli: Cli, tmp_path: Path, com
     assert f"{name}: found the extension of" in said.err
     assert "x.zarr" in said.err
     assert {one.name for one in tmp_path.iterdir()} == {"a.h5"}
+
+
+def test_a_stream_that_reads_no_section_fails(cli: Cli, tmp_path: Path) -> None:
+    """With any policy for bad sections: a result that nothing went into is none."""
+    (tmp_path / "bad").mkdir()
+    for z in range(3):
+        Image.fromarray(RAW[z]).save(tmp_path / "bad" / f"s{z}.png")
+        path = tmp_path / "bad" / f"s{z}.png"
+        path.write_bytes(path.read_bytes()[:-300])
+    words = ("--model", "ac4", "--resolution", "30,6,6", "--no-segment", "--backend", "eager", "--device", "cpu")
+    for policy in ("skip", "bridge"):
+        said = cli("stream", tmp_path / "bad", "--out", tmp_path / f"{policy}.zarr", "--on-bad", policy, *words)
+        assert said.code == 2, said.out
+        assert "none of 3 sections was taken (corrupt" in said.err
+    Image.fromarray(RAW[1]).save(tmp_path / "bad" / "s1.png")
+    said = cli("stream", tmp_path / "bad", "--out", tmp_path / "one.zarr", "--on-bad", "skip", *words)
+    assert said.code == 0, said.err
+
+
+def test_a_store_remembers_its_resolution(cli: Cli, tmp_path: Path) -> None:
+    """Sections without a voxel size have that of the store made from them; and the summary tells what is empty."""
+    (tmp_path / "raw").mkdir()
+    for z in range(4):
+        Image.fromarray(RAW[z]).save(tmp_path / "raw" / f"s{z}.png")
+    out = tmp_path / "out.zarr"
+    words = ("--model", "ac4", "--resolution", "30,6,6", "--backend", "eager", "--device", "cpu", "--out", out)
+    said = cli("segment", tmp_path / "raw", *words)
+    assert said.code == 0, said.err
+    assert "% of the voxels belong to no object" in said.out
+    for name in ("affinity", "segmentation"):
+        assert open_volume(f"{out}:{name}").resolution == NM
+    said = cli("section", out, "--section", 1, "--out", tmp_path / "a.png")
+    assert said.code == 0, said.err
+    said = cli("section", out, "--section", 1, "--raw", tmp_path / "raw", "--out", tmp_path / "b.png")
+    assert said.code == 0, said.err
+    assert share_without_id(f"{out}:segmentation") == np.mean(open_volume(f"{out}:segmentation").read() == 0)
 
 
 WRITERS = {
