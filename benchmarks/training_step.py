@@ -24,8 +24,8 @@ from hardware import machine
 from tables import provenance, table, write_json
 
 from distill.config import Pair, load_pair
-from distill.data.crops import batches
-from distill.training.data import Parts, open_parts, training_crops
+from distill.data.loading import batches
+from distill.training.data import TrainingParts, open_parts, training_crops
 from distill.training.launch import compile_networks, launch, lay_out
 from distill.training.loop.loop import StepReport, fit, make_optimizer
 from distill.training.loop.state import Average, State
@@ -42,7 +42,7 @@ class Variant:
 
     name: str
     config: Pair
-    parts: Parts
+    parts: TrainingParts
     device: str
     reports: list[StepReport] = field(default_factory=list)
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from distill.core.hardware import describe, has_bfloat16
+from distill.core.hardware import describe_device, has_bfloat16
 
 settings.register_profile("steady", deadline=None, derandomize=True)  # no timed assertions; the same cases every run
 settings.load_profile("steady")
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked, cpu = [item for item in items if item.get_closest_marker("bf16")], torch.device("cpu")
     if marked and not has_bfloat16(cpu):
         for item in marked:
-            item.add_marker(pytest.mark.skip(reason=f"needs a CPU with native bfloat16, found {describe(cpu)}"))
+            item.add_marker(pytest.mark.skip(reason=f"needs a CPU with native bfloat16, found {describe_device(cpu)}"))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -14,7 +14,7 @@ import numpy as np
 
 from distill.core.errors import DistillError
 from distill.core.normalisation import as_picture
-from distill.training.data import Part
+from distill.training.data import LabelledPart
 from distill.training.validation import Judged
 from viz.section import section_figure
 from viz.style import COLOURS, MARKERS, STYLE, dress, save_figure
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _NO_LOSS = ("step", "lr", "seconds", "waited", "validation_seconds")
 
 
-def run_figures(run: Path, judged: Mapping[str, Judged], part: Part) -> None:
+def run_figures(run: Path, judged: Mapping[str, Judged], part: LabelledPart) -> None:
     """Write figures/curves.png and, for each network, figures/validation_NETWORK.png.
 
     Args:

@@ -50,7 +50,7 @@ class Channel:
 
     @property
     def name(self) -> str:
-        """The axis of a nearest neighbour, or the offset."""
+        """Return the axis of a nearest neighbour, or the offset."""
         return "zyx"[NEAREST.index(self.offset)] if self.offset in NEAREST else ", ".join(map(str, self.offset))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Box
 from distill.core.normalisation import as_picture
-from distill.evaluation.segmentation import placed
+from distill.evaluation.segmentation import position_in_truth
 from distill.io.volume import Volume
 from viz.style import STYLE, check_figure, image_grid, overlay, save_figure, scale_bar, show
 from viz.viewer.view import Sources, open_layers
@@ -48,19 +48,19 @@ def section(store: Path, sources: Sources, number: int, out: Path) -> list[str]:
         )
     shown = {name: layers[name] for name in ("segmentation", "affinity z y x") if name in layers}
     anchor = next(iter(shown.values()))
-    first, last = placed(anchor, image).start[0], placed(anchor, image).stop[0]
+    first, last = position_in_truth(anchor, image).start[0], position_in_truth(anchor, image).stop[0]
     if not first <= number < last:
         raise DistillError(
             f"--section: found {number}, expected {first} to {last - 1}: the sections that {store} holds"
         )
     where = Box((number - first, 0, 0), (number - first + 1, *anchor.size[1:]))
-    raw = image.read(where.shift(placed(anchor, image).start))[0]
+    raw = image.read(where.shift(position_in_truth(anchor, image).start))[0]
     if raw.ndim != 2:
         raise DistillError(f"{image.source}: found channels, expected one grey-value volume z, y, x")
     found: dict[str, NDArray[Any]] = {name: _section(volume, anchor, where) for name, volume in shown.items()}
     if "ground truth" in layers:
         truth = layers["ground truth"]
-        found["ground truth"] = truth.read(where.shift(placed(anchor, truth).start))[0]
+        found["ground truth"] = truth.read(where.shift(position_in_truth(anchor, truth).start))[0]
     affinity = found.get("affinity z y x")
     section_figure(
         as_picture(raw),
@@ -75,7 +75,7 @@ def section(store: Path, sources: Sources, number: int, out: Path) -> list[str]:
 
 def _section(volume: Volume, anchor: Volume, where: Box) -> NDArray[Any]:
     """Read (Y, X) or (C, Y, X) of one section of a volume of the same store."""
-    start = placed(anchor, volume).start
+    start = position_in_truth(anchor, volume).start
     return volume.read(where.shift(start))[..., 0, :, :]
 
 

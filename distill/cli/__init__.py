@@ -12,7 +12,7 @@ import typer
 
 # They register their commands:
 from distill.cli import bench, data, evaluate, figures, segment, sweep, train  # noqa: F401
-from distill.cli.app import Stopped, app
+from distill.cli.app import CommandInterrupted, app
 from distill.cli.console import say_error
 from distill.cli.stopping import leaving_at_once, say_how_to_continue, signals_end_the_command
 from distill.core.allocator import keep_freed_memory, let_idle_threads_sleep
@@ -50,7 +50,7 @@ def _run() -> None:
             _stopped("interrupted")
     except DistillError as error:
         _fail(str(error))
-    except (Stopped, typer.Abort, KeyboardInterrupt) as stop:
+    except (CommandInterrupted, typer.Abort, KeyboardInterrupt) as stop:
         _stopped(str(stop) or "interrupted")
     except typer.Exit as done:
         sys.exit(done.exit_code)

@@ -17,19 +17,19 @@ from distill.core.errors import SourceError
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class Stopped(Exception):
+class CommandInterrupted(Exception):
     """A KeyboardInterrupt that typer would turn into an exit without its message."""
 
 
-class Group(TyperGroup):
+class CommandGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            raise Stopped(str(stop)) from stop
+            raise CommandInterrupted(str(stop)) from stop
 
 
-class Command(TyperCommand):
+class ClaimingCommand(TyperCommand):
     """A command that holds the name of what it writes, so that nobody else writes it at the same time."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -60,18 +60,18 @@ def _expanded(value: Any) -> Any:
 
 
 class App(typer.Typer):
-    """Commands of the kind `Command`."""
+    """Commands of the kind `ClaimingCommand`."""
 
     def command(self, *given: Any, **named: Any) -> Callable[[_Function], _Function]:
-        """As Typer's."""
-        return super().command(*given, **{"cls": Command, **named})
+        """Register a command, as `typer.Typer.command` does."""
+        return super().command(*given, **{"cls": ClaimingCommand, **named})
 
 
 # Some share their output, or wait for others.
 _CLAIM_THEMSELVES = ("stream", "segment", "finish", "train", "finetune", "get")
 
 app = App(
-    cls=Group,
+    cls=CommandGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

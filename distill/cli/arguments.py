@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from distill.cli.options import (
-    Backend,
+    BackendOption,
     Device,
     Invert,
     Merge,
     Normalise,
     Overwrite,
-    Precision,
+    PrecisionOption,
     Rescale,
     Resolution,
-    Sections,
+    SectionsOption,
     Thresholds,
     check_merge,
     merge_of,
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 class RunArguments:
     """What stream and segment have in common; see `distill.inference.options.Options`."""
 
-    sections: Sections = None
+    sections: SectionsOption = None
     resolution: Resolution = None
     merge: Merge = None
     thresholds: Thresholds = None
     device: Device = "auto"
-    precision: Precision = AUTO
-    backend: Backend = "auto"
+    precision: PrecisionOption = AUTO
+    backend: BackendOption = "auto"
     normalise: Normalise = None
     invert: Invert = False
     rescale: Rescale = False

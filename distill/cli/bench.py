@@ -9,7 +9,7 @@ import typer
 
 from distill.cli.app import App, app
 from distill.cli.console import Bar, say
-from distill.cli.options import Device, Precision, Resolution, runtime_of
+from distill.cli.options import Device, PrecisionOption, Resolution, runtime_of
 from distill.core.errors import DistillError
 from distill.core.hardware import AUTO
 
@@ -31,7 +31,7 @@ def seams(
         bool, typer.Option("--rescale", help="resample sections to the model's pixels, which --window and --crop count")
     ] = False,
     device: Device = "auto",
-    precision: Precision = AUTO,
+    precision: PrecisionOption = AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Measure the seam scores of teacher and student for several window sizes, side by side and blended."""

@@ -9,7 +9,7 @@ import typer
 
 from distill.cli.app import App, app
 from distill.cli.console import Bar, say
-from distill.cli.options import Overwrite, Resolution, Sections, section_range
+from distill.cli.options import Overwrite, Resolution, SectionsOption, section_range
 from distill.cli.selecting import selects
 from distill.core.choices import VolumeFormat
 
@@ -107,7 +107,7 @@ def copy(
         bool | None,
         typer.Option("--labels/--image", help="ids, or grey values; default: as metadata, type and values tell"),
     ] = None,
-    sections: Sections = None,
+    sections: SectionsOption = None,
     every: Annotated[int, typer.Option(min=1, help="only every so many-th of them, e.g. 4 where voxels are cubes")] = 1,
     resolution: Resolution = None,
     offset: Annotated[

@@ -12,7 +12,7 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, say
-from distill.cli.options import Overwrite, Preset, Resolution
+from distill.cli.options import Overwrite, PresetOption, Resolution
 from distill.cli.selecting import selects
 from distill.core.choices import SkeletonUnits
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def evaluate(
     source: Annotated[str, typer.Argument(metavar="SEGMENTATION", help="or affinities, such as OUT.zarr:affinity")],
     labels: Annotated[str | None, typer.Argument(metavar="LABELS", help="ground truth")] = None,
-    preset: Preset = "skimage",
+    preset: PresetOption = "skimage",
     worst: Annotated[int, typer.Option(min=0, help="objects of each kind to list; 0 reads the volume only once")] = 5,
     listing: Annotated[
         Path | None, typer.Option("--list", metavar="FILE", help="write them: .csv, or .json for Neuroglancer")
@@ -192,7 +192,7 @@ def _say_affinity(found: AffinityScores) -> None:
 
 
 def _say_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table as plain text, as wide as it needs to be so that it can be kept in a file, or as COLUMNS asks."""
+    """Print a table in plain text, at its full width or that of the environment variable COLUMNS."""
     import os
 
     from rich.box import SIMPLE_HEAD

@@ -15,10 +15,10 @@ from distill.cli.options import (
     Invert,
     Normalise,
     Overwrite,
-    Precision,
+    PrecisionOption,
     Rescale,
     Resolution,
-    Sections,
+    SectionsOption,
     ids,
     section_range,
 )
@@ -58,7 +58,7 @@ def pca(
     sections: Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="sections of the movie")] = None,
     resolution: Resolution = None,
     device: Device = "auto",
-    precision: Precision = AUTO,
+    precision: PrecisionOption = AUTO,
     normalise: Normalise = None,
     invert: Invert = False,
     rescale: Rescale = False,
@@ -257,7 +257,7 @@ def info(
     grey: Annotated[
         bool, typer.Option("--grey", help="measure how grey values differ between and within the sections of a volume")
     ] = False,
-    sections: Sections = None,
+    sections: SectionsOption = None,
     resolution: Resolution = None,
     as_json: Annotated[bool, typer.Option("--json", help="with --grey: print JSON, section by section")] = False,
 ) -> None:

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 Device = Annotated[
     str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="where networks run; auto: the GPU if there is one")
 ]
-Precision = Annotated[PrecisionName, typer.Option(help="of the networks; auto: what the device computes efficiently")]
-Backend = Annotated[BackendName, typer.Option(help="runtime of the student; auto: the fastest on this machine")]
-Preset = Annotated[PresetName, typer.Option(help="convention of the scores, see docs/evaluation.md")]
+PrecisionOption = Annotated[PrecisionName, typer.Option(help="of the networks; auto: the fastest of the device")]
+BackendOption = Annotated[BackendName, typer.Option(help="runtime of the student; auto: the fastest on this machine")]
+PresetOption = Annotated[PresetName, typer.Option(help="convention of the scores, see docs/evaluation.md")]
 Resolution = Annotated[
     str | None, typer.Option(metavar="Z,Y,X", help="voxel size in nm, for files that do not state it")
 ]
-Sections = Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="only these sections, LAST excluded")]
+SectionsOption = Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="only these sections, LAST excluded")]
 Normalise = Annotated[
     NormalisationKind | None,
     typer.Option(help="normalisation of the grey values of each section; default: as the model was trained"),
@@ -47,13 +47,13 @@ Thresholds = Annotated[
 
 def merge_of(merge: float | None, thresholds: Path | None, method: str) -> float | None:
     """Return the merge threshold given directly or by a file; None = the model's own."""
-    from distill.inference.thresholds import threshold_of
+    from distill.inference.thresholds import threshold_from_file
 
     if thresholds is None:
         return merge
     if merge is not None:
         raise DistillError("--thresholds: found --merge as well, expected one of them")
-    return threshold_of(thresholds, method)
+    return threshold_from_file(thresholds, method)
 
 
 def check_merge(merge: float | None) -> float | None:

@@ -9,7 +9,17 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, Recorded, say
-from distill.cli.options import Device, Invert, Normalise, Overwrite, Precision, Preset, Rescale, free_out, runtime_of
+from distill.cli.options import (
+    Device,
+    Invert,
+    Normalise,
+    Overwrite,
+    PrecisionOption,
+    PresetOption,
+    Rescale,
+    free_out,
+    runtime_of,
+)
 from distill.cli.selecting import selects
 from distill.core.errors import DistillError
 from distill.core.hardware import AUTO
@@ -36,9 +46,9 @@ def sweep(
         str | None, typer.Option(help="query: model that predicts supervoxels; default: those in the stream's store")
     ] = None,
     source: Annotated[str | None, typer.Option(metavar="RAW", help="query: sections for --model")] = None,
-    preset: Preset = "skimage",
+    preset: PresetOption = "skimage",
     device: Device = "auto",
-    precision: Precision = AUTO,
+    precision: PrecisionOption = AUTO,
     normalise: Normalise = None,
     invert: Invert = False,
     rescale: Rescale = False,

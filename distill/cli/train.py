@@ -11,7 +11,7 @@ import typer
 
 from distill.cli.app import app
 from distill.cli.console import Bar, say, say_error, took
-from distill.cli.options import Device, Overwrite, Precision, Preset, Resolution, free_out, runtime_of
+from distill.cli.options import Device, Overwrite, PrecisionOption, PresetOption, Resolution, free_out, runtime_of
 from distill.core.errors import DistillError
 from distill.core.hardware import AUTO
 from distill.core.pace import number
@@ -291,12 +291,12 @@ def report(
         list[str] | None, typer.Option(metavar="OUT.zarr", help="show its worst errors; default the stores in RUN")
     ] = None,
     labels: Annotated[str | None, typer.Option(metavar="SOURCE", help="ground truth; default the run's")] = None,
-    preset: Preset = "skimage",
+    preset: PresetOption = "skimage",
     seams: Annotated[
         bool, typer.Option("--seams", help="first run both networks on a validation section: embeddings, seam scores")
     ] = False,
     device: Device = "auto",
-    precision: Precision = AUTO,
+    precision: PrecisionOption = AUTO,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a run as one web page: scores, figures, curves, worst errors, timings, and commands to reproduce it."""

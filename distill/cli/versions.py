@@ -13,7 +13,7 @@ _DRIVERS = ("/dev/nvidiactl", "/proc/driver/nvidia", "/dev/kfd", "/dev/dxg")  # 
 
 
 def version_lines() -> list[str]:
-    """Versions of the program, Python and torch, and what a command would compute on.
+    """Return the versions of the program, Python and torch, and the device and precision that `auto` selects.
 
     Without a driver of a GPU, the processor's flags say it all and torch, which takes seconds to import, is not loaded.
     """

@@ -25,7 +25,7 @@ from distill.core.geometry import Box, Triple
 from distill.core.normalisation import Normalisation, Normaliser
 
 Span = tuple[int, int]
-Part = Span | tuple[Span, Span, Span]  # sections, or a box z, y, x; ends excluded
+PartExtent = Span | tuple[Span, Span, Span]  # sections, or a box z, y, x; ends excluded
 PartName = Literal["train", "validation", "test"]
 _SHORT = {"raw", "labels", "resolution", "every", "train", "validation", "test"}  # keys of the short form
 PARTS: tuple[PartName, ...] = ("train", "validation", "test")
@@ -63,9 +63,9 @@ class LabelledVolume(Strict):
     labels: str
     resolution: tuple[float, float, float] | None = None  # nm z, y, x, if a file has none
     every: int = Field(1, ge=1)  # take every n-th section of an isotropic volume; section numbers count those taken
-    train: Part | None = None
-    validation: Part | None = None
-    test: Part | None = None  # for the scores of `distill ablate`; used neither for training nor for selection
+    train: PartExtent | None = None
+    validation: PartExtent | None = None
+    test: PartExtent | None = None  # for the scores of `distill ablate`; used neither for training nor for selection
     weight: float | None = Field(None, gt=0)  # share of the crops; default: by voxels of `train`
     mask: str | None = None  # volume that is non-zero where the labels are valid
     ignore: int | None = Field(None, ge=-(2**63), lt=2**64)  # label that means unknown
@@ -81,9 +81,13 @@ class LabelledVolume(Strict):
         )
 
     @property
-    def parts(self) -> dict[PartName, Part]:
-        """The parts that are set, by name."""
-        named: dict[PartName, Part | None] = {"train": self.train, "validation": self.validation, "test": self.test}
+    def parts(self) -> dict[PartName, PartExtent]:
+        """Return the parts that are set, by name."""
+        named: dict[PartName, PartExtent | None] = {
+            "train": self.train,
+            "validation": self.validation,
+            "test": self.test,
+        }
         return {name: part for name, part in named.items() if part is not None}
 
     @model_validator(mode="after")
@@ -114,12 +118,12 @@ class DataConfig(Strict):
 
     @property
     def normaliser(self) -> Normaliser:
-        """The normalisation applied to the sections of these volumes."""
+        """Return the normaliser of the sections of these volumes."""
         return Normaliser(self.normalisation, self.invert)
 
     @property
     def labelled(self) -> tuple[LabelledVolume, ...]:
-        """All labelled volumes, in the list form and in the short form alike."""
+        """Return all labelled volumes, given in the list form or in the short form."""
         if self.volumes:
             return self.volumes
         assert self.raw is not None
@@ -140,7 +144,7 @@ class DataConfig(Strict):
         """Return the key of a labelled volume, for messages."""
         return f"student.data.volumes.{number}" if self.volumes else "student.data"
 
-    def having(self, name: PartName) -> Iterator[tuple[int, LabelledVolume, Part]]:
+    def having(self, name: PartName) -> Iterator[tuple[int, LabelledVolume, PartExtent]]:
         """Iterate over the labelled volumes that have a part, as (number, volume, part)."""
         for number, volume in enumerate(self.labelled):
             if name in volume.parts:
@@ -179,7 +183,7 @@ class DataConfig(Strict):
         return self
 
 
-def _check_parts(parts: Mapping[PartName, Part]) -> None:
+def _check_parts(parts: Mapping[PartName, PartExtent]) -> None:
     for name, part in parts.items():
         for axis, (first, last) in zip("zyx", spans(part), strict=False):
             if not 0 <= first < last:
@@ -233,13 +237,13 @@ def check_apart(data: DataConfig, labelled: list[str], unlabelled: list[str]) ->
                     )
 
 
-def spans(part: Part) -> tuple[Span, ...]:
+def spans(part: PartExtent) -> tuple[Span, ...]:
     """Return the span of sections, or the spans of all three axes."""
     first = part[0]
     return (part,) if isinstance(first, int) else part  # type: ignore[return-value]
 
 
-def part_box(part: Part, size: Triple) -> Box:
+def part_box(part: PartExtent, size: Triple) -> Box:
     """Convert a part to a box of voxels; sections alone cover the full section.
 
     Args:
@@ -250,19 +254,19 @@ def part_box(part: Part, size: Triple) -> Box:
     return Box((z[0], y[0], x[0]), (z[1], y[1], x[1]))
 
 
-def in_file(part: Part, every: int) -> Part:
+def in_file(part: PartExtent, every: int) -> PartExtent:
     """Convert a part to section numbers of the file, of which every `every`-th is used."""
     (first, last), *rest = spans(part)
     sections = (first * every, (last - 1) * every + 1)
     return (sections, *rest) if rest else sections  # type: ignore[return-value]
 
 
-def meet(one: Part, other: Part) -> bool:
+def meet(one: PartExtent, other: PartExtent) -> bool:
     """Return whether two parts of a volume share a voxel."""
     return all(a[0] < b[1] and b[0] < a[1] for a, b in zip(spans(one), spans(other), strict=False))
 
 
-def shown(part: Part) -> str:
+def shown(part: PartExtent) -> str:
     """Format a part as it is written in the configuration."""
     return str([list(span) for span in spans(part)] if len(spans(part)) > 1 else list(part))
 

@@ -110,28 +110,28 @@ class Pair(Strict):
 
     @property
     def distils(self) -> bool:
-        """Whether the teacher distils into the student."""
+        """Return whether the teacher distils into the student."""
         loss = self.student.loss
         return any((loss.cross, loss.graft, loss.masks))
 
     @property
     def student_runs(self) -> bool:
-        """Whether any loss needs the 2D network; otherwise the teacher is trained alone."""
+        """Return whether any loss needs the 2D network; otherwise the teacher is trained alone."""
         return self.distils or any((self.student.loss.slice, self.teacher.queries.student))
 
     @property
     def teacher_runs(self) -> bool:
-        """Whether any loss needs the 3D network; otherwise the student is trained alone."""
+        """Return whether any loss needs the 3D network; otherwise the student is trained alone."""
         return self.distils or self.teacher_losses or bool(self.teacher.queries.teacher)
 
     @property
     def teacher_learns(self) -> bool:
-        """Whether training changes the output of teacher and decoder, so that it has to be validated."""
+        """Return whether training changes the output of teacher and decoder, so that it must be validated."""
         return self.teacher_runs and (not self.teacher.frozen or bool(self.teacher.queries.teacher))
 
     @property
     def teacher_losses(self) -> bool:
-        """Whether the teacher has losses of its own."""
+        """Return whether the teacher has losses."""
         return not self.teacher.frozen and any((self.teacher.loss.multi_offset, self.teacher.loss.affinity))
 
     def _every_step_has_a_loss(self) -> bool:

@@ -143,7 +143,7 @@ class TrainingConfig(Strict):
 
     @property
     def validation_interval(self) -> int:
-        """Steps between validations."""
+        """Return the number of steps between validations."""
         return max(1, -(-self.steps // self.validations)) if self.validations else self.validate_every
 
     @field_validator("crop")

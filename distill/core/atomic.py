@@ -1,7 +1,7 @@
 """Write files and folders atomically: complete or absent, even after the process was killed or the power failed.
 
 A new file or folder is written under a temporary name, forced to disk and renamed. Temporary names are hidden ones that
-end in `.new`, `.old` or `.partial`; `sweep` removes those that killed processes left.
+end in `.new`, `.old` or `.partial`; `sweep_leftovers` removes those that killed processes left.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def replacing(path: Path, *, alone: bool = True) -> Iterator[Path]:
     Args:
         path: the file, in an existing folder.
         alone: whether no other process writes it at the same time. The temporary name is NAME.writing then, and the
-            next writer overwrites it; otherwise it is hidden and unique, and `sweep` removes it.
+            next writer overwrites it; otherwise it is hidden and unique, and `sweep_leftovers` removes it.
     """
     temporary = path.with_name(path.name + ".writing") if alone else hidden(path, "partial")
     try:
@@ -110,7 +110,7 @@ def put_in_place(created: Path, path: Path) -> None:
 
 
 def hidden(path: Path, ending: Literal["new", "old", "partial"]) -> Path:
-    """Return a hidden name next to `path` that no other process uses and that `sweep` recognises."""
+    """Return a hidden name next to `path` that no other process uses and that `sweep_leftovers` recognises."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{ending}")
 
 
@@ -137,7 +137,7 @@ def flush(path: Path) -> None:
 def discard(path: Path) -> None:
     """Remove a file or folder atomically: it is renamed to a hidden name before anything is deleted.
 
-    If the process is killed, `path` is complete or absent, and `sweep` removes the rest.
+    If the process is killed, `path` is complete or absent, and `sweep_leftovers` removes the rest.
 
     Raises:
         OSError: it cannot be renamed; it is unchanged.
@@ -149,13 +149,13 @@ def discard(path: Path) -> None:
     _remove(renamed)
 
 
-def sweep(path: Path) -> None:
+def sweep_leftovers(path: Path) -> None:
     """Remove what killed processes left under hidden names of a result, which the caller has claimed."""
     _sweep(path.parent, re.escape(path.name))
 
 
 def sweep_folder(folder: Path) -> None:
-    """Remove what killed processes left under hidden names of anything in a folder; see `sweep`."""
+    """Remove what killed processes left under hidden names of anything in a folder; see `sweep_leftovers`."""
     _sweep(folder, ".+")
 
 

@@ -1,8 +1,8 @@
-"""One writer a name: a lock that other processes see at once and that a dead process cannot hold.
+"""Lock a result against other writers; the lock ends with its process.
 
-Locks are POSIX record locks on a small file next to the result. The kernel (or the server of a network disk) drops them
-when their process ends, however it ends, and children do not inherit them. The file names the holder for messages; one
-that a killed process left behind holds nobody back.
+Locks are POSIX record locks on a small file next to the result. The kernel (or the server of a network disk) releases
+them when their process ends, and child processes do not inherit them. The file names the holder for messages; a file
+left by a killed process locks nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PAUSE = 0.02  # s
 
 
 class Taken(SourceError):
-    """Somebody else holds a name."""
+    """Another process has locked the result."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ _GUARD = threading.Lock()
 
 @contextmanager
 def claim(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
-    """Hold a name for the length of a block, so that nobody else writes what lies there.
+    """Lock a result during a block of code, so that no other process writes it.
 
     Args:
         path: of the result, which need not exist.
@@ -77,7 +77,7 @@ def claim(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[N
 
 
 def _lock_of(real: Path) -> Path:
-    """The lock of a result: next to it, or inside it where only the result itself may be written to."""
+    """Return the lock file of a result: next to it, or inside it if only the result itself is writable."""
     if real.is_dir() and not os.access(real.parent, os.W_OK | os.X_OK):
         return real / ".lock"
     return real.with_name(f".{real.name}.lock")
@@ -132,7 +132,7 @@ def _give_back(key: tuple[int, str]) -> None:
 
 
 def _locked(path: Path, lock: Path, *, shared: bool) -> int | str:
-    """The descriptor of the locked file; who holds it, where somebody does."""
+    """Return the descriptor of the locked file, or the holder if another process has locked it."""
     while True:
         try:
             number = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -173,7 +173,7 @@ def _sign(number: int) -> None:
 
 
 def _holder(number: int) -> str:
-    """Who holds a lock, as its file says."""
+    """Return the holder of a lock, as recorded in its file."""
     try:
         found: Any = json.loads(os.pread(number, 4096, 0))
         return f"process {found['process']} on {found['host']} since {found['since']} ({found['command']})"

@@ -12,13 +12,13 @@ from typing import TypeVar
 
 import numba
 
-Function = TypeVar("Function", bound=Callable[..., object])
+Compiled = TypeVar("Compiled", bound=Callable[..., object])
 
 
-def compiled(function: Function) -> Function:
+def compiled(function: Compiled) -> Compiled:
     """Compile a function for the types of each call, without a cache on disk where none can be written."""
     try:
-        made: Function = numba.njit(cache=True, nogil=True)(function)
+        made: Compiled = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # no place to write a cache
         made = numba.njit(nogil=True)(function)
     return made

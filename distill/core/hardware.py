@@ -94,7 +94,7 @@ def choose(precision: str, device: torch.device, *, begun: str | None = None) ->
     """
     asked = check_precision(precision)
     native = has_bfloat16(device)
-    where = describe(device)
+    where = describe_device(device)
     if asked != AUTO:
         reason = "as asked for"
     elif begun in (FULL, MIXED):
@@ -164,7 +164,7 @@ def has_bfloat16(device: torch.device) -> bool:
     return convolution < 1 / _GAIN and product < 1
 
 
-def describe(device: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
     """Describe a device, for example `cpu (AVX2, no bfloat16)`."""
     import torch
 

@@ -43,7 +43,7 @@ def _gigabytes(number: int) -> str:
 
 
 def free_memory() -> int | None:
-    """Bytes that are free on this machine, also for a container; None where the system does not say."""
+    """Return the free bytes of this machine or container; None if the system does not report them."""
     found = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():

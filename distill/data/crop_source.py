@@ -109,12 +109,12 @@ class FileSource:
 
     @property
     def held_bytes(self) -> int:
-        """What the box takes in memory (see `HeldSource`)."""
+        """Return the memory that the box needs in bytes (see `HeldSource`)."""
         assert self.volume is not None
         return self.box.voxels * (self.volume.dtype.itemsize + (0 if self.truth is None else 4))
 
     def held(self) -> HeldSource:
-        """The same in memory.
+        """Return the same source in memory.
 
         Raises:
             SourceError: a file cannot be read.
@@ -161,7 +161,7 @@ class HeldSource:
 
 
 def section_corrections(source: CropSource, normaliser: Normaliser) -> list[Correction]:
-    """Work out what a normalisation does to each section of a source; the whole section of the image decides.
+    """Compute the normalisation of each section of a source from the whole section of its image.
 
     Of sections of more than 16 million pixels 64 squares decide that are spread evenly, except for the kind `local`.
 
@@ -194,7 +194,7 @@ def section_corrections(source: CropSource, normaliser: Normaliser) -> list[Corr
 def corrections_of(
     sections: Iterable[NDArray[Any]], normaliser: Normaliser, volume: Volume, first: int
 ) -> list[Correction]:
-    """Work out the corrections of sections, or of pixels that stand for them.
+    """Compute the normalisation of sections, or of pixels sampled from them.
 
     Args:
         sections: (H, W) each, or any part of them that decides.
@@ -216,7 +216,7 @@ def corrections_of(
 
 
 def _squares(volume: Volume, read: Callable[[Box], NDArray[Any]], first: int, stop: int) -> Iterator[NDArray[Any]]:
-    """Pixels (1, N) of squares that stand for each section."""
+    """Iterate over pixels (1, N) of squares sampled from each section."""
     rows, columns = (np.linspace(0, max(0, size - _SQUARE), _SQUARES).astype(int).tolist() for size in volume.size[1:])
     chunk = min(volume.chunks[-3], _MOST_SECTIONS) if volume.chunks else 1
     z = first

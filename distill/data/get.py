@@ -178,7 +178,7 @@ def _check_room(place: Path, entries: Sequence[zipfile.ZipInfo]) -> None:
 
 
 def _safe(place: Path, name: str) -> list[str]:
-    """Parts of a member's name, none of which leads out of the folder.
+    """Return the parts of an archive member's name, without those that lead out of the folder.
 
     Raises:
         SourceError: one does.

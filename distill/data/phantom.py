@@ -30,7 +30,7 @@ from scipy.special import erf
 
 from distill.core.errors import DistillError
 from distill.core.geometry import Nanometres, Triple
-from distill.data.tissue import MARGIN_NM, MITO_REACH_NM, REACH_NM, Floats, Tissue, TubeField, grow, noise
+from distill.data.tissue import MARGIN_NM, MITO_REACH_NM, REACH_NM, Floats, Tissue, TubeField, grow_tissue, noise
 
 Ints = NDArray[np.int32]
 PlaneSlices = tuple[slice, slice]
@@ -93,7 +93,7 @@ def make_phantom(
     if seed != int(seed) or seed < 0:
         raise DistillError(f"seed: found {seed}, expected a whole number of 0 or above")
     rng = np.random.default_rng(int(seed))
-    tissue = grow(shape, resolution, rng)
+    tissue = grow_tissue(shape, resolution, rng)
     camera = _Camera(tissue, shape, resolution, rng)
     raw, cells = np.empty(shape, np.uint8), np.empty(shape, np.uint32)
     for z in range(shape[0]):

@@ -112,7 +112,7 @@ class Tissue:
         return taken
 
 
-def grow(shape: Triple, resolution: Nanometres, rng: Generator) -> Tissue:
+def grow_tissue(shape: Triple, resolution: Nanometres, rng: Generator) -> Tissue:
     """Fill the volume and its margin with neurites."""
     grid = max(GRID_NM, min(resolution))
     extent = [n * nm for n, nm in zip(shape, resolution, strict=True)]

@@ -45,7 +45,7 @@ class Queries:
 
     @property
     def whole(self) -> bool:
-        """Whether every block has every query."""
+        """Return whether every block has every query."""
         return self.count == self.valid.numel()
 
     def updated(self, values: Tensor) -> Queries:

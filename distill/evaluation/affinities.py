@@ -40,7 +40,7 @@ class ChannelScores:
 
     @property
     def scores(self) -> EdgeScores:
-        """Precision, recall and F1 at the threshold."""
+        """Return precision, recall and F1 at the threshold."""
         return self.histogram.scores(self.threshold)
 
     def to_dict(self) -> dict[str, Any]:

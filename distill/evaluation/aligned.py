@@ -44,7 +44,7 @@ class Aligned:
 
     @property
     def box(self) -> Box:
-        """Position of `found`, in voxels of `truth`."""
+        """Return the position of `found`, in voxels of `truth`."""
         return self.found.box.shift(self.shift)
 
     def labels(self, box: Box) -> NDArray[np.uint64]:

@@ -81,12 +81,12 @@ class Scores:
 
     @property
     def voi_sum(self) -> float:
-        """Variation of information in bits."""
+        """Return the variation of information in bits."""
         return self.voi_split + self.voi_merge
 
     @property
     def cremi_score(self) -> float | None:
-        """CREMI's ranking score sqrt(VOI * ARAND); None under other presets."""
+        """Return CREMI's ranking score sqrt(VOI * ARAND); None under other presets."""
         return math.sqrt(self.voi_sum * max(self.arand, 0.0)) if self.preset == "cremi" else None
 
     def to_dict(self) -> dict[str, str | int | float | None]:

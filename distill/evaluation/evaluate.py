@@ -78,7 +78,7 @@ class Scorecard:
     affinity: AffinityScores | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers by name, ready for JSON; the volume scores lie at the top."""
+        """Return all numbers by name, ready for JSON; volume scores are at the top level."""
         found: dict[str, Any] = {}
         if self.evaluation is not None and self.segmentation is not None:
             one = self.evaluation
@@ -91,7 +91,7 @@ class Scorecard:
 
 
 def holds_affinities(source: str) -> bool:
-    """Whether a source has channels; its header is read."""
+    """Return whether a source has channels, from its header."""
     stored = arrange(find_array(source, LABELS_DATASET), split_selection(source)[1])
     return len(stored.shape) == 4 and (stored.shape[0] > 1 or "polarity" in stored.attributes)
 

@@ -180,8 +180,8 @@ def score_blocks(
     return BlockScores((z, y, x), scores, len(boxes) - len(scores))
 
 
-def placed(found: Volume, truth: Volume) -> Box:
-    """Where the segmentation lies in the labels' voxels.
+def position_in_truth(found: Volume, truth: Volume) -> Box:
+    """Return the position of the segmentation in voxels of the labels.
 
     Raises:
         ShapeError: voxels of another size, part of a voxel between them, or a segmentation that reaches beyond.

@@ -1,4 +1,4 @@
-"""`distill sweep`: ways from affinities to neurons beside each other over their thresholds, on labelled sections.
+"""Compare segmentation methods over a range of thresholds, on labelled sections (`distill sweep`).
 
 Scores and thresholds are those of the sections that they were chosen on: they rank thresholds, and say too much good
 of every method on other sections.
@@ -26,7 +26,7 @@ from distill.core.labels import compact
 from distill.evaluation.aligned import overlapping
 from distill.evaluation.contingency import Scores
 from distill.evaluation.metrics import score
-from distill.evaluation.segmentation import placed
+from distill.evaluation.segmentation import position_in_truth
 from distill.inference.grey_values import AS_RECORDED, GreyValues, check_grey, normaliser_of
 from distill.inference.in_memory import student_volume
 from distill.inference.options import Runtime
@@ -93,11 +93,11 @@ class MethodCurve:
 
     @property
     def best(self) -> ScoredThreshold:
-        """Least VOI sum; of equal ones the lowest threshold."""
+        """Return the threshold with the lowest VOI sum, on ties the lowest threshold."""
         return min(self.tried, key=lambda one: one.scores.voi_sum)
 
     def chosen(self) -> ChosenThreshold:
-        """For the thresholds file."""
+        """Return the entry of the thresholds file."""
         best = self.best
         edge = edge_of(best.threshold, [one.threshold for one in self.tried])
         return ChosenThreshold(best.threshold, edge, best.scores.voi_split, best.scores.voi_merge, best.scores.arand)
@@ -191,7 +191,7 @@ def sweep(
 
 
 def read_inputs(affinity: str, labels: str) -> Inputs:
-    """Affinities as float in [0, 1], and the labels of their voxels.
+    """Read affinities as float in [0, 1], and the labels of their voxels.
 
     Raises:
         SourceError: not affinities.
@@ -208,14 +208,14 @@ def read_inputs(affinity: str, labels: str) -> Inputs:
             f"{affinity}: found {len(offsets)} offsets, expected one for each of {volume.channels} channels"
         )
     volume, truth = overlapping(volume, truth)
-    box = placed(volume, truth)
+    box = position_in_truth(volume, truth)
     stored = volume.read()
     values = from_uint8(stored) if stored.dtype == np.uint8 else np.asarray(stored, np.float32)
     return Inputs(values, offsets, truth.read(box).astype(np.uint64), volume, _good(affinity, len(values[0])))
 
 
 def _good(affinity: str, depth: int) -> NDArray[np.bool_]:
-    """Which sections a stream did not leave out; all of them in other stores."""
+    """Return whether each section was segmented by the stream; True for sections of other stores."""
     good, store = np.ones(depth, bool), Path(affinity.rpartition(":")[0] or affinity)
     if is_stream(store):
         bad = [line.section for line in all_lines(store) if line.flaw]
@@ -257,7 +257,7 @@ def _curve(
     given: Inputs,
     preset: str,
 ) -> MethodCurve:
-    """Every threshold by itself, but those of methods that pass through all of them in one run."""
+    """Score a method at every threshold: in one run where the method allows it, otherwise one run per threshold."""
     together = method in ("flood", "waterz")
     groups = [thresholds] if together else [[one] for one in thresholds]
     tried, whole = [], 0.0
@@ -282,7 +282,7 @@ def _curve(
 def _query(
     given: Inputs, affinity: str, network: SupervoxelModel | None, note: Callable[[str], None]
 ) -> Callable[[Sequence[float]], dict[float, Labels]]:
-    """Merges of supervoxels by contact, above each threshold."""
+    """Return a function that merges supervoxels by contact, above each threshold."""
     if network is not None:
         student = load_student(network.model, network.runtime.device)
         if student.decoder is None:
@@ -331,7 +331,7 @@ def _query(
 
 
 def _made_by(volume: Volume) -> dict[str, Any]:
-    """Model and source of the affinities, if their store names them."""
+    """Return model and source of the affinities, if their store names them."""
     record = Path(volume.source.rpartition(":")[0]) / "zarr.json"
     try:
         about = json.loads(record.read_text(encoding="utf-8"))["attributes"]["made_by"]

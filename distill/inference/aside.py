@@ -23,7 +23,7 @@ def made_by(out: Path) -> dict[str, Any] | None:
 
 
 def is_unfinished(out: Path) -> bool:
-    """Return whether a store was begun and nothing has given it a result yet."""
+    """Return whether a store was started but has no result."""
     return any(settings_path(out, folder).is_file() for folder in _FOLDERS) and made_by(out) is None
 
 

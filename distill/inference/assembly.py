@@ -28,15 +28,15 @@ class Slab:
 
     @property
     def stop(self) -> int:
-        """One past the last section."""
+        """Return the number after the last section."""
         return self.first + len(self.sections)
 
     def stored(self) -> NDArray[np.uint8]:
-        """(3, D, H, W) affinities of the slab's sections, 0..255: the nearest offsets."""
+        """Return (3, D, H, W) uint8 affinities of the slab's sections for the nearest offsets."""
         return np.stack([s.affinity[:3] for s in self.sections], 1)
 
     def affinity(self) -> Affinity:
-        """(3, D, H, W) of the slab's sections in [0, 1]."""
+        """Return (3, D, H, W) affinities of the slab's sections in [0, 1]."""
         return from_uint8(self.stored())
 
 
@@ -51,7 +51,7 @@ class Piece:
 def slabs(results: Iterable[SectionOutput], depth: int) -> Iterator[Slab]:
     """Group a stream into slabs of `depth` sections; neighbouring slabs share one section.
 
-    The last slab may be thinner, but never repeats only what is already there.
+    The last slab may be thinner, but has at least one new section.
     """
     held: list[SectionOutput] = []
     first = 0
@@ -68,7 +68,7 @@ def slabs(results: Iterable[SectionOutput], depth: int) -> Iterator[Slab]:
 
 
 class Assembly:
-    """Segmented blocks on their way to one volume: supervoxel ids at once, final ids at the end.
+    """Assemble segmented blocks to one volume: supervoxel ids immediately, final ids at the end.
 
     Blocks of one slab are decoded independently and divide their overlaps in the middle. The mean affinity along every
     contact of the resulting supervoxels is collected, across the borders of blocks and slabs as within them. Instances
@@ -89,7 +89,7 @@ class Assembly:
         self._next = 0
 
     def add(self, pieces: Sequence[Piece], affinity: Affinity) -> NDArray[np.uint64]:
-        """Take the blocks of one slab in; slabs come in z order and share one section, which the earlier one owns.
+        """Add the blocks of one slab; slabs come in z order and share one section, which the earlier one owns.
 
         Args:
             pieces: blocks that cover the slab, in z, y, x order, all of the same depth.
@@ -115,10 +115,10 @@ class Assembly:
         return laid.ids
 
     def finish(self, threshold: float | None) -> Relabelling:
-        """Final ids.
+        """Compute final segment ids.
 
         Args:
-            threshold: merge objects whose contact has a mean affinity above this; None = go by shared voxels alone.
+            threshold: merge objects whose contact has a mean affinity above this; None = use shared voxels only.
 
         Returns:
             For every supervoxel id its final id, 1..n.
@@ -168,7 +168,7 @@ def merge_contacts(stitched: Relabelling, contacts: Sequence[RegionGraph], thres
 
     Args:
         stitched: final ids by shared voxels alone.
-        contacts: of supervoxels; those of one pair add up.
+        contacts: of supervoxels; contacts of the same pair are added.
         threshold: mean affinity that a contact must exceed.
 
     Returns:

@@ -47,7 +47,7 @@ def by_method(model: TrainedStudent, method: str, block: Triple | None = None) -
 
 
 def decode_slab(model: TrainedStudent, slab: Slab, runtime: Runtime, tiles: Sequence[Box] | None = None) -> list[Piece]:
-    """Instances of a slab, in tiles of the decoder's block size, boxes in volume coordinates.
+    """Decode the instances of a slab, in tiles of the decoder's block size, with boxes in volume coordinates.
 
     Args:
         model: with a decoder; without one the instances are supervoxels by flooding, see `by_method`.
@@ -90,7 +90,7 @@ def decoder_tiles(shape: Triple, config: DecoderConfig) -> list[Box]:
 
 
 def decoder_overlap(shape: Triple, config: DecoderConfig) -> Triple:
-    """Most voxels that two blocks share when a volume is cut into slabs and tiles."""
+    """Return the largest overlap of two blocks of a volume that is cut into slabs and tiles."""
     _, y, x = largest_overlap(decoder_tiles((1, *shape[1:]), config))
     return 1, y, x
 
@@ -105,7 +105,7 @@ def _computing(runtime: Runtime) -> ExitStack:
 def decode_tile(
     decoder: QueryDecoder, given: DecoderInput, tile: Box, config: DecoderConfig, runtime: Runtime
 ) -> NDArray[np.uint64]:
-    """Instances (D, h, w) of one tile of the decoder, given what it takes of the tile."""
+    """Decode the instances (D, h, w) of one tile from its features and affinities."""
     with _computing(runtime):
         output = decoder.last(given, rule=seed_rule(config), background=not config.fill)
         return block_instances(

@@ -85,7 +85,7 @@ class Sliding:
 
     @property
     def shift(self) -> tuple[int, int]:
-        """Half a window's step in y and x, 0 along an axis with a single window."""
+        """Return half a window's step in y and x, 0 along an axis with a single window."""
         y, x = (max(1, (self.size[a] - self.overlap[a]) // 2) if self.size[a] < self.shape[a] else 0 for a in (1, 2))
         return y, x
 

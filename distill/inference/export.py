@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distill.core.atomic import new_folder, sweep
+from distill.core.atomic import new_folder, sweep_leftovers
 from distill.core.choices import ExportFormat
 from distill.core.errors import DistillError
 from distill.core.normalisation import Normaliser
@@ -66,7 +66,7 @@ def export(model: str, form: str, out: Path, sample: str | None, *, overwrite: b
         check_only(out, out, lambda file: Path(file).stem in ("encode", "decode", "export"))
     trained = load_student(model, torch.device("cpu"))
     pair = _sections(sample, trained.normaliser)
-    sweep(out)
+    sweep_leftovers(out)
     try:
         with new_folder(out) as made:
             both = functions(trained.student)

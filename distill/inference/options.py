@@ -66,7 +66,7 @@ SILENT = Callbacks()
 
 
 def merge_threshold(options: Options, notes: dict[str, Any]) -> float | None:
-    """The one given, else the one that the model's validation chose."""
+    """Return the threshold given by the user, or the one that the model's validation chose."""
     if options.merge is not None:
         return options.merge
     chosen = notes.get("merge_threshold")
@@ -74,7 +74,7 @@ def merge_threshold(options: Options, notes: dict[str, Any]) -> float | None:
 
 
 def threshold_of(method: str, options: Options, notes: dict[str, Any]) -> float | None:
-    """The threshold of a method: for queries see `merge_threshold`, for the others the one given or the usual one."""
+    """Return the threshold of a method: the user's, the model's own (flood, query), or the default of the method."""
     if method == "query":
         return merge_threshold(options, notes)
     if options.merge is not None:
@@ -102,12 +102,12 @@ class Start:
 
     @property
     def runtime(self) -> Runtime:
-        """For this process."""
+        """Return the runtime of this process."""
         return Runtime(self.device, self.chosen.precision, self.backend)
 
 
 def _moved(options: Options, begun: Mapping[str, Any]) -> bool:
-    """Whether a store that was begun on one kind of device continues on another, which has backends of its own."""
+    """Return whether a store is continued on another kind of device, which has other backends."""
     earlier = begun.get("device")
     return earlier in ("cpu", "cuda") and pick_device(options.device).type != earlier
 
@@ -159,7 +159,7 @@ class Runtime:
     backend: str = "eager"
 
     def __post_init__(self) -> None:
-        """Settle what is `auto`."""
+        """Resolve values that are `auto`."""
         backend, precision = settled(self.backend, self.precision, self.device)
         object.__setattr__(self, "backend", backend)
         object.__setattr__(self, "precision", precision)

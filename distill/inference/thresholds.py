@@ -65,8 +65,8 @@ def write_thresholds(path: Path, chosen: dict[Method, ChosenThreshold], of: Prov
     write_text(path, yaml.safe_dump(document, sort_keys=False))
 
 
-def threshold_of(path: Path, method: str) -> float:
-    """The threshold that a file holds for a method.
+def threshold_from_file(path: Path, method: str) -> float:
+    """Read the threshold of a method from a file.
 
     Raises:
         SourceError: the file is not there or cannot be read.
@@ -88,7 +88,7 @@ def threshold_of(path: Path, method: str) -> float:
 
 
 def parse_thresholds(text: str, name: str) -> tuple[float, ...]:
-    """Thresholds from text: FIRST:LAST:STEP, LAST included, or a list with commas.
+    """Parse thresholds: FIRST:LAST:STEP, LAST included, or a list with commas.
 
     Args:
         text: such as 0.3:0.9:0.1 or 0.3,0.5.
@@ -114,7 +114,7 @@ def parse_thresholds(text: str, name: str) -> tuple[float, ...]:
 
 
 def edge_of(threshold: float, tried: Sequence[float]) -> Edge | None:
-    """Whether a threshold is the first or last of those that were tried."""
+    """Return which end of the tried range a threshold lies at; None if it lies inside."""
     if threshold == max(tried):
         return "highest"
     return "lowest" if threshold == min(tried) else None

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from distill.core.atomic import replacing
 from distill.core.errors import CheckpointError
 from distill.core.reasons import reason
-from distill.models.header import FORMAT, Kind, read_header
+from distill.models.header import WEIGHTS_FORMAT, NetworkKind, read_header
 
 
 @dataclass(frozen=True)
 class Weights:
     """Contents of a weights file."""
 
-    kind: Kind
+    kind: NetworkKind
     config: dict[str, Any]  # teacher: TeacherConfig; student: its own keys and `decoder`
     notes: dict[str, Any]  # origin, step, scores, thresholds
     tensors: dict[str, Tensor]
@@ -41,7 +41,7 @@ class Weights:
 
 
 def save_weights(
-    path: Path, kind: Kind, modules: Mapping[str, nn.Module], config: Mapping[str, Any], notes: Mapping[str, Any]
+    path: Path, kind: NetworkKind, modules: Mapping[str, nn.Module], config: Mapping[str, Any], notes: Mapping[str, Any]
 ) -> None:
     """Write modules and configuration as one safetensors file (temporary name, then rename)."""
     tensors = {
@@ -53,14 +53,19 @@ def save_weights(
 
 
 def write_tensors(
-    path: Path, kind: Kind, tensors: Mapping[str, Tensor], config: Mapping[str, Any], notes: Mapping[str, Any]
+    path: Path, kind: NetworkKind, tensors: Mapping[str, Tensor], config: Mapping[str, Any], notes: Mapping[str, Any]
 ) -> None:
     """Write named tensors as a weights file.
 
     Raises:
         CheckpointError: the file cannot be written.
     """
-    metadata = {"format": FORMAT, "kind": kind, "config": json.dumps(dict(config)), "notes": json.dumps(dict(notes))}
+    metadata = {
+        "format": WEIGHTS_FORMAT,
+        "kind": kind,
+        "config": json.dumps(dict(config)),
+        "notes": json.dumps(dict(notes)),
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

@@ -13,16 +13,16 @@ from safetensors import SafetensorError, safe_open
 from distill.core.errors import CheckpointError
 from distill.core.reasons import json_kind, reason, shown
 
-Kind = Literal["teacher", "student"]
-FORMAT = "affinity-distill 1"
+NetworkKind = Literal["teacher", "student"]
+WEIGHTS_FORMAT = "affinity-distill 1"
 _BUNDLED = Path(__file__).parent / "bundled"  # one folder per model, as written by `distill bundle`
 
 
 @dataclass(frozen=True)
-class Header:
+class WeightsHeader:
     """What a weights file says of itself."""
 
-    kind: Kind
+    kind: NetworkKind
     config: dict[str, Any]  # teacher: TeacherConfig; student: its own keys and `decoder`
     notes: dict[str, Any]  # origin, step, scores, thresholds
     shapes: dict[str, tuple[int, ...]]  # of the tensors by name
@@ -33,7 +33,7 @@ class Header:
         return sum(map(math.prod, self.shapes.values()))
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> WeightsHeader:
     """Read the header of a weights file of this package.
 
     Raises:
@@ -51,11 +51,11 @@ def read_header(path: Path) -> Header:
             "convert`"
         ) from None
     kind = metadata.get("kind")
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: format {metadata.get('format')!r}, expected {FORMAT!r}")
+    if metadata.get("format") != WEIGHTS_FORMAT:
+        raise CheckpointError(f"{path}: format {metadata.get('format')!r}, expected {WEIGHTS_FORMAT!r}")
     if kind not in ("teacher", "student"):
         raise CheckpointError(f"{path}: found kind {shown(kind)}, expected teacher or student")
-    return Header(kind, _object(path, metadata, "config"), _object(path, metadata, "notes"), shapes)
+    return WeightsHeader(kind, _object(path, metadata, "config"), _object(path, metadata, "notes"), shapes)
 
 
 def _object(path: Path, metadata: dict[str, str], key: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from distill.core.reasons import shown
 from distill.decoder.decoder import QueryDecoder
 from distill.models.build import build_decoder, build_slab, build_student, build_teacher
 from distill.models.checkpoint import Weights, load_module, read_weights
-from distill.models.header import Kind, bundled_models
+from distill.models.header import NetworkKind, bundled_models
 from students.slab_adapter import SlabAdapter
 from students.student import Student
 from teachers.teacher import Teacher
@@ -68,7 +68,7 @@ def start_student(student: Student, slab: SlabAdapter, decoder: QueryDecoder, we
     return _fill_where_it_fits({"slab": slab, "decoder": decoder}, found)
 
 
-def _weights_to_start_from(weights: str, kind: Kind) -> Weights:
+def _weights_to_start_from(weights: str, kind: NetworkKind) -> Weights:
     found = read_weights(find_weights(weights, kind))
     if found.kind != kind:
         raise CheckpointError(f"{kind}.weights: {found.path} holds a {found.kind}, expected a {kind}")
@@ -132,7 +132,7 @@ def teacher_metadata(
     return {**values, "resolution": list(resolution), "normalisation": normalisation.model_dump(mode="json")}
 
 
-def find_weights(model: str, kind: Kind) -> Path:
+def find_weights(model: str, kind: NetworkKind) -> Path:
     """Find the weights file of MODEL: a file, the best (otherwise last) one of this kind in a run folder, or a bundled
     model.
 
@@ -212,7 +212,7 @@ def load_teacher(model: str, device: torch.device) -> TrainedTeacher:
     return TrainedTeacher(teacher, decoder, config, _notes(weights), weights.path, normaliser)
 
 
-def weights_normalisation(model: str, kind: Kind) -> Normalisation:
+def weights_normalisation(model: str, kind: NetworkKind) -> Normalisation:
     """Return the normalisation with which the weights of MODEL were trained.
 
     Raises:

@@ -1,4 +1,4 @@
-"""From the affinities of one block to its segments, without queries: the papers' baseline.
+"""Segment the affinities of one block without queries: the papers' baseline.
 
 Seeded watershed and its agglomeration: Liu et al., Cross-dimension Affinity Distillation for 3D EM Neuron
 Segmentation, CVPR 2024, evaluation; waterz: Funke et al., Large Scale Image Segmentation with Structured Loss Based
@@ -55,7 +55,7 @@ class RegionGraph:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """(E,) mean affinity over the contact."""
+        """Return the (E,) mean affinity over the contact."""
         return self.total / self.count
 
     @classmethod
@@ -164,7 +164,7 @@ def region_graph(labels: Integers, affinity: Affinity, valid: NDArray[np.bool_] 
 
 
 def contacts_across(before: Integers, after: Integers, affinity: Affinity) -> RegionGraph:
-    """Contacts of regions across a plane.
+    """Sum the contacts of regions across a plane.
 
     Args:
         before: (...) ids of the voxels in front of the plane; 0 = background, which touches nothing.
@@ -196,7 +196,7 @@ class Merges:
     looks: int
 
     def above(self, threshold: float) -> Relabelling:
-        """For every id the smallest id of its region after all merges with a mean above the threshold.
+        """Return for every id the smallest id of its region after all merges with a mean above the threshold.
 
         The threshold is at least the one that the merges were computed for.
         """
@@ -328,7 +328,7 @@ def _check_affinity(affinity: Affinity, shape: tuple[int, ...]) -> None:
 
 @contextlib.contextmanager
 def _silent_stdout() -> Iterator[None]:
-    """Nothing reaches standard output, neither from Python nor from compiled code that writes to its descriptor."""
+    """Discard standard output, of Python and of compiled code that writes to its descriptor."""
     if sys.stdout is not None:
         sys.stdout.flush()
     kept = os.dup(1)

@@ -20,7 +20,7 @@ _NONE = -1
 
 @compiled
 def mixed(first: Any, second: Any) -> Any:
-    """Hash of a pair of numbers, in order."""
+    """Hash an ordered pair of numbers."""
     value = np.uint64(first) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(second) * np.uint64(0xC2B2AE3D27D4EB4F)
     value ^= value >> np.uint64(29)
     value *= np.uint64(0xBF58476D1CE4E5B9)
@@ -29,7 +29,7 @@ def mixed(first: Any, second: Any) -> Any:
 
 @compiled
 def place_of(low: Ids, high: Ids, u: Any, v: Any) -> Any:
-    """Place of a pair, or of the free slot for it, in a table by open addressing; `high` is 0 in free slots."""
+    """Return the slot of a pair in an open-addressing table, or its free slot; `high` is 0 in free slots."""
     mask = len(low) - 1
     place = mixed(u, v) & mask
     while high[place] != 0 and (low[place] != u or high[place] != v):
@@ -39,7 +39,7 @@ def place_of(low: Ids, high: Ids, u: Any, v: Any) -> Any:
 
 @compiled
 def doubled(table: Contacts) -> Contacts:
-    """The same pairs in a table of twice the size."""
+    """Copy the pairs to a table of twice the size."""
     low, high, total, count = table
     size = 2 * len(low)
     made = (np.zeros(size, np.uint64), np.zeros(size, np.uint64), np.zeros(size, np.float64), np.zeros(size, np.int64))
@@ -92,7 +92,7 @@ def sum_contacts(labels: NDArray[Any], affinity: NDArray[Any], valid: NDArray[np
 
 @compiled
 def slot_of(table: Numbers, first: Numbers, second: Numbers, a: Any, b: Any) -> Any:
-    """Slot of the contact between regions a and b; -1 - slot of the free one for it if there is none."""
+    """Return the slot of the contact between regions a and b, or -1 - its free slot if there is none."""
     mask = len(table) - 1
     slot = mixed(min(a, b), max(a, b)) & mask
     while table[slot] >= 0:
@@ -125,7 +125,7 @@ def empty_slot(table: Numbers, first: Numbers, second: Numbers, slot: int) -> No
 
 @compiled
 def comes_before(score: Sums, edge: int, other: int) -> bool:
-    """Whether a contact is stronger, or as strong and earlier."""
+    """Return whether a contact has a higher score, or the same score and a lower number."""
     return score[edge] > score[other] or (score[edge] == score[other] and edge < other)
 
 
@@ -160,7 +160,7 @@ def sift_down(heap: Numbers, place: Numbers, score: Sums, at: int, size: int) ->
 
 @compiled
 def taken_out(heap: Numbers, place: Numbers, score: Sums, edge: int, size: int) -> int:
-    """Take a contact out of the heap if it is in it; the heap's size after that."""
+    """Remove a contact from the heap if it is in it, and return the heap's new size."""
     at = place[edge]
     if at < 0:
         return size
@@ -177,7 +177,7 @@ def taken_out(heap: Numbers, place: Numbers, score: Sums, edge: int, size: int) 
 
 @compiled
 def put_in(heap: Numbers, place: Numbers, score: Sums, edge: int, size: int, threshold: float) -> int:
-    """Put a contact where its score belongs, in or out of the heap; the heap's size after that."""
+    """Insert, move or remove a contact according to its score, and return the heap's new size."""
     if not score[edge] > threshold:
         return taken_out(heap, place, score, edge, size)
     if place[edge] < 0:

@@ -40,7 +40,7 @@ def flood(components: Tensor, affinity: Tensor) -> Tensor:
 
 
 def propagate(components: Tensor, affinity: Tensor) -> tuple[Tensor, Tensor]:
-    """`flood` by propagation, the whole batch at once, without leaving the device.
+    """Compute `flood` by propagation for the whole batch at once, on the device.
 
     First the strength of every voxel's best path; then seeds spread along edges that lie on such a path, so that a
     voxel takes the number of a neighbour only once that is final.

@@ -24,7 +24,7 @@ Flags = NDArray[np.bool_]
 
 @compiled
 def root(parent: Numbers, voxel: int) -> int:
-    """Root of a voxel's tree; the path to it is made short."""
+    """Return the root of a voxel's tree, and shorten the path to it."""
     found = voxel
     while parent[found] >= 0:
         found = parent[found]
@@ -36,8 +36,8 @@ def root(parent: Numbers, voxel: int) -> int:
 
 
 @compiled
-def unite(parent: Numbers, first: int, second: int) -> int:
-    """Hang the smaller of two different trees, given by their roots, under the larger one's root, and return that."""
+def unite_trees(parent: Numbers, first: int, second: int) -> int:
+    """Attach the smaller of two trees, given by their roots, to the larger one, and return the common root."""
     if parent[first] > parent[second]:
         first, second = second, first
     parent[first] += parent[second]
@@ -47,7 +47,7 @@ def unite(parent: Numbers, first: int, second: int) -> int:
 
 @compiled
 def join_strong(levels: Levels, above: NDArray[np.int64]) -> Numbers:
-    """Forest of all edges with a level higher than `above[axis]`; levels (3, D, H, W)."""
+    """Build the forest of all edges with a level above `above[axis]`; levels (3, D, H, W)."""
     depth, height, width = levels.shape[1:]
     count = depth * height * width
     parent = np.full(count, -1, np.int32)
@@ -60,7 +60,7 @@ def join_strong(levels: Levels, above: NDArray[np.int64]) -> Numbers:
                         voxel = (z * height + y) * width + x
                         here, there = root(parent, voxel), root(parent, voxel - step)
                         if here != there:
-                            unite(parent, here, there)
+                            unite_trees(parent, here, there)
     return parent
 
 
@@ -123,7 +123,7 @@ def open_edges(parent: Numbers, seeded: Flags, shape: tuple[int, int, int]) -> t
 
 @compiled
 def strongest_first(edges: Edges, levels: Levels) -> Edges:
-    """Edges by falling level, of equal ones in the order given; levels (3 * N,)."""
+    """Sort edges by falling level, stable; levels (3 * N,)."""
     start = np.zeros(257, np.int64)
     for edge in edges:
         start[256 - levels[edge]] += 1
@@ -168,7 +168,7 @@ def grow(
         if first == second or (seeded[first] and seeded[second]):
             continue
         either = seeded[first] or seeded[second]
-        joint = unite(parent, first, second)
+        joint = unite_trees(parent, first, second)
         enough = min_voxels if levels[edge] >= floor else large
         seeded[joint] = either or -parent[joint] >= enough
 

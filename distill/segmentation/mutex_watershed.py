@@ -86,7 +86,7 @@ def mutex_watershed(
 
 
 def _attracted(signed: NDArray[np.float64], offsets: Sequence[Triple]) -> NDArray[np.bool_]:
-    """Voxels at an end of an attractive edge."""
+    """Flag voxels at an end of an attractive edge."""
     found = np.zeros(signed.shape[1:], bool)
     for row, offset in zip(signed, offsets, strict=True):
         at, partner = edge_slices(offset, found.shape)

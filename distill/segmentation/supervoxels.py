@@ -109,7 +109,7 @@ def spanning_forest(components: NDArray[np.int64], affinity: NDArray[np.floating
 
 
 def _levels(affinity: NDArray[Any]) -> NDArray[np.uint8]:
-    """(3, D, H, W) in memory order."""
+    """Return affinities (3, D, H, W) in memory order."""
     if affinity.ndim != 4 or len(affinity) < 3:
         raise ShapeError(f"affinity: found shape {affinity.shape}, expected 3 or more channels, z, y, x")
     _check_size(affinity[0].size)

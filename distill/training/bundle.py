@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.config.data import Part, part_box
-from distill.core.atomic import new_folder, sweep
+from distill.config.data import PartExtent, part_box
+from distill.core.atomic import new_folder, sweep_leftovers
 from distill.core.errors import CheckpointError, DistillError, SourceError
 from distill.core.geometry import Box, Nanometres
 from distill.core.hardware import FULL
@@ -25,7 +25,7 @@ from distill.inference.options import Runtime
 from distill.io.volume import every_section, open_grey
 from distill.io.writers.output import check_place
 from distill.models.checkpoint import Weights, read_weights, write_tensors
-from distill.models.header import Kind
+from distill.models.header import NetworkKind
 from distill.models.load import find_weights, load_student, load_teacher
 
 LARGEST = 15_000_000  # bytes of a bundle
@@ -77,14 +77,14 @@ def bundle(
     if out.exists():
         raise SourceError(f"{out}: exists, expected a new folder")
     text = _read(about) if about is not None else ""
-    found: dict[Kind, Weights] = {"student": read_weights(find_weights(model, "student"))}
+    found: dict[NetworkKind, Weights] = {"student": read_weights(find_weights(model, "student"))}
     if Path(model).is_dir() and list((Path(model) / "best").glob("teacher.safetensors")):
         found["teacher"] = read_weights(find_weights(model, "teacher"))
     for kind, weights in found.items():
         if weights.kind != kind:
             raise CheckpointError(f"{weights.path}: holds a {weights.kind}, expected a {kind}")
     raw = _sample_of(found["student"], sample, resolution)
-    sweep(out)
+    sweep_leftovers(out)
     try:
         with new_folder(out) as made:
             changes: dict[str, Change] = {}
@@ -118,7 +118,7 @@ def half_precision(weights: Weights) -> dict[str, Tensor]:
     return cast
 
 
-def model_card(name: str, found: Mapping[Kind, Weights], changes: Mapping[str, Change], about: str) -> str:
+def model_card(name: str, found: Mapping[NetworkKind, Weights], changes: Mapping[str, Change], about: str) -> str:
     """Format the notes of the weights as Markdown."""
     lines = [f"# {name}", "", f"    distill stream SOURCE --model {name} --out OUT.zarr", ""]
     data = _shareable(found["student"].notes).get("data")
@@ -195,7 +195,7 @@ def _sample_of(weights: Weights, sample: str | None, resolution: Nanometres | No
         raise DistillError(f"--sample: {weights.path} names no volume, expected one to compare outputs on")
     source = sample or data["raw"]
     volume = open_grey(source, resolution=resolution or (None if sample else data.get("resolution")))
-    part: Part = (0, volume.size[0])
+    part: PartExtent = (0, volume.size[0])
     if sample is None:
         volume = every_section(volume, data.get("every", 1))
         part = data.get("validation", (0, volume.size[0]))
@@ -208,7 +208,7 @@ def _sample_of(weights: Weights, sample: str | None, resolution: Nanometres | No
     return volume.read(Box((z, y, x), (stop[0], stop[1], stop[2])))
 
 
-def _change(kind: Kind, full: Path, half: Path, raw: NDArray[Any]) -> Change:
+def _change(kind: NetworkKind, full: Path, half: Path, raw: NDArray[Any]) -> Change:
     """Compare the affinities of both files.
 
     Raises:
@@ -225,7 +225,7 @@ def _change(kind: Kind, full: Path, half: Path, raw: NDArray[Any]) -> Change:
     return change
 
 
-def _affinity(kind: Kind, path: Path, raw: NDArray[Any]) -> NDArray[np.float32]:
+def _affinity(kind: NetworkKind, path: Path, raw: NDArray[Any]) -> NDArray[np.float32]:
     z, y, x = raw.shape
     if kind == "student":
         return student_affinity(load_student(str(path), _EXACT.device), iter(raw), (z, y, x), _EXACT)

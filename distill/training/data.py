@@ -21,7 +21,7 @@ from distill.data.crop_source import CropSource, FileSource, section_corrections
 from distill.data.crops import Crops, Items, MixedCrops, PooledCrops
 from distill.io.truth import Truth, open_truth
 from distill.io.volume import Volume, check_pair, every_section, on_grid, open_grey, open_labels, open_volume
-from distill.models.header import Kind
+from distill.models.header import NetworkKind
 from distill.models.load import weights_normalisation
 
 _VALIDATION_BYTES = 64  # bytes per voxel: image, labels, affinities, supervoxels of all decoder configurations
@@ -42,7 +42,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Part:
+class LabelledPart:
     """A labelled part in memory.
 
     Attributes:
@@ -66,12 +66,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingParts:
     """Training and validation data."""
 
     training: tuple[CropSource, ...]
     weights: tuple[float, ...]  # of the training sources
-    validation: tuple[Part, ...]
+    validation: tuple[LabelledPart, ...]
     resolution: Nanometres  # of the first volume that is trained on
 
 
@@ -141,7 +141,7 @@ def _as_lies(labels: Volume, raw: Volume) -> Volume:
     return replace(labels, offset=raw.offset, resolution=raw.resolution)
 
 
-def open_parts(config: Pair) -> Parts:
+def open_parts(config: Pair) -> TrainingParts:
     """Open and check the volumes, and read the data kept in memory.
 
     Training volumes are kept in memory if all of them, including those without labels, take at most `data.memory`.
@@ -169,7 +169,7 @@ def open_parts(config: Pair) -> Parts:
         if one.entry.validation is not None:
             _check_room(f"{one.key}.validation", one.box("validation"))
     first = next(one for one in opened if one.entry.train is not None)
-    return Parts(
+    return TrainingParts(
         tuple(source.held() if kept else source for source in files),
         tuple(weights),
         tuple(read_part(one, "validation", data.normaliser) for one in opened if one.entry.validation is not None),
@@ -183,7 +183,7 @@ def keeps_in_memory(config: Pair, files: Sequence[FileSource]) -> bool:
     return sum(source.held_bytes for source in [*files, *others]) <= config.student.data.memory * 2**20
 
 
-def read_part(one: Labelled, name: PartName, normaliser: Normaliser | None = None) -> Part:
+def read_part(one: Labelled, name: PartName, normaliser: Normaliser | None = None) -> LabelledPart:
     """Read a part that is processed as a whole.
 
     Args:
@@ -200,7 +200,7 @@ def read_part(one: Labelled, name: PartName, normaliser: Normaliser | None = Non
         corrections = section_corrections(FileSource(one.raw, None, box), normaliser)
         corner = box.start[1], box.start[2]
         raw = np.stack([each.apply(section, corner) for each, section in zip(corrections, raw, strict=True)])
-    part = Part(raw, one.truth.read(box), one.raw, box, one.entry.raw)
+    part = LabelledPart(raw, one.truth.read(box), one.raw, box, one.entry.raw)
     if not part.counted.any():
         raise ConfigError(f"{one.key}.{name}: found no labelled neuron there, expected some to score")
     return part
@@ -217,7 +217,7 @@ def check_normalisation(config: Pair, note: Callable[[str], None]) -> None:
         ConfigError: a frozen teacher would get another normalisation.
     """
     wanted = config.student.data.normalisation
-    started: list[tuple[Kind, str | None, bool]] = [
+    started: list[tuple[NetworkKind, str | None, bool]] = [
         ("teacher", config.teacher.weights, config.teacher_runs),
         ("student", config.student.weights, config.student_runs),
     ]
@@ -286,7 +286,7 @@ def _unlabelled(config: Pair) -> list[tuple[str, FileSource]]:
     return found
 
 
-def training_crops(config: Pair, parts: Parts, ranks: int, note: Callable[[str], None]) -> Items:
+def training_crops(config: Pair, parts: TrainingParts, ranks: int, note: Callable[[str], None]) -> Items:
     """Build crops of the training parts and, if configured, of unlabelled volumes.
 
     Args:
@@ -317,7 +317,7 @@ def training_crops(config: Pair, parts: Parts, ranks: int, note: Callable[[str],
     return MixedCrops(labelled, others, config.unlabelled_at, ranks=ranks) if others else labelled
 
 
-def _note_shape(name: str, volume: Volume, parts: Parts, note: Callable[[str], None]) -> None:
+def _note_shape(name: str, volume: Volume, parts: TrainingParts, note: Callable[[str], None]) -> None:
     if of_another_shape(volume.resolution, parts.resolution):
         nm = [" x ".join(f"{n:g}" for n in voxel) for voxel in (volume.resolution, parts.resolution)]
         note(f"{name} has voxels of {nm[0]} nm, the labelled volume of {nm[1]} nm (z, y, x); used without resampling")

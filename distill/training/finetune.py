@@ -1,4 +1,4 @@
-"""`distill finetune`: train a trained student further on a few labelled sections of another volume.
+"""Continue the training of a student on a few labelled sections of another volume (`distill finetune`).
 
 Network, decoder and normalisation are those of the model. The student is trained alone, without the 3D teacher, unless
 a teacher is named.
@@ -107,7 +107,7 @@ def plan_finetune(
 
 
 @dataclass(frozen=True)
-class Split:
+class SectionSplit:
     """Sections to train on and to validate on; the same ones where there are too few to set any aside."""
 
     train: Span
@@ -115,11 +115,11 @@ class Split:
 
     @property
     def held_out(self) -> bool:
-        """Whether the validation sections are other ones."""
+        """Return whether the validation sections are not trained on."""
         return self.train != self.validation
 
 
-def split_sections(used: Span, validation: Span | None = None) -> Split:
+def split_sections(used: Span, validation: Span | None = None) -> SectionSplit:
     """Set sections aside for validation.
 
     Args:
@@ -138,9 +138,9 @@ def split_sections(used: Span, validation: Span | None = None) -> Split:
         )
     if validation is None:
         if last - first < FEWEST:
-            return Split(used, used)
+            return SectionSplit(used, used)
         aside = max(2, (last - first) // _ASIDE)
-        return Split((first, last - aside), (last - aside, last))
+        return SectionSplit((first, last - aside), (last - aside, last))
     begin, end = validation
     if end - begin < 2:
         raise DistillError(f"--validation: found {begin}:{end}, expected at least 2 sections")
@@ -157,11 +157,11 @@ def split_sections(used: Span, validation: Span | None = None) -> Split:
             f"--validation: {begin}:{end} leaves {max(0, train[1] - train[0])} of the sections {first}:{last} to train "
             "on, expected at least 2"
         )
-    return Split(train, validation)
+    return SectionSplit(train, validation)
 
 
 def labelled_span(labels: Volume) -> Span:
-    """From the first to the last section that holds a label other than 0.
+    """Return the span from the first to the last section with a label other than 0.
 
     Raises:
         ShapeError: none does.
@@ -173,7 +173,7 @@ def labelled_span(labels: Volume) -> Span:
 
 
 def crop_of(shape: Triple) -> Triple:
-    """The crop of a training on so many voxels: at most `_CROP`, sides a multiple of 16 where there is room."""
+    """Return the training crop for a volume of this size: at most `_CROP`, sides multiples of 16 where possible."""
     depth, *sides = (min(most, size) for most, size in zip(_CROP, shape, strict=True))
     y, x = (side // _STRIDE * _STRIDE or side for side in sides)
     return depth, y, x
@@ -222,7 +222,7 @@ def _set_length(training: dict[str, Any], minutes: float | None) -> None:
 
 
 def _teacher_values(weights: Weights) -> dict[str, Any]:
-    """teacher.yaml without a teacher: the decoder of the weights, and no loss that needs the 3D network."""
+    """Return teacher.yaml without a teacher: the decoder of the weights, and no loss that needs the 3D network."""
     return {
         "fused": weights.config.get("fused", 32),
         "decoder": weights.config.get("decoder") or _LIGHT,
@@ -254,7 +254,7 @@ def _teach(student: dict[str, Any], teaching: dict[str, Any], teacher: str) -> N
 
 
 def _open(data: MutableMapping[str, Any]) -> tuple[Volume, Volume]:
-    """Sections and labels, checked against each other."""
+    """Open sections and labels, and check that they match."""
     every, resolution = data.get("every", 1), data.get("resolution")
     if not isinstance(every, int) or every < 1:
         raise ConfigError(f"student.data.every: found {every!r}, expected a whole number from 1")
@@ -294,7 +294,7 @@ def _crop_to_labels(data: MutableMapping[str, Any], raw: Volume, labels: Volume)
 
 
 def _span_of(data: Mapping[str, Any], name: str) -> Span | None:
-    """Sections that an override gave."""
+    """Return the sections given by an override."""
     found = data.get(name)
     if found is None:
         return None
@@ -318,9 +318,9 @@ def _check_labelled(name: str, labels: Volume, span: Span) -> None:
 
 
 def _plan(
-    config: Pair, weights: Weights, volume: Volume, split: Split, model: str, teacher: str | None
+    config: Pair, weights: Weights, volume: Volume, split: SectionSplit, model: str, teacher: str | None
 ) -> tuple[str, ...]:
-    """Lines that say what the training will do."""
+    """Return the lines that describe the training."""
     training, (first, last) = config.student.training, split.train
     begin, end = split.validation
     lines = [f"{model}: {weights.path}" if config.student.weights else f"network of {model}, random weights"]

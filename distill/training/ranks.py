@@ -26,7 +26,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes, validates and prints."""
+        """Return whether this process writes, validates and prints."""
         return self.rank == 0
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import math
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -17,10 +19,11 @@ import numpy as np
 import torch
 import yaml
 
-from distill.config import Pair
+from distill.config import Pair, TrainingConfig, dump, load_pair, older_defaults
+from distill.config.data import DataConfig
 from distill.core.atomic import replacing
-from distill.core.errors import SourceError
-from distill.core.hardware import Chosen
+from distill.core.errors import CheckpointError, SourceError
+from distill.core.hardware import AUTO, Chosen, Precision
 from distill.core.version import VERSION
 from distill.training.loop.step_times import StepTimes
 from distill.training.schedule.planned_steps import planned_settings
@@ -49,7 +52,7 @@ class RunFolder:
 
     @property
     def steps(self) -> int:
-        """Last logged step."""
+        """Return the last logged step."""
         return max((int(row["step"]) for row in self.rows), default=0)
 
     def setting(self, file: str, *keys: str) -> Any:
@@ -87,7 +90,7 @@ class RunFolder:
         return points
 
     def terms(self) -> list[str]:
-        """Names of the loss terms, in order of their first appearance."""
+        """Return the names of the loss terms, in order of first appearance."""
         names = dict.fromkeys(name for row in self.rows if "loss" in row for name in row)
         return [name for name in names if name not in _NO_TERM and not name.startswith(_VALIDATION)]
 
@@ -211,3 +214,94 @@ class RunRecord:
         values["time_per_step"] = self.times.to_dict()
         with replacing(self.path) as temporary:
             temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:
+    """Create the run folder, write the resolved configuration, and return the path of the state file.
+
+    Raises:
+        SourceError: the folder holds a run already, or cannot be written.
+        CheckpointError: the run to resume has another configuration.
+    """
+    state_path = out / "checkpoints" / "state.pt"
+    resolved = {"teacher.yaml": dump(config.teacher), "student.yaml": dump(config.student)}
+    if state_path.exists() and not resume:
+        raise SourceError(f"{out}: holds a run already; expected a new folder, or --resume to continue it")
+    if (out / "student.yaml").exists() and not (out / "checkpoints").exists():
+        raise SourceError(f"{out}: holds a configuration of yours; expected a new folder")
+    different = differing_file(out, config) if state_path.exists() else None
+    if different is not None:
+        raise CheckpointError(f"{different}: differs from the configuration given; expected the same to resume")
+    try:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for name, text in resolved.items():
+            with replacing(out / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SourceError(f"{out}: cannot be written: {error.strerror or error}") from None
+    return state_path
+
+
+def put_best(out: Path, kind: str, path: Path) -> None:
+    """Copy a weights file to the best of its kind in a run folder."""
+    best = out / "best" / f"{kind}.safetensors"
+    best.parent.mkdir(exist_ok=True)
+    with replacing(best) as temporary:
+        shutil.copyfile(path, temporary)
+
+
+def restore_best(out: Path, best: Mapping[str, float]) -> None:
+    """Restore the best weights that the saved state records.
+
+    A run that was killed after a validation and before its state was saved has better ones in the folder, which it may
+    not meet again: other devices round otherwise.
+
+    Args:
+        out: run folder.
+        best: of the state, `KIND_step` among its keys.
+    """
+    for kind in ("student", "teacher"):
+        path = out / "checkpoints" / f"{kind}-{int(best.get(f'{kind}_step', -1)):07d}.safetensors"
+        there = out / "best" / f"{kind}.safetensors"
+        if path.is_file() and not (there.is_file() and filecmp.cmp(path, there, shallow=False)):
+            put_best(out, kind, path)
+
+
+def with_precision(config: Pair, precision: Precision) -> Pair:
+    """Return the configuration with another precision."""
+    training = config.student.training.model_copy(update={"precision": precision})
+    return config.model_copy(update={"student": config.student.model_copy(update={"training": training})})
+
+
+def written_configuration(out: Path) -> Pair | None:
+    """Read the configuration of a run folder; None if it has none."""
+    teacher, student = out / "teacher.yaml", out / "student.yaml"
+    if not (teacher.exists() and student.exists()):
+        return None
+    return load_pair(teacher, student, older_defaults(student))
+
+
+def differing_file(out: Path, config: Pair) -> Path | None:
+    """Return the file of a run folder whose meaning differs from a configuration; None if both agree.
+
+    Compared is what the files mean: a key that they lack because it is newer than they are has its default, and a
+    precision that is `auto` is that of the folder. Memory and workers for the crops change no crop and may differ.
+    """
+    teacher, student = out / "teacher.yaml", out / "student.yaml"
+    found = written_configuration(out)
+    if found is None:
+        return None
+    found, config = _without_loading(found), _without_loading(config)
+    if config.student.training.precision == AUTO:
+        config = with_precision(config, found.student.training.precision)
+    if found.teacher != config.teacher:
+        return teacher
+    return student if found.student != config.student else None
+
+
+def _without_loading(config: Pair) -> Pair:
+    """Return the configuration with defaults for settings that affect how crops are loaded, but not which ones."""
+    student = config.student
+    data = student.data.model_copy(update={"memory": DataConfig.model_fields["memory"].default})
+    training = student.training.model_copy(update={"workers": TrainingConfig.model_fields["workers"].default})
+    return config.model_copy(update={"student": student.model_copy(update={"data": data, "training": training})})

@@ -1,13 +1,11 @@
-"""`distill train`: teacher, student and shared decoder together, into a run folder."""
+"""Train teacher, student and shared decoder together, into a run folder (`distill train`)."""
 
 from __future__ import annotations
 
-import filecmp
 import logging
-import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,25 +16,31 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from distill.config import Pair, TrainingConfig, dump, load_pair, older_defaults
-from distill.config.data import DataConfig
-from distill.core.atomic import replacing
+from distill.config import Pair
 from distill.core.claim import claim
-from distill.core.errors import CheckpointError, DistillError, SourceError
-from distill.core.hardware import AUTO, Chosen, Precision, avoid_amx, choose
+from distill.core.errors import DistillError
+from distill.core.hardware import Chosen, avoid_amx, choose
 from distill.core.version import VERSION
-from distill.data.crops import Items, batches
+from distill.data.crops import Items
+from distill.data.loading import batches
 from distill.inference.options import Runtime
 from distill.models.checkpoint import save_weights
 from distill.models.load import find_weights, pick_device, student_metadata, teacher_metadata
-from distill.training.data import Part, Parts, check_normalisation, open_parts, training_crops
+from distill.training.data import LabelledPart, TrainingParts, check_normalisation, open_parts, training_crops
 from distill.training.launch import compile_networks, launch, lay_out, leave
 from distill.training.loop.loop import MetricsLog, Objective, StepReport, fit, make_optimizer
 from distill.training.loop.state import Average, State, restored
 from distill.training.loop.step_times import StepClock, StepTimes
 from distill.training.objective.objective import Joint
 from distill.training.ranks import from_environment
-from distill.training.run_folder import RunRecord
+from distill.training.run_folder import (
+    RunRecord,
+    prepare_folder,
+    put_best,
+    restore_best,
+    with_precision,
+    written_configuration,
+)
 from distill.training.schedule.forecast import Forecast
 from distill.training.schedule.planned_steps import FILE as STEPS
 from distill.training.schedule.planned_steps import Trial, planned, read_steps, write_steps
@@ -62,13 +66,13 @@ class FinishedTraining:
 
     folder: Path
     judged: dict[str, Judged]
-    part: Part
+    part: LabelledPart
     runtime: Runtime
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What the command line shows while training."""
+    """Functions called during a training."""
 
     on_start: Callable[[int, int], None]  # steps done before, steps in all
     on_step: Callable[[StepReport, int, float | None], None]  # report, steps in all, seconds left
@@ -87,15 +91,15 @@ def train(
     command: list[str],
     now: Seconds = time.perf_counter,
 ) -> StepTimes | None:
-    """Train and fill the run folder.
+    """Train the networks of a configuration and write the run folder.
 
     Args:
         config: teacher and student.
         out: run folder; must not hold a run unless `resume`.
-        resume: go on from the folder's saved state, if there is one.
+        resume: continue from the folder's saved state, if there is one.
         device: `auto`, `cpu` or `cuda`.
-        progress: what to call on the way.
-        command: what was typed, for run.json.
+        progress: see `Progress`.
+        command: command line, for run.json.
         now: a clock in seconds, for the number of steps that `training.minutes` allows.
 
     Returns:
@@ -185,66 +189,9 @@ def _train(
     return book.times
 
 
-def prepare_folder(out: Path, config: Pair, resume: bool) -> Path:
-    """Make the run folder and write the resolved configuration; the path of the state file.
-
-    Raises:
-        SourceError: the folder holds a run already, or cannot be written.
-        CheckpointError: the run to resume has another configuration.
-    """
-    state_path = out / "checkpoints" / "state.pt"
-    resolved = {"teacher.yaml": dump(config.teacher), "student.yaml": dump(config.student)}
-    if state_path.exists() and not resume:
-        raise SourceError(f"{out}: holds a run already; expected a new folder, or --resume to continue it")
-    if (out / "student.yaml").exists() and not (out / "checkpoints").exists():
-        raise SourceError(f"{out}: holds a configuration of yours; expected a new folder")
-    different = differing_file(out, config) if state_path.exists() else None
-    if different is not None:
-        raise CheckpointError(f"{different}: differs from the configuration given; expected the same to resume")
-    try:
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-        for name, text in resolved.items():
-            with replacing(out / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise SourceError(f"{out}: cannot be written: {error.strerror or error}") from None
-    return state_path
-
-
-def put_best(out: Path, kind: str, path: Path) -> None:
-    """Make a weights file the best of its kind in a run folder."""
-    best = out / "best" / f"{kind}.safetensors"
-    best.parent.mkdir(exist_ok=True)
-    with replacing(best) as temporary:
-        shutil.copyfile(path, temporary)
-
-
-def restore_best(out: Path, best: Mapping[str, float]) -> None:
-    """Make the best weights those that the saved state knows.
-
-    A run that was killed after a validation and before its state was saved has better ones in the folder, which it may
-    not meet again: other devices round otherwise.
-
-    Args:
-        out: run folder.
-        best: of the state, `KIND_step` among its keys.
-    """
-    for kind in ("student", "teacher"):
-        path = out / "checkpoints" / f"{kind}-{int(best.get(f'{kind}_step', -1)):07d}.safetensors"
-        there = out / "best" / f"{kind}.safetensors"
-        if path.is_file() and not (there.is_file() and filecmp.cmp(path, there, shallow=False)):
-            put_best(out, kind, path)
-
-
-def with_precision(config: Pair, precision: Precision) -> Pair:
-    """The configuration with another precision."""
-    training = config.student.training.model_copy(update={"precision": precision})
-    return config.model_copy(update={"student": config.student.model_copy(update={"training": training})})
-
-
 def _precision(config: Pair, begun: Path | None, device: str) -> Chosen:
-    """The precision of a training: `auto` is that of the run folder that is continued, else what the device has."""
-    found = None if begun is None else _written(begun)
+    """Choose the precision of a training: `auto` is that of the resumed run, otherwise the device's fastest."""
+    found = None if begun is None else written_configuration(begun)
     earlier = None if found is None else found.student.training.precision
     where = pick_device(device)
     if where.type == "cpu":
@@ -252,46 +199,12 @@ def _precision(config: Pair, begun: Path | None, device: str) -> Chosen:
     return choose(config.student.training.precision, where, begun=earlier)
 
 
-def _written(out: Path) -> Pair | None:
-    """The configuration in a run folder."""
-    teacher, student = out / "teacher.yaml", out / "student.yaml"
-    if not (teacher.exists() and student.exists()):
-        return None
-    return load_pair(teacher, student, older_defaults(student))
-
-
-def differing_file(out: Path, config: Pair) -> Path | None:
-    """The file of a run folder that says another thing than a configuration; None where both say the same.
-
-    Compared is what the files mean: a key that they lack because it is newer than they are has its default, and a
-    precision that is `auto` is that of the folder. Memory and workers for the crops change no crop and may differ.
-    """
-    teacher, student = out / "teacher.yaml", out / "student.yaml"
-    found = _written(out)
-    if found is None:
-        return None
-    found, config = _without_loading(found), _without_loading(config)
-    if config.student.training.precision == AUTO:
-        config = with_precision(config, found.student.training.precision)
-    if found.teacher != config.teacher:
-        return teacher
-    return student if found.student != config.student else None
-
-
-def _without_loading(config: Pair) -> Pair:
-    """The configuration with the defaults of what says how crops are loaded, and not which ones."""
-    student = config.student
-    data = student.data.model_copy(update={"memory": DataConfig.model_fields["memory"].default})
-    training = student.training.model_copy(update={"workers": TrainingConfig.model_fields["workers"].default})
-    return config.model_copy(update={"student": student.model_copy(update={"data": data, "training": training})})
-
-
 @dataclass(frozen=True)
 class _Timed:
-    """A run by time before its first step."""
+    """Determine the number of steps of a run of given duration."""
 
     config: Pair  # as it was written
-    parts: Parts
+    parts: TrainingParts
     out: Path
     state: State
     module: Objective
@@ -302,7 +215,7 @@ class _Timed:
     began: float
 
     def steps(self, *, resume: bool, begun: bool) -> tuple[Pair, Trial]:
-        """The configuration with its number of steps: the one that was kept, else one that is found and kept now.
+        """Return the configuration with its number of steps, either recorded earlier or determined now and recorded.
 
         All ranks take part and get the same.
         """
@@ -330,12 +243,12 @@ class _Timed:
         return fixed, trial
 
     def _left(self) -> float:
-        """Seconds of the run's time."""
+        """Return the remaining seconds of the run."""
         assert self.config.student.training.minutes is not None
         return 60 * self.config.student.training.minutes - (self.now() - self.began)
 
     def _shared(self, find: Callable[[], tuple[Pair, Trial] | None]) -> tuple[Pair, Trial] | None:
-        """What the first rank finds, or its error, on all ranks."""
+        """Broadcast the result or the error of the first rank."""
         found: tuple[Pair, Trial] | DistillError | None = None
         if self.fabric.is_global_zero:
             try:
@@ -348,7 +261,7 @@ class _Timed:
         return found
 
     def _validation(self) -> float:
-        """Seconds of a whole validation, from one of a few sections of a block."""
+        """Estimate the seconds of a whole validation from that of a few sections."""
         part, joint = self.parts.validation[0], self.state.module
         few = (slice(_FEW_SECTIONS), *(slice(side) for side in self.config.teacher.decoder.block[1:]))
         tried = replace(part, raw=part.raw[few], labels=part.labels[few])
@@ -371,12 +284,12 @@ class _Timed:
 
 
 class _Bookkeeping:
-    """Logs steps, validates, keeps the best weights."""
+    """Log steps, validate, and keep the best weights."""
 
     def __init__(
         self,
         config: Pair,
-        parts: Parts,
+        parts: TrainingParts,
         out: Path,
         log: MetricsLog,
         runtime: Runtime,
@@ -397,7 +310,7 @@ class _Bookkeeping:
             self.progress.note(text)
 
     def step(self, report: StepReport) -> None:
-        """Collect in the state, so that a resumed run forgets nothing; write means every `log_every` steps."""
+        """Collect terms in the state, so that a resumed run loses none, and log means every `log_every` steps."""
         training, pending = self.config.student.training, self.state.pending
         values = {**report.terms, "seconds": report.seconds, "waited": report.waited}
         for name, value in {**values, **{_PART + part: value for part, value in report.parts.items()}}.items():
@@ -413,7 +326,7 @@ class _Bookkeeping:
         self.progress.on_step(report, training.steps, self.forecast.left(report.step))
 
     def validation(self, state: State, joint: Joint, *, compiled: bool) -> None:
-        """Judge the networks that training changes, save their weights, keep the best of each."""
+        """Validate the trained networks, save their weights, and keep the best of each."""
         began = time.perf_counter()
         # Blocks of other shapes than in training are not worth compiling for.
         with torch.compiler.set_stance("force_eager") if compiled else nullcontext():

@@ -26,7 +26,7 @@ from distill.inference.options import Runtime
 from distill.models.load import TrainedStudent, TrainedTeacher
 from distill.segmentation.agglomeration import merged_above
 from distill.segmentation.supervoxels import supervoxels
-from distill.training.data import Part
+from distill.training.data import LabelledPart
 from distill.training.objective.objective import Joint
 
 MERGE_THRESHOLDS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)
@@ -162,7 +162,7 @@ def pooled(scores: Sequence[Scores]) -> Scores:
     )
 
 
-def judge(
+def score_validation(
     segmented: SegmentedVolume,
     labels: NDArray[np.uint64],
     decoding: DecoderConfig,
@@ -210,7 +210,7 @@ def judge_together(tried: Sequence[TriedThreshold], decoding: DecoderConfig, nam
     )
 
 
-def validate(joint: Joint, config: Pair, parts: Sequence[Part], runtime: Runtime) -> dict[str, Judged]:
+def validate(joint: Joint, config: Pair, parts: Sequence[LabelledPart], runtime: Runtime) -> dict[str, Judged]:
     """Validate the networks that training changes on the validation parts, at the best of several seed thresholds.
 
     Args:
@@ -253,7 +253,7 @@ def try_flood(affinity: NDArray[np.float32], labels: NDArray[np.uint64]) -> list
 
 
 def best_flood(volumes: Sequence[Sequence[Swept]]) -> Swept:
-    """The threshold with the lowest mean VOI of several volumes."""
+    """Return the threshold with the lowest mean VOI over several volumes."""
     rows = [Swept(row[0].threshold, pooled([one.scores for one in row])) for row in zip(*volumes, strict=True)]
     return min(rows, key=lambda one: one.scores.voi_sum)
 

@@ -31,9 +31,8 @@ class Backend(Protocol):
         """Decode pairs of sections (or tiles) of this size before padding; see `Decode.forward`."""
 
     def previous(self, last: Maps | None, current: Maps) -> Maps:
-        """Return the maps of the sections before those of a step: the last one of the previous step, then all but its
-        own
-        last.
+        """Return the maps of the sections before those of a step: the last one of the previous step, then all but
+        the last of this step.
         """
 
     def last(self, current: Maps, place: int) -> Maps:

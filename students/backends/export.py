@@ -37,7 +37,7 @@ _OPSET = 18
 
 
 @dataclass(frozen=True)
-class Function:
+class ExportedFunction:
     """One of the two functions, with the names of its inputs and outputs."""
 
     name: str
@@ -48,7 +48,7 @@ class Function:
     strides: tuple[int, ...]  # divisor of each input's rows and columns; 0 where they are fixed
 
 
-def functions(student: Student) -> tuple[Function, Function]:
+def functions(student: Student) -> tuple[ExportedFunction, ExportedFunction]:
     """Build encode and decode of a student in evaluation mode on the CPU, with batch norms folded."""
     network = fused(student).float().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     side = 4 * student.stride
@@ -62,8 +62,8 @@ def functions(student: Student) -> tuple[Function, Function]:
     names = tuple(f"map{n}" for n in range(len(maps)))
     strides = tuple(side // part.shape[-1] for part in maps)
     return (
-        Function("encode", encode, (grey,), ("grey",), names, (1,)),
-        Function(
+        ExportedFunction("encode", encode, (grey,), ("grey",), names, (1,)),
+        ExportedFunction(
             "decode",
             decode,
             (torch.ones(1, 1, 1, 1), *before, *maps),
@@ -74,7 +74,7 @@ def functions(student: Student) -> tuple[Function, Function]:
     )
 
 
-def program(function: Function, stride: int) -> ExportedProgram:
+def program(function: ExportedFunction, stride: int) -> ExportedProgram:
     """Convert a function to torch's exported program, with free height and width."""
     rows, columns = Dim("rows", min=1, max=2**16), Dim("columns", min=1, max=2**16)
     shapes = [{2: stride // own * rows, 3: stride // own * columns} if own else {} for own in function.strides]
@@ -84,7 +84,7 @@ def program(function: Function, stride: int) -> ExportedProgram:
         return torch.export.export(function.module, function.example, dynamic_shapes=wanted)
 
 
-def write(student: Student, function: Function, form: ExportFormat, folder: Path) -> Path:
+def write(student: Student, function: ExportedFunction, form: ExportFormat, folder: Path) -> Path:
     """Write a function to a folder.
 
     Returns:
@@ -114,7 +114,7 @@ def write(student: Student, function: Function, form: ExportFormat, folder: Path
     return path
 
 
-def _onnx(function: Function, exported: ExportedProgram) -> ONNXProgram:
+def _onnx(function: ExportedFunction, exported: ExportedProgram) -> ONNXProgram:
     made = torch.onnx.export(
         exported,
         input_names=function.inputs,

@@ -28,7 +28,7 @@ class ReceptiveField:
 
     @property
     def extent(self) -> tuple[int, int] | None:
-        """(y, x) sides of the window around an output pixel, 2 radius + 1 pixels; None: the whole section."""
+        """Return the (y, x) sides of the window around an output pixel, 2 radius + 1; None for the whole section."""
         return None if self.radius is None else (2 * self.radius[0] + 1, 2 * self.radius[1] + 1)
 
 

@@ -19,7 +19,7 @@ from viz.embeddings.insets import Inset
 from viz.embeddings.movie import MovieFrames
 from viz.errors.figure import WrongObject, build_errors_figure
 from viz.gallery.figure import Example, build_gallery_figure
-from viz.meshes.figure import Neuron, Surface, build_meshes_figure
+from viz.meshes.figure import DrawnObject, Neuron, build_meshes_figure
 from viz.meshes.raster import Solid, View, surface
 from viz.section import build_section_figure
 
@@ -129,10 +129,10 @@ def gallery() -> Figure:
 def meshes() -> Figure:
     """A neuron in two pieces, with something merged to it."""
 
-    def part(label: str, colour: tuple[float, float, float], x: tuple[int, int], hatched: bool = False) -> Surface:
+    def part(label: str, colour: tuple[float, float, float], x: tuple[int, int], hatched: bool = False) -> DrawnObject:
         share = np.zeros((8, 60, 100), np.float32)
         share[2:6, 20:40, slice(*x)] = 1
-        return Surface(label, colour, Solid(surface(share, (30, 10, 10)), colour, hatched), hatched)
+        return DrawnObject(label, colour, Solid(surface(share, (30, 10, 10)), colour, hatched), hatched)
 
     blue, green, red = (0.0, 114.0, 178.0), (0.0, 158.0, 115.0), (213.0, 94.0, 0.0)
     pieces = part("segment 1: 60 %", green, (5, 45)), part("segment 2: 40 %", blue, (45, 75))

@@ -1,4 +1,4 @@
-"""`distill pca`: one section beside its embeddings as colours, and how they change across window borders.
+"""Draw a section next to its embeddings as colours, and their change across window borders (`distill pca`).
 
 Embedding figures after Liu et al., CVPR 2024: a 3D network run by sliding window leaves a
 checkerboard, the 2D student, which sees whole sections, does not.
@@ -55,7 +55,7 @@ GreyImage = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class FigureOptions:
-    """What the figure shows beside its panels."""
+    """Optional parts of the figure."""
 
     insets: tuple[Inset, ...] = ()
     grid: bool = False  # the windows' borders as lines
@@ -83,7 +83,7 @@ class Networks:
 
 
 def on_source(networks: Networks, grey: GreyValues, volume: Volume) -> Networks:
-    """The networks with their normalisations fitted to a source.
+    """Return the networks with their normalisations adapted to a source.
 
     Raises:
         DistillError: grey values that cannot be brought to the networks' scale.
@@ -226,12 +226,12 @@ class Looked:
 
     @property
     def borders(self) -> tuple[list[int], list[int]] | None:
-        """Rows and columns at which a window begins."""
+        """Return the rows and columns at which windows begin."""
         return None if self.sliding is None else self.sliding.borders()
 
     @property
     def region(self) -> str:
-        """Where the pixels lie that colours and scores go by."""
+        """Return the region of the pixels that determine colours and scores."""
         return "in all pixels" if self.inside.all() else _NEURITES
 
 
@@ -288,7 +288,7 @@ def draw_pca(looked: Looked, out: Path, drawing: FigureOptions = PLAIN) -> tuple
 
 
 def with_shifts(seams: Seams, volume: Volume, networks: Networks, section: int, looked: Looked) -> Seams:
-    """The scores with those of runs whose windows lie half a step further; as they are without a teacher."""
+    """Add the scores of runs whose windows are shifted by half a step; unchanged without a teacher."""
     taught, sliding = networks.teacher, looked.sliding
     if taught is None or sliding is None or seams.teacher is None or seams.student is None:
         return seams
@@ -350,7 +350,7 @@ def _frames(
     frames: MovieFrames,
     on_section: Callable[[int, int], None] | None,
 ) -> Iterator[GreyImage]:
-    """One picture (H, W, 3) a section; what is held is one slab of windows and the student's last section."""
+    """Iterate over one picture (H, W, 3) per section, holding one slab of windows and one section of the student."""
     taught, learnt, runtime = networks.teacher, networks.student, networks.runtime
     results = student_sections(
         learnt, volume.sections(through.start - 1, through.stop), runtime, with_slab=False, embedding="float32"

@@ -47,7 +47,7 @@ class Inset:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Return the number of rows and columns."""
         return self.y[1] - self.y[0], self.x[1] - self.x[0]
 
     def cut(self, image: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -38,7 +38,7 @@ class Basis:
 
     @property
     def note(self) -> str:
-        """The explained variance as a caption, such as `PC1-3: 41 + 22 + 12 % of variance`."""
+        """Return the explained variance as a caption, such as `PC1-3: 41 + 22 + 12 % of variance`."""
         shares = " + ".join(f"{100 * share:.0f}" for share in self.explained if share > 0)
         count = int(np.count_nonzero(self.explained))
         return f"PC1{f'–{count}' if count > 1 else ''}: {shares} % of variance"
@@ -150,7 +150,7 @@ def align_basis(basis: Basis, values: npt.NDArray[Any], reference: npt.NDArray[A
 
 
 def colour_limits(score: npt.NDArray[Any], percentiles: tuple[float, float] = (1, 99)) -> Floats:
-    """The range of each component that becomes 0 to 255.
+    """Return the range of each component that is mapped to 0 to 255.
 
     Args:
         score: (3, N) or (3, Y, X) from `scores`.

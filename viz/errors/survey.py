@@ -24,7 +24,7 @@ from distill.evaluation.aligned import overlapping
 from distill.evaluation.contingency import Contingency, Scores
 from distill.evaluation.metrics import ObjectError, worst_objects
 from distill.evaluation.partners import MERGE, SPLIT, Partners, error_codes, largest_wrong_pieces, main_partners
-from distill.evaluation.segmentation import placed
+from distill.evaluation.segmentation import position_in_truth
 from distill.io.volume import Volume, open_grey, open_labels
 from viz.errors.figure import ErrorKind, WrongObject, errors_figure
 from viz.style import check_figure
@@ -147,7 +147,7 @@ def errors(
     truth = open_labels(labels, resolution=resolution)
     seen, truth = overlapping(seen, truth)
     seen, image = overlapping(seen, image)
-    box, in_raw = placed(seen, truth), placed(seen, image)
+    box, in_raw = position_in_truth(seen, truth), position_in_truth(seen, image)
     if section is not None and not box.start[0] <= section < box.stop[0]:
         raise DistillError(
             f"--section: found {section}, expected {box.start[0]} to {box.stop[0] - 1}: the sections of {labels} that "
@@ -177,7 +177,7 @@ def survey(segmentation: Volume, labels: Volume, on_section: OnSection = lambda 
         ShapeError: voxel sizes differ, or the segmentation extends beyond the labels.
         DistillError: there is no ground truth within the segmentation, or a source cannot be read.
     """
-    box = placed(segmentation, labels)
+    box = position_in_truth(segmentation, labels)
     depth = segmentation.size[0]
     table = Contingency("skimage")
     for z, ids, true in _sections(segmentation, labels, box):

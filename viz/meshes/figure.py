@@ -26,7 +26,7 @@ _VIEW = View()
 
 
 @dataclass(frozen=True)
-class Surface:
+class DrawnObject:
     """A solid, or None if nothing is left to draw, and its line in the legend."""
 
     label: str
@@ -47,8 +47,8 @@ class Neuron:
     """
 
     title: str
-    truth: Surface
-    prediction: tuple[Surface, ...]
+    truth: DrawnObject
+    prediction: tuple[DrawnObject, ...]
     frame: tuple[Nanometres, Nanometres]
 
 
@@ -137,7 +137,7 @@ def _arrows(ax: Axes, view: View) -> None:
         ax.text(x + beyond[0], y + beyond[1], name, fontsize=6, ha="center", va="center")
 
 
-def _legend(ax: Axes, parts: Sequence[Surface]) -> None:
+def _legend(ax: Axes, parts: Sequence[DrawnObject]) -> None:
     from matplotlib.patches import Patch
 
     next(text for text in ax.texts if text.get_gid() == "letter").remove()

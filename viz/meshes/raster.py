@@ -44,7 +44,7 @@ class Surface:
 
     @property
     def face_normals(self) -> Floats:
-        """(M, 3) outward normals with a length of twice the face's area."""
+        """Return (M, 3) outward normals with a length of twice the face's area."""
         a, b, c = (self.vertices[self.faces[:, k]] for k in range(3))
         normals: Floats = np.cross(b - a, c - a)
         return normals
@@ -68,7 +68,7 @@ class View:
 
     @property
     def axes(self) -> Floats:
-        """(3, 3) unit vectors right, down and into the screen, each z, y, x."""
+        """Return (3, 3) unit vectors right, down and into the screen, each z, y, x."""
         tilt, turn = math.radians(self.tilt), math.radians(self.turn)
         right = np.array([0.0, math.sin(turn), math.cos(turn)])
         front = np.array([0.0, math.cos(turn), -math.sin(turn)])

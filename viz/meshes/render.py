@@ -24,7 +24,7 @@ from distill.evaluation.partners import MERGE
 from distill.io.volume import open_labels
 from viz.errors.figure import COLOUR_OF
 from viz.errors.survey import OnSection, Survey, hull, survey
-from viz.meshes.figure import Neuron, Surface, meshes_figure
+from viz.meshes.figure import DrawnObject, Neuron, meshes_figure
 from viz.meshes.raster import Solid, surface
 from viz.style import check_figure, label_colours
 
@@ -151,10 +151,10 @@ def _neuron(found: Survey, one: Rendered) -> Neuron:
     cell = resolution[0] * step[0], resolution[1] * step[1], resolution[2] * step[2]
     z, y, x = (start * size for start, size in zip(one.box.start, resolution, strict=True))
 
-    def part(k: int, label: str, colour: Sequence[float], hatched: bool = False) -> Surface:
+    def part(k: int, label: str, colour: Sequence[float], hatched: bool = False) -> DrawnObject:
         red, green, blue = (float(value) for value in colour)
         solid = Solid(surface(shares[k], cell, (z, y, x)), (red, green, blue), hatched) if shares[k].any() else None
-        return Surface(label, (red, green, blue), solid, hatched)
+        return DrawnObject(label, (red, green, blue), solid, hatched)
 
     truth = part(0, f"object {one.neuron}: {one.voxels:,} voxels", label_colours([one.neuron])[0])
     parts = [

@@ -190,7 +190,7 @@ def page(title: str, lead: str, top: Sequence[Html], parts: Sequence[PageSection
 
 @functools.cache
 def _templates() -> Environment:
-    """The page and its style sheet, which lie next to this file."""
+    """Return the templates of the page and its style sheet."""
     return Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, keep_trailing_newline=True)
 
 

@@ -22,7 +22,7 @@ from distill.io.readers.zarr import zarr_node, zarr_ranks
 from distill.io.volume import Volume, open_grey, open_labels
 from distill.io.writers.output import check_place
 from distill.io.writers.store import create_zarr
-from distill.training.data import Part as TrainingPart
+from distill.training.data import LabelledPart as TrainingPart
 from distill.training.run_folder import RunFolder, read_run
 from distill.training.train import FinishedTraining
 from distill.training.validation import Judged
@@ -138,7 +138,7 @@ def report_after_training(finished: FinishedTraining) -> None:
 
 
 def _keep_section(run: Path, judged: Mapping[str, Judged], part: TrainingPart) -> None:
-    """last_validation.zarr: image, ground truth and both segmentations of one section, where it lies in the volume."""
+    """Write last_validation.zarr: image, ground truth and both segmentations of one section, at its position."""
     volume, middle = part.volume, len(part.raw) // 2
     section = part.box.start[0] + middle
     start = (section, part.box.start[1], part.box.start[2])
@@ -169,7 +169,7 @@ def _sweep(run: RunFolder, note: Note) -> None:
 
 
 def _seams(run: RunFolder, judged: Mapping[str, Judged], runtime: Runtime, note: Note) -> None:
-    """Where both networks were trained; young ones may have embeddings too flat to compare."""
+    """Measure seam scores if both networks were trained; embeddings may be too flat early in training."""
     if {"student", "teacher"} <= judged.keys():
         try:
             seam_image(run, runtime)
@@ -206,7 +206,7 @@ def _resolution(run: RunFolder) -> tuple[float, float, float] | None:
 
 
 def _named(source: str, labels: str, run: RunFolder) -> _Segmentation:
-    """A store, of which `segmentation` is meant, or any other source of labels."""
+    """Return the address of `segmentation` in a store, or the source itself."""
     path = Path(source)
     node = zarr_node(path) if path.is_dir() else None
     if node is None or not node[0].startswith("group"):
@@ -223,13 +223,13 @@ def _named(source: str, labels: str, run: RunFolder) -> _Segmentation:
 
 
 def _stores(run: RunFolder, labels: str) -> list[_Segmentation]:
-    """The stores in a run folder that hold a segmentation."""
+    """Return the stores in a run folder that hold a segmentation."""
     paths = [path for path in sorted(run.path.glob("*.zarr")) if path.is_dir() and path.name != LAST_VALIDATION]
     return [_named(str(path), labels, run) for path in paths if "segmentation" in zarr_ranks(path)]
 
 
 def _last_validation(run: RunFolder) -> list[_Segmentation]:
-    """Both networks on the section that training kept."""
+    """Show both networks on the section that training kept."""
     store = run.path / LAST_VALIDATION
     names = [name for name in ("student", "teacher") if (store / name).is_dir()]
     return [

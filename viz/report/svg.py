@@ -43,7 +43,7 @@ def line_chart(
     size: tuple[int, int] = (360, 210),
     end: float | None = None,
 ) -> str:
-    """A chart as an SVG element.
+    """Draw a line chart as an SVG element.
 
     Args:
         title: above the chart and, with the last values, its text for those who cannot see it.
@@ -78,7 +78,7 @@ def line_chart(
 
 
 def thinned(points: Points, most: int = _MOST) -> list[tuple[float, float]]:
-    """Points that can be drawn, of many only the lowest and the highest of each stretch, in order."""
+    """Thin points for drawing: of each stretch the lowest and the highest, in order."""
     finite = [(x, y) for x, y in points if math.isfinite(x) and abs(y) <= _LARGEST]
     if len(finite) <= most:
         return finite
@@ -171,7 +171,7 @@ class _Frame:
         return parts
 
     def names(self, curves: Sequence[Curve]) -> list[str]:
-        """Names at the ends of the curves, moved apart where they would overlap."""
+        """Write names at the ends of the curves, moved apart where they would overlap."""
         order = sorted(range(len(curves)), key=lambda k: self.y(curves[k].points[-1][1]))
         parts, above = [], -math.inf
         for k in order:

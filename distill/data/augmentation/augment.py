@@ -19,7 +19,7 @@ from torch import Tensor
 from distill.config import AugmentConfig
 from distill.core.geometry import Triple
 from distill.data.augmentation.intensity import IntensityChanges, apply_look, draw_look
-from distill.data.augmentation.warp import Pair, Warp, draw_warp, warp_margin, warp_volume
+from distill.data.augmentation.warp import TwoInts, Warp, draw_warp, warp_margin, warp_volume
 
 Raw = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -33,8 +33,8 @@ class AugmentationPlan:
     look: IntensityChanges
 
     @property
-    def margin(self) -> Pair:
-        """Pixels y, x by which the window should extend beyond the result on either side (see `apply`)."""
+    def margin(self) -> TwoInts:
+        """Return the pixels y, x by which the window should extend beyond the result on either side (see `apply`)."""
         return warp_margin(self.warp)
 
 
@@ -49,7 +49,7 @@ def draw_plan(shape: Triple, config: AugmentConfig, rng: np.random.Generator) ->
     return AugmentationPlan(draw_warp(shape, config, rng), draw_look(shape, config, rng))
 
 
-def apply(raw: Tensor, labels: Tensor | None, plan: AugmentationPlan, origin: Pair) -> tuple[Tensor, Tensor | None]:
+def apply(raw: Tensor, labels: Tensor | None, plan: AugmentationPlan, origin: TwoInts) -> tuple[Tensor, Tensor | None]:
     """Apply an augmentation.
 
     Args:

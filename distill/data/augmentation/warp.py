@@ -26,7 +26,7 @@ from torch.nn import functional
 from distill.config import AugmentConfig
 from distill.core.geometry import Triple
 
-Pair = tuple[int, int]
+TwoInts = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +115,7 @@ def _draw_shift(depth: int, pixels: int, rng: np.random.Generator) -> NDArray[np
     return shift
 
 
-def warp_margin(warp: Warp) -> Pair:
+def warp_margin(warp: Warp) -> TwoInts:
     """Return the pixels y, x by which the window must extend beyond the result, so that every position lies inside
     it.
     """
@@ -129,7 +129,7 @@ def warp_margin(warp: Warp) -> Pair:
     return (max(y, x), max(y, x)) if warp.transpose else (y, x)
 
 
-def warp_volume(raw: Tensor, labels: Tensor | None, warp: Warp, origin: Pair) -> tuple[Tensor, Tensor | None]:
+def warp_volume(raw: Tensor, labels: Tensor | None, warp: Warp, origin: TwoInts) -> tuple[Tensor, Tensor | None]:
     """Apply a warp.
 
     Args:
@@ -165,7 +165,7 @@ def warp_volume(raw: Tensor, labels: Tensor | None, warp: Warp, origin: Pair) ->
     return moved[0], None if labels is None else moved[1]
 
 
-def _cut(volume: Tensor, origin: Pair, warp: Warp) -> Tensor:
+def _cut(volume: Tensor, origin: TwoInts, warp: Warp) -> Tensor:
     (y, x), (_, height, width) = origin, warp.shape
     if warp.shift is None:
         return volume[:, y : y + height, x : x + width]
@@ -173,13 +173,13 @@ def _cut(volume: Tensor, origin: Pair, warp: Warp) -> Tensor:
     return torch.stack([one[y + dy : y + dy + height, x + dx : x + dx + width] for one, (dy, dx) in rows])
 
 
-def _room(origin: Pair, warp: Warp, size: Pair) -> Pair:
+def _room(origin: TwoInts, warp: Warp, size: TwoInts) -> TwoInts:
     """Return the smaller margin on the two sides of the result, y and x."""
     y, x = (min(o, n - length - o) for o, length, n in zip(origin, warp.shape[1:], size, strict=True))
     return y, x
 
 
-def _places(warp: Warp, origin: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
+def _places(warp: Warp, origin: TwoInts, device: torch.device) -> tuple[Tensor, Tensor]:
     """Compute source positions y and x in the oriented window, (D, H, W) or, if equal for all sections, (1, H, W)."""
     _, height, width = warp.shape
     middle = ((height - 1) / 2, (width - 1) / 2)

@@ -82,7 +82,7 @@ class RunLength:
 
     @property
     def normalised(self) -> float:
-        """Fraction of the ideal run length, 0 to 1."""
+        """Return the fraction of the ideal run length, 0 to 1."""
         return self.erl / self.ideal
 
     def total(self, name: str) -> float:

@@ -38,7 +38,7 @@ class Skeleton:
 
     @property
     def lengths(self) -> NDArray[np.float64]:
-        """(E,) lengths of the edges, in the unit of the nodes."""
+        """Return the (E,) lengths of the edges, in the unit of the nodes."""
         found: NDArray[np.float64] = np.linalg.norm(self.nodes[self.edges[:, 0]] - self.nodes[self.edges[:, 1]], axis=1)
         return found
 
@@ -140,7 +140,7 @@ def _node(where: str, fields: list[str]) -> tuple[int, tuple[float, float, float
 
 
 def _whole(text: str) -> int:
-    """A whole number, which some programs write as 1.0.
+    """Parse an integer, which some programs write as 1.0.
 
     Raises:
         ValueError: anything else.

@@ -50,7 +50,7 @@ class Spot:
     piece_voxels: int
 
     def moved(self, by: Triple) -> Spot:
-        """The same place in a volume that this one's begins so many voxels into."""
+        """Return the same place in a volume that begins this many voxels into the volume of this one."""
         z, y, x = (a + b for a, b in zip(self.voxel, by, strict=True))
         return replace(self, voxel=(z, y, x), extent=self.extent.shift(by), piece=self.piece.shift(by))
 

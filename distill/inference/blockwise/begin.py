@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill.core.atomic import discard, new_folder, sweep
+from distill.core.atomic import discard, new_folder, sweep_leftovers
 from distill.core.errors import SourceError
 from distill.core.hardware import Chosen
 from distill.inference.aside import set_aside
@@ -30,7 +30,7 @@ FREE = ("created", "source", "model", "device", "hardware", "precision_by", "thr
 
 
 def settings_of(work: Work, frame: Frame, volume: Volume, chosen: Chosen, created: str) -> dict[str, Any]:
-    """Everything that decides what the store holds, and some that does not."""
+    """Collect all settings that determine the contents of the store, and some that are recorded for reference."""
     plan = work.plan
     return {
         "format": FORMAT,
@@ -61,12 +61,12 @@ def settings_of(work: Work, frame: Frame, volume: Volume, chosen: Chosen, create
 
 
 def is_blocks(store: Path) -> bool:
-    """Whether a folder is a store of blocks, finished or not."""
+    """Return whether a folder is a store of `distill segment`, finished or not."""
     return settings_path(store, FOLDER).is_file()
 
 
 def prepare(out: Path, work: Work, settings: dict[str, Any], frame: Frame, *, resume: bool) -> bool:
-    """Make the store, whole and at once, or make sure that the one that is there is of the same blocks.
+    """Create the store atomically, or check that an existing one has the same blocks.
 
     Returns:
         Whether it was made.
@@ -81,7 +81,7 @@ def prepare(out: Path, work: Work, settings: dict[str, Any], frame: Frame, *, re
         check_settings(out, begun, settings, (*free, *moved))
         return False
     with writing(out):
-        sweep(out)
+        sweep_leftovers(out)
         with new_folder(out, lambda: set_aside(out)) as made:
             write_json(made / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": {}})
             replace(work, store=str(made)).shelf.create(frame.resolution)
@@ -92,7 +92,7 @@ def prepare(out: Path, work: Work, settings: dict[str, Any], frame: Frame, *, re
 
 
 def undone_blocks(out: Path, work: Work, note: Callable[[str], None]) -> list[int]:
-    """Numbers of the blocks that are yet to be done; a table whose voxels are gone does not count, and it is told.
+    """Return the numbers of unfinished blocks; a block whose table exists but whose voxels are missing is reported.
 
     Raises:
         SourceError: a table is of no block of the plan.
@@ -124,7 +124,7 @@ def undone_blocks(out: Path, work: Work, note: Callable[[str], None]) -> list[in
 
 
 def generations(out: Path, plan: Plan) -> list[str]:
-    """Generations of all blocks, in order.
+    """Return the generations of all blocks, in order.
 
     Raises:
         SourceError: a table is missing or broken.
@@ -133,6 +133,6 @@ def generations(out: Path, plan: Plan) -> list[str]:
 
 
 def _fingerprint(volume: Volume, first: int) -> str:
-    """Of the first section: another volume of the same size is told."""
+    """Hash the first section, to distinguish another volume of the same size."""
     section = next(iter(volume.sections(first, first + 1)))
     return hashlib.sha256(section.tobytes()).hexdigest()

@@ -132,7 +132,7 @@ def read_corrections(store: Path, normaliser: Normaliser, volume: Volume) -> lis
 
 
 def _by_section(normaliser: Normaliser, volume: Volume) -> bool:
-    """Whether sections are looked at: where statistics decide, and floats, whose range only the values tell."""
+    """Return whether normalisation depends on each section: on its statistics, or on the value range of floats."""
     return normaliser.normalisation.kind != "none" or volume.dtype.kind == "f"
 
 

@@ -22,7 +22,7 @@ from distill.core.timing import StageTimer
 from distill.inference.blockwise.merge import open_mapping
 from distill.inference.blockwise.scratch import INNER
 from distill.inference.blockwise.tables import FOLDER
-from distill.inference.blockwise.worker import TaskReport, Work, report
+from distill.inference.blockwise.worker import TaskReport, Work, task_report
 from distill.io.readers.zarr import zarr_node
 from distill.io.volume import open_volume
 from distill.io.writers.store import create_zarr, open_zarr_for_writing, writing
@@ -38,7 +38,7 @@ def part_count(shape: Triple) -> int:
 
 
 def part(shape: Triple, number: int) -> Box:
-    """Return the shard of a number, in z, y, x order."""
+    """Return the box of a part: one shard of the arrays."""
     sides, (_, rows, columns) = _shard(shape), _counts(shape)
     place = number // (rows * columns), number // columns % rows, number % columns
     z, y, x = (n * side for n, side in zip(place, sides, strict=True))
@@ -84,18 +84,18 @@ def begin(
 
 
 def undone(store: Path, digest: str, shape: Triple) -> list[int]:
-    """Numbers of the parts that are yet to be laid."""
+    """Return the numbers of the unfinished parts of the last pass."""
     there = {path.name for path in (folder_of(store, digest) / "done").iterdir()}
     return [number for number in range(part_count(shape)) if str(number) not in there]
 
 
 def begun(store: Path, digest: str) -> bool:
-    """Whether a pass under these final ids was begun and is not over."""
+    """Return whether a last pass with these final ids was started and is not finished."""
     return (folder_of(store, digest) / "done").is_dir()
 
 
 def lay_part(work: Work, digest: str, number: int) -> TaskReport:
-    """Write one shard of every array and note that it is on disk."""
+    """Write one shard of every array, and record that it is on disk."""
     timer, store = StageTimer(), Path(work.store)
     box, made = part(work.shape, number), folder_of(store, digest)
     with timer.timed("ids"):
@@ -118,11 +118,11 @@ def lay_part(work: Work, digest: str, number: int) -> TaskReport:
         with writing(made):
             (made / "done" / str(number)).touch()
             flush(made / "done")
-    return report(number, timer)
+    return task_report(number, timer)
 
 
 def _shelved(work: Work, box: Box) -> dict[str, NDArray[Any]]:
-    """Affinities and supervoxels of a box of the result."""
+    """Read affinities and supervoxels of a box of the result from the scratch arrays."""
     names, rescaling = ("affinity", "supervoxels"), work.rescaling
     if rescaling is None:
         return {name: work.shelf.read(name, box) for name in names}

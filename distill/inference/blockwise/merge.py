@@ -1,6 +1,6 @@
-"""From all tables to final ids: arrays by supervoxel and contact, no voxels.
+"""Compute final segment ids from the overlap and contact tables of all blocks, without voxels.
 
-The result lies in two files that workers look into without reading them whole.
+The result is two files that workers search without reading them entirely.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from distill.io.writers.store import write_json, writing
 
 
 def merge_blocks(store: Path, plan: Plan, method: str, threshold: float | None) -> Relabelling:
-    """Final ids 1..n of the supervoxels that own a voxel.
+    """Compute final ids 1..n of the supervoxels that own a voxel, from the tables of all blocks.
 
     Args:
         store: with the tables of all blocks and pairs.
@@ -56,7 +56,7 @@ def border_threshold(method: str, threshold: float | None) -> float:
 
 
 def merge_digest(method: str, threshold: float | None, generations: Sequence[str]) -> str:
-    """Name what final ids are made from: they, and a segmentation under them, are valid for that alone.
+    """Hash what final ids are computed from: ids and segmentation are valid for that alone.
 
     Args:
         method: see `merge_blocks`.
@@ -68,7 +68,7 @@ def merge_digest(method: str, threshold: float | None, generations: Sequence[str
 
 
 def write_mapping(store: Path, digest: str, mapping: Relabelling, threshold: float | None) -> None:
-    """Write final ids into a folder that takes its name when it is whole.
+    """Write final ids atomically.
 
     Args:
         store: of the blocks.
@@ -86,7 +86,7 @@ def write_mapping(store: Path, digest: str, mapping: Relabelling, threshold: flo
 
 
 def mapping_note(store: Path, digest: str) -> dict[str, float | int | None] | None:
-    """Threshold and number of objects of the final ids; None where they are not there."""
+    """Return threshold and number of objects of the final ids; None if they have not been computed."""
     path = mapping_folder(store, digest) / "merged.json"
     if not path.is_file():
         return None
@@ -96,7 +96,7 @@ def mapping_note(store: Path, digest: str) -> dict[str, float | int | None] | No
 
 
 def open_mapping(store: Path, digest: str) -> Relabelling:
-    """Final ids, looked up on disk."""
+    """Open the final ids, which are looked up on disk."""
     folder = mapping_folder(store, digest)
     with readable(folder):
         return Relabelling(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("old", "new")))

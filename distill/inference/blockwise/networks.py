@@ -64,7 +64,7 @@ class Instances(Protocol):
 
 
 class StudentBlocks:
-    """The student on regions of sections; affinities and decoder inputs equal those of whole sections."""
+    """Run the student on regions of sections, with the same affinities and decoder inputs as on whole sections."""
 
     def __init__(
         self,

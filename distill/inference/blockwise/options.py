@@ -9,12 +9,12 @@ from distill.core.geometry import Triple
 
 
 def merges_contacts(method: str) -> bool:
-    """Whether supervoxels are joined at the end, by the contacts of the whole volume, and not inside blocks."""
+    """Return whether supervoxels are merged by the contacts of the whole volume rather than inside blocks."""
     return method in ("flood", "query")
 
 
 def compares_pieces(method: str) -> bool:
-    """Whether instances of overlapping tiles or blocks are joined by the voxels that they share."""
+    """Return whether instances of overlapping tiles or blocks are united by the voxels that they share."""
     return method != "flood"
 
 
@@ -42,4 +42,4 @@ class Blocking:
     method: Method = "flood"
 
 
-DEFAULT = Blocking()
+DEFAULT_BLOCKING = Blocking()

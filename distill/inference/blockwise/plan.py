@@ -30,12 +30,12 @@ class Group:
 
     @property
     def start(self) -> int:
-        """First voxel."""
+        """Return the first voxel."""
         return self.tiles[0][0]
 
     @property
     def stop(self) -> int:
-        """One past the last voxel."""
+        """Return the voxel after the last one."""
         return self.tiles[-1][1]
 
 
@@ -90,18 +90,18 @@ class Plan:
 
     @property
     def cell(self) -> Triple:
-        """Maximum extent of the owned voxels of a block along each axis."""
+        """Return the maximum extent of the owned voxels of a block along each axis."""
         y, x = (max(group.owned[1] - group.owned[0] for group in axis) for axis in (self.rows, self.columns))
         return min(self.depth, self.shape[0]), y, x
 
     @cached_property
     def _wide(self) -> int:
-        """Decoder tiles along x."""
+        """Return the number of decoder tiles along x."""
         return sum(len(group.tiles) for group in self.columns)
 
     @cached_property
     def tiles(self) -> int:
-        """Decoder tiles of a slab."""
+        """Return the number of decoder tiles of a slab."""
         return self._wide * sum(len(group.tiles) for group in self.rows)
 
     def at(self, slab: int, row: int, column: int) -> Block:

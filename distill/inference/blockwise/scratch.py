@@ -37,7 +37,7 @@ class Shelf:
 
     @property
     def cell(self) -> Triple:
-        """Extent of a cell: the largest owned box, in whole chunks."""
+        """Return the extent of a cell: the largest owned box, in whole chunks."""
         z, y, x = self.plan.cell
         return z, _whole(y), _whole(x)
 

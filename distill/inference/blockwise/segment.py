@@ -1,7 +1,7 @@
-"""`distill segment`: a volume of any size, block by block, in bounded memory, on one process or many.
+"""Segment a volume of any size in blocks, in bounded memory, on one process or many (`distill segment`).
 
-Blocks are done in any order and leave voxels and a table each; pairs of blocks are compared; one merge over the tables
-gives final ids; the last pass writes them. Whatever is done stays done.
+Blocks are processed in any order and write voxels and a table each; pairs of blocks are compared; one merge over all
+tables gives final ids; the last pass writes them. Completed work is never repeated.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from distill.inference.blockwise.merge import (
     merge_digest,
     write_mapping,
 )
-from distill.inference.blockwise.options import DEFAULT, Blocking
+from distill.inference.blockwise.options import DEFAULT_BLOCKING, Blocking
 from distill.inference.blockwise.plan import Plan, make_plan
 from distill.inference.blockwise.scratch import NAMES
 from distill.inference.blockwise.tables import FOLDER, pair_is_of, pair_path
@@ -84,13 +84,13 @@ class Segmented:
         self.peak[report.worker] = max(report.peak, self.peak.get(report.worker, 0))
 
     def record(self) -> dict[str, Any]:
-        """For run.json."""
+        """Return the values for run.json."""
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
         return {**self.about, **self.chosen, "stages": self.timer.seconds, "peak_bytes": {"main": own, **self.peak}}
 
 
 @dataclass(frozen=True)
-class Request:
+class SegmentRequest:
     """Arguments of `segment`."""
 
     source: str
@@ -105,7 +105,7 @@ def segment(
     model: str,
     out: Path,
     options: Options,
-    blocking: Blocking = DEFAULT,
+    blocking: Blocking = DEFAULT_BLOCKING,
     callbacks: Callbacks = SILENT,
 ) -> Segmented:
     """Segment a volume.
@@ -127,10 +127,10 @@ def segment(
     """
     check_place(out)
     with claim(out):
-        return _segment(Request(source, model, out, options, blocking), callbacks)
+        return _segment(SegmentRequest(source, model, out, options, blocking), callbacks)
 
 
-def _segment(request: Request, callbacks: Callbacks) -> Segmented:
+def _segment(request: SegmentRequest, callbacks: Callbacks) -> Segmented:
     """See `segment`; the caller has claimed the store."""
     out, options, blocking = request.out, request.options, request.blocking
     check_precision(options.precision)
@@ -166,7 +166,7 @@ def _segment(request: Request, callbacks: Callbacks) -> Segmented:
     return found
 
 
-def _work(request: Request, volume: Volume, frame: Frame, begun: Start, note: Note) -> Work:
+def _work(request: SegmentRequest, volume: Volume, frame: Frame, begun: Start, note: Note) -> Work:
     """Load the model and describe the work on blocks for all processes."""
     options, blocking, method = request.options, request.blocking, request.blocking.method
     trained, decoding = _load(request)
@@ -205,7 +205,7 @@ def _work(request: Request, volume: Volume, frame: Frame, begun: Start, note: No
     )
 
 
-def _load(request: Request) -> tuple[TrainedStudent | TrainedTeacher, DecoderConfig]:
+def _load(request: SegmentRequest) -> tuple[TrainedStudent | TrainedTeacher, DecoderConfig]:
     """Load the network, and the configuration of its decoder.
 
     Raises:
@@ -248,12 +248,14 @@ def _plan(
 class _Run:
     """Phases of a segmentation; each continues where it was interrupted."""
 
-    def __init__(self, request: Request, work: Work, frame: Frame, callbacks: Callbacks, found: Segmented) -> None:
+    def __init__(
+        self, request: SegmentRequest, work: Work, frame: Frame, callbacks: Callbacks, found: Segmented
+    ) -> None:
         self._out, self._blocking = request.out, request.blocking
         self._work, self._frame, self._callbacks, self._found = work, frame, callbacks, found
 
     def all(self) -> None:
-        """Do what is not done."""
+        """Run the unfinished phases."""
         out, about = self._out, made_by(self._out)
         blocks = undone_blocks(out, self._work, self._callbacks.note) if about is None or self._shelved() else []
         if about is None or blocks or not self._is_result(about):
@@ -262,12 +264,12 @@ class _Run:
         self._found.about = made_by(out) or {}
 
     def _digest(self) -> str:
-        """What the final ids are made from, with all blocks done."""
+        """Return the digest of what the final ids are computed from, once all blocks are finished."""
         found = generations(self._out, self._work.plan)
         return merge_digest(self._work.method, self._work.threshold, found)
 
     def _is_result(self, about: dict[str, Any]) -> bool:
-        """Whether the arrays in place and the metadata are those of now."""
+        """Return whether arrays and metadata of the store belong to the current settings."""
         same: bool = about.get("merge_threshold") == self._work.threshold
         return same and about.get("made_from") == lay.laid(self._out)  # neither has one in stores of earlier versions
 
@@ -294,11 +296,11 @@ class _Run:
             self._finish(digest)
 
     def _clear(self) -> None:
-        """Remove what nothing needs any more; half a shelf would be worse than none, so it loses its name at once."""
+        """Remove files that are no longer needed; scratch arrays are renamed before they are deleted."""
         folder, kept = self._out / FOLDER, lay.laid(self._out)
         keep = None if kept is None else mapping_folder(self._out, kept)
         with writing(self._out):
-            for name in reversed(NAMES):  # the shelf is there as long as its supervoxels are
+            for name in reversed(NAMES):  # the scratch arrays exist as long as their supervoxels do
                 discard(folder / name)
             for other in (*folder.glob("merged*"), *folder.glob("finishing*")):
                 if other != keep:

@@ -76,7 +76,7 @@ class BlockTable:
 
 @dataclass(frozen=True)
 class Head:
-    """What tells whether a block is done, read without its evidence.
+    """Completion record of a block, read without its evidence.
 
     Attributes:
         box: computed region.
@@ -189,7 +189,7 @@ def read_table(path: Path, faces: str | None = None) -> BlockTable:
 
 
 def read_head(path: Path) -> Head:
-    """Read what tells whether a block is done.
+    """Read the completion record of a block.
 
     Raises:
         SourceError: the file is missing or damaged.

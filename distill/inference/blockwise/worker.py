@@ -103,7 +103,7 @@ class Work:
 
     @property
     def shape(self) -> Triple:
-        """(D, H, W) of the results."""
+        """Return (D, H, W) of the results."""
         return self.plan.shape if self.rescaling is None else (self.plan.shape[0], *self.rescaling.recorded)
 
     def volume(self) -> Volume:
@@ -113,7 +113,7 @@ class Work:
 
     @property
     def shelf(self) -> Shelf:
-        """Scratch arrays for voxels until the last pass."""
+        """Return the scratch arrays that hold voxels until the last pass."""
         return Shelf(Path(self.store), self.plan)
 
 
@@ -186,7 +186,7 @@ def solve_block(work: Work, index: int) -> TaskReport:
         if not path.is_file():  # else a worker that was thought dead was first: voxels and table are of one of the two
             work.shelf.write(block, stored, ids)
             write_table(path, table)
-    return report(index, timer)
+    return task_report(index, timer)
 
 
 def gather_group(work: Work, number: int) -> TaskReport:
@@ -194,7 +194,7 @@ def gather_group(work: Work, number: int) -> TaskReport:
     timer = StageTimer()
     with timer.timed("grey values"):
         write_group(Path(work.store), work.normaliser, work.volume(), work.first, work.plan.shape[0], number)
-    return report(number, timer)
+    return task_report(number, timer)
 
 
 def _check_store(work: Work) -> None:
@@ -215,7 +215,7 @@ def solve_pair(work: Work, number: int, axis: int, first: int, second: int) -> T
         found = compare_blocks(work.plan, axis, sides[0], sides[1], work.method)
         of = sides[0][1].generation, sides[1][1].generation
         write_evidence(pair_path(Path(work.store), axis, first, second), found, of)
-    return report(number, timer)
+    return task_report(number, timer)
 
 
 def _laid(
@@ -244,7 +244,7 @@ def _written(work: Work, block: Block, ids: NDArray[np.uint64]) -> NDArray[np.ui
     return np.take(np.take(ids, rows, 1), columns, 2)
 
 
-def report(index: int, timer: StageTimer) -> TaskReport:
+def task_report(index: int, timer: StageTimer) -> TaskReport:
     """Return the statistics of a task that this process has completed."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
     return TaskReport(index, timer.seconds, f"{socket.gethostname()}:{os.getpid()}", peak)

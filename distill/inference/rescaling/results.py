@@ -27,7 +27,7 @@ from distill.core.geometry import Box, Nanometres, Triple
 SAME = 1e-3  # relative difference of pixel sizes that is ignored
 _MOST = 16.0  # maximum ratio of pixel sizes; beyond it, the resolution is probably wrong
 
-Kind = TypeVar("Kind", bound=np.generic)
+Scalar = TypeVar("Scalar", bound=np.generic)
 _Indices = NDArray[np.int64]
 
 
@@ -68,7 +68,7 @@ class Rescaling:
         (y, y_stop), (x, x_stop) = spans
         return Box((box.start[0], y, x), (box.stop[0], y_stop, x_stop))
 
-    def nearest(self, found: NDArray[Kind], box: Box, within: Box) -> NDArray[Kind]:
+    def nearest(self, found: NDArray[Scalar], box: Box, within: Box) -> NDArray[Scalar]:
         """Transfer ids or embeddings to source voxels.
 
         Args:
@@ -83,7 +83,7 @@ class Rescaling:
         rows, columns = rows - within.start[1], columns - within.start[2]
         return np.take(np.take(found, rows, -2), columns, -1)
 
-    def affinity(self, found: NDArray[Kind], offsets: Sequence[Triple], box: Box, within: Box) -> NDArray[Kind]:
+    def affinity(self, found: NDArray[Scalar], offsets: Sequence[Triple], box: Box, within: Box) -> NDArray[Scalar]:
         """Transfer affinities to source voxels, as defined in the module.
 
         The first row of the y channel and the first column of the x channel have no partner and are filled by
@@ -103,7 +103,7 @@ class Rescaling:
         """
         check_offsets(offsets)
         result = self.nearest(found, box, within)
-        kept: NDArray[Kind] | None = None
+        kept: NDArray[Scalar] | None = None
         for axis, channel in ((0, list(offsets).index(NEAREST[1])), (1, list(offsets).index(NEAREST[2]))):
             edges = self._partners(axis, box.start[axis + 1], box.stop[axis + 1])
             if edges is None:  # one pixel: no edge
@@ -141,7 +141,7 @@ class Rescaling:
         begin, end = (int(self.at(axis, one, one + 1)[0]) for one in (first, last))
         return begin, min(self.model[axis], end + 2)
 
-    def _inside(self, found: NDArray[Kind], offsets: Sequence[Triple], within: Box) -> NDArray[Kind]:
+    def _inside(self, found: NDArray[Scalar], offsets: Sequence[Triple], within: Box) -> NDArray[Scalar]:
         """Return the affinity within each model pixel, (D, h, w): the maximum of its four in-plane edges."""
         listed = list(offsets)
         largest = np.zeros(found.shape[1:], found.dtype)

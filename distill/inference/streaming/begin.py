@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from distill.core.atomic import new_folder, sweep
+from distill.core.atomic import new_folder, sweep_leftovers
 from distill.core.claim import claim
 from distill.core.errors import SourceError
 from distill.inference.aside import set_aside
@@ -14,7 +14,7 @@ from distill.inference.grey_values import grey_settings
 from distill.inference.options import Options, Start, threshold_of
 from distill.inference.streaming.options import Streaming, parse_policies
 from distill.inference.streaming.output.manifest import (
-    FOLDER,
+    STREAM_FOLDER,
     Journal,
     check_job,
     is_stream,
@@ -23,13 +23,13 @@ from distill.inference.streaming.output.manifest import (
     read_lines,
     write_job,
 )
-from distill.inference.streaming.output.store import Layout, StreamStore
+from distill.inference.streaming.output.store import StreamLayout, StreamStore
 from distill.inference.streaming.sections.sources import Source
 from distill.io.writers.store import writing
 from distill.models.load import TrainedStudent
 from students.streaming.runner import SectionRunner
 
-FORMAT = 1
+STREAM_FORMAT = 1
 
 
 def job_of(
@@ -38,13 +38,13 @@ def job_of(
     options: Options,
     streaming: Streaming,
     sections: Source,
-    layout: Layout,
+    layout: StreamLayout,
     begun: Start,
     runner: SectionRunner,
 ) -> dict[str, Any]:
     """Return the settings that determine the contents of the store, and some that do not."""
     return {
-        "format": FORMAT,
+        "format": STREAM_FORMAT,
         "created": now(),
         "source": source,
         "model": str(trained.path),
@@ -77,12 +77,12 @@ def job_of(
     }
 
 
-def prepare(
-    out: Path, layout: Layout, job: dict[str, Any], total: int | None, streaming: Streaming, options: Options
+def prepare_stream(
+    out: Path, layout: StreamLayout, job: dict[str, Any], total: int | None, streaming: Streaming, options: Options
 ) -> bool:
     """Create the store atomically, or check that an existing one belongs to the same stream.
 
-    The caller has claimed `out`; ranges, which share it, take turns here.
+    The caller has claimed `out`; ranges, which share it, take turns.
 
     Returns:
         Whether it was made.
@@ -99,16 +99,16 @@ def prepare(
         return False
 
 
-def _make(out: Path, layout: Layout, job: dict[str, Any], total: int | None, *, overwrite: bool) -> None:
+def _make(out: Path, layout: StreamLayout, job: dict[str, Any], total: int | None, *, overwrite: bool) -> None:
     def make_room() -> None:
         if overwrite:
             set_aside(out)
 
     with writing(out):
-        sweep(out)
+        sweep_leftovers(out)
         with new_folder(out, make_room) as made:
             StreamStore.create(made, layout, total)
-            (made / FOLDER / "slabs").mkdir(parents=True)
+            (made / STREAM_FOLDER / "slabs").mkdir(parents=True)
             write_job(made, job)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.atomic import discard, put_in_place, sweep, write_text
+from distill.core.atomic import discard, put_in_place, sweep_leftovers, write_text
 from distill.core.claim import claim
 from distill.core.errors import SourceError
 from distill.core.geometry import Box, grid
@@ -26,9 +26,9 @@ from distill.core.labels import Relabelling
 from distill.core.version import VERSION
 from distill.inference.aside import forget_replaced
 from distill.inference.assembly import SupervoxelTables
-from distill.inference.streaming.output.manifest import FOLDER, Line, all_lines, method_of, read_job
+from distill.inference.streaming.output.manifest import STREAM_FOLDER, Line, all_lines, method_of, read_job
 from distill.inference.streaming.output.store import INNER, ome
-from distill.inference.streaming.slabs import read_table, seam
+from distill.inference.streaming.slabs import read_slab_table, seam
 from distill.io.volume import open_volume
 from distill.io.writers.pyramid import forget_levels
 from distill.io.writers.store import create_zarr, write_group_attributes, writing
@@ -111,10 +111,10 @@ def final_ids(out: Path, count: int, depth: int, threshold: float | None) -> Rel
     """
     tables = SupervoxelTables()
     before: Path | None = None
-    for path in sorted((out / FOLDER / "slabs").glob("*.npz")):
+    for path in sorted((out / STREAM_FOLDER / "slabs").glob("*.npz")):
         if int(path.stem) * depth >= count:  # of an incomplete layer
             continue
-        table = read_table(path, planes=False)
+        table = read_slab_table(path, planes=False)
         if before is not None:
             tables.join(*seam(before, path))
         tables.add(table.ids, table.seen, table.shares, table.contacts)
@@ -128,7 +128,7 @@ def _contiguous(out: Path, lines: Sequence[Line], job: dict[str, Any]) -> int:
     if not numbers:
         raise SourceError(f"{out}: found no section that is done, expected at least one layer of {job['depth']}")
     if len(set(numbers)) != len(numbers):
-        raise SourceError(f"{out}: found sections noted twice in {FOLDER}/manifest-*.jsonl, expected each once")
+        raise SourceError(f"{out}: found sections noted twice in {STREAM_FOLDER}/manifest-*.jsonl, expected each once")
     total = job["sections"]
     holes = sorted(set(range(total if total and job["parts"] > 1 else numbers[-1] + 1)) - set(numbers))
     if holes:
@@ -166,7 +166,7 @@ def _spans(numbers: Sequence[int]) -> str:
 
 
 def digest_of(mapping: Relabelling) -> str:
-    """SHA-256 of final ids, which a segmentation carries: `made_by` is of that segmentation alone."""
+    """Return the SHA-256 of final ids, which links a segmentation to its `made_by` metadata."""
     found = hashlib.sha256()
     for array in (mapping.old, mapping.new):
         found.update(np.ascontiguousarray(array).tobytes())
@@ -175,11 +175,11 @@ def digest_of(mapping: Relabelling) -> str:
 
 def _write_segmentation(out: Path, mapping: Relabelling, job: dict[str, Any], count: int, made_from: str) -> None:
     """Write the first `count` sections with their final ids to an array that is renamed into place once complete."""
-    made = out / FOLDER / "finishing"
+    made = out / STREAM_FOLDER / "finishing"
     with writing(out):
         discard(made)
-        sweep(made)
-        sweep(out / "segmentation")
+        sweep_leftovers(made)
+        sweep_leftovers(out / "segmentation")
     supervoxels = open_volume(f"{out}:supervoxels", missing="zero")
     depth, (_, height, width) = int(job["depth"]), supervoxels.size
     array = create_zarr(

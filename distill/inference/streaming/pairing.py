@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.normalisation import Correction
-from distill.inference.streaming.slabs import Run
+from distill.inference.streaming.slabs import SectionRun
 from students.streaming.runner import SectionOutput, SectionRunner
 
 LONGEST_BRIDGE = 3  # maximum number of consecutive bad sections that a pair may span
 
 
 @dataclass(frozen=True)
-class Place:
+class StreamPosition:
     """Position in the stream: its image (H, W), None for a bad section, and whether the neighbours of a bad section are
     paired.
     """
@@ -57,10 +57,10 @@ class Chain:
         """
         self._runner, self._in_pieces = runner, in_pieces
         self._batch = 1 if in_pieces else runner.batch
-        self._waiting: list[Place] = []
+        self._waiting: list[StreamPosition] = []
         self._gap = 0  # bad positions since the last good section
 
-    def push(self, place: Place) -> Iterator[Step]:
+    def push(self, place: StreamPosition) -> Iterator[Step]:
         """Add the next position, and return the outputs that are ready, in order."""
         if place.image is not None:
             self._gap = 0
@@ -70,7 +70,7 @@ class Chain:
             return
         self._gap += 1
         bridged = place.bridge and self._gap <= LONGEST_BRIDGE
-        self._waiting.append(Place(place.z, None, bridged))
+        self._waiting.append(StreamPosition(place.z, None, bridged))
         if not bridged:
             yield from self.flush()
             self._runner.reset()
@@ -87,7 +87,7 @@ class Chain:
         for place in waiting:
             yield Step(place.z, None if place.image is None else next(outputs), place.bridge)
 
-    def _pushed(self, places: list[Place]) -> list[SectionOutput]:
+    def _pushed(self, places: list[StreamPosition]) -> list[SectionOutput]:
         """Return the outputs of positions with an image."""
         if not places:
             return []
@@ -95,7 +95,7 @@ class Chain:
         images = np.stack([place.image for place in places if place.image is not None])
         return self._runner.push(images, corrections if len(corrections) == len(places) else None)
 
-    def replay(self, before: list[Place]) -> Step | None:
+    def replay(self, before: list[StreamPosition]) -> Step | None:
         """Restore the state for a stream that continues in the middle.
 
         Args:
@@ -105,7 +105,7 @@ class Chain:
             The last good section that the next one may be paired with; None if there is none.
         """
         self._runner.reset()
-        row: list[Place] = []
+        row: list[StreamPosition] = []
         self._gap = 0
         for place in before:
             if place.image is not None:
@@ -129,7 +129,7 @@ class SlabJob:
     """A complete slab: its runs of consecutive good sections, none if all of its sections belong to another slab."""
 
     number: int
-    runs: list[Run]
+    runs: list[SectionRun]
 
 
 class SlabBuilder:
@@ -144,9 +144,9 @@ class SlabBuilder:
             before: the last good section before it that may be paired, if any.
         """
         self._depth, self._first, self._number = depth, first, first // depth
-        self._runs: list[Run] = []
+        self._runs: list[SectionRun] = []
         self._last = before
-        self._run: Run | None = None
+        self._run: SectionRun | None = None
 
     def add(self, step: Step) -> SlabJob | None:
         """Add the next output, and return the slab that it completes."""
@@ -175,13 +175,13 @@ class SlabBuilder:
         elif not step.bridged:
             self._last = None
         if self._last is not None and self._last.output is not None:
-            self._run = Run([self._last.z], [self._last.output], shared=True)
+            self._run = SectionRun([self._last.z], [self._last.output], shared=True)
 
     def _append(self, step: Step) -> None:
         if step.output is not None:
             self._last = step
             if self._run is None:
-                self._run = Run([], [], shared=False)
+                self._run = SectionRun([], [], shared=False)
             self._run.at.append(step.z)
             self._run.sections.append(step.output)
         elif not step.bridged:

@@ -17,7 +17,15 @@ from distill.inference.options import Runtime
 from distill.inference.streaming.output.manifest import Journal, Line, read_lines
 from distill.inference.streaming.output.store import StreamStore
 from distill.inference.streaming.output.writer import Commit, Done, End, Event, PieceDone, Writer
-from distill.inference.streaming.pairing import LONGEST_BRIDGE, Chain, Pieces, Place, SlabBuilder, SlabJob, Step
+from distill.inference.streaming.pairing import (
+    LONGEST_BRIDGE,
+    Chain,
+    Pieces,
+    SlabBuilder,
+    SlabJob,
+    Step,
+    StreamPosition,
+)
 from distill.inference.streaming.rescaled import OnRecorded
 from distill.inference.streaming.sections.quality import PAST, Flaw, Inspector
 from distill.inference.streaming.sections.sources import Section, Source
@@ -33,7 +41,7 @@ Policies = Mapping[str, str]  # kind of flaw -> fail, skip or bridge
 
 
 @dataclass(frozen=True)
-class Work:
+class StreamWork:
     """Components and settings of a stream."""
 
     source: Source
@@ -77,7 +85,7 @@ def lines_that_stay(path: Path, depth: int, total: int | None, segment: bool) ->
     return lines[:whole]
 
 
-def run(work: Work, journal: Journal, stages: StageTimer, on_section: Callable[[int], None]) -> int | None:
+def run(work: StreamWork, journal: Journal, stages: StageTimer, on_section: Callable[[int], None]) -> int | None:
     """Process the layers that are not complete.
 
     Args:
@@ -116,7 +124,7 @@ def _owned(first: int, stop: int | None, end: int | None) -> range:
 class _Stream:
     def __init__(
         self,
-        work: Work,
+        work: StreamWork,
         journal: Journal,
         stages: StageTimer,
         on_section: Callable[[int], None],
@@ -209,7 +217,7 @@ class _Stream:
 
     def _begin(self, given: Pipe[_Judged | None]) -> Step | None:
         """Process the sections before the first one to restore the state of the network."""
-        before: list[Place] = []
+        before: list[StreamPosition] = []
         for z in range(max(0, self._first - 2 * PAST - self._replayed), self._first):
             judged = given.get()
             if judged is None:
@@ -226,20 +234,20 @@ class _Stream:
                 before.append(self._place(judged))
             else:
                 image = None if line.flaw else judged.section.image
-                before.append(Place(z, image, line.taken == "bridge", judged.correction))
+                before.append(StreamPosition(z, image, line.taken == "bridge", judged.correction))
         return self._chain.replay(before)
 
-    def _place(self, judged: _Judged) -> Place:
+    def _place(self, judged: _Judged) -> StreamPosition:
         section, flaw = judged.section, judged.flaw
         if flaw is None:
-            return Place(section.z, section.image, correction=judged.correction)
+            return StreamPosition(section.z, section.image, correction=judged.correction)
         policy = self._work.policies[flaw.kind]
         if policy == "fail":
             raise SourceError(
                 f"{section.name}: section {section.z} is bad: {flaw.kind} ({flaw.why}); fix it and continue with "
                 f"--resume, or use --resume --on-bad {flaw.kind}=skip (or bridge)"
             )
-        return Place(section.z, None, policy == "bridge")
+        return StreamPosition(section.z, None, policy == "bridge")
 
     def _finish_step(self, step: Step, builder: SlabBuilder | None) -> None:
         border = step.z % self._depth == 0 and step.z > self._first

@@ -11,17 +11,17 @@ _USUAL_DEPTH = 16
 
 
 @dataclass(frozen=True)
-class Part:
+class StreamPart:
     """One of several processes that share a stream."""
 
     index: int = 0
     of: int = 1
 
 
-WHOLE = Part()
+WHOLE = StreamPart()
 
 
-def parse_part(text: str | None) -> Part:
+def parse_part(text: str | None) -> StreamPart:
     """Parse a part from `I/N`, I counted from 0.
 
     Raises:
@@ -32,10 +32,10 @@ def parse_part(text: str | None) -> Part:
     index, slash, of = text.partition("/")
     if not (slash and index.isdecimal() and of.isdecimal() and int(index) < int(of)):
         raise DistillError(f"--range: found {text!r}, expected I/N with I from 0 to N - 1, such as 0/4")
-    return Part(int(index), int(of))
+    return StreamPart(int(index), int(of))
 
 
-def share(part: Part, total: int | None, depth: int) -> tuple[range, bool]:
+def share(part: StreamPart, total: int | None, depth: int) -> tuple[range, bool]:
     """Return the layers of one process, divided as evenly as possible.
 
     Args:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distill.core.geometry import Box, Triple
 from distill.core.labels import distinct_ids
-from distill.inference.rescaling.results import Kind, Rescaling
+from distill.inference.rescaling.results import Rescaling, Scalar
 from distill.inference.rescaling.sections import resample_section
 from distill.inference.streaming.sections.sources import Section, Source
 from distill.inference.streaming.slabs import SlabResult
@@ -59,7 +59,7 @@ class OnRecorded:
         box, within = self._boxes()
         return self._rescaling.affinity(found[:, None], self._offsets, box, within)[:, 0]
 
-    def nearest(self, found: NDArray[Kind]) -> NDArray[Kind]:
+    def nearest(self, found: NDArray[Scalar]) -> NDArray[Scalar]:
         """Transfer ids or an embedding from (..., h, w) to (..., H, W)."""
         return self._rescaling.nearest(found, *self._boxes())
 

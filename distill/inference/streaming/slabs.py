@@ -37,7 +37,7 @@ _BORDER = ("first", "edges", "last")
 
 
 @dataclass(frozen=True)
-class Run:
+class SectionRun:
     """Consecutive good sections, at the positions `at`; `shared` if the previous slab owns the first."""
 
     at: list[int]
@@ -97,7 +97,7 @@ class SlabResult:
 
 
 def solve_slab(
-    model: TrainedStudent, runtime: Runtime, number: int, depth: int, runs: Sequence[Run]
+    model: TrainedStudent, runtime: Runtime, number: int, depth: int, runs: Sequence[SectionRun]
 ) -> SlabResult | None:
     """Decode the runs of a slab.
 
@@ -130,7 +130,7 @@ def solve_slab(
 
 
 def _runs(depth: int) -> int:
-    """Numbers that are kept for the runs of a slab."""
+    """Return how many numbers are reserved for the runs of a slab."""
     return depth + 2
 
 
@@ -147,7 +147,7 @@ def most_sections(size: tuple[int, int], config: DecoderConfig, depth: int) -> i
 
 
 def number_run(
-    pieces: Sequence[Piece], stored: NDArray[np.uint8], overlap: Triple | None, first_block: int, run: Run
+    pieces: Sequence[Piece], stored: NDArray[np.uint8], overlap: Triple | None, first_block: int, run: SectionRun
 ) -> tuple[NDArray[np.uint64], SlabTable]:
     """Number the blocks of a run with ids (D, H, W) unique in the whole volume, and build their table.
 
@@ -200,7 +200,7 @@ def _both_ends(first: Border | None, last: Border | None) -> Border | None:
     return None if first is None or last is None else Border(first.first, first.edges, last.last)
 
 
-def write_table(path: Path, table: SlabTable) -> None:
+def write_slab_table(path: Path, table: SlabTable) -> None:
     """Write a table atomically, and wait until it is on disk."""
     arrays: dict[str, Any] = {
         "ids": table.ids,
@@ -222,8 +222,8 @@ def write_table(path: Path, table: SlabTable) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def read_table(path: Path, *, planes: bool = True) -> SlabTable:
-    """Read a table written by `write_table`.
+def read_slab_table(path: Path, *, planes: bool = True) -> SlabTable:
+    """Read a table written by `write_slab_table`.
 
     Args:
         path: of the table.
@@ -249,7 +249,7 @@ def read_table(path: Path, *, planes: bool = True) -> SlabTable:
 
 
 def _planes(file: Any, which: str) -> list[str]:
-    """Names of the blocks' ids in the first or the last section of a slab, in the order of the tiles."""
+    """Return the array names of the block ids in the first or last section of a slab, in the order of the tiles."""
     return sorted(key for key in file.files if key.startswith(f"{which}_"))
 
 

@@ -22,9 +22,9 @@ from distill.inference.options import SILENT, Callbacks, Note, Options, Runtime,
 from distill.inference.rescaling.results import Rescaling
 from distill.inference.rescaling.results import check_offsets as check_carried
 from distill.inference.rescaling.voxel_size import grid_for, record_of
-from distill.inference.streaming.begin import job_of, prepare, refuse_to_begin_again
+from distill.inference.streaming.begin import job_of, prepare_stream, refuse_to_begin_again
 from distill.inference.streaming.finish import finish_claimed
-from distill.inference.streaming.options import DEFAULT, Streaming, parse_policies
+from distill.inference.streaming.options import DEFAULT_STREAMING, Streaming, parse_policies
 from distill.inference.streaming.output.manifest import (
     Journal,
     Line,
@@ -34,12 +34,19 @@ from distill.inference.streaming.output.manifest import (
     read_job,
     read_lines,
 )
-from distill.inference.streaming.output.store import Layout, StreamStore
-from distill.inference.streaming.pipeline import Work, lines_that_stay
+from distill.inference.streaming.output.store import StreamLayout, StreamStore
+from distill.inference.streaming.pipeline import StreamWork, lines_that_stay
 from distill.inference.streaming.pipeline import run as run_engine
 from distill.inference.streaming.plan import layer_depth, share
 from distill.inference.streaming.rescaled import OnRecorded, RescaledSource
-from distill.inference.streaming.sections.sources import FileSource, Kind, Source, VolumeSource, in_order, listed_paths
+from distill.inference.streaming.sections.sources import (
+    SectionFiles,
+    SectionKind,
+    Source,
+    VolumeSource,
+    in_order,
+    listed_paths,
+)
 from distill.inference.streaming.sections.watch import FollowSource
 from distill.inference.streaming.slabs import most_sections
 from distill.io.readers.images import section_paths
@@ -77,7 +84,7 @@ class Streamed:
 
 
 @dataclass(frozen=True)
-class Request:
+class StreamRequest:
     """Arguments of `stream`."""
 
     source: str
@@ -92,7 +99,7 @@ def stream(
     model: str,
     out: Path,
     options: Options,
-    streaming: Streaming = DEFAULT,
+    streaming: Streaming = DEFAULT_STREAMING,
     callbacks: Callbacks = SILENT,
 ) -> Streamed:
     """Run the student over sections; write affinities and, in slabs, segments.
@@ -114,7 +121,7 @@ def stream(
     """
     check_place(out)
     with claim(out, shared=streaming.part.of > 1):
-        return _stream(Request(source, model, out, options, streaming), callbacks)
+        return _stream(StreamRequest(source, model, out, options, streaming), callbacks)
 
 
 @dataclass(frozen=True)
@@ -137,14 +144,14 @@ class _Job:
     trained: TrainedStudent
     runner: SectionRunner
     runtime: Runtime
-    layout: Layout
+    layout: StreamLayout
     settings: dict[str, Any]
     rescaling: Rescaling | None
     created: bool
     chosen: dict[str, str]
 
 
-def _stream(request: Request, callbacks: Callbacks) -> Streamed:
+def _stream(request: StreamRequest, callbacks: Callbacks) -> Streamed:
     """See `stream`; the caller has claimed the store."""
     job, stages = _open_job(request, callbacks.note), StageTimer()
     lines = _run(request, job, callbacks, stages)
@@ -158,7 +165,7 @@ def _stream(request: Request, callbacks: Callbacks) -> Streamed:
     return Streamed(finished.about, finished.sections, finished.bad, stages.seconds, objects, True, job.chosen)
 
 
-def _open_job(request: Request, note: Note) -> _Job:
+def _open_job(request: StreamRequest, note: Note) -> _Job:
     """Open source and model, check that they fit, and create the store or check that it belongs to the same stream."""
     out, options, streaming = request.out, request.options, request.streaming
     fresh = _check_request(request)
@@ -205,12 +212,12 @@ def _open_job(request: Request, note: Note) -> _Job:
         _check_numbers(sections, trained, layout, note)
     settings = job_of(request.source, trained, options, streaming, sections, layout, begun, runner)
     settings["rescaled"] = record_of(rescaling, recorded.resolution)
-    created = prepare(out, layout, settings, sections.total, streaming, options)
+    created = prepare_stream(out, layout, settings, sections.total, streaming, options)
     _say(note, held if following else (*begun.lines, *held))
     return _Job(sections, trained, runner, runtime, layout, settings, rescaling, created, begun.chosen.record())
 
 
-def _check_request(request: Request) -> bool:
+def _check_request(request: StreamRequest) -> bool:
     """Check options and output, and return whether a new store is to be created.
 
     Raises:
@@ -230,7 +237,7 @@ def _check_request(request: Request) -> bool:
     return fresh
 
 
-def _run(request: Request, job: _Job, callbacks: Callbacks, stages: StageTimer) -> list[Line]:
+def _run(request: StreamRequest, job: _Job, callbacks: Callbacks, stages: StageTimer) -> list[Line]:
     """Process all sections that are not done, and return the lines of the manifest of this range."""
     out, streaming, layout = request.out, request.streaming, job.layout
     total, journal = job.sections.total, None
@@ -248,7 +255,7 @@ def _run(request: Request, job: _Job, callbacks: Callbacks, stages: StageTimer) 
             voxels, seconds = (done - before) * area, time.perf_counter() - began
             callbacks.on_progress(done, end, rate(voxels / 1e6, seconds, "Mvoxel"))
 
-        work = Work(
+        work = StreamWork(
             job.sections,
             job.trained,
             job.runner,
@@ -291,7 +298,7 @@ def _runner(trained: TrainedStudent, runtime: Runtime, streaming: Streaming) -> 
     )
 
 
-def _check_numbers(sections: Source, trained: TrainedStudent, layout: Layout, note: Note) -> None:
+def _check_numbers(sections: Source, trained: TrainedStudent, layout: StreamLayout, note: Note) -> None:
     """Make sure that ids do not run out on the way.
 
     Raises:
@@ -314,13 +321,13 @@ def _say(note: Note, lines: Iterable[str]) -> None:
 
 
 def _known(out: Path) -> list[str | None]:
-    """Files of the sections that are done, for a folder that is followed."""
+    """Return the files of completed sections of a followed folder."""
     job = read_job(out)
     lines = lines_that_stay(manifest_path(out, 0), int(job["depth"]), None, bool(job["segment"]))
     return [None if line.flaw == "missing" else line.source for line in lines]
 
 
-def _open(request: Request, known: Sequence[str | None], note: Note) -> Source:
+def _open(request: StreamRequest, known: Sequence[str | None], note: Note) -> Source:
     source, options, streaming = request.source, request.options, request.streaming
     if streaming.following is not None:
         if options.sections is not None:
@@ -329,18 +336,18 @@ def _open(request: Request, known: Sequence[str | None], note: Note) -> Source:
     text, chosen = split_selection(source)
     nm = chosen.resolution or options.resolution
     if text == "-":
-        return FileSource("standard input", listed_paths(sys.stdin), nm, options.sections, chosen.box)
+        return SectionFiles("standard input", listed_paths(sys.stdin), nm, options.sections, chosen.box)
     kind, path = source_kind(source)
     if kind == "images" and isinstance(path, Path):
-        return FileSource(source, in_order(section_paths(path)), nm, options.sections, chosen.box)
+        return SectionFiles(source, in_order(section_paths(path)), nm, options.sections, chosen.box)
     return VolumeSource(open_grey(source, resolution=options.resolution), options.sections)
 
 
-def _layout(kind: Kind, trained: TrainedStudent, streaming: Streaming, *, in_pieces: bool) -> Layout:
+def _layout(kind: SectionKind, trained: TrainedStudent, streaming: Streaming, *, in_pieces: bool) -> StreamLayout:
     step = trained.decoding.block[0] - 1 if streaming.segment else None
     embedding = streaming.embedding
     channels = trained.student.embedding_channels
-    layout = Layout(
+    layout = StreamLayout(
         size=kind.size,
         depth=1,
         offsets=tuple(streaming.offsets),

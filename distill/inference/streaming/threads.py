@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 _LOOK = 0.1  # seconds between checks of a waiting thread for failures of the others
 
 
-class Stopped(Exception):
+class ThreadStopped(Exception):
     """Another thread has failed, or the work was aborted."""
 
 
@@ -46,7 +46,7 @@ class Threads:
         def run() -> None:
             try:
                 work()
-            except Stopped:
+            except ThreadStopped:
                 pass
             except BaseException as error:  # noqa: BLE001 - raised again in the thread that computes
                 with self._lock:
@@ -63,14 +63,14 @@ class Threads:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait for all threads, and raise the exception of a failed thread instead of the `Stopped` that it caused."""
+        """Wait for all threads, and raise the exception of a failed thread instead of `ThreadStopped`."""
         if error is not None:
             self._stop.set()
         for thread in self._running:
             while thread.is_alive():
                 with suppress(TimeoutError):
                     thread.join(_LOOK)
-        if self._failed and (error is None or isinstance(error, Stopped)):
+        if self._failed and (error is None or isinstance(error, ThreadStopped)):
             raise self._failed[0] from None
 
 
@@ -89,7 +89,7 @@ class Pipe(Generic[Item]):
         """
         while True:
             if self._threads.stopped:
-                raise Stopped
+                raise ThreadStopped
             try:
                 return self._queue.put(item, timeout=_LOOK)
             except queue.Full:
@@ -114,4 +114,4 @@ class Pipe(Generic[Item]):
                 return self._queue.get(timeout=_LOOK)
             except queue.Empty:
                 if self._threads.stopped:
-                    raise Stopped from None
+                    raise ThreadStopped from None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.core.atomic import discard, hidden, put_in_place, sweep
+from distill.core.atomic import discard, hidden, put_in_place, sweep_leftovers
 from distill.core.claim import claim
 from distill.core.errors import SourceError
 from distill.core.notes import note
@@ -138,7 +138,7 @@ def forget_levels(group: Path) -> None:
             finest = [image | {"datasets": image["datasets"][:1]} for image in images]
             write_group_attributes(group, {"ome": found | {"multiscales": finest}})
         discard(group / LEVELS)
-        sweep(group / LEVELS)
+        sweep_leftovers(group / LEVELS)
 
 
 def _folder(source: str) -> Path:

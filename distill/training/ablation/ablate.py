@@ -27,8 +27,9 @@ from distill.training.ablation.scores import (
 from distill.training.ablation.table import Row, markdown
 from distill.training.data import open_data
 from distill.training.ranks import from_environment
+from distill.training.run_folder import differing_file
 from distill.training.schedule.planned_steps import STEPS_KEY, planned_settings
-from distill.training.train import Progress, differing_file, train
+from distill.training.train import Progress, train
 
 # active terms; a weight that is 0 in the configuration is set to 1 if the variant includes the term
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -44,7 +45,7 @@ _NETWORKS: tuple[Network, Network] = ("student", "teacher")
 
 
 @dataclass(frozen=True)
-class Run:
+class VariantRun:
     """One training of the ablation."""
 
     variant: str
@@ -84,7 +85,7 @@ def variant_of(config: Pair, variant: str, seed: int) -> Pair:
     return checked_pair(values, {part: f"variant {variant!r}, {part}" for part in values})
 
 
-def plan(config: Pair, out: Path, variants: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+def plan(config: Pair, out: Path, variants: Sequence[str], seeds: Sequence[int]) -> list[VariantRun]:
     """Return all runs, seed by seed, so that an interrupted ablation has all variants of the first seeds.
 
     Raises:
@@ -94,7 +95,7 @@ def plan(config: Pair, out: Path, variants: Sequence[str], seeds: Sequence[int])
         if not found or len(set(found)) != len(found):
             raise DistillError(f"{option}: found {found}, expected at least one, and none twice")
     return [
-        Run(variant, seed, variant_of(config, variant, seed), out / f"{variant}-s{seed}")
+        VariantRun(variant, seed, variant_of(config, variant, seed), out / f"{variant}-s{seed}")
         for seed in seeds
         for variant in variants
     ]
@@ -168,7 +169,7 @@ def ablate(
     return Ablation(rows, text, _write(out, config, rows, text, scored, command))
 
 
-def is_finished(run: Run) -> bool:
+def is_finished(run: VariantRun) -> bool:
     """Return whether a run of this configuration is complete.
 
     Raises:
@@ -189,7 +190,7 @@ def is_finished(run: Run) -> bool:
     return True
 
 
-def _about(config: Pair, runs: Sequence[Run], scored: PartName, seeds: Sequence[int]) -> list[str]:
+def _about(config: Pair, runs: Sequence[VariantRun], scored: PartName, seeds: Sequence[int]) -> list[str]:
     training, data = config.student.training, config.student.data
     lines = [
         f"{_where(data, 'train', 'trained on ')}, {steps_in_words(runs)} of "
@@ -206,8 +207,8 @@ def _about(config: Pair, runs: Sequence[Run], scored: PartName, seeds: Sequence[
     return lines
 
 
-def steps_in_words(runs: Sequence[Run]) -> str:
-    """Steps of the finished runs in words; runs by time have a number each."""
+def steps_in_words(runs: Sequence[VariantRun]) -> str:
+    """Describe the steps of the finished runs; runs of given duration differ in their number."""
     found = []
     for run in runs:
         own = run.config.student.training

@@ -27,7 +27,7 @@ from distill.inference.in_memory import SegmentedVolume, student_volume, teacher
 from distill.inference.options import WATERZ_THRESHOLD, Runtime
 from distill.models.load import load_student, load_teacher
 from distill.segmentation.agglomeration import waterz
-from distill.training.data import Labelled, Part, read_part
+from distill.training.data import Labelled, LabelledPart, read_part
 from distill.training.validation import MERGE_THRESHOLDS, pooled
 
 WATERZ_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -35,11 +35,11 @@ _VERSION = 2  # of what is kept; raised when the way of scoring changes
 
 
 @dataclass(frozen=True)
-class Parts:
+class ScoredParts:
     """What is chosen on, and what is scored, normalised; the same where there is no test part."""
 
-    validation: Sequence[Part]
-    test: Sequence[Part] = ()
+    validation: Sequence[LabelledPart]
+    test: Sequence[LabelledPart] = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class MethodScores:
 
     @staticmethod
     def of(scores: Scores, threshold: float | None) -> MethodScores:
-        """The fields that a table shows."""
+        """Select the fields that a table shows."""
         return MethodScores(scores.voi_split, scores.voi_merge, scores.voi_sum, scores.arand, threshold)
 
 
@@ -70,7 +70,7 @@ class NetworkScores:
 
 
 def waterz_is_here() -> bool:
-    """Whether the library is installed."""
+    """Return whether waterz is installed."""
     try:
         import waterz as library
     except ModuleNotFoundError:
@@ -79,7 +79,7 @@ def waterz_is_here() -> bool:
 
 
 def score_network(
-    segment: Callable[[NDArray[Any]], SegmentedVolume], parts: Parts, step: int | None, *, with_waterz: bool
+    segment: Callable[[NDArray[Any]], SegmentedVolume], parts: ScoredParts, step: int | None, *, with_waterz: bool
 ) -> NetworkScores:
     """Segment the validation parts, choose, segment the parts that are scored, score.
 
@@ -119,7 +119,7 @@ class _Scored:
 
 def _score_parts(
     segment: Callable[[NDArray[Any]], SegmentedVolume],
-    parts: Sequence[Part],
+    parts: Sequence[LabelledPart],
     merges: Sequence[float | None],
     agglomerated: Sequence[float],
 ) -> _Scored:
@@ -148,13 +148,13 @@ def _score_parts(
     )
 
 
-def read_parts(opened: Sequence[Labelled], normaliser: Normaliser) -> Parts:
+def read_parts(opened: Sequence[Labelled], normaliser: Normaliser) -> ScoredParts:
     """Read and normalise what is scored, by statistics of whole sections, which boxes of them do not have."""
     validation, test = (
         [read_part(one, name, normaliser) for one in opened if getattr(one.entry, name) is not None]
         for name in ("validation", "test")
     )
-    return Parts(validation, test)
+    return ScoredParts(validation, test)
 
 
 def score_weights(
@@ -167,7 +167,7 @@ def score_weights(
     *,
     with_waterz: bool,
 ) -> NetworkScores:
-    """Scores of a weights file, from `kept` where the same weights have been scored on the same parts before.
+    """Score a weights file, or read its scores from `kept` if the same weights were scored on the same parts.
 
     Args:
         weights: file of a student or a teacher.
@@ -214,7 +214,7 @@ def score_weights(
 
 
 def _kept(path: Path, key: dict[str, Any]) -> NetworkScores | None:
-    """Scores that were kept for this key; None for another one or a file that cannot be read."""
+    """Return stored scores with this key; None if there are none or the file is unreadable."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["of"] != key:

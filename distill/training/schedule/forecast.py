@@ -28,7 +28,7 @@ class Forecast:
         self._validations: list[float] = []
 
     def opening(self) -> str:
-        """Message of a run by minutes before its first step; empty for other runs."""
+        """Return the message of a run of given duration before its first step; empty for other runs."""
         if self._trial is None or self._first >= self._steps:
             return ""
         left = self._steps - self._first

@@ -16,7 +16,8 @@ import torch
 from lightning_fabric import Fabric
 
 from distill.config import Pair
-from distill.data.crops import Items, batches
+from distill.data.crops import Items
+from distill.data.loading import batches
 from distill.training.loop.loop import Objective, take_step
 from distill.training.loop.state import State, restored
 from distill.training.loop.step_times import StepClock

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.core.atomic import append_line, new_folder, put_in_place, replacing, sweep, write_text
+from distill.core.atomic import append_line, new_folder, put_in_place, replacing, sweep_leftovers, write_text
 from distill.core.errors import SourceError
 
 
@@ -113,5 +113,5 @@ def test_what_was_in_place_comes_back_when_the_new_one_cannot_be_renamed(tmp_pat
 def test_sweeping_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
     for path in (".out.01234567.new", ".out.01234567.old", ".out.01234567.partial", ".other.01234567.new", "out"):
         (tmp_path / path).write_text("")
-    sweep(tmp_path / "out")
+    sweep_leftovers(tmp_path / "out")
     assert names(tmp_path) == [".other.01234567.new", "out"]

@@ -19,7 +19,8 @@ from distill.core.errors import SourceError
 from distill.core.geometry import Box
 from distill.core.known import UNKNOWN, UNKNOWN_ID
 from distill.data.crop_source import ArraySource, CropSource, FileSource
-from distill.data.crops import Crops, Items, PooledCrops, batches
+from distill.data.crops import Crops, Items, PooledCrops
+from distill.data.loading import batches
 from distill.io.truth import Truth, open_truth
 from distill.io.volume import Volume, open_labels, open_volume, volume_from_array
 from distill.io.writers.cremi import write_cremi

@@ -15,7 +15,8 @@ from distill.config import AUGMENTATIONS, AugmentConfig, TrainingConfig
 from distill.core.affinity import as_label_tensor, widen_borders
 from distill.core.errors import ShapeError
 from distill.core.geometry import Box
-from distill.data.crops import Crops, MixedCrops, as_unit_range, batches, loader
+from distill.data.crops import Crops, MixedCrops, as_unit_range
+from distill.data.loading import batches, loader
 
 SHAPE = (6, 20, 24)
 STILL = AugmentConfig().only()

@@ -14,7 +14,7 @@ from distill.core.affinity import NEAREST
 from distill.core.affinity_conventions import from_uint8
 from distill.core.geometry import Box
 from distill.evaluation.metrics import score
-from distill.inference.thresholds import threshold_of
+from distill.inference.thresholds import threshold_from_file
 from distill.io.volume import open_labels, open_volume
 from distill.segmentation.agglomeration import merge_by_mean_affinity, waterz
 from distill.segmentation.mutex_watershed import mutex_watershed
@@ -82,7 +82,7 @@ def test_numbers_are_those_of_each_method_by_itself(
             assert row["arand"] == pytest.approx(expected.arand, abs=1e-12)
             assert row["objects"] == segmentation.max()
         least = min(rows["thresholds"], key=lambda row: row["voi"])
-        assert rows["chosen"]["threshold"] == least["threshold"] == threshold_of(out / "thresholds.yaml", method)
+        assert rows["chosen"]["threshold"] == least["threshold"] == threshold_from_file(out / "thresholds.yaml", method)
     assert (out / "sweep.png").stat().st_size > 0
     assert said.out.count("*") == 5  # one a method, one in the heading
     assert "what they score on other sections is not known" in said.out

@@ -12,7 +12,7 @@ from distill.inference.thresholds import (
     Provenance,
     edge_of,
     parse_thresholds,
-    threshold_of,
+    threshold_from_file,
     write_thresholds,
 )
 
@@ -25,9 +25,9 @@ def test_every_method_comes_back_with_its_own_threshold(tmp_path: Path) -> None:
         path, {"waterz": ChosenThreshold(0.4, None, 1, 2, 0.1), "mws": ChosenThreshold(0.85, "highest", 1, 2, 0.1)}, OF
     )
     first = path.read_bytes()
-    assert (threshold_of(path, "waterz"), threshold_of(path, "mws")) == (0.4, 0.85)
+    assert (threshold_from_file(path, "waterz"), threshold_from_file(path, "mws")) == (0.4, 0.85)
     with pytest.raises(ConfigError, match=r"found thresholds for waterz, mws, expected query"):
-        threshold_of(path, "query")
+        threshold_from_file(path, "query")
     write_thresholds(
         path, {"waterz": ChosenThreshold(0.4, None, 1, 2, 0.1), "mws": ChosenThreshold(0.85, "highest", 1, 2, 0.1)}, OF
     )
@@ -52,12 +52,12 @@ def test_wrong_files_are_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "t.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DistillError, match=rf"t\.yaml: .*{message}"):
-        threshold_of(path, "query")
+        threshold_from_file(path, "query")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"none\.yaml: no such file"):
-        threshold_of(tmp_path / "none.yaml", "query")
+        threshold_from_file(tmp_path / "none.yaml", "query")
 
 
 def test_ranges_hold_their_last_number() -> None:

@@ -19,7 +19,7 @@ from distill.io.volume import open_grey
 from distill.io.writers.cremi import write_cremi
 from distill.models.checkpoint import read_weights
 from distill.models.load import find_weights, load_teacher, pick_device
-from distill.training.finetune import FEWEST, Split, crop_of, plan_finetune, split_sections
+from distill.training.finetune import FEWEST, SectionSplit, crop_of, plan_finetune, split_sections
 from distill.training.objective.objective import Joint
 
 Cli = Callable[..., Any]
@@ -42,7 +42,7 @@ def test_sections_set_aside_by_default_are_the_last_and_no_others(first: int, co
     used = (first, first + count)
     found = split_sections(used)
     if count < FEWEST:
-        assert found == Split(used, used)
+        assert found == SectionSplit(used, used)
         assert not found.held_out
         return
     assert found.held_out

@@ -24,8 +24,7 @@ from distill.io.writers.cremi import write_cremi
 from distill.models.load import load_student, load_teacher
 from distill.training.data import open_parts
 from distill.training.loop.step_times import StepTimes
-from distill.training.run_folder import RunRecord
-from distill.training.train import prepare_folder, restore_best
+from distill.training.run_folder import RunRecord, prepare_folder, restore_best
 from distill.training.validation import validate, views
 from students.smp import SmpYShape
 
@@ -155,14 +154,16 @@ def of_queries(scores: dict[str, Any]) -> dict[str, Any]:
 def test_loaded_weights_score_as_validated(run: Path, load: Load, phantom: Path) -> None:
     """The file on disk is the network that was judged, averaged weights and all."""
     from distill.training.objective.objective import Joint
-    from distill.training.validation import judge
+    from distill.training.validation import score_validation
 
     config = load()
     parts, runtime = open_parts(config), Runtime(torch.device("cpu"), "32-true")
     student = load_student(str(run), runtime.device)
     (part,) = parts.validation
     recorded = open_volume(phantom).read()[12:16]
-    found = judge(student_volume(student, iter(recorded), (4, 96, 96), runtime), part.labels, student.decoding)
+    found = score_validation(
+        student_volume(student, iter(recorded), (4, 96, 96), runtime), part.labels, student.decoding
+    )
     assert found.to_dict() == of_queries(student.notes["validation"])
     teacher = load_teacher(str(run), runtime.device)
     joint = Joint(config, parts.resolution).eval()
@@ -176,7 +177,7 @@ def test_loaded_weights_score_as_validated(run: Path, load: Load, phantom: Path)
 
 
 def test_a_student_on_a_librarys_encoder_trains(train: Callable[..., Any], phantom: Path, tmp_path: Path) -> None:
-    from distill.training.validation import judge
+    from distill.training.validation import score_validation
 
     words = ("kind=smp", "encoder=tu-regnetx_002", "depth=3", "fuse=2", "training.steps=2")
     said = train(tmp_path / "run", *(f"student.{word}" for word in words))
@@ -186,7 +187,7 @@ def test_a_student_on_a_librarys_encoder_trains(train: Callable[..., Any], phant
     assert isinstance(found.student, SmpYShape)
     assert (found.student.stride, found.student.fuse) == (8, 2)
     raw = open_volume(phantom).read()[12:16]
-    judged = judge(
+    judged = score_validation(
         student_volume(found, iter(raw), (4, 96, 96), Runtime(cpu, "32-true")),
         open_labels(phantom).read()[12:16],
         found.decoding,

@@ -15,8 +15,8 @@ from distill.inference.in_memory import SegmentedVolume
 from distill.training.validation import (
     MERGE_THRESHOLDS,
     SEED_THRESHOLDS,
-    judge,
     judge_together,
+    score_validation,
     seed_candidates,
     try_thresholds,
 )
@@ -47,7 +47,7 @@ def quarters() -> NDArray[np.uint64]:
 
 
 def test_the_best_threshold_is_kept() -> None:
-    found = judge(segmented(quarters(), 0.1), truth(), DECODING)
+    found = score_validation(segmented(quarters(), 0.1), truth(), DECODING)
     assert found.scores.voi_sum == pytest.approx(0, abs=1e-12)
     assert found.unmerged.voi_split == pytest.approx(1)
     assert found.threshold == 0.8  # the highest candidate below 0.82: merge as little as will do
@@ -56,7 +56,7 @@ def test_the_best_threshold_is_kept() -> None:
 
 
 def test_merging_that_does_not_help_is_left_out() -> None:
-    found = judge(segmented(truth(), 0.99), truth(), DECODING)
+    found = score_validation(segmented(truth(), 0.99), truth(), DECODING)
     assert found.threshold is None
     assert found.scores == found.unmerged
     assert found.scores.voi_sum == pytest.approx(0, abs=1e-12)
@@ -64,7 +64,7 @@ def test_merging_that_does_not_help_is_left_out() -> None:
 
 def test_every_candidate_is_tried() -> None:
     given = segmented(quarters(), 0.72)
-    found = judge(given, truth(), DECODING)
+    found = score_validation(given, truth(), DECODING)
     every = {t: score(given.labels(t), truth()).voi_sum for t in (None, *MERGE_THRESHOLDS)}
     assert found.scores.voi_sum == min(every.values())
     assert every[found.threshold] == min(every.values())
@@ -73,15 +73,15 @@ def test_every_candidate_is_tried() -> None:
 
 def test_boundary_scores_per_axis() -> None:
     """All border edges of x are found; y and z have none to find."""
-    found = judge(segmented(truth(), 0.1), truth(), DECODING)
+    found = score_validation(segmented(truth(), 0.1), truth(), DECODING)
     assert found.boundary_f1[2] == 1.0
-    missed = judge(segmented(truth(), 0.9), truth(), DECODING)
+    missed = score_validation(segmented(truth(), 0.9), truth(), DECODING)
     assert missed.boundary_f1[2] == 0.0
 
 
 def test_middle_section_is_kept_for_the_figures() -> None:
     given = segmented(quarters(), 0.1)
-    found = judge(given, truth(), DECODING)
+    found = score_validation(given, truth(), DECODING)
     np.testing.assert_array_equal(found.labels_section, given.labels(found.threshold)[1])
     np.testing.assert_array_equal(found.affinity_section, given.affinity[:, 1])
 
@@ -115,7 +115,10 @@ def test_several_volumes_share_one_threshold_and_are_weighted_by_voxels() -> Non
 
 def test_one_volume_is_judged_as_it_is() -> None:
     given = segmented(quarters(), 0.72)
-    alone, listed = judge(given, truth(), DECODING), judge_together([try_thresholds(given, truth())], DECODING, ["a"])
+    alone, listed = (
+        score_validation(given, truth(), DECODING),
+        judge_together([try_thresholds(given, truth())], DECODING, ["a"]),
+    )
     assert alone.to_dict() == listed.to_dict()
     assert "volumes" not in alone.to_dict()
 
@@ -124,13 +127,13 @@ def test_unknown_voxels_do_not_count_in_a_validation() -> None:
     labels, given = truth(), segmented(quarters(), 0.1)
     labels[:, :8] = UNKNOWN_ID
     labels[:, 8:, :4] = OTHER_ID
-    found = judge(given, labels, DECODING)
+    found = score_validation(given, labels, DECODING)
     other = given.supervoxels.copy()
     other[(labels == UNKNOWN_ID) | (labels == OTHER_ID)] = 1
     affinity = given.affinity.copy()
     affinity[:, :, :8] = 0.3  # every edge there has an unknown end
     assembly = Assembly((1, 1, 1))
-    again = judge(
+    again = score_validation(
         SegmentedVolume(assembly.add([Piece(Box.of_shape(SHAPE), other)], given.affinity), assembly, affinity),
         labels,
         DECODING,

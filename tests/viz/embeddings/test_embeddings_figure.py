@@ -249,7 +249,7 @@ def test_wrong_windows(draw: Draw) -> None:
         (("--teacher", "RUN", "--raw-only-student"), "found both"),
         (("--raw-only-student", "--window", "4,48,48"), "the student alone has no windows"),
         (("--raw-only-student", "--shifted"), "the student alone has no windows"),
-        (("--raw-only-student", "--sections", "1:4"), "--sections: expected --movie"),
+        (("--raw-only-student", "--sections", "1:4"), "--sections: found no --movie"),
         (("--raw-only-student", "--inset", "1,2"), "--inset: found '1,2', expected Y0:Y1,X0:X1"),
         (("--raw-only-student", "--movie", "a.avi"), "expected .gif or .mp4"),
     ],

@@ -12,18 +12,18 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
 from distill.core.errors import DistillError
-from viz.meshes.figure import Neuron, Surface, build_meshes_figure, meshes_figure
+from viz.meshes.figure import DrawnObject, Neuron, build_meshes_figure, meshes_figure
 from viz.meshes.raster import Solid, View, surface
 
 BLUE, GREEN, RED, GREY = (0.0, 114.0, 178.0), (0.0, 158.0, 115.0), (213.0, 94.0, 0.0), (140.0, 140.0, 140.0)
 
 
-def part(label: str, colour: tuple[float, float, float], x: tuple[int, int], hatched: bool = False) -> Surface:
+def part(label: str, colour: tuple[float, float, float], x: tuple[int, int], hatched: bool = False) -> DrawnObject:
     """A bar of cells of 30 x 10 x 10 nm along x."""
     share = np.zeros((8, 60, 100), np.float32)
     share[2:6, 20:40, slice(*x)] = 1
     solid = Solid(surface(share, (30, 10, 10)), colour, hatched)
-    return Surface(label, colour, solid, hatched)
+    return DrawnObject(label, colour, solid, hatched)
 
 
 NEURON = Neuron(
@@ -32,7 +32,7 @@ NEURON = Neuron(
     (
         part("segment 1: 60.0 %", GREEN, (5, 45)),
         part("segment 2: 40.0 %", BLUE, (45, 75)),
-        Surface("3 more segments: 0.1 %", GREY, None),
+        DrawnObject("3 more segments: 0.1 %", GREY, None),
         part("merged: 90 voxels of object 8", RED, (75, 95), hatched=True),
     ),
     ((0.0, 0.0, 0.0), (240.0, 600.0, 1000.0)),

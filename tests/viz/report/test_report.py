@@ -23,7 +23,7 @@ from distill.evaluation.segmentation import evaluate
 from distill.inference.options import Runtime
 from distill.io.volume import open_labels, open_volume, volume_from_array
 from distill.io.writers.store import create_zarr
-from distill.training.data import Part
+from distill.training.data import LabelledPart
 from distill.training.run_folder import pace, read_run
 from distill.training.train import FinishedTraining
 from distill.training.validation import MERGE_THRESHOLDS
@@ -276,7 +276,7 @@ def test_figures_are_bounded_in_number_and_size(copy: Path) -> None:
 def test_a_failing_report_does_not_fail_the_run(copy: Path, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     before = {path: path.read_bytes() for path in (copy / "best").iterdir()}
     volume = volume_from_array(np.zeros((1, 2, 2), np.uint64), (30, 6, 6))
-    nothing = Part(volume.read(), volume.read(), volume, volume.box, "nothing")
+    nothing = LabelledPart(volume.read(), volume.read(), volume, volume.box, "nothing")
     with mock.patch("viz.report.report._document", side_effect=error), caplog.at_level(logging.WARNING):
         report_after_training(FinishedTraining(copy, {}, nothing, CPU))
     (said,) = caplog.records

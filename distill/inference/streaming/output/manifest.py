@@ -23,7 +23,7 @@ from distill.inference.settings import check_settings, read_settings, settings_p
 from distill.io.readers.array import readable
 from distill.io.writers.store import write_json, writing
 
-FOLDER = "stream"
+STREAM_FOLDER = "stream"
 # may differ on resume
 _FREE = ("created", "source", "model", "merge_threshold", "on_bad", "device", "hardware", "precision_by")
 _OF_DEVICE = ("batch", "backend")  # follow from the device, which may differ
@@ -87,7 +87,7 @@ class Journal:
 
 def manifest_path(store: Path, first_layer: int) -> Path:
     """Return the manifest of the process that starts at a layer."""
-    return store / FOLDER / f"manifest-{first_layer:08d}.jsonl"
+    return store / STREAM_FOLDER / f"manifest-{first_layer:08d}.jsonl"
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -110,18 +110,18 @@ def read_lines(path: Path) -> list[Line]:
 
 def all_lines(store: Path) -> list[Line]:
     """Read the lines of all processes, by section."""
-    files = (store / FOLDER).glob("manifest-*.jsonl")
+    files = (store / STREAM_FOLDER).glob("manifest-*.jsonl")
     return sorted((line for file in files for line in read_lines(file)), key=lambda line: line.section)
 
 
 def is_stream(store: Path) -> bool:
     """Return whether a folder is the store of a stream, finished or not."""
-    return settings_path(store, FOLDER).is_file()
+    return settings_path(store, STREAM_FOLDER).is_file()
 
 
 def write_job(store: Path, job: Mapping[str, Any]) -> None:
     """Write the settings."""
-    write_json(settings_path(store, FOLDER), job)
+    write_json(settings_path(store, STREAM_FOLDER), job)
 
 
 def read_job(store: Path) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def read_job(store: Path) -> dict[str, Any]:
     Raises:
         SourceError: the folder is not the store of a stream.
     """
-    return read_settings(store, FOLDER, "stream")
+    return read_settings(store, STREAM_FOLDER, "stream")
 
 
 def check_job(store: Path, job: Mapping[str, Any], *, free: bool) -> None:
@@ -150,7 +150,7 @@ def check_job(store: Path, job: Mapping[str, Any], *, free: bool) -> None:
 
 
 def method_of(job: Mapping[str, Any]) -> StreamMethod:
-    """How a stream makes instances; stores from before there was a choice have `query`."""
+    """Return the segmentation method of a stream; `query` for stores that do not record it."""
     return "flood" if job.get("method") == "flood" else "query"
 
 

@@ -38,7 +38,7 @@ SECTION_SHARD, SECTION_INNER = 2048, 256
 
 
 @dataclass(frozen=True)
-class Layout:
+class StreamLayout:
     """Contents of a store.
 
     Attributes:
@@ -63,7 +63,7 @@ class Layout:
 
     @property
     def section_bytes(self) -> int:
-        """Bytes buffered per section until its layer is full."""
+        """Return the bytes buffered per section until its layer is full."""
         each = {"none": 0, "uint8": 1, "float16": 2}[self.embedding]
         return self.size[0] * self.size[1] * (len(self.offsets) + each * self.channels)
 
@@ -71,7 +71,7 @@ class Layout:
 class StreamStore:
     """Arrays of a stream, open for writing layer by layer."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, path: Path, layout: StreamLayout) -> None:
         """Open the arrays created by `create`."""
         self.path, self.layout = path, layout
         self.affinity = open_zarr_for_writing(path, "affinity")
@@ -79,7 +79,7 @@ class StreamStore:
         self.supervoxels = open_zarr_for_writing(path, "supervoxels") if layout.segment else None
 
     @staticmethod
-    def create(path: Path, layout: Layout, total: int | None) -> None:
+    def create(path: Path, layout: StreamLayout, total: int | None) -> None:
         """Create the arrays and their metadata; if the number of sections is unknown, with one layer."""
         depth = total or layout.depth
         place: dict[str, Any] = {"resolution": layout.resolution, "offset": layout.offset}

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.timing import StageTimer
-from distill.inference.streaming.output.manifest import FOLDER, Journal, Line, now
+from distill.inference.streaming.output.manifest import STREAM_FOLDER, Journal, Line, now
 from distill.inference.streaming.output.store import StreamStore
 from distill.inference.streaming.rescaled import OnRecorded
-from distill.inference.streaming.slabs import SlabResult, write_table
+from distill.inference.streaming.slabs import SlabResult, write_slab_table
 from distill.inference.streaming.threads import Pipe
 
 
@@ -146,7 +146,9 @@ class Writer:
             self._store.write_layer(self._first, self._affinity[:, :count], embedding)
         if self._slab is not None:
             self._store.write_supervoxels(self._slab.sections)
-            write_table(self._store.path / FOLDER / "slabs" / f"{self._slab.number:08d}.npz", self._slab.table)
+            write_slab_table(
+                self._store.path / STREAM_FOLDER / "slabs" / f"{self._slab.number:08d}.npz", self._slab.table
+            )
         at = now()
         self._journal.append([replace(line, time=at) for line in self._lines])
         self._first += count

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from distill.core.normalisation import Correction
 
 PAST = 8  # positions that a section is compared with
-KINDS = ("missing", "corrupt", "size", "blank", "saturated", "contrast", "position")
+DEFECT_KINDS = ("missing", "corrupt", "size", "blank", "saturated", "contrast", "position")
 POLICIES = ("fail", "skip", "bridge")
 
 _SIDE = 256

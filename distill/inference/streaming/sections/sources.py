@@ -34,14 +34,14 @@ class Section:
 
     @property
     def checksum(self) -> str:
-        """Checksum of the pixels; empty without pixels."""
+        """Return the checksum of the pixels; empty without pixels."""
         if self.image is None:
             return ""
         return hashlib.blake2b(np.ascontiguousarray(self.image).data, digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
-class Kind:
+class SectionKind:
     """Common properties of the sections of a stream."""
 
     size: tuple[int, int]  # (H, W)
@@ -54,7 +54,7 @@ class Source(ABC):
     """Sections by number."""
 
     name: str
-    kind: Kind
+    kind: SectionKind
     total: int | None  # None while it is unknown
     stopped: Callable[[], bool]  # whether to give up waiting for a section
 
@@ -83,7 +83,7 @@ class VolumeSource(Source):
         self._volume = volume
         self._first, last = checked_range(sections, volume.size[0], volume.source)
         self.name, self.total = volume.source, last - self._first
-        self.kind = Kind(
+        self.kind = SectionKind(
             volume.size[1:],
             volume.dtype,
             volume.resolution,
@@ -110,7 +110,7 @@ class VolumeSource(Source):
         return Section(z, name, image, None)
 
 
-class FileSource(Source):
+class SectionFiles(Source):
     """Sections in separate image files; a number missing in the names is a position without a file."""
 
     def __init__(
@@ -170,7 +170,7 @@ class FileSource(Source):
         return replace(found, image=found.image[self._box.slices[1:]])
 
 
-def read_file(z: int, path: Path, kind: Kind) -> Section:
+def read_file(z: int, path: Path, kind: SectionKind) -> Section:
     """Read a section image, and check its size and type."""
     try:
         image = read_section(path)
@@ -184,7 +184,7 @@ def read_file(z: int, path: Path, kind: Kind) -> Section:
     return Section(z, str(path), image.astype(kind.dtype, copy=False) if flaw is None else image, flaw)
 
 
-def kind_of(name: str, paths: Sequence[Path], resolution: Nanometres | None, first: int = 0) -> Kind:
+def kind_of(name: str, paths: Sequence[Path], resolution: Nanometres | None, first: int = 0) -> SectionKind:
     """Determine size, type and resolution from the first readable file.
 
     Raises:
@@ -203,7 +203,7 @@ def kind_of(name: str, paths: Sequence[Path], resolution: Nanometres | None, fir
     if nm is None:
         raise SourceError(f"{name}: no resolution found; give it as --resolution Z,Y,X in nm, e.g. --resolution 30,6,6")
     nm = checked_resolution(name, nm)
-    return Kind(header.size, header.grey_dtype, nm, moved((0.0, 0.0, 0.0), first, nm))
+    return SectionKind(header.size, header.grey_dtype, nm, moved((0.0, 0.0, 0.0), first, nm))
 
 
 def listed_paths(lines: Iterable[str]) -> list[Path]:

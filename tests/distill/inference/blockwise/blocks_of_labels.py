@@ -113,7 +113,7 @@ class Setting:
         """How the source is cut."""
         return make_plan(self.shape, self.config, block or (3, 30, 30))
 
-    def work(self, request: recipe.Request, *rest: Any) -> Work:
+    def work(self, request: recipe.SegmentRequest, *rest: Any) -> Work:
         """In place of `_work`: no weights are loaded."""
         method = self.known.method
         text = Path(self.weights).read_text()

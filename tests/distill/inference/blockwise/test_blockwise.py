@@ -125,7 +125,7 @@ def test_any_order_gives_the_same_bytes(setting: Setting, tmp_path: Path, monkey
 STEPS: list[tuple[Any, str]] = [
     *((work_module, name) for name in ("write_table", "write_evidence")),
     *((recipe, name) for name in ("merge_blocks", "write_mapping", "write_group_attributes", "forget_replaced")),
-    *((lay_module, name) for name in ("begin", "put_in_place", "report")),
+    *((lay_module, name) for name in ("begin", "put_in_place", "task_report")),
 ]
 
 
@@ -327,7 +327,7 @@ def test_a_block_done_again_under_other_numbers_is_compared_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(lay_module, "report", stop)
+        patch.setattr(lay_module, "task_report", stop)
         with pytest.raises(KeyboardInterrupt):
             setting.run(out)  # blocks, pairs and the merge are done
     (out / "blocks" / "supervoxels" / "c" / "1" / "0" / "0").unlink()
@@ -371,7 +371,7 @@ def test_a_worker_of_a_store_that_was_replaced_writes_nothing(setting: Setting, 
     setting.known.fails = {7: 99}
     with pytest.raises(DistillError):
         setting.run(out)
-    work = replace(setting.work(recipe.Request("", "", out, EXACT, Blocking())), created="the day before")
+    work = replace(setting.work(recipe.SegmentRequest("", "", out, EXACT, Blocking())), created="the day before")
     with pytest.raises(SourceError, match=r"out\.zarr: was begun at .*, expected the one of the day before"):
         work_module.solve_block(work, 3)
 

@@ -29,7 +29,7 @@ from distill.inference.rescaling.sections import resample_section
 from distill.inference.streaming.finish import finish
 from distill.inference.streaming.options import Streaming
 from distill.inference.streaming.output.store import StreamStore
-from distill.inference.streaming.plan import Part
+from distill.inference.streaming.plan import StreamPart
 from distill.inference.streaming.sections.watch import Following
 from distill.inference.streaming.stream import stream
 from distill.io.volume import open_labels, open_volume
@@ -151,7 +151,7 @@ def test_a_stream_is_the_same_however_it_is_done(
     chosen = Options(recorded.resolution, None, "cpu", "32-true", backend="eager", rescale=True)
     if way == "ranges":
         for index in (1, 0):
-            run_stream(*words, offsets=FURTHER, part=Part(index, 2))
+            run_stream(*words, offsets=FURTHER, part=StreamPart(index, 2))
         finish(out, None)
     elif way == "resumed":
         broken_off(monkeypatch, lambda: run_stream(*words, offsets=FURTHER))

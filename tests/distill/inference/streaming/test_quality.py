@@ -18,8 +18,8 @@ from scipy.ndimage import gaussian_filter
 from distill.core.errors import DistillError, SourceError
 from distill.inference.options import Options
 from distill.inference.streaming.options import parse_policies
-from distill.inference.streaming.plan import Part
-from distill.inference.streaming.sections.quality import KINDS, PAST, Flaw, Inspector
+from distill.inference.streaming.plan import StreamPart
+from distill.inference.streaming.sections.quality import DEFECT_KINDS, PAST, Flaw, Inspector
 from distill.inference.streaming.stream import Streamed
 from distill.io.volume import open_volume
 
@@ -158,7 +158,7 @@ def test_other_types_of_grey_values(dtype: Any, raw: NDArray[np.uint8]) -> None:
 
 def test_policies() -> None:
     assert set(parse_policies(()).values()) == {"fail"}
-    assert parse_policies(("skip", "missing=bridge,blank=fail")) == dict.fromkeys(KINDS, "skip") | {
+    assert parse_policies(("skip", "missing=bridge,blank=fail")) == dict.fromkeys(DEFECT_KINDS, "skip") | {
         "missing": "bridge",
         "blank": "fail",
     }
@@ -248,7 +248,7 @@ def test_bad_sections_in_ranges_and_after_an_interruption(
     go(flawed, tmp_path / "whole.zarr", on_bad=(policy,))
     wanted = files_of(tmp_path / "whole.zarr")
     for index in (2, 0, 1):
-        go(flawed, tmp_path / "parts.zarr", on_bad=(policy,), part=Part(index, 3))
+        go(flawed, tmp_path / "parts.zarr", on_bad=(policy,), part=StreamPart(index, 3))
     finish(tmp_path / "parts.zarr", None)
     mine = files_of(tmp_path / "parts.zarr")
     for name in wanted:

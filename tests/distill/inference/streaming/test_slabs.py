@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 import distill.inference.streaming.slabs as slabs_module
 from distill.inference.streaming.finish import final_ids
-from distill.inference.streaming.output.manifest import FOLDER
-from distill.inference.streaming.slabs import Border, SlabTable, read_table, seam, write_table
+from distill.inference.streaming.output.manifest import STREAM_FOLDER
+from distill.inference.streaming.slabs import Border, SlabTable, read_slab_table, seam, write_slab_table
 from distill.segmentation.agglomeration import RegionGraph
 from distill.segmentation.shared_voxels import Shares
 
@@ -31,7 +31,7 @@ def planes(first: int) -> list[NDArray[np.uint64]]:
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """Tables of slabs of two sections; each shares its first with the one before."""
-    folder = tmp_path / "out.zarr" / FOLDER / "slabs"
+    folder = tmp_path / "out.zarr" / STREAM_FOLDER / "slabs"
     folder.mkdir(parents=True)
     none = np.zeros(0, np.uint64)
     for k in range(SLABS):
@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> Path:
         contacts = RegionGraph(none, none, np.zeros(0), np.zeros(0, np.int64))
         both = planes(1000 * k), planes(1000 * k)
         table = SlabTable(ids, np.ones(len(ids), bool), Shares.joined([]), contacts, 2 * k, 2 * k + 2, *both)
-        write_table(folder / f"{k:08d}.npz", table)
+        write_slab_table(folder / f"{k:08d}.npz", table)
     return tmp_path / "out.zarr"
 
 
@@ -64,8 +64,8 @@ def test_planes_are_read_once_a_seam(store: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_seam_is_that_of_the_planes(store: Path) -> None:
-    one, other = (store / FOLDER / "slabs" / f"{k:08d}.npz" for k in (1, 2))
-    before, after = read_table(one), read_table(other)
+    one, other = (store / STREAM_FOLDER / "slabs" / f"{k:08d}.npz" for k in (1, 2))
+    before, after = read_slab_table(one), read_slab_table(other)
     pairs = zip(before.last_plane, after.first_plane, strict=True)
     wanted = Shares.joined(slabs_module.shared_voxels(a, b) for a, b in pairs)
     found, contacts = seam(one, other)
@@ -73,7 +73,7 @@ def test_a_seam_is_that_of_the_planes(store: Path) -> None:
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name))
     assert len(found.a) == 4 * TILES
     assert len(contacts.u) == 0
-    assert len(seam(one, store / FOLDER / "slabs" / "00000004.npz")[0].a) == 0
+    assert len(seam(one, store / STREAM_FOLDER / "slabs" / "00000004.npz")[0].a) == 0
 
 
 def test_contacts_across_a_seam_are_those_of_both_sections(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_contacts_across_a_seam_are_those_of_both_sections(tmp_path: Path) -> No
             np.unique(own[own > 0]), np.ones(2, bool), Shares.joined([]), inside, *at, [], [], Border(own, edges, own)
         )
         paths.append(tmp_path / f"{k}.npz")
-        write_table(paths[-1], table)
+        write_slab_table(paths[-1], table)
     shares, found = seam(paths[0], paths[1])
     assert list(zip(found.u, found.v, found.total.round(6), found.count, strict=True)) == [
         (1, 11, 1.2, 2),

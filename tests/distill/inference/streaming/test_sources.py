@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from distill.core.errors import SourceError
 from distill.inference.streaming.sections.sources import (
-    FileSource,
+    SectionFiles,
     VolumeSource,
     in_order,
 )
@@ -130,7 +130,7 @@ def test_files_their_gaps_and_flaws(tmp_path: Path, stack: NDArray[np.uint8]) ->
     paths[2].write_bytes(paths[2].read_bytes()[:-50])
     tifffile.imwrite(paths[4], stack[4, :20])
     tifffile.imwrite(paths[5], stack[5].astype(np.uint16))
-    source = FileSource("s", in_order(paths[::-1]), NM, None)
+    source = SectionFiles("s", in_order(paths[::-1]), NM, None)
     found = [source.read(z) for z in range(9)]
     assert found[8] is None
     kinds = [one.flaw.kind if one and one.flaw else None for one in found[:8]]
@@ -138,11 +138,11 @@ def test_files_their_gaps_and_flaws(tmp_path: Path, stack: NDArray[np.uint8]) ->
     assert found[5].flaw.why == "found (20, 21) uint8, expected (33, 21) uint8"  # type: ignore[union-attr]
     assert found[3].flaw.why == "no file follows s9.tif"  # type: ignore[union-attr]
     with pytest.raises(SourceError, match=r"--sections: found 3:9, expected a range within 0:8"):
-        FileSource("s", paths, NM, (3, 9))
+        SectionFiles("s", paths, NM, (3, 9))
     with pytest.raises(SourceError, match="no resolution found"):
-        FileSource("s", paths, None, None)
+        SectionFiles("s", paths, None, None)
     with pytest.raises(SourceError, match="expected a section image"):
-        FileSource("s", [tmp_path / "a.txt"], NM, None)
+        SectionFiles("s", [tmp_path / "a.txt"], NM, None)
 
 
 @given(st.lists(st.integers(0, 3), max_size=12), st.sampled_from([1, 2, 10]), st.integers(0, 50))

@@ -26,7 +26,7 @@ from distill.inference.options import Options
 from distill.inference.streaming.finish import finish
 from distill.inference.streaming.output.manifest import all_lines, read_lines
 from distill.inference.streaming.output.store import StreamStore
-from distill.inference.streaming.plan import Part
+from distill.inference.streaming.plan import StreamPart
 from distill.inference.streaming.stream import Streamed
 from distill.io.volume import open_labels, open_volume
 from distill.io.writers.pyramid import add_levels
@@ -39,8 +39,8 @@ NM = (30.0, 6.0, 6.0)
 def stops_after(monkeypatch: pytest.MonkeyPatch, count: int, error: BaseException) -> None:
     """Break off in the middle of writing, at the n-th thing that is written."""
     steps = itertools.count()
-    for name in ("write_layer", "write_supervoxels", "write_table", "append"):
-        holder: Any = writer_module if name == "write_table" else StreamStore
+    for name in ("write_layer", "write_supervoxels", "write_slab_table", "append"):
+        holder: Any = writer_module if name == "write_slab_table" else StreamStore
         if name == "append":
             holder = writer_module.Journal
         original = getattr(holder, name)
@@ -102,7 +102,7 @@ def test_ranges_make_the_same_store(
         if done:
             with pytest.raises(SourceError, match=r"sections done, but not .* to .*; expected all"):
                 finish(out, None)
-        go(sections, out, part=Part(int(index), parts))
+        go(sections, out, part=StreamPart(int(index), parts))
     finish(out, None)
     mine, theirs = files_of(out), files_of(whole)
     for name in {*mine, *theirs} - {"stream/job.json"}:
@@ -137,11 +137,11 @@ def labels_of(out: Path) -> Any:
 
 def test_a_range_is_not_done_twice(go: Go, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "parts.zarr"
-    go(folder, out, part=Part(0, 2))
+    go(folder, out, part=StreamPart(0, 2))
     with pytest.raises(SourceError, match=r"found 6 sections of range 0/2 done, expected --resume"):
-        go(folder, out, part=Part(0, 2))
+        go(folder, out, part=StreamPart(0, 2))
     with pytest.raises(SourceError, match=r"was begun with parts 2, found 3; expected the same"):
-        go(folder, out, part=Part(0, 3))
+        go(folder, out, part=StreamPart(0, 3))
 
 
 def test_finish_leaves_no_levels_of_what_was_there(whole: Path) -> None:
@@ -207,7 +207,7 @@ def test_overwriting_waits_for_nobody_and_takes_nothing_from_a_running_stream(
 ) -> None:
     before, again = files_of(whole), Options(NM, None, "cpu", "32-true", None, True, "eager")
     with claim(whole):
-        for more in ({"options": again}, {"resume": True}, {"resume": True, "part": Part(0, 2)}):
+        for more in ({"options": again}, {"resume": True}, {"resume": True, "part": StreamPart(0, 2)}):
             with pytest.raises(SourceError, match=r"whole\.zarr: another process is writing to it: this one"):
                 go(sections, whole, **more)
         with pytest.raises(SourceError, match="another process is writing to it"):

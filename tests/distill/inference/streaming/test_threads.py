@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.core.errors import DistillError
-from distill.inference.streaming.plan import LAYER_BYTES, Part, layer_depth, parse_part, share
+from distill.inference.streaming.plan import LAYER_BYTES, StreamPart, layer_depth, parse_part, share
 from distill.inference.streaming.threads import Pipe, Threads
 
 
@@ -82,9 +82,9 @@ def test_shares_cover_all_layers_once(total: int, depth: int, of: int) -> None:
     layers = -(-total // depth)
     if of > layers:
         with pytest.raises(DistillError, match=f"expected at most {layers} ranges"):
-            share(Part(0, of), total, depth)
+            share(StreamPart(0, of), total, depth)
         return
-    found = [share(Part(index, of), total, depth) for index in range(of)]
+    found = [share(StreamPart(index, of), total, depth) for index in range(of)]
     assert [layer for layers_of, _ in found for layer in layers_of] == list(range(layers))
     assert [last for _, last in found] == [False] * (of - 1) + [True]
     sizes = [len(layers_of) for layers_of, _ in found]
@@ -101,8 +101,8 @@ def test_a_layer_fits(section_bytes: int) -> None:
 
 
 def test_parts() -> None:
-    assert parse_part(None) == Part(0, 1)
-    assert parse_part("3/4") == Part(3, 4)
+    assert parse_part(None) == StreamPart(0, 1)
+    assert parse_part("3/4") == StreamPart(3, 4)
     for text in ("4/4", "1", "-1/4", "1/0", "a/b", "1/2/3"):
         with pytest.raises(DistillError, match=r"--range: found .* expected I/N with I from 0"):
             parse_part(text)

@@ -31,11 +31,11 @@ from distill.training.ablation.scores import (
     MethodScores,
     Network,
     NetworkScores,
-    Parts,
+    ScoredParts,
     score_network,
 )
 from distill.training.ablation.table import Row, comparison, markdown, spread
-from distill.training.data import Part, open_data
+from distill.training.data import LabelledPart, open_data
 from distill.training.schedule.phases import with_steps
 from distill.training.schedule.planned_steps import Trial, write_steps
 from distill.training.validation import pooled
@@ -202,15 +202,15 @@ class Planned:
         return self.truth if threshold == self.right else np.ones_like(self.truth)
 
 
-def planned_parts() -> Parts:
+def planned_parts() -> ScoredParts:
     rng = np.random.default_rng(0)
     parts = []
     for value in (1, 2):
         labels = rng.integers(1, 4, (2, 4, 4)).repeat(3, 1).repeat(3, 2).astype(np.uint64)
         raw = np.full(labels.shape, value, np.uint8)
         volume = volume_from_array(raw, (30, 6, 6))
-        parts.append([Part(raw, labels, volume, volume.box, "planned")])
-    return Parts(*parts)
+        parts.append([LabelledPart(raw, labels, volume, volume.box, "planned")])
+    return ScoredParts(*parts)
 
 
 def test_thresholds_are_chosen_on_validation_and_applied_to_test() -> None:
@@ -260,7 +260,7 @@ def test_boxes_are_normalised_by_their_whole_sections(
 
 def test_several_volumes_are_scored_as_one() -> None:
     parts = planned_parts()
-    both = Parts([*parts.validation, *parts.test])
+    both = ScoredParts([*parts.validation, *parts.test])
     flat = np.full((3, *parts.test[0].labels.shape), 0.9, np.float32)
 
     def segment(raw: NDArray[Any]) -> Any:
