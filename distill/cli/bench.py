@@ -21,18 +21,25 @@ app.add_typer(bench, name="bench", help="Measure a model on this machine.")
 def seams(
     source: str,
     model: Annotated[str, typer.Option(help="run folder, or a teacher's weights file with --student")],
-    student: Annotated[str | None, typer.Option(help="run folder, weights file or bundled; default --model")] = None,
-    section: Annotated[list[int] | None, typer.Option(help="number; may be repeated; default the middle one")] = None,
-    window: Annotated[list[int] | None, typer.Option(help="side in pixels; may be repeated; default 96, 128")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="run folder, weights file or bundled model; default: --model")
+    ] = None,
+    section: Annotated[
+        list[int] | None, typer.Option(help="section number; may be repeated; default: the middle one")
+    ] = None,
+    window: Annotated[list[int] | None, typer.Option(help="side in pixels; may be repeated; default: 96, 128")] = None,
     crop: Annotated[int, typer.Option(min=32, help="pixels along y and x, from the upper left corner")] = 384,
-    depth: Annotated[int, typer.Option(min=1, help="sections of a window")] = 6,
+    depth: Annotated[int, typer.Option(min=1, help="sections per window")] = 6,
     resolution: Resolution = None,
     rescale: Annotated[
-        bool, typer.Option("--rescale", help="resample sections to the model's pixels, which --window and --crop count")
+        bool,
+        typer.Option(
+            "--rescale", help="resample sections to the pixel size of the model, the unit of --window and --crop"
+        ),
     ] = False,
     device: Device = "auto",
     precision: PrecisionOption = AUTO,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print results as JSON")] = False,
 ) -> None:
     """Measure the seam scores of teacher and student for several window sizes, side by side and blended."""
     from distill.core.geometry import parse_numbers

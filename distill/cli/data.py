@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from distill.data.catalogue import PublicData
 
 data = App(no_args_is_help=True)
-app.add_typer(data, name="data", help="Public volumes with neuron labels: what there is, and how to get it.")
+app.add_typer(data, name="data", help="List and download public volumes with neuron labels.")
 
 
 @app.command()
@@ -38,7 +38,7 @@ def sample(
 
 @data.command("list")
 def list_data(
-    name: Annotated[str | None, typer.Argument(help="say all that is known of this one")] = None,
+    name: Annotated[str | None, typer.Argument(help="show all details of this data set")] = None,
 ) -> None:
     """List public data sets with their licences."""
     from distill.data.catalogue import DATASETS, dataset
@@ -55,10 +55,10 @@ def list_data(
 
 @data.command()
 def get(
-    name: Annotated[str, typer.Argument(help="see distill data list")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="for downloads and volumes")] = Path("data"),
+    name: Annotated[str, typer.Argument(help="name from distill data list")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="folder for downloads and volumes")] = Path("data"),
     given: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="what a browser has saved: a file, zip or folder")
+        Path | None, typer.Option("--from", metavar="FILE", help="data saved by a browser: a file, zip or folder")
     ] = None,
 ) -> None:
     """Download a public data set, or use files saved by a browser, and write volumes in CREMI layout."""
@@ -101,17 +101,22 @@ def _say_details(one: PublicData) -> None:
 def copy(
     source: str,
     target: Annotated[str, typer.Argument(help="path or s3:// or gs:// address, with :DATASET in Zarr, N5 and HDF5")],
-    form: Annotated[VolumeFormat | None, typer.Option("--format", help="default: by the name of TARGET")] = None,
-    levels: Annotated[int, typer.Option(min=0, help="of a pyramid, the full one included; 0 = down to 256 pixels")] = 1,
+    form: Annotated[
+        VolumeFormat | None, typer.Option("--format", help="format of TARGET; default: by its name")
+    ] = None,
+    levels: Annotated[
+        int, typer.Option(min=0, help="levels of a pyramid, including full resolution; 0: down to 256 pixels")
+    ] = 1,
     labels: Annotated[
         bool | None,
-        typer.Option("--labels/--image", help="ids, or grey values; default: as metadata, type and values tell"),
+        typer.Option("--labels/--image", help="label ids or grey values; default: by metadata, type and values"),
     ] = None,
     sections: SectionsOption = None,
-    every: Annotated[int, typer.Option(min=1, help="only every so many-th of them, e.g. 4 where voxels are cubes")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="take every n-th section, such as 4 for isotropic voxels")] = 1,
     resolution: Resolution = None,
     offset: Annotated[
-        str | None, typer.Option(metavar="Z,Y,X", help="nm of the first voxel of SOURCE, instead of what it says")
+        str | None,
+        typer.Option(metavar="Z,Y,X", help="position of the first voxel of SOURCE in nm, instead of its metadata"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace TARGET if it exists")] = False,
 ) -> None:
@@ -144,13 +149,14 @@ def copy(
 def pyramid(
     source: Annotated[str, typer.Argument(metavar="OUT.zarr:ARRAY", help="such as OUT.zarr:segmentation")],
     levels: Annotated[
-        int | None, typer.Option(min=2, help="the full one included; default until a section has 256 pixels")
+        int | None,
+        typer.Option(min=2, help="levels, including full resolution; default: until a section has 256 pixels"),
     ] = None,
     labels: Annotated[
         bool | None,
-        typer.Option("--labels/--image", help="ids, or grey values; default: as metadata, type and values tell"),
+        typer.Option("--labels/--image", help="label ids or grey values; default: by metadata, type and values"),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace levels that are there")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace existing levels")] = False,
 ) -> None:
     """Add coarser levels to an array of a Zarr v3 store, for viewers."""
     from distill.io.writers.pyramid import add_levels

@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 @app.command()
 @selects("source", "labels", "mask", "affinity")
 def evaluate(
-    source: Annotated[str, typer.Argument(metavar="SEGMENTATION", help="or affinities, such as OUT.zarr:affinity")],
+    source: Annotated[
+        str, typer.Argument(metavar="SEGMENTATION", help="segmentation, or affinities such as OUT.zarr:affinity")
+    ],
     labels: Annotated[str | None, typer.Argument(metavar="LABELS", help="ground truth")] = None,
     preset: PresetOption = "skimage",
     worst: Annotated[int, typer.Option(min=0, help="objects of each kind to list; 0 reads the volume only once")] = 5,
     listing: Annotated[
-        Path | None, typer.Option("--list", metavar="FILE", help="write them: .csv, or .json for Neuroglancer")
+        Path | None,
+        typer.Option("--list", metavar="FILE", help="write the worst objects to .csv, or to .json for Neuroglancer"),
     ] = None,
     ignore: Annotated[
         int | None, typer.Option(metavar="ID", help="label of voxels that are not counted, such as -1")
@@ -39,26 +42,28 @@ def evaluate(
     mask: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="volume that is not 0 where voxels are counted")
     ] = None,
-    blocks: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="also the mean over blocks of this size")] = None,
-    affinity: Annotated[str | None, typer.Option(metavar="SOURCE", help="affinities to score too")] = None,
+    blocks: Annotated[
+        str | None, typer.Option(metavar="Z,Y,X", help="also average scores over blocks of this size")
+    ] = None,
+    affinity: Annotated[str | None, typer.Option(metavar="SOURCE", help="also score these affinities")] = None,
     labelled_only: Annotated[
-        bool, typer.Option("--labelled-only", help="leave out edges with an end in ground-truth 0")
+        bool, typer.Option("--labelled-only", help="exclude edges with an end in ground-truth label 0")
     ] = False,
     skeletons: Annotated[
         Path | None, typer.Option(metavar="PATH", help="SWC file or folder, for the expected run length")
     ] = None,
     skeleton_units: Annotated[SkeletonUnits, typer.Option(help="unit of their coordinates")] = "nm",
     skeletonize: Annotated[
-        bool, typer.Option("--skeletonize", help="make skeletons from LABELS; needs kimimaro (GPL)")
+        bool, typer.Option("--skeletonize", help="compute skeletons from LABELS; needs kimimaro (GPL)")
     ] = False,
     merge_nodes: Annotated[
         int, typer.Option(min=1, help="nodes of each of two skeletons that make a segment a merger")
     ] = 1,
     plot: Annotated[Path | None, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="processes that read and count")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="processes")] = 1,
     resolution: Resolution = None,
     overwrite: Overwrite = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print results as JSON")] = False,
 ) -> None:
     """Score a segmentation, or affinities, against ground truth."""
     from distill.cli.options import free_out

@@ -39,21 +39,26 @@ def pca(
     out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
     teacher: Annotated[str | None, typer.Option(help="run folder, weights file or bundled model")] = None,
     raw_only_student: Annotated[
-        bool, typer.Option("--raw-only-student", help="section and student alone, without a teacher")
+        bool, typer.Option("--raw-only-student", help="draw section and student only, without a teacher")
     ] = False,
-    window: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="teacher's window; default its block")] = None,
+    window: Annotated[
+        str | None, typer.Option(metavar="Z,Y,X", help="window of the teacher; default: its block")
+    ] = None,
     overlap: Annotated[str | None, typer.Option(metavar="Z,Y,X", help="voxels that windows share")] = None,
-    no_blend: Annotated[bool, typer.Option("--no-blend", help="let the last window win in overlaps")] = False,
+    no_blend: Annotated[
+        bool, typer.Option("--no-blend", help="use the last window in overlaps instead of blending")
+    ] = False,
     shifted: Annotated[
-        bool, typer.Option("--shifted", help="also run windows half a step further: how much do the runs disagree?")
+        bool,
+        typer.Option("--shifted", help="also measure the disagreement with a run of windows shifted by half a step"),
     ] = False,
     inset: Annotated[
-        list[str] | None, typer.Option(metavar="Y0:Y1,X0:X1", help="part to enlarge, in pixels; may be repeated")
+        list[str] | None, typer.Option(metavar="Y0:Y1,X0:X1", help="region to enlarge, in pixels; may be repeated")
     ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="draw the window borders")] = False,
-    membranes: Annotated[bool, typer.Option("--membranes", help="colours outside neurites too")] = False,
+    membranes: Annotated[bool, typer.Option("--membranes", help="also colour pixels outside neurites")] = False,
     movie: Annotated[
-        Path | None, typer.Option(metavar="MOVIE", help="also the stack; .gif, or .mp4 with ffmpeg")
+        Path | None, typer.Option(metavar="MOVIE", help="also write a movie of all sections; .gif, or .mp4 with ffmpeg")
     ] = None,
     sections: Annotated[str | None, typer.Option(metavar="FIRST:LAST", help="sections of the movie")] = None,
     resolution: Resolution = None,
@@ -127,9 +132,9 @@ def pca(
 @app.command()
 def section(
     store: Annotated[Path, typer.Argument(metavar="OUT.zarr")],
-    section: Annotated[int, typer.Option(help="number in the image")],
+    section: Annotated[int, typer.Option(help="section number in the image")],
     out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
-    raw: Annotated[str | None, typer.Option(metavar="SOURCE", help="image; default what OUT was made from")] = None,
+    raw: Annotated[str | None, typer.Option(metavar="SOURCE", help="image; default: the source of OUT")] = None,
     labels: Annotated[str | None, typer.Option(metavar="SOURCE", help="ground truth")] = None,
     resolution: Resolution = None,
     overwrite: Overwrite = False,
@@ -152,13 +157,15 @@ def section(
 def errors(
     segmentation: str,
     labels: str,
-    raw: Annotated[str, typer.Option(metavar="SOURCE", help="the sections")],
+    raw: Annotated[str, typer.Option(metavar="SOURCE", help="sections")],
     out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
-    section: Annotated[int | None, typer.Option(help="number in LABELS; default the one with most errors")] = None,
-    worst: Annotated[int, typer.Option(min=0, help="objects to outline and list")] = 8,
+    section: Annotated[
+        int | None, typer.Option(help="section number in LABELS; default: the one with most errors")
+    ] = None,
+    worst: Annotated[int, typer.Option(min=0, help="number of worst objects to outline and list")] = 8,
     resolution: Resolution = None,
     overwrite: Overwrite = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print results as JSON")] = False,
 ) -> None:
     """Draw the split and merge errors of a section, and list the worst objects."""
     from distill.cli.options import free_out
@@ -191,10 +198,10 @@ def render(
     segmentation: str,
     labels: str,
     out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
-    neuron: Annotated[str | None, typer.Option(metavar="ID[,ID..]", help="of LABELS; default the worst three")] = None,
+    neuron: Annotated[str | None, typer.Option(metavar="ID[,ID..]", help="label ids; default: the three worst")] = None,
     resolution: Resolution = None,
     overwrite: Overwrite = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print results as JSON")] = False,
 ) -> None:
     """Draw neurons in 3D, ground truth next to segmentation: fragments in their colours, merged objects hatched."""
     from distill.cli.options import free_out
@@ -220,13 +227,15 @@ def render(
 @app.command()
 def view(
     out: Annotated[Path, typer.Argument(metavar="OUT.zarr")],
-    raw: Annotated[str | None, typer.Option(metavar="SOURCE", help="image; default what OUT was made from")] = None,
+    raw: Annotated[str | None, typer.Option(metavar="SOURCE", help="image; default: the source of OUT")] = None,
     labels: Annotated[str | None, typer.Option(metavar="SOURCE", help="ground truth")] = None,
-    embedding: Annotated[str | None, typer.Option(metavar="SOURCE", help="channels, z, y, x; default OUT's")] = None,
+    embedding: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="embedding (channels, z, y, x); default: that in OUT")
+    ] = None,
     evaluation: Annotated[
         Path | None, typer.Option(metavar="FILE.json", help="worst objects, from distill evaluate --json")
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="on 127.0.0.1; 0 takes a free one")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port on 127.0.0.1; 0: any free port")] = 0,
     no_open: Annotated[bool, typer.Option("--no-open", help="only print the address")] = False,
     resolution: Resolution = None,
 ) -> None:
@@ -255,7 +264,7 @@ def view(
 def info(
     source: str,
     grey: Annotated[
-        bool, typer.Option("--grey", help="measure how grey values differ between and within the sections of a volume")
+        bool, typer.Option("--grey", help="measure differences of grey values between and within sections")
     ] = False,
     sections: SectionsOption = None,
     resolution: Resolution = None,

@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 Device = Annotated[
     str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="where networks run; auto: the GPU if there is one")
 ]
-PrecisionOption = Annotated[PrecisionName, typer.Option(help="of the networks; auto: the fastest of the device")]
+PrecisionOption = Annotated[
+    PrecisionName, typer.Option(help="precision of the networks; auto: the fastest of the device")
+]
 BackendOption = Annotated[BackendName, typer.Option(help="runtime of the student; auto: the fastest on this machine")]
-PresetOption = Annotated[PresetName, typer.Option(help="convention of the scores, see docs/evaluation.md")]
+PresetOption = Annotated[PresetName, typer.Option(help="convention of the scores, see docs/scores.md")]
 Resolution = Annotated[
     str | None, typer.Option(metavar="Z,Y,X", help="voxel size in nm, for files that do not state it")
 ]

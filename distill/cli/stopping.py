@@ -103,7 +103,7 @@ def leaving_at_once() -> Iterator[None]:
         try:
             sys.stdout.flush()
             sys.stderr.flush()
-        except (OSError, ValueError):  # the interpreter says so as ever
+        except (OSError, ValueError):  # the interpreter reports it as usual
             return
         os._exit(code)
 

@@ -35,9 +35,9 @@ Range = Annotated[str | None, typer.Option(metavar="FIRST:LAST:STEP", help="thre
 @selects("affinity", "labels")
 def sweep(
     affinity: Annotated[str, typer.Argument(metavar="AFFINITY", help="such as OUT.zarr:affinity")],
-    labels: Annotated[str, typer.Argument(metavar="LABELS", help="ground truth, which training never saw")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="for sweep.json, thresholds.yaml and sweep.png")],
-    methods: Annotated[str, typer.Option(help="of flood, query, waterz and mws, with commas")] = "flood,waterz,mws",
+    labels: Annotated[str, typer.Argument(metavar="LABELS", help="ground truth that was not used for training")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="folder for sweep.json, thresholds.yaml and sweep.png")],
+    methods: Annotated[str, typer.Option(help="comma-separated: flood, query, waterz, mws")] = "flood,waterz,mws",
     flood: Range = None,
     query: Range = None,
     waterz: Range = None,

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 @app.command()
 def phantom(
     out: Annotated[Path, typer.Argument(metavar="OUT.h5")],
-    shape: Annotated[str, typer.Option(metavar="Z,Y,X", help="voxels")] = "64,512,512",
+    shape: Annotated[str, typer.Option(metavar="Z,Y,X", help="size in voxels")] = "64,512,512",
     resolution: Annotated[str, typer.Option(metavar="Z,Y,X", help="nm per voxel")] = "30,6,6",
-    seed: Annotated[int, typer.Option(help="same seed, same bytes")] = 0,
+    seed: Annotated[int, typer.Option(help="random seed")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a synthetic EM volume with 3D neuron labels (CREMI layout)."""
@@ -57,7 +57,7 @@ def train(
     teacher: Annotated[Path, typer.Argument(metavar="TEACHER.yaml")],
     student: Annotated[Path, typer.Argument(metavar="STUDENT.yaml")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
-    out: Annotated[Path | None, typer.Option(help="run folder; default runs/<folder of STUDENT.yaml>")] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder; default: runs/<folder of STUDENT.yaml>")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
     device: Device = "auto",
 ) -> None:
@@ -98,27 +98,29 @@ def train(
 def finetune(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="run folder, weights file or bundled model")],
     raw: Annotated[str, typer.Argument(metavar="RAW", help="sections")],
-    labels: Annotated[str, typer.Argument(metavar="LABELS", help="their neuron ids, 0 = not labelled")],
+    labels: Annotated[str, typer.Argument(metavar="LABELS", help="neuron ids of RAW, 0 = not labelled")],
     out: Annotated[Path, typer.Option(metavar="RUN", help="run folder")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     sections: Annotated[
-        str | None, typer.Option(metavar="FIRST:LAST", help="labelled sections to use; default all that hold a label")
+        str | None,
+        typer.Option(metavar="FIRST:LAST", help="labelled sections to use; default: all that contain a label"),
     ] = None,
     validation: Annotated[
         str | None,
         typer.Option(
             metavar="FIRST:LAST",
-            help="sections that are not trained on; default the last fifth, at least two; none of fewer than four",
+            help="sections held out for validation; default: the last fifth, at least two; none of fewer than four",
         ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.01, help="of the training; default 10, unless student.training.steps=N")
+        float | None,
+        typer.Option(min=0.01, help="duration of the training; default: 10, unless student.training.steps=N"),
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="a 3D teacher that teaches the student; default none")
+        str | None, typer.Option(metavar="MODEL", help="3D teacher that the student is distilled from; default: none")
     ] = None,
     resolution: Resolution = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue the run in RUN where it stopped")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in RUN")] = False,
     device: Device = "auto",
 ) -> None:
     """Continue the training of a student on a few labelled sections of another volume."""
@@ -160,12 +162,14 @@ def _span(text: str | None, option: str) -> tuple[int, int] | None:
 def ablate(
     teacher: Annotated[Path, typer.Argument(metavar="TEACHER.yaml")],
     student: Annotated[Path, typer.Argument(metavar="STUDENT.yaml")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="one run folder a variant and seed, and the table")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="folder for one run per variant and seed, and the table")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     variants: Annotated[
-        str, typer.Option(metavar="NAME,...", help="of none, cross, graft, masks, both, both+masks")
+        str, typer.Option(metavar="NAME,...", help="comma-separated: none, cross, graft, masks, both, both+masks")
     ] = "none,cross,graft,both,both+masks",
-    seeds: Annotated[str, typer.Option(metavar="N,...", help="every variant is trained with each")] = "0,1,2",
+    seeds: Annotated[
+        str, typer.Option(metavar="N,...", help="random seeds; every variant is trained with each")
+    ] = "0,1,2",
     device: Device = "auto",
 ) -> None:
     """Train a student with and without each distillation term, and score all variants in one table.
@@ -200,12 +204,13 @@ def ablate(
 @app.command()
 def bundle(
     run: Annotated[str, typer.Argument(metavar="MODEL", help="run folder, weights file or bundled model")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="new folder, named as the model is to be called")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="new folder, whose name becomes that of the model")],
     about: Annotated[
-        Path | None, typer.Option(metavar="FILE.md", help="attribution, limits: goes into the model card")
+        Path | None, typer.Option(metavar="FILE.md", help="attribution and limitations, included in the model card")
     ] = None,
     sample: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="volume to compare outputs on; default the run's own")
+        str | None,
+        typer.Option(metavar="SOURCE", help="volume to compare outputs on; default: validation sections of the run"),
     ] = None,
     resolution: Resolution = None,
 ) -> None:
@@ -263,11 +268,11 @@ def _seeds(text: str) -> list[int]:
 def gallery(
     source: str,
     out: Annotated[Path, typer.Option(metavar="FIGURE", help=".png, .svg or .pdf")],
-    section: Annotated[int | None, typer.Option(help="section number; default the middle one")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="same seed, same figure")] = 0,
+    section: Annotated[int | None, typer.Option(help="section number; default: the middle one")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="random seed")] = 0,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="with teacher.yaml and student.yaml; default every augmentation"),
+        typer.Option(metavar="FOLDER", help="folder with teacher.yaml and student.yaml; default: every augmentation"),
     ] = None,
     resolution: Resolution = None,
     overwrite: Overwrite = False,
@@ -286,14 +291,18 @@ def gallery(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
-    out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="default RUN/report.html")] = None,
-    segmentation: Annotated[
-        list[str] | None, typer.Option(metavar="OUT.zarr", help="show its worst errors; default the stores in RUN")
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="page to write; default: RUN/report.html")
     ] = None,
-    labels: Annotated[str | None, typer.Option(metavar="SOURCE", help="ground truth; default the run's")] = None,
+    segmentation: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OUT.zarr", help="store whose worst errors are shown; default: those in RUN"),
+    ] = None,
+    labels: Annotated[str | None, typer.Option(metavar="SOURCE", help="ground truth; default: that of the run")] = None,
     preset: PresetOption = "skimage",
     seams: Annotated[
-        bool, typer.Option("--seams", help="first run both networks on a validation section: embeddings, seam scores")
+        bool,
+        typer.Option("--seams", help="first run both networks on a validation section, for embeddings and seam scores"),
     ] = False,
     device: Device = "auto",
     precision: PrecisionOption = AUTO,

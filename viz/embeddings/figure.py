@@ -48,7 +48,7 @@ from viz.style import check_figure
 _SAMPLE = 50_000  # pixels that the colours are fitted on
 _NEURITES = "inside neurites"
 _BASIS = "colours and scores: pixels inside neurites (student's in-plane affinity above 0.5)"
-_DIM = 0.55  # grey values outside neurites, beside colours inside
+_DIM = 0.55  # grey values outside neurites, next to colours inside
 
 GreyImage = NDArray[np.uint8]
 

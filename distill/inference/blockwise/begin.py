@@ -25,7 +25,7 @@ from distill.io.writers.output import Frame
 from distill.io.writers.store import write_json, writing
 
 FORMAT = 1
-# may differ when blocks go on
+# may differ when a segmentation is resumed
 FREE = ("created", "source", "model", "device", "hardware", "precision_by", "threshold")
 
 

@@ -81,7 +81,7 @@ class Here:
             for left in reversed(range(self._retries + 1)):
                 try:
                     done = task.function(*task.arguments)
-                except Exception as error:  # noqa: BLE001 - told to the user with the task's name
+                except Exception as error:  # noqa: BLE001 - reported to the user with the task's name
                     if not left:
                         failed.append(Failed(task, error))
                 else:
