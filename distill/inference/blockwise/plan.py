@@ -7,6 +7,7 @@ shared section is owned by the earlier slab. The owned boxes partition the volum
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,14 +135,15 @@ class Plan:
         z, stop, step = box.start[0], box.stop[0], self.depth - 1
         slabs = range(max(0, (z - 1) // step), min(self.slabs - 1, max(0, (stop - 2) // step)) + 1)
         rows, columns = (
-            [
-                k
-                for k, group in enumerate(groups)
-                if group.owned[0] < box.stop[axis] and group.owned[1] > box.start[axis]
-            ]
-            for axis, groups in ((1, self.rows), (2, self.columns))
+            range(bisect_right(ends, box.start[axis]), min(len(ends), bisect_left(ends, box.stop[axis]) + 1))
+            for axis, ends in enumerate(self._ends, start=1)
         )
         return [self.at(slab, row, column) for slab in slabs for row in rows for column in columns]
+
+    @cached_property
+    def _ends(self) -> tuple[list[int], list[int]]:
+        """Ends of the owned voxels of the groups along y and x, which ascend."""
+        return [group.owned[1] for group in self.rows], [group.owned[1] for group in self.columns]
 
     def pairs(self) -> Iterator[tuple[int, int, int]]:
         """Iterate over all pairs of blocks with a common face: axis, number of the earlier, number of the later

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -145,6 +146,24 @@ def test_the_command_line_under_torchrun(tmp_path: Path, phantom: Path, tiny: tu
     assert said.stderr.count("student + queries on validation") == 1
     assert (tmp_path / "run" / "best" / "student.safetensors").is_file()
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_ranks_agree_on_the_steps_of_a_training_of_given_minutes(
+    tmp_path: Path, phantom: Path, tiny: tuple[str, ...]
+) -> None:
+    """A rank that takes more steps than the other would wait for it."""
+    words = [*(word for word in tiny if not word.startswith("student.training.steps")), "student.training.minutes=0.4"]
+    pair = [str(CONFIGS / name) for name in ("teacher.yaml", "student.yaml")]
+    command = [*TORCHRUN, "-m", "distill", "train", *pair, *words, "--device", "cpu", "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "PHANTOM": str(phantom)}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    if said.returncode:  # on a busy machine a step and its validation may take longer
+        assert said.stderr.count("distill: student.training.minutes: found 0.4, of which") == 2, said.stderr[-4000:]
+        return
+    steps = json.loads((tmp_path / "run" / "steps.json").read_text())["steps"]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert max(row["step"] for row in rows) == steps
 
 
 # What the environment says

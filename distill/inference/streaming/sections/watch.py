@@ -7,6 +7,7 @@ completely. The folder is polled, because network disks do not send notification
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ _LOOK = 0.25  # seconds between looks, at most
 _RARELY = 20  # times as long as a look takes until the next one
 _MANY = 256  # names on either side that tell by how much all count on
 _FEW = 6  # names tell by how much they count on; fewer are taken to count by ones
+_number = functools.lru_cache(maxsize=4 * _MANY)(number_of)  # every file looks at the names around it
 
 
 @dataclass(frozen=True)
@@ -250,6 +252,6 @@ class FollowSource(Source):
             return 0
         before, after = number_of(last), number_of(path)
         recent = [one for one in self._places[-_MANY:] if one is not None]
-        numbers = [number_of(one) for one in (*recent, *waiting[:_MANY])]
+        numbers = [_number(one) for one in (*recent, *waiting[:_MANY])]
         few = len(numbers) < _FEW and before is not None and after is not None and after - before < _FEW
         return missing_between(before, after, 1 if few else usual_step(numbers))

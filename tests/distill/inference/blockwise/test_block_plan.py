@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from distill.config import DecoderConfig
 from distill.core.errors import DistillError
 from distill.core.geometry import Box, Triple, grid, owned_boxes
 from distill.inference.blockwise.finish import _shard, part, part_count
-from distill.inference.blockwise.plan import make_plan
+from distill.inference.blockwise.plan import Plan, make_plan
 from distill.inference.decode import decoder_tiles
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 90), st.integers(1, 90))
@@ -97,6 +98,26 @@ def test_a_block_is_no_smaller_than_a_tile() -> None:
         with pytest.raises(DistillError, match=r"--block: found [\d,]+, expected at least 2,257,257, a tile"):
             make_plan((40, 1024, 1024), config, block)
     assert make_plan((40, 100, 100), config, (17, 100, 100)).grid == (3, 1, 1)
+
+
+def test_a_box_is_looked_up_without_going_through_all_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last pass does so for every shard: a plan of twice the columns must not take four times as long."""
+    plan = make_plan((9, 64, 64 + 48 * 99), DecoderConfig(block=(5, 64, 64), overlap=(1, 16, 16)), (5, 64, 64))
+    assert plan.grid == (2, 1, 100)
+    asked: list[tuple[int, int, int]] = []
+    at = Plan.at
+    monkeypatch.setattr(Plan, "at", lambda self, *place: (asked.append(place), at(self, *place))[1])
+
+    class Counted(tuple):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            raise AssertionError("went through all columns")
+
+    assert plan._ends[1][-1] == plan.shape[2]  # made once
+    object.__setattr__(plan, "columns", Counted(plan.columns))
+    block = plan.block(57)
+    asked.clear()
+    assert [one.index for one in plan.touching(block.owned)] == [57]
+    assert len(asked) == 1
 
 
 def test_cells_of_a_grid() -> None:
