@@ -27,9 +27,9 @@ from distill.config import DecoderConfig
 from distill.inference.blockwise import finish
 from distill.inference.blockwise.plan import make_plan
 from distill.inference.streaming.finish import final_ids
-from distill.inference.streaming.output.manifest import FOLDER
+from distill.inference.streaming.output.manifest import STREAM_FOLDER
 from distill.inference.streaming.sections.watch import Following, FollowSource
-from distill.inference.streaming.slabs import SlabTable, write_table
+from distill.inference.streaming.slabs import SlabTable, write_slab_table
 from distill.segmentation.agglomeration import RegionGraph
 from distill.segmentation.shared_voxels import Shares
 
@@ -73,7 +73,7 @@ def following(amount: int) -> Run:
 def merging(amount: int) -> Run:
     """Final ids from so many tables of slabs, each with 200 supervoxels and a shared section."""
     store = Path(tempfile.mkdtemp())
-    folder = store / FOLDER / "slabs"
+    folder = store / STREAM_FOLDER / "slabs"
     folder.mkdir(parents=True)
     for k in range(amount):
         ids = np.arange(1, 201, dtype=np.uint64) + np.uint64(1000 * k)
@@ -82,7 +82,7 @@ def merging(amount: int) -> Run:
         planes = [ids[np.arange(4096).reshape(64, 64) % 200]]
         joined = Shares.joined([])
         table = SlabTable(ids, np.ones(200, bool), joined, contacts, 2 * k, 2 * k + 2, planes, planes)
-        write_table(folder / f"{k:08d}.npz", table)
+        write_slab_table(folder / f"{k:08d}.npz", table)
     return lambda: final_ids(store, 2 * amount, 2, 0.5)
 
 
