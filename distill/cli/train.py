@@ -32,8 +32,9 @@ def phantom(
     """Write a synthetic EM volume with 3D neuron labels (CREMI layout)."""
     from distill.core.geometry import parse_numbers, parse_triple
     from distill.data.phantom import make_phantom
-    from distill.io.writers.cremi import write_cremi
+    from distill.io.writers.cremi import check_cremi_name, write_cremi
 
+    check_cremi_name(out)
     free_out(out, overwrite)
 
     began = time.perf_counter()

@@ -11,8 +11,8 @@ import h5py
 
 from distill.core.errors import SourceError
 from distill.core.geometry import Nanometres, Triple
-from distill.io.source import HDF5_SUFFIXES
 from distill.io.volume import LABELS_DATASET, RAW_DATASET, open_grey, open_labels
+from distill.io.writers.cremi import check_cremi_name
 from distill.io.writers.output import check_place
 from distill.io.writers.store import replacing_file, writing
 
@@ -57,10 +57,7 @@ def write_sample(out: Path, *, overwrite: bool = False) -> Sample:
         SourceError: another extension, an existing file, or a location that cannot be written; nothing is changed in
             these cases.
     """
-    if out.suffix.lower() not in HDF5_SUFFIXES:
-        raise SourceError(
-            f"{out}: found extension {out.suffix!r}, expected {' '.join(HDF5_SUFFIXES)}: the sample is an HDF5 file"
-        )
+    check_cremi_name(out)
     check_place(out)
     if os.path.lexists(out) and not overwrite:
         raise SourceError(f"{out}: exists already; expected a new path, or --overwrite")

@@ -257,7 +257,7 @@ def damage(root: Path, parts: tuple[str, ...], random: Random) -> str:
         file for file in files if file.suffix in (".json", ".jsonl") or file.name in ("info", ".zarray", ".zattrs")
     ]
     file = files[int(random.integers(len(files)))]
-    if about and random.random() < 0.6:
+    if about and random.random() < (0.6 if parts == ("*",) else 0.3):
         file = about[int(random.integers(len(about)))]
     own: Callable[[Path, Random], str] | None = {
         **dict.fromkeys((".json", ".jsonl", ""), change_json),

@@ -216,7 +216,7 @@ KINDS = (
             "section": ("section", "FILE", "--section", "1", "--out", "OUT.png"),
         },
         weak=True,
-        parts=("stream/*", "*.json", "manifest.jsonl"),
+        parts=("stream/*", "stream/*/*", "*.json", "manifest.jsonl"),
     ),
     Kind(
         "store of blocks",
@@ -230,7 +230,7 @@ KINDS = (
             "info": ("info", "FILE"),
         },
         weak=True,
-        parts=("blocks/*", "*.json"),
+        parts=("blocks/*", "blocks/*/*", "*.json"),
     ),
 )
 

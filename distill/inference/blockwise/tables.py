@@ -20,6 +20,7 @@ from distill.core.atomic import replacing
 from distill.core.errors import SourceError
 from distill.core.geometry import Box
 from distill.io.readers.array import readable
+from distill.io.readers.npy import columns
 from distill.io.writers.store import writing
 from distill.segmentation.agglomeration import RegionGraph
 from distill.segmentation.shared_voxels import Shares
@@ -177,10 +178,11 @@ def read_table(path: Path, faces: str | None = None) -> BlockTable:
     with readable(path), np.load(path, allow_pickle=False) as file:
         head = _head(file)
         names = [] if faces is None else [name for name in file.files if name.startswith(f"face_{faces}")]
+        ids, seen = columns(file, ids="iu", seen="b")
         return BlockTable(
             head.box,
-            file["ids"],
-            file["seen"],
+            ids,
+            seen,
             _evidence(file),
             head.stored,
             {name.removeprefix("face_"): file[name] for name in names},
@@ -219,8 +221,8 @@ def _arrays(found: Evidence) -> dict[str, NDArray[Any]]:
 
 def _evidence(file: Any) -> Evidence:
     return Evidence(
-        Shares(file["share_a"], file["share_b"], file["share"]),
-        RegionGraph(file["contact_u"], file["contact_v"], file["contact_total"], file["contact_count"]),
+        Shares(*columns(file, share_a="iu", share_b="iu", share="f")),
+        RegionGraph(*columns(file, contact_u="iu", contact_v="iu", contact_total="f", contact_count="iu")),
     )
 
 

@@ -26,6 +26,7 @@ from distill.inference.assembly import Piece, Slab, lay_blocks
 from distill.inference.decode import decode_slab, decoder_overlap, decoder_tiles
 from distill.inference.options import Runtime
 from distill.io.readers.array import readable
+from distill.io.readers.npy import columns
 from distill.io.writers.store import writing
 from distill.models.load import TrainedStudent
 from distill.segmentation.agglomeration import RegionGraph, contacts_across, region_graph
@@ -235,11 +236,12 @@ def read_slab_table(path: Path, *, planes: bool = True) -> SlabTable:
     with readable(path), np.load(path, allow_pickle=False) as file:
         first, last = (int(n) for n in file["planes"])
         found = [[file[key] for key in _planes(file, n)] if planes else [] for n in ("first", "last")]
+        ids, seen = columns(file, ids="iu", seen="b")
         return SlabTable(
-            file["ids"],
-            file["seen"],
-            Shares(file["share_a"], file["share_b"], file["share"]),
-            RegionGraph(file["contact_u"], file["contact_v"], file["contact_total"], file["contact_count"]),
+            ids,
+            seen,
+            Shares(*columns(file, share_a="iu", share_b="iu", share="f")),
+            RegionGraph(*columns(file, contact_u="iu", contact_v="iu", contact_total="f", contact_count="iu")),
             first,
             last,
             found[0],

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distill.core.errors import SourceError
 from distill.core.memory import check_memory
@@ -22,6 +23,30 @@ def _open_npy(path: Path, _reading: Reading) -> Iterator[Cut]:
     with readable(path):
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
         yield lambda index: np.array(mapped[index])
+
+
+def columns(file: Any, **kinds: str) -> list[NDArray[Any]]:
+    """Read the arrays of a table that an NPZ file holds.
+
+    Args:
+        file: open NPZ file.
+        kinds: allowed NumPy kinds of the type by name of the array.
+
+    Returns:
+        The arrays in the order of the names.
+
+    Raises:
+        ValueError: an array is no column of such a type, or they differ in length.
+    """
+    found = [file[name] for name in kinds]
+    for name, column in zip(kinds, found, strict=True):
+        if column.ndim != 1 or column.dtype.kind not in kinds[name]:
+            raise ValueError(f"its table holds {name} of shape {column.shape} and type {column.dtype.name}")
+        if len(column) != len(found[0]):
+            raise ValueError(f"its table holds {len(found[0])} of {next(iter(kinds))} and {len(column)} of {name}")
+        if column.dtype.kind == "f" and not np.isfinite(column).all():
+            raise ValueError(f"its table holds {name} that are no numbers")
+    return found
 
 
 def load_npy(path: Path, dataset: str | None) -> StoredArray:

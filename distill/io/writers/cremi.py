@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distill.core.errors import ShapeError
+from distill.core.errors import ShapeError, SourceError
 from distill.core.geometry import Nanometres
+from distill.io.source import HDF5_SUFFIXES
 from distill.io.volume import (
     LABELS_DATASET,
     RAW_DATASET,
@@ -21,6 +22,18 @@ from distill.io.volume import (
 )
 from distill.io.writers.hdf5_file import written_hdf5
 from distill.io.writers.store import replacing_file, writing
+
+
+def check_cremi_name(path: Path) -> None:
+    """Check that a file will be taken for HDF5 by its name.
+
+    Raises:
+        SourceError: it has another extension.
+    """
+    if path.suffix.lower() not in HDF5_SUFFIXES:
+        raise SourceError(
+            f"{path}: found extension {path.suffix!r}, expected {' '.join(HDF5_SUFFIXES)}: it will be an HDF5 file"
+        )
 
 
 def write_cremi(

@@ -253,6 +253,16 @@ def test_a_store_remembers_its_resolution(cli: Cli, tmp_path: Path) -> None:
     assert share_without_id(f"{out}:segmentation") == np.mean(open_volume(f"{out}:segmentation").read() == 0)
 
 
+@pytest.mark.parametrize("words", ["phantom OUT --shape 2,32,32", "sample OUT"])
+def test_a_file_that_could_not_be_opened_is_not_written(cli: Cli, tmp_path: Path, words: str) -> None:
+    """HDF5 is opened by its extension."""
+    for name in ("a.tif", "a", "a.zarr"):
+        said = cli(*(str(tmp_path / name) if word == "OUT" else word for word in words.split()))
+        assert said.code == 2
+        assert f"{name}: found extension" in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
 WRITERS = {
     "phantom OUT --shape 2,32,32": "x.h5",
     "sample OUT": "x.h5",

@@ -100,7 +100,9 @@ def read_lines(path: Path) -> list[Line]:
     for raw in text.splitlines(keepends=True):
         try:
             line = Line(**json.loads(raw))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
+            break
+        if not isinstance(line.section, int) or not all(isinstance(one, str) for one in (line.source, line.checksum)):
             break
         if not raw.endswith(b"\n") or (found and line.section != found[-1].section + 1):
             break
