@@ -128,6 +128,22 @@ def test_a_resume_and_a_range_say_what_an_unbroken_stream_says(
     assert verdicts(start)[2 * PAST :] == verdicts(0)[start + 2 * PAST :]
 
 
+@given(kinds=st.lists(st.integers(0, len(MADE) - 1), min_size=1, max_size=24), seed=st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_no_verdict_by_comparison_with_fewer_than_three_sections(kinds: list[int], seed: int) -> None:
+    """Sections that cannot be read, or show nothing, are none to compare with."""
+    rng, sections = np.random.default_rng(seed), []
+    for kind in kinds:
+        drawn = gaussian_filter(rng.standard_normal((48, 48)), 1.5)
+        sections.append(MADE[kind](np.clip(120 + 30 * drawn / drawn.std(), 1, 254).astype(np.uint8)))
+    inspector = Inspector()
+    flaws = [inspector.look(s, None if s is not None else Flaw("corrupt", "")) for s in sections]
+    for z, flaw in enumerate(flaws):
+        if flaw is not None and flaw.kind in ("saturated", "contrast", "position"):
+            shown = [one for one in flaws[max(0, z - PAST) : z] if one is None or one.kind not in ("corrupt", "blank")]
+            assert len(shown) >= 3, (z, flaw)
+
+
 def test_padding_is_no_flaw_however_a_stream_begins() -> None:
     rng = np.random.default_rng(1)
     fields = [gaussian_filter(rng.standard_normal((96, 96)), 2) for _ in range(30)]

@@ -267,6 +267,28 @@ def test_killed_at_any_operation_with_any_threshold_it_ends_as_an_unbroken_strea
     assert sorted(path.name for path in tmp_path.iterdir()) == ["killed.zarr", "whole.zarr"]
 
 
+@pytest.mark.slow
+def test_the_last_pass_killed_at_every_operation_with_another_threshold(
+    whole: Path, tmp_path: Path, files_of: Files
+) -> None:
+    """Whatever is left of it, the next pass gives what it would have given without it."""
+    wanted = {}
+    for merge in (0.9, 0.2):
+        finish(whole, merge)
+        wanted[merge] = files_of(whole)
+    assert wanted[0.2] != wanted[0.9]
+    with killed_at(-1) as counted:
+        finish(whole, 0.9)
+    assert counted.count > 10
+    for at in range(counted.count):
+        killed, last = ((0.2, 0.9), (0.9, 0.2), (0.9, 0.9))[at % 3]
+        with killed_at(at), pytest.raises(Killed):
+            finish(whole, killed)
+        finish(whole, last)
+        assert files_of(whole) == wanted[last], at
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.zarr"]
+
+
 def test_ids_that_would_run_out_are_told_of_before_the_first_section(
     go: Go, sections: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
