@@ -21,10 +21,9 @@ from pydantic import (
     model_validator,
 )
 
-from distill.core.geometry import Box, Triple
+from distill.core.geometry import Box, Span, Triple
 from distill.core.normalisation import Normalisation, Normaliser
 
-Span = tuple[int, int]
 PartExtent = Span | tuple[Span, Span, Span]  # sections, or a box z, y, x; ends excluded
 PartName = Literal["train", "validation", "test"]
 _SHORT = {"raw", "labels", "resolution", "every", "train", "validation", "test"}  # keys of the short form

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable
 
+Note = Callable[[str], None]  # called with lines for the user
+
 LOGGER = logging.getLogger("distill.input")
 LOGGER.addHandler(logging.NullHandler())
 LOGGER.setLevel(logging.INFO)

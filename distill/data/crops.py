@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from distill.data.augmentation.augment import AugmentationPlan, apply, draw_plan
 from distill.data.crop_source import ArraySource, CropSource, section_corrections
 
 Batch = tuple[Tensor, Tensor]
-T = TypeVar("T")
 
 _DRAWS, _LEAST_KNOWN = 16, 0.01  # positions tried for a crop, and the minimum fraction of known voxels
 

@@ -24,9 +24,9 @@ from typing import IO, Any
 
 from distill.core.atomic import flush, replacing
 from distill.core.errors import SourceError
+from distill.core.notes import Note
 
 OnBytes = Callable[[int, int | None], None]
-Note = Callable[[str], None]
 
 _BLOCK = 2**18
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)  # status codes that may be temporary

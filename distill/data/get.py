@@ -8,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.errors import DistillError, ShapeError, SourceError
+from distill.core.notes import Note
 from distill.data.catalogue import CatalogueVolume, PublicData
-from distill.data.download import fetch, verify
+from distill.data.download import OnBytes, fetch, verify
 from distill.io.readers.array import readable
 from distill.io.volume import Volume, open_grey, open_labels
 from distill.io.writers.cremi import write_cremi
 from distill.io.writers.store import writing
 
 RAW, LABELS = "volumes/raw", "volumes/labels/neuron_ids"
-OnBytes = Callable[[int, int | None], None]
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)

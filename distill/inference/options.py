@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from distill.core.hardware import AUTO, FULL, MIXED, Chosen, check_precision, choose
+from distill.core.notes import Note
 from distill.inference.grey_values import AS_RECORDED, GreyValues
 from distill.models.load import pick_device
 from students.backends.choose import settled
@@ -16,8 +17,6 @@ from students.backends.choose import settled
 FLOOD_THRESHOLD = 0.3  # mean affinity of a contact; see docs/sweep.md for what it was chosen on
 WATERZ_THRESHOLD = 0.5  # Liu et al., CVPR 2024
 MUTEX_BIAS = 0.5  # affinity above which an edge attracts
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,12 @@ import numpy as np
 
 from distill.config import Pair, StudentNetwork, checked_pair, with_overrides
 from distill.core.errors import CheckpointError, ConfigError, DistillError, ShapeError
-from distill.core.geometry import Nanometres, Triple
+from distill.core.geometry import Nanometres, Span, Triple
 from distill.core.notes import note
 from distill.io.selection import Selection
 from distill.io.volume import Volume, check_pair, every_section, open_grey, open_labels, voxel_shift
 from distill.models.checkpoint import Weights, read_weights
 from distill.models.load import find_weights
-
-Span = tuple[int, int]  # sections, the last one excluded
 
 FEWEST = 4  # labelled sections of which some are set aside for validation
 _ASIDE = 5  # one of so many is

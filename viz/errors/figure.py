@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from distill.core.geometry import Box
 from distill.core.labels import Integers
 from distill.evaluation.metrics import ObjectError
 from distill.evaluation.partners import MERGE, SPLIT, Partners, error_codes
+from distill.evaluation.worst_objects.locate import ErrorKind
 from viz.style import STYLE, image_grid, label_colours, overlay, save_figure, scale_bar, show
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Image = npt.NDArray[np.uint8]
-ErrorKind = Literal["split", "merge"]
 
 COLOUR_OF = {SPLIT: "#56B4E9", MERGE: "#D55E00", SPLIT | MERGE: "#000000"}  # Okabe and Ito, 2008; light, mid, black
 BADGE = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "black", "linewidth": 0.4}  # of a number

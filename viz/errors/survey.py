@@ -25,8 +25,9 @@ from distill.evaluation.contingency import Contingency, Scores
 from distill.evaluation.metrics import ObjectError, worst_objects
 from distill.evaluation.partners import MERGE, SPLIT, Partners, error_codes, largest_wrong_pieces, main_partners
 from distill.evaluation.segmentation import position_in_truth
+from distill.evaluation.worst_objects.locate import ErrorKind
 from distill.io.volume import Volume, open_grey, open_labels
-from viz.errors.figure import ErrorKind, WrongObject, errors_figure
+from viz.errors.figure import WrongObject, errors_figure
 from viz.style import check_figure
 
 _EVERY = 2**31  # more than the number of objects

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from distill.core.atomic import write_text
 from distill.core.errors import DistillError, SourceError
 from distill.core.geometry import Box
+from distill.core.notes import Note
 from distill.core.version import VERSION
 from distill.evaluation.contingency import Scores
 from distill.evaluation.segmentation import evaluate
@@ -39,8 +40,6 @@ LAST_VALIDATION = "last_validation.zarr"
 _SECTION = "first_section"  # attribute: number in the volume that the array was cut from
 _WORST = 3  # objects of each kind that are shown for a segmentation
 logger = logging.getLogger(__name__)
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from distill.core.errors import DistillError
+from distill.core.notes import Note
 from distill.inference.blockwise.worker import TaskReport
 from distill.io.readers.array import reason
 
 OnDone = Callable[[TaskReport], None]
-Note = Callable[[str], None]
 
 _MOST_FAILED = 10  # failed tasks after which the cause is not a single block
 _LOOK = 1.0  # seconds between checks of the scheduler

@@ -25,6 +25,7 @@ from distill.core.claim import claim
 from distill.core.errors import CheckpointError, DistillError, SourceError
 from distill.core.geometry import Triple
 from distill.core.hardware import check_precision
+from distill.core.notes import Note
 from distill.core.pace import rate
 from distill.core.timing import StageTimer
 from distill.core.version import VERSION
@@ -47,7 +48,7 @@ from distill.inference.blockwise.tables import FOLDER, pair_is_of, pair_path
 from distill.inference.blockwise.worker import TaskReport, Work, gather_group, solve_block, solve_pair
 from distill.inference.decode import by_method
 from distill.inference.grey_values import check_grey, normaliser_of
-from distill.inference.options import SILENT, Callbacks, Note, Options, Start, start, threshold_of
+from distill.inference.options import SILENT, Callbacks, Options, Start, start, threshold_of
 from distill.inference.rescaling.voxel_size import grid_for, record_of
 from distill.inference.settings import read_settings
 from distill.inference.streaming.output.store import ome

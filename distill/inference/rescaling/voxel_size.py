@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distill.core.errors import DistillError
 from distill.core.geometry import Nanometres
+from distill.core.notes import Note
 from distill.inference.rescaling.results import Rescaling, rescaling_of
 from distill.inference.rescaling.sections import resampled
 from distill.io.volume import Volume
@@ -15,8 +16,6 @@ from distill.models.load import TrainedStudent, TrainedTeacher
 
 PIXEL = 0.1  # relative difference in y or x above which a message is printed
 THICKNESS = 0.25  # the same for section thickness
-
-Note = Callable[[str], None]
 
 
 def trained_resolution(notes: Mapping[str, Any]) -> Nanometres | None:

@@ -140,7 +140,7 @@ class _Stream:
         reach = work.runner.reach
         self._replayed = (LONGEST_BRIDGE + 1) * (reach + 1)
         self._judged: deque[_Judged] = deque()  # positions with pending results
-        work.runner.timed = stages.timed
+        work.runner.time_stages(stages.timed)
         self._chain = Chain(work.runner, in_pieces=work.in_pieces)
 
     def run(self) -> int | None:

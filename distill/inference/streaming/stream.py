@@ -13,12 +13,13 @@ from typing import Any
 from distill.core.claim import claim
 from distill.core.errors import DistillError, SourceError
 from distill.core.hardware import check_precision
+from distill.core.notes import Note
 from distill.core.pace import rate
 from distill.core.timing import StageTimer
 from distill.inference.aside import forget_replaced, take_back
 from distill.inference.decode import by_method
 from distill.inference.grey_values import check_grey, normaliser_of
-from distill.inference.options import SILENT, Callbacks, Note, Options, Runtime, start
+from distill.inference.options import SILENT, Callbacks, Options, Runtime, start
 from distill.inference.rescaling.results import Rescaling
 from distill.inference.rescaling.results import check_offsets as check_carried
 from distill.inference.rescaling.voxel_size import grid_for, record_of

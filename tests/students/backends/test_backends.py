@@ -195,9 +195,9 @@ def test_a_step_has_one_size_however_many_sections_come(
 
 
 def test_large_sections_make_small_steps(student: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = runner(student("cad"), "eager")
-    monkeypatch.setattr(stream, "batch", 8)
-    assert [stream._step((side, side)) for side in (64, 1024, 2048, 4096, 40000)] == [8, 8, 2, 1, 1]
+    mode = runner(student("cad"), "eager")._mode
+    monkeypatch.setattr(mode, "_batch", 8)
+    assert [mode._step((side, side)) for side in (64, 1024, 2048, 4096, 40000)] == [8, 8, 2, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["cad", "tu-resnet10t", "resnet18", "tu-regnetx_002"])
@@ -383,7 +383,7 @@ def test_a_gpu_gives_what_a_cpu_gives_however_the_stream_is_cut(student: Build, 
     cuda, given = torch.device("cuda"), sections(19)
     network = student("cad")
     whole, cut = (runner(network, backend, precision, cuda) for _ in range(2))
-    assert isinstance(whole._backend, TorchBackend)
+    assert isinstance(whole._steps.backend, TorchBackend)
     assert whole.batch == 8
     wanted = whole.push(given)
     same([out for a, b in ((0, 1), (1, 9), (9, 14), (14, 19)) for out in cut.push(given[a:b])], wanted)

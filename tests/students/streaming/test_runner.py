@@ -273,7 +273,7 @@ def test_the_stream_keeps_no_more_sections_than_its_offsets_need() -> None:
         stream = runner(student, None, offsets=(*NEAREST, *further))
         for section in volume(6, 8, 8):
             one(stream, section)
-        assert len(stream._earlier) == kept
+        assert len(stream._mode._earlier) == kept
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_tiles_of_the_published_network_need_the_whole_sections_coordinates(chec
     network.eval()
     given = sections(2, 20, 501)
     whole, tiled, astray = runner(network, None), runner(network, 64), runner(network, 64)
-    astray._levels = 0
+    astray._steps.levels = 0
     wanted = whole.push(given)[1]
     agree(tiled.push(given)[1], wanted)
     found = astray.push(given)[1].embedding
