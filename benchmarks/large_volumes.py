@@ -100,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--crop", type=int, nargs=3, default=[6, 128, 128])
     parser.add_argument("--width", type=int, default=8, help="of the student, kind cad")
+    parser.add_argument("--normalisation", default="mean-std", help="of grey values, by the statistics of sections")
     parser.add_argument("--windows", type=int, default=5, help="groups of steps that memory is listed for")
     parser.add_argument("--out", type=Path)
     return parser
@@ -220,7 +221,7 @@ def _student(entries: list[dict[str, Any]], options: argparse.Namespace) -> dict
         "kind": "cad",
         "width": options.width,
         "loss": {"cross": 0.0, "graft": 0.0},
-        "data": {"volumes": entries, "memory": 0, "normalisation": "none"},  # no statistics before the first step
+        "data": {"volumes": entries, "memory": 0, "normalisation": options.normalisation},
         "training": {
             "steps": options.steps,
             "crop": options.crop,
