@@ -34,9 +34,9 @@ class GrowingRule:
         large: size at which a tree without a seed becomes one at any affinity, for networks that are never sure.
     """
 
-    thresholds: tuple[float, float, float] = (0.99, 0.995, 0.995)
-    late: float = 0.9
-    min_voxels: int = 40
+    thresholds: tuple[float, float, float] = (0.995, 0.998, 0.998)
+    late: float = 0.95
+    min_voxels: int = 100
     large: int = 1000
 
 
