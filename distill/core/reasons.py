@@ -30,6 +30,17 @@ _SHORT = re.compile(r"(\d+) requested and (\d+) written")  # by NumPy
 _MEMBER = re.compile(r'Error parsing object member "([^"]*)": |Error parsing value at position (\d+): ')
 _PREFIX = re.compile(r'(?:[A-Z_]+: )?(?:Error opening "[^"]*" driver: |Error reading [^:]*"[^"]*": )*')
 _LONG = 60  # characters
+_STATUS = re.compile(
+    r"([A-Z_]{5,}): Unknown\b(?:.*http_response_code='(\d+)')?", re.DOTALL
+)  # of a server, by tensorstore
+_STATES = {
+    "PERMISSION_DENIED": "access denied",
+    "UNAUTHENTICATED": "access denied without credentials",
+    "NOT_FOUND": "not found",
+    "UNAVAILABLE": "the server is not available",
+    "DEADLINE_EXCEEDED": "the server did not answer in time",
+    "RESOURCE_EXHAUSTED": "the server refuses more requests",
+}
 _UNKNOWN = "damaged, or of a form that is not known"
 _OTHERS = (  # messages of libraries, and what they mean
     (r"^(?:[A-Z_]{5,}: )?Error reading (?:local file )?\"([^\"]*)\": ", r"\1: "),
@@ -67,6 +78,9 @@ def reason(error: BaseException) -> str:
         return f"{int(short[2]):,} of {int(short[1]):,} numbers fitted: the disk is full, or a limit is reached"
     if (refused := _REFUSED.search(text)) is not None:
         return os.strerror(int(refused[1]))
+    if (status := _STATUS.match(text)) is not None:
+        state = _STATES.get(status[1], "the server refused")
+        return f"{state} (HTTP {status[2]})" if status[2] else state
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return str(error.strerror)
     if isinstance(error, KeyError):

@@ -34,6 +34,8 @@ def raised(code: str) -> Exception:
         (raised("int('x')"), "damaged, or of a form that is not known"),
         (raised("1 // 0"), "damaged, or of a form that is not known"),
         (raised("import zlib; zlib.decompress(b'x')"), "its packed data are damaged"),
+        (ValueError("PERMISSION_DENIED: Unknown [http_response_code='403']"), "access denied (HTTP 403)"),
+        (ValueError("DATA_LOSS: Unknown"), "the server refused"),
         (MemoryError(), "it takes more memory than is free"),
         (OSError(errno.EISDIR, os.strerror(errno.EISDIR), "a.yaml"), "Is a directory"),
         (OSError("40000 requested and 19632 written"), "the disk is full"),

@@ -300,7 +300,7 @@ def test_every_size_of_a_border_tile_is_compiled(student: Build, monkeypatch: py
 def test_the_halves_of_a_student_are_one_graph_each(student: Build) -> None:
     """Their results are dataclasses, which compiled functions must be able to return."""
     counter = torch._dynamo.testing.CompileCounter()
-    network = student("cad").train()
+    network = copy.deepcopy(student("cad")).train()
     encode, decode = (torch.compile(half, dynamic=False, backend=counter) for half in (network.encode, network.decode))
     maps, first = encode(torch.rand(3, 1, 32, 32)), torch.tensor([0, 1])
     pair = decode(maps.rows(first), maps.rows(first + 1))

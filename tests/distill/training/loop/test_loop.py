@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from distill.config import AugmentConfig, TrainingConfig
 from distill.core.errors import CheckpointError, DistillError
 from distill.core.signals import TOGETHER, Requests
-from distill.data import crops as sampling
+from distill.data import loading as sampling
 from distill.data.crops import Crops
 from distill.training.loop.loop import (
     Interrupted,
