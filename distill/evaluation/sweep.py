@@ -36,7 +36,7 @@ from distill.inference.streaming.finish import final_ids
 from distill.inference.streaming.output.manifest import all_lines, is_stream, method_of, read_job
 from distill.inference.thresholds import ChosenThreshold, Provenance, edge_of, write_thresholds
 from distill.io.volume import Volume, open_grey, open_labels, open_volume, voxel_shift
-from distill.io.writers.output import check_place
+from distill.io.writers.output import check_folder
 from distill.io.writers.store import writing
 from distill.models.load import load_student
 from distill.segmentation.agglomeration import merged_above, waterz
@@ -173,7 +173,7 @@ def sweep(
     Raises:
         DistillError: a method that cannot run here, or a source that does not fit.
     """
-    check_place(out)
+    check_folder(out)
     given = read_inputs(affinity, labels)
     prepare: dict[Method, Callable[[], Callable[[Sequence[float]], dict[float, Labels]]]] = {
         "query": lambda: _query(given, affinity, network, note),

@@ -21,7 +21,7 @@ from distill.core.version import VERSION
 from distill.data.phantom import make_phantom
 from distill.io.volume import open_grey
 from distill.io.writers.ours import check_only
-from distill.io.writers.output import check_place
+from distill.io.writers.output import check_folder
 from distill.models.load import load_student
 from students.backends.export import EXPORT_FORMATS, Difference, compare, functions, write
 
@@ -57,7 +57,7 @@ def export(model: str, form: str, out: Path, sample: str | None, *, overwrite: b
     if form not in EXPORT_FORMATS:
         raise DistillError(f"--format: found {form!r}, expected {', '.join(EXPORT_FORMATS)}")
     chosen = cast(ExportFormat, form)
-    check_place(out)
+    check_folder(out)
     if os.path.lexists(out):
         if not overwrite:
             raise DistillError(f"{out}: exists already; expected a new path, or --overwrite")

@@ -23,7 +23,7 @@ from distill.core.hardware import FULL
 from distill.inference.in_memory import student_affinity, teacher_volume
 from distill.inference.options import Runtime
 from distill.io.volume import every_section, open_grey
-from distill.io.writers.output import check_place
+from distill.io.writers.output import check_folder
 from distill.models.checkpoint import Weights, read_weights, write_tensors
 from distill.models.header import NetworkKind
 from distill.models.load import find_weights, load_student, load_teacher
@@ -73,7 +73,7 @@ def bundle(
         DistillError: there is no student, weights exceed the range of half precision, outputs differ too much, or the
             bundle is too large; no files are left in these cases.
     """
-    check_place(out)
+    check_folder(out)
     if out.exists():
         raise SourceError(f"{out}: exists, expected a new folder")
     text = _read(about) if about is not None else ""

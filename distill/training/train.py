@@ -24,6 +24,7 @@ from distill.core.version import VERSION
 from distill.data.crops import Items
 from distill.data.loading import batches
 from distill.inference.options import Runtime
+from distill.io.writers.output import check_folder
 from distill.models.checkpoint import save_weights
 from distill.models.load import find_weights, pick_device, student_metadata, teacher_metadata
 from distill.training.data import LabelledPart, TrainingParts, check_normalisation, open_parts, training_crops
@@ -108,6 +109,7 @@ def train(
     Raises:
         DistillError: bad input, or another process trains into the folder; nothing has been written then.
     """
+    check_folder(out)
     with claim(out) if from_environment().first else nullcontext():
         return _train(config, out, resume=resume, device=device, progress=progress, command=command, now=now)
 

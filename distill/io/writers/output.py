@@ -79,6 +79,19 @@ def replaced(out: Path) -> Path:
     return out.with_name(out.name + ".replaced")
 
 
+def check_folder(out: Path) -> None:
+    """Check that a folder can be made at `out`, and that its name does not promise a file.
+
+    Raises:
+        SourceError: see `check_place`, or the name has the extension of a file format.
+    """
+    check_place(out)
+    if (form := other_format(out)) is not None or out.suffix == ".safetensors":
+        raise SourceError(
+            f"{out}: found the extension of {form or 'weights'}, expected a folder such as {out.with_suffix('').name}"
+        )
+
+
 def check_place(out: Path) -> None:
     """Check that `out` can be written.
 

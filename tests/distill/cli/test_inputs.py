@@ -217,6 +217,28 @@ def test_a_store_is_not_named_after_another_format(cli: Cli, tmp_path: Path, com
     assert {one.name for one in tmp_path.iterdir()} == {"a.h5"}
 
 
+@pytest.mark.parametrize("name", ["x.h5", "x.tif", "x.safetensors"])
+def test_a_folder_is_not_named_as_a_file(cli: Cli, tmp_path: Path, name: str) -> None:
+    pair = Path(__file__).parents[3] / "configs" / "phantom_cpu"
+    path = hdf5(tmp_path / "a.h5", "volumes/raw", RAW)
+    for words in (
+        (
+            "train",
+            pair / "teacher.yaml",
+            pair / "student.yaml",
+            f"student.data.raw={path}",
+            f"student.data.labels={path}",
+        ),
+        ("export", "ac4"),
+        ("bundle", "ac4"),
+    ):
+        said = cli(*words, "--out", tmp_path / name)
+        assert said.code == 2, words
+        assert f"{name}: found the extension of" in said.err, said.err
+        assert "expected a folder such as x" in said.err
+    assert {one.name for one in tmp_path.iterdir()} == {"a.h5"}
+
+
 def test_a_stream_that_reads_no_section_fails(cli: Cli, tmp_path: Path) -> None:
     """With any policy for bad sections: a result that nothing went into is none."""
     (tmp_path / "bad").mkdir()
