@@ -30,10 +30,8 @@ _SHORT = re.compile(r"(\d+) requested and (\d+) written")  # by NumPy
 _MEMBER = re.compile(r'Error parsing object member "([^"]*)": |Error parsing value at position (\d+): ')
 _PREFIX = re.compile(r'(?:[A-Z_]+: )?(?:Error opening "[^"]*" driver: |Error reading [^:]*"[^"]*": )*')
 _LONG = 60  # characters
-_STATUS = re.compile(
-    r"([A-Z_]{5,}): Unknown\b(?:.*http_response_code='(\d+)')?", re.DOTALL
-)  # of a server, by tensorstore
-_STATES = {
+_STATUS = re.compile(r"([A-Z_]{5,}): Unknown\b(?:.*http_response_code='(\d+)')?", re.DOTALL)
+_STATES = {  # of a server, by tensorstore
     "PERMISSION_DENIED": "access denied",
     "UNAUTHENTICATED": "access denied without credentials",
     "NOT_FOUND": "not found",
