@@ -5,8 +5,8 @@
 
 Each point is `distill finetune` on the first 2, 5, 10 or 20 sections, those that it sets aside for validation among
 them, then `distill segment` and `distill evaluate` (preset skimage) on sections that it never saw. `medulla` is every
-fourth section of the medulla volume; `cortex` is AC4 from row and column 512 (the student `ac4` learnt on the other
-corner) at another contrast: grey values to the power of 1.6, then times 0.7. The points from nothing have the network
+fourth section of the medulla volume; `cortex` is AC4 from row and column 512 (the student `ac4` learnt sections 0-59 as
+recorded) at another contrast: grey values to the power of 1.6, then times 0.7. The points from nothing have the network
 of the model and random weights. FOLDER keeps what is done point by point: the same command continues where it stopped.
 """
 
