@@ -212,7 +212,13 @@ def solve_pair(work: Work, number: int, axis: int, first: int, second: int) -> T
         for index, side in ((first, "high"), (second, "low")):
             table = read_table(table_path(Path(work.store), index), f"{'zyx'[axis]}_{side}")
             sides.append((work.plan.block(index), table))
-        found = compare_blocks(work.plan, axis, sides[0], sides[1], work.method)
+        try:
+            found = compare_blocks(work.plan, axis, sides[0], sides[1], work.method)
+        except KeyError as error:
+            raise SourceError(
+                f"{work.store}: the tables of blocks {first} and {second} have no {error}, as written by an earlier "
+                "version; expected tables of this one: start again with --overwrite"
+            ) from None
         of = sides[0][1].generation, sides[1][1].generation
         write_evidence(pair_path(Path(work.store), axis, first, second), found, of)
     return task_report(number, timer)

@@ -162,6 +162,15 @@ def test_broken_off_anywhere_it_goes_on_to_the_same_bytes(
     assert [path.name for path in out.parent.iterdir()] == ["out.zarr"]
 
 
+def test_tables_of_an_earlier_version_are_refused(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = work_module.write_table
+    monkeypatch.setattr(work_module, "write_table", lambda path, table: write(path, replace(table, faces={})))
+    with pytest.raises(DistillError, match=r"tables of blocks 0 and \d+ have no 'z_high_.*--overwrite"):
+        setting.run(tmp_path / "out.zarr", retries=0)
+
+
 def test_nothing_done_leaves_nothing_and_what_was_there_comes_back(setting: Setting, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out.zarr"
     setting.run(out)
