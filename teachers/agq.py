@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from distill.decoder.decoder import DecoderInput
 from distill.decoder.layers import Conv, ConvStack, coordinates, resize
+from teachers.backbones.unet3d import ResidualUNet3d, conv_block
 from teachers.teacher import Teacher, TeacherOutput
-from teachers.unet3d import ResidualUNet3d, conv_block
 
 
 class AGQTeacher(Teacher):

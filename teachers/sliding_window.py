@@ -143,10 +143,11 @@ def head_embedding(output: TeacherOutput) -> Tensor:
 
 
 def block_affinity(output: TeacherOutput, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Return full-resolution affinities (3, D, H, W) of one block, of the embedding head or else of the affinity
-    branch,
-    upsampled.
+    """Return full-resolution affinities (3, D, H, W) of one block: of the affinity head, else of the embedding, else of
+    the affinity branch, upsampled.
     """
+    if output.affinity_logits is not None:
+        return output.affinity_logits[0].float().sigmoid().cpu().numpy()
     if output.embedding is not None:
         return embedding_affinity(output.embedding.float(), NEAREST)[0].cpu().numpy()
     half: Tensor = output.decoder_input.affinity_logits[0].float().sigmoid()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.core.geometry import Triple
-from teachers.monai_parts import monai_parts
+from teachers.backbones.monai_parts import monai_parts
 from teachers.teacher import EmbeddingHead, Teacher, TeacherOutput, extended
 
 _STRIDE = (1, 2, 2)

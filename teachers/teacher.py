@@ -1,4 +1,4 @@
-"""Interface of all 3D teachers, and the output head of embedding networks.
+"""Interface of all 3D teachers, and the output heads of embedding and of affinity networks.
 
 Legend: B batch, C channels, E embedding channels, D H W = z y x, h w = half resolution, rounded up.
 """
@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.core.affinity import embedding_affinity, half_resolution
+from distill.core.affinity import affinity_targets, embedding_affinity, half_resolution
 from distill.core.geometry import Triple
 from distill.decoder.decoder import DecoderInput
 from distill.decoder.layers import Conv
-from teachers.unet3d import conv_block
+from teachers.backbones.unet3d import conv_block
 
 _CERTAIN = 1e-3
 
@@ -28,6 +28,8 @@ class TeacherOutput:
     decoder_input: DecoderInput
     embedding: Tensor | None  # (B, E, D, H, W), not normalised; None without the head
     levels: list[Tensor]  # the network's decoder maps from P0 (finest, full resolution) on
+    affinity_logits: Tensor | None = None  # (B, 3, D, H, W) of a head at full resolution; None: the embedding's cosines
+    extra: tuple[Tensor, ...] = ()  # outputs for the kind's own loss (`distill.training.objective.own_terms`)
 
 
 class Teacher(nn.Module, ABC):
@@ -71,10 +73,57 @@ class EmbeddingHead(nn.Module):
         """
         finest = levels[0]
         embedding = self.embed(finest)
-        affinity = half_resolution(embedding_affinity(embedding.float()))
-        logits = torch.logit(affinity.clamp(_CERTAIN, 1 - _CERTAIN))
+        logits = half_logits(embedding_affinity(embedding.float()))
         features = self.project(half_resolution(finest))
         return TeacherOutput(DecoderInput(features, logits), embedding, levels)
+
+
+class AffinityHead(nn.Module):
+    """Output head that computes affinities at full resolution, decoder input and, optionally, an embedding."""
+
+    def __init__(self, channels: int, *, embedding: int, fused: int) -> None:
+        """Build the head.
+
+        Args:
+            channels: of the finest map.
+            embedding: channels of the added embedding for grafting and figures; 0 = none.
+            fused: channels passed to the decoder, a multiple of 8.
+        """
+        super().__init__()
+        self.affinity = Conv(channels, 3, (1, 1, 1), bias=True)
+        self.embed = Conv(channels, embedding, (1, 1, 1), bias=True) if embedding else None
+        self.project = conv_block(channels, fused, (1, 1, 1))
+
+    def forward(self, levels: list[Tensor]) -> TeacherOutput:
+        """Compute the output for a block.
+
+        Args:
+            levels: decoder maps, the first (B, C, D, H, W) at the block's own size.
+
+        Returns:
+            The decoder's logits are those of `half_logits`.
+        """
+        finest = levels[0]
+        logits = self.affinity(finest)
+        embedding = self.embed(finest) if self.embed is not None else None
+        given = DecoderInput(self.project(half_resolution(finest)), half_logits(inside(logits.float().sigmoid())))
+        return TeacherOutput(given, embedding, levels, logits)
+
+
+def half_logits(affinity: Tensor) -> Tensor:
+    """Average affinities (B, 3, D, H, W) to half resolution and return their logits, clipped at 1e-3 from certainty."""
+    return certain_logits(half_resolution(affinity))
+
+
+def certain_logits(affinity: Tensor) -> Tensor:
+    """Return the logits of affinities, clipped at 1e-3 from certainty."""
+    return torch.logit(affinity.clamp(_CERTAIN, 1 - _CERTAIN))
+
+
+def inside(affinity: Tensor) -> Tensor:
+    """Set edges that leave the block to 0, as in the targets of the affinity loss, (B, 3, D, H, W)."""
+    exists = affinity_targets(torch.zeros(affinity.shape[-3:], dtype=torch.int64, device=affinity.device)).valid
+    return affinity * exists
 
 
 def extended(volume: Tensor, step: Triple, least: Triple = (1, 1, 1)) -> Tensor:

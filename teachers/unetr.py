@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.core.geometry import Triple
-from teachers.monai_parts import MonaiParts, monai_parts
+from teachers.backbones.monai_parts import MonaiParts, monai_parts
 from teachers.teacher import EmbeddingHead, Teacher, TeacherOutput, extended
 
 _PATCH = 16

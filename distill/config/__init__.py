@@ -8,12 +8,11 @@ from distill.config.networks import (
     QueryLoss,
     SeedConfig,
     StudentNetwork,
-    SwinUNETRConfig,
     TeacherConfig,
     TeacherLoss,
-    UNETRConfig,
 )
 from distill.config.pair import Pair, StudentConfig
+from distill.config.teacher_kinds import LSDConfig, MLDEConfig, PEAConfig, SwinUNETRConfig, UNETRConfig
 from distill.config.training import AUGMENTATIONS, AugmentConfig, DistillLoss, TrainingConfig
 
 __all__ = [
@@ -23,7 +22,10 @@ __all__ = [
     "DataConfig",
     "DecoderConfig",
     "DistillLoss",
+    "LSDConfig",
     "LabelledVolume",
+    "MLDEConfig",
+    "PEAConfig",
     "Pair",
     "QueryLoss",
     "SeedConfig",

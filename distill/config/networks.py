@@ -15,6 +15,19 @@ from pydantic import (
 )
 
 from distill.config.data import Strict
+from distill.config.teacher_kinds import (
+    EMBEDDINGS_ONLY,
+    ONLY_WITH,
+    OWN_HEAD,
+    OWN_LOSS,
+    PUBLISHED,
+    LSDConfig,
+    MLDEConfig,
+    PEAConfig,
+    SwinUNETRConfig,
+    TeacherKind,
+    UNETRConfig,
+)
 
 
 class SeedConfig(Strict):
@@ -110,8 +123,9 @@ PUBLISHED_DECODER: dict[str, Any] = {
 class TeacherLoss(Strict):
     """Weights of the teacher's own loss terms; 0 disables a term."""
 
-    multi_offset: float = Field(1.0, ge=0)
-    affinity: float = Field(1.0, ge=0)
+    multi_offset: float = Field(1.0, ge=0)  # 0 with `ml-de`
+    affinity: float = Field(1.0, ge=0)  # 0 with `pea`, `mala` and `ml-de`
+    own: float = Field(1.0, ge=0)  # the kind's own loss: `pea`, `mala`, `lsd` and `ml-de`
 
 
 class QueryLoss(Strict):
@@ -130,60 +144,6 @@ class QueryLoss(Strict):
     every: int = Field(1, ge=1)  # steps between query losses
 
 
-class UNETRConfig(Strict):
-    """The vision transformer of the teacher `unetr` (see `teachers.unetr`)."""
-
-    features: int = Field(16, ge=1)
-    hidden: int = Field(768, ge=1)
-    mlp: int = Field(3072, ge=1)
-    heads: int = Field(12, ge=1)
-    layers: int = Field(12, ge=4, multiple_of=4)
-    patch_depth: Literal[1, 2, 4, 8, 16] = 4  # sections of a patch; published 16, for isotropic voxels
-    block: tuple[int, int, int] = (18, 160, 160)  # block size for which the position embedding is learnt
-
-    @model_validator(mode="after")
-    def _fits(self) -> UNETRConfig:
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden: found {self.hidden}, expected a multiple of heads {self.heads}")
-        if min(self.block) < 1:
-            raise ValueError(f"block: found {list(self.block)}, expected at least 1 voxel z, y, x")
-        return self
-
-
-class SwinUNETRConfig(Strict):
-    """The Swin transformer of the teacher `swinunetr` (see `teachers.swin_unetr`)."""
-
-    features: int = Field(48, ge=1)
-    depths: tuple[int, int, int, int] = (2, 2, 2, 2)
-    heads: tuple[int, int, int, int] = (3, 6, 12, 24)
-    window: tuple[int, int, int] = (7, 7, 7)
-
-    @model_validator(mode="after")
-    def _fits(self) -> SwinUNETRConfig:
-        for name in ("depths", "heads", "window"):
-            if min(getattr(self, name)) < 1:
-                raise ValueError(f"{name}: found {list(getattr(self, name))}, expected at least 1 each")
-        widths = [self.features * 2**stage for stage in range(4)]
-        if any(width % heads for width, heads in zip(widths, self.heads, strict=True)):
-            raise ValueError(f"heads: found {list(self.heads)}, expected divisors of the stages' channels {widths}")
-        return self
-
-
-_PUBLISHED: dict[str, dict[str, Any]] = {  # defaults that depend on the kind
-    "agq": {"filters": (32, 64, 96, 128, 160), "embedding": 0},
-    "superhuman": {"filters": (28, 36, 48, 64, 80), "embedding": 16},
-    "unetr": {"embedding": 16},
-    "swinunetr": {"embedding": 16},
-}
-_ONLY_WITH = {  # keys that only some kinds have
-    "filters": ("agq", "superhuman"),
-    "branch_width": ("agq",),
-    "branch_depth": ("agq",),
-    "unetr": ("unetr",),
-    "swinunetr": ("swinunetr",),
-}
-
-
 class TeacherConfig(Strict):
     """teacher.yaml: the 3D network, the decoder, and their losses.
 
@@ -194,16 +154,19 @@ class TeacherConfig(Strict):
     The decoder still learns from its features if `queries.teacher` is above 0.
     """
 
-    kind: Literal["agq", "superhuman", "unetr", "swinunetr"] = "agq"
-    filters: tuple[int, int, int, int, int] = (32, 64, 96, 128, 160)  # `superhuman`: 28, 36, 48, 64, 80
+    kind: TeacherKind = "agq"
+    filters: tuple[int, ...] = (32, 64, 96, 128, 160)  # `mala`, `lsd`: 12, 60, 300, 1500; others: 28, 36, 48, 64, 80
     fused: int = Field(64, ge=8, multiple_of=8)
     branch_width: int = Field(64, ge=1)
     branch_depth: int = Field(4, ge=0)
-    embedding: int = Field(0, ge=0)  # 16 with all other kinds
+    embedding: int = Field(0, ge=0)  # 16 with all other kinds than `agq`
     weights: str | None = None  # of a trained teacher: run folder or weights file
     frozen: bool = False
     unetr: UNETRConfig = UNETRConfig()
     swinunetr: SwinUNETRConfig = SwinUNETRConfig()
+    pea: PEAConfig = PEAConfig()
+    lsd: LSDConfig = LSDConfig()
+    mlde: MLDEConfig = MLDEConfig()
     decoder: DecoderConfig = DecoderConfig()
     loss: TeacherLoss = TeacherLoss()
     queries: QueryLoss = QueryLoss()
@@ -212,24 +175,37 @@ class TeacherConfig(Strict):
     @classmethod
     def _of_kind(cls, found: Any) -> Any:
         if isinstance(found, dict) and isinstance(found.get("kind", "agq"), str):
-            return {**_PUBLISHED.get(found.get("kind", "agq"), {}), **found}
+            published = PUBLISHED.get(found.get("kind", "agq"), {})
+            values = {**published, **found}
+            if isinstance(found.get("loss"), dict):
+                values["loss"] = {**published.get("loss", {}), **found["loss"]}
+            return values
         return found
 
     @model_serializer(mode="wrap")
     def _own_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in dump(self).items() if self.kind in _ONLY_WITH.get(key, (self.kind,))}
+        values = {key: value for key, value in dump(self).items() if self.kind in ONLY_WITH.get(key, (self.kind,))}
+        if self.kind not in OWN_LOSS and "loss" in values:
+            values["loss"] = {key: value for key, value in values["loss"].items() if key != "own"}
+        return values
 
     @model_validator(mode="after")
     def _whole(self) -> TeacherConfig:
-        for key, kinds in _ONLY_WITH.items():
+        for key, kinds in ONLY_WITH.items():
             if key in self.model_fields_set and self.kind not in kinds:
                 wanted = " or ".join(repr(kind) for kind in kinds)
                 raise ValueError(f"{key}: set for kind {self.kind!r}, expected only with kind {wanted}")
+        if "own" in self.loss.model_fields_set and not self.has_own_loss:
+            wanted = " or ".join(repr(kind) for kind in OWN_LOSS)
+            raise ValueError(f"loss.own: set for kind {self.kind!r}, expected only with kind {wanted}")
+        scales = len(PUBLISHED[self.kind].get("filters", self.filters))
+        if len(self.filters) != scales:
+            raise ValueError(f"filters: found {list(self.filters)}, expected {scales} numbers with kind {self.kind!r}")
         if self.kind == "agq" and any(f % 8 for f in self.filters):
             raise ValueError(f"filters: found {list(self.filters)}, expected multiples of 8 (GroupNorm of 8 groups)")
         if min(self.filters) < 1:
             raise ValueError(f"filters: found {list(self.filters)}, expected at least 1 each")
-        if self.kind != "agq" and not self.embedding:
+        if self.kind in EMBEDDINGS_ONLY and not self.embedding:
             raise ValueError(f"embedding: found 0, expected at least 1 with kind {self.kind!r}")
         if self.frozen and self.weights is None:
             raise ValueError("frozen: true without weights, expected weights to name a run folder or a weights file")
@@ -238,6 +214,16 @@ class TeacherConfig(Strict):
                 "loss.multi_offset: needs an embedding head, expected embedding > 0 or loss.multi_offset 0"
             )
         return self
+
+    @property
+    def has_own_head(self) -> bool:
+        """Return whether affinities at full resolution come from a head of their own, not from cosines."""
+        return self.kind in OWN_HEAD
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Return whether this kind has a loss of its own, weighted by `loss.own`."""
+        return self.kind in OWN_LOSS
 
 
 _ONLY_SMP = ("encoder", "depth", "fuse", "encoder_weights")

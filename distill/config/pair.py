@@ -54,7 +54,8 @@ class Pair(Strict):
                 f"student.loss.graft: compares embeddings, but teacher.embedding is {self.teacher.embedding} and "
                 f"student.embedding {self.student.embedding}; expected the same number, or student.loss.graft 0"
             )
-        if self.student.loss.cross and self.student.loss.cross_from == "embedding" and not self.teacher.embedding:
+        from_embedding = self.student.loss.cross_from == "embedding" and not self.teacher.has_own_head
+        if self.student.loss.cross and from_embedding and not self.teacher.embedding:
             raise ValueError("student.loss.cross_from: 'embedding' needs teacher.embedding > 0; expected 'logits'")
         queries = self.teacher.queries
         if self.student.loss.masks and not (queries.cross_entropy or queries.dice):
@@ -132,7 +133,9 @@ class Pair(Strict):
     @property
     def teacher_losses(self) -> bool:
         """Return whether the teacher has losses."""
-        return not self.teacher.frozen and any((self.teacher.loss.multi_offset, self.teacher.loss.affinity))
+        loss = self.teacher.loss
+        own = self.teacher.has_own_loss and loss.own
+        return not self.teacher.frozen and any((loss.multi_offset, loss.affinity, own))
 
     def _every_step_has_a_loss(self) -> bool:
         queries, loss, training = self.teacher.queries, self.student.loss, self.student.training

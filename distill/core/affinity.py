@@ -247,29 +247,62 @@ def unit(embedding: Tensor, dim: int = 1) -> Tensor:
     return embedding * torch.rsqrt(embedding.square().sum(dim, keepdim=True).clamp(min=1e-24))
 
 
-def embedding_affinity(embedding: Tensor, offsets: Sequence[Triple] = NEAREST, *, clamp: bool = True) -> Tensor:
-    """Compute the cosine similarity of an embedding volume with itself at each offset.
+def embedding_affinity(
+    embedding: Tensor, offsets: Sequence[Triple] = NEAREST, *, clamp: bool = True, other: Tensor | None = None
+) -> Tensor:
+    """Compute the cosine similarity of an embedding volume with itself, or with another one, at each offset.
 
     Args:
         embedding: (B, E, D, H, W), any scale; normalised internally.
         offsets: K edges.
         clamp: clamp to [0, 1]; otherwise the cosine in [-1, 1] is returned, as required by the teacher's loss.
+        other: embedding at the edges' second ends, of the same shape; by default the same one.
 
     Returns:
         (B, K, D, H, W), 0 where the edge leaves the volume.
     """
     normed = unit(embedding)
-    batch, _, *shape = normed.shape
+    there = normed if other is None else unit(other)
+    found = _at_offsets(normed, there, offsets, lambda one, two: (one * two).sum(1))
+    return found.clamp(0, 1) if clamp else found
+
+
+def distance_affinity(embedding: Tensor, far: float, offsets: Sequence[Triple] = NEAREST) -> Tensor:
+    """Compute affinities from the distance d of embeddings at each offset: max(0, 1 - d / far)^2.
+
+    Lee et al., "Learning and Segmenting Dense Voxel Embeddings for 3D Neuron Reconstruction", IEEE TMI 2021, where
+    `far` is twice the margin between the means of two instances.
+
+    Args:
+        embedding: (B, E, D, H, W), not normalised.
+        far: distance from which on the affinity is 0.
+        offsets: K edges.
+
+    Returns:
+        (B, K, D, H, W) in [0, 1], 0 where the edge leaves the volume.
+    """
+
+    def near(one: Tensor, two: Tensor) -> Tensor:
+        distance = (one - two).square().sum(1).clamp(min=1e-12).sqrt()  # no infinite gradient at 0
+        return (1 - distance / far).clamp(min=0).square()
+
+    return _at_offsets(embedding, embedding, offsets, near)
+
+
+def _at_offsets(
+    here: Tensor, there: Tensor, offsets: Sequence[Triple], compare: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Compare (B, E, D, H, W) at both ends of edges: (B, K, D, H, W), 0 where the edge leaves the volume."""
+    batch, _, *shape = here.shape
     rows = []
     for offset in offsets:
         at, partner = edge_slices(offset, shape)
         first: _Index = (..., *at)
         second: _Index = (..., *partner)
-        cosine = (normed[first] * normed[second]).sum(1)
+        value = compare(here[first], there[second])
         pad = [n for s, size in zip(reversed(at), reversed(shape), strict=True) for n in (s.start, size - s.stop)]
-        rows.append(F.pad(cosine, pad))
-    found = torch.stack(rows, 1) if rows else normed.new_zeros(batch, 0, *shape)
-    return found.clamp(0, 1) if clamp else found
+        rows.append(F.pad(value, pad))
+    return torch.stack(rows, 1) if rows else here.new_zeros(batch, 0, *shape)
 
 
 def channel_sum(values: Tensor) -> Tensor:

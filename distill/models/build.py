@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from distill.config import DecoderConfig, StudentNetwork, TeacherConfig
+from distill.config.teacher_kinds import TeacherKind
 from distill.core.geometry import Nanometres
 from distill.decoder.decoder import QueryDecoder
 from distill.decoder.queries import SeedRule
@@ -11,6 +14,12 @@ from students.smp import SmpYShape
 from students.student import Student
 from students.yshape import YShape
 from teachers.agq import AGQTeacher
+from teachers.lsd import LSDTeacher
+from teachers.mala import MALATeacher
+from teachers.ml_de import MLDETeacher
+from teachers.pea import PEATeacher
+from teachers.resunet import ResUNetTeacher
+from teachers.seunet import SeUNetTeacher
 from teachers.superhuman import SuperHumanTeacher
 from teachers.swin_unetr import SwinUNETRTeacher
 from teachers.teacher import Teacher
@@ -23,39 +32,82 @@ def build_teacher(config: TeacherConfig) -> Teacher:
     Raises:
         DistillError: the network requires MONAI, which is not installed.
     """
-    fused, embedding = config.fused, config.embedding
-    if config.kind == "superhuman":
-        return SuperHumanTeacher(filters=config.filters, fused=fused, embedding=embedding)
-    if config.kind == "unetr":
-        vit = config.unetr
-        return UNETRTeacher(
-            features=vit.features,
-            hidden=vit.hidden,
-            mlp=vit.mlp,
-            heads=vit.heads,
-            layers=vit.layers,
-            patch_depth=vit.patch_depth,
-            block=vit.block,
-            fused=fused,
-            embedding=embedding,
-        )
-    if config.kind == "swinunetr":
-        swin = config.swinunetr
-        return SwinUNETRTeacher(
-            features=swin.features,
-            depths=swin.depths,
-            heads=swin.heads,
-            window=swin.window,
-            fused=fused,
-            embedding=embedding,
-        )
+    return _BUILD[config.kind](config)
+
+
+def _agq(config: TeacherConfig) -> Teacher:
     return AGQTeacher(
         filters=config.filters,
-        fused=fused,
+        fused=config.fused,
         branch_width=config.branch_width,
         branch_depth=config.branch_depth,
-        embedding=embedding,
+        embedding=config.embedding,
     )
+
+
+def _unetr(config: TeacherConfig) -> Teacher:
+    vit = config.unetr
+    return UNETRTeacher(
+        features=vit.features,
+        hidden=vit.hidden,
+        mlp=vit.mlp,
+        heads=vit.heads,
+        layers=vit.layers,
+        patch_depth=vit.patch_depth,
+        block=vit.block,
+        fused=config.fused,
+        embedding=config.embedding,
+    )
+
+
+def _swin_unetr(config: TeacherConfig) -> Teacher:
+    swin = config.swinunetr
+    return SwinUNETRTeacher(
+        features=swin.features,
+        depths=swin.depths,
+        heads=swin.heads,
+        window=swin.window,
+        fused=config.fused,
+        embedding=config.embedding,
+    )
+
+
+def _pea(config: TeacherConfig) -> Teacher:
+    return PEATeacher(filters=config.filters, scales=config.pea.scales, fused=config.fused, embedding=config.embedding)
+
+
+def _lsd(config: TeacherConfig) -> Teacher:
+    return LSDTeacher(
+        filters=config.filters,
+        auto_context=config.lsd.auto_context,
+        fused=config.fused,
+        embedding=config.embedding,
+    )
+
+
+def _ml_de(config: TeacherConfig) -> Teacher:
+    return MLDETeacher(filters=config.filters, push=config.mlde.push, fused=config.fused, embedding=config.embedding)
+
+
+def _by_filters(
+    network: type[SuperHumanTeacher | ResUNetTeacher | SeUNetTeacher | MALATeacher],
+) -> Callable[[TeacherConfig], Teacher]:
+    """Return the builder of a network whose only option of its own is `filters`."""
+    return lambda config: network(filters=config.filters, fused=config.fused, embedding=config.embedding)
+
+
+_BUILD: dict[TeacherKind, Callable[[TeacherConfig], Teacher]] = {
+    "agq": _agq,
+    "superhuman": _by_filters(SuperHumanTeacher),
+    "unetr": _unetr,
+    "swinunetr": _swin_unetr,
+    "resunet": _by_filters(ResUNetTeacher),
+    "seunet": _by_filters(SeUNetTeacher),
+    "pea": _pea,
+    "mala": _by_filters(MALATeacher),
+    "lsd": _lsd,
+    "ml-de": _ml_de,
+}
 
 
 def build_student(config: StudentNetwork, *, weights: str | None = None) -> Student:

@@ -246,7 +246,9 @@ def _teach(student: dict[str, Any], teaching: dict[str, Any], teacher: str) -> N
     left_out = ("resolution", "normalisation", "decoder", "loss", "queries")
     network = {key: value for key, value in weights.config.items() if key not in left_out}
     teaching |= {**network, "weights": teacher, "frozen": True}
-    student["loss"] = {"cross": 1.0, "graft": 1.0 if network.get("embedding") == student["embedding"] else 0.0}
+    cosines = weights.config.get("loss", {}).get("multi_offset", 1.0) > 0  # that the embedding was trained by
+    graft = cosines and network.get("embedding") == student["embedding"]
+    student["loss"] = {"cross": 1.0, "graft": 1.0 if graft else 0.0}
     if not network.get("embedding"):
         student["loss"]["cross_from"] = "logits"
 

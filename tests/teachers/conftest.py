@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from distill.config import TeacherConfig
+from distill.config.teacher_kinds import OWN_HEAD
 from distill.models.build import build_teacher
 from teachers.teacher import Teacher
 
@@ -17,6 +18,12 @@ SIZES: dict[str, dict[str, Any]] = {
     "agq": {"filters": [8] * 5, "branch_width": 4, "branch_depth": 1},
     "superhuman": {"filters": [4] * 5},
     "unetr": {"unetr": {"features": 4, "hidden": 8, "mlp": 8, "heads": 2, "layers": 4, "block": [8, 32, 48]}},
+    "resunet": {"filters": [4] * 5},
+    "seunet": {"filters": [4] * 5},
+    "pea": {"filters": [4] * 5},
+    "mala": {"filters": [4, 4, 5, 6]},
+    "lsd": {"filters": [4, 4, 5, 6]},
+    "ml-de": {"filters": [4] * 5},
     "swinunetr": {"swinunetr": {"features": 4, "depths": [1, 2, 1, 1], "heads": [1, 2, 4, 4], "window": [3, 3, 3]}},
 }
 WITH_MONAI = ("unetr", "swinunetr")
@@ -36,7 +43,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return found
 
 
-@pytest.fixture(params=[_marked(kind) for kind in SIZES if kind != "agq"])
+@pytest.fixture(params=[_marked(kind) for kind in SIZES if kind not in ("agq", *OWN_HEAD)])
 def embedding_kind(request: pytest.FixtureRequest) -> str:
     """Every kind whose affinities are its embedding's own."""
     found: str = request.param

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from distill.config import Pair, TeacherConfig, UnlabelledVolume
+from distill.config.teacher_kinds import ONLY_WITH, OWN_HEAD, OWN_LOSS, PUBLISHED, WITH_FILTERS, TeacherKind
 from distill.core.affinity import NEAREST, affinity_targets, embedding_affinity, fill_frame, half_resolution
 from distill.core.errors import CheckpointError, DistillError
 from distill.core.geometry import Box
@@ -25,8 +26,9 @@ from distill.core.normalisation import NONE
 from distill.models.build import build_decoder, build_teacher
 from distill.models.checkpoint import save_weights
 from distill.models.load import load_teacher, teacher_metadata
-from distill.training.objective.losses import affinity_cross_entropy
+from distill.training.objective.losses import affinity_cross_entropy, cross_dimension_loss
 from distill.training.objective.objective import Joint
+from distill.training.objective.own_terms import OWN_TERMS
 from teachers.sliding_window import head_embedding, run_teacher, slide_embedding, sliding_windows
 from teachers.teacher import Teacher, TeacherOutput
 
@@ -37,6 +39,13 @@ AGQ_KEYS = {
     *("kind", "filters", "fused", "branch_width", "branch_depth", "embedding", "decoder", "loss", "queries"),
     *("weights", "frozen"),
 }
+OWN = {
+    "pea": {"teacher_pyramid", "teacher_views"},
+    "mala": {"teacher_malis"},
+    "lsd": {"teacher_descriptors"},
+    "ml-de": {"teacher_discriminative"},
+}
+EVERY_LOSS = {"multi_offset": 1.0, "affinity": 1.0}
 Build = Callable[..., Teacher]
 Values = Callable[[str], dict[str, Any]]
 
@@ -76,6 +85,16 @@ def batch() -> tuple[Tensor, Tensor]:
         ("swinunetr", {"swinunetr": {"heads": [3, 6, 12, 36]}}, ("heads", "[48, 96, 192, 384]")),
         ("swinunetr", {"swinunetr": {"window": [7, 7, 0]}}, ("window", "at least 1")),
         ("swinunet", {}, ("kind", "swinunetr")),
+        ("mala", {"filters": [28, 36, 48, 64, 80]}, ("filters", "expected 4 numbers", "'mala'")),
+        ("resunet", {"filters": [12, 60, 300, 1500]}, ("filters", "expected 5 numbers", "'resunet'")),
+        ("resunet", {"loss": {"own": 1.0}}, ("loss.own", "'resunet'", "'mala' or 'lsd' or 'pea' or 'ml-de'")),
+        ("mala", {"lsd": {"sigma": 40}}, ("lsd", "'mala'", "'lsd'")),
+        ("lsd", {"lsd": {"sigma": 0}}, ("sigma", "greater than 0")),
+        ("pea", {"mlde": {}}, ("mlde", "'pea'", "'ml-de'")),
+        ("pea", {"pea": {"scales": 5}}, ("scales", "less than or equal to 4")),
+        ("pea", {"pea": {"pyramid": 0}}, ("scales", "found 2", "pyramid 0")),
+        ("ml-de", {"mlde": {"pull": 2}}, ("push", "found 1.5", "pull 2")),
+        ("ml-de", {"embedding": 0}, ("embedding", "found 0", "'ml-de'")),
     ],
 )
 def test_what_does_not_go_with_a_kind_is_refused(kind: str, values: dict[str, Any], words: tuple[str, ...]) -> None:
@@ -92,6 +111,13 @@ def test_defaults_are_the_published_ones() -> None:
     unetr, swin = TeacherConfig(kind="unetr"), TeacherConfig(kind="swinunetr")
     assert unetr.embedding == swin.embedding == 16
     assert (unetr.unetr.hidden, unetr.unetr.layers, swin.swinunetr.features) == (768, 12, 48)
+    for kind in ("resunet", "seunet", "pea", "ml-de"):
+        assert TeacherConfig.model_validate({"kind": kind}).filters == (28, 36, 48, 64, 80)
+    mala, lsd = TeacherConfig(kind="mala"), TeacherConfig(kind="lsd")
+    assert mala.filters == lsd.filters == (12, 60, 300, 1500)
+    assert (mala.loss.affinity, mala.loss.own, lsd.loss.affinity) == (0, 1, 1)
+    given = TeacherConfig.model_validate({"kind": "mala", "loss": {"own": 2.0}})
+    assert (given.loss.affinity, given.loss.own) == (0, 2)  # a key of the group leaves the others as published
 
 
 @pytest.mark.usefixtures("monai")
@@ -123,9 +149,10 @@ def test_every_option_reaches_the_network() -> None:
 def test_a_configuration_is_written_with_its_own_keys(kind: str, tiny_values: Values) -> None:
     config = TeacherConfig.model_validate(tiny_values(kind))
     written = config.model_dump(mode="json")
-    own = {"agq": AGQ_KEYS, "superhuman": AGQ_KEYS - {"branch_width", "branch_depth"}}
-    shared = AGQ_KEYS - {"branch_width", "branch_depth", "filters"}
-    assert set(written) == own.get(kind, shared | {kind})
+    keys = AGQ_KEYS if kind == "agq" else AGQ_KEYS - {"branch_width", "branch_depth"}
+    keys = keys if kind in WITH_FILTERS else keys - {"filters"}
+    assert set(written) == keys | {key for key, kinds in ONLY_WITH.items() if kinds == (kind,)}
+    assert ("own" in written["loss"]) == (kind in OWN)
     assert TeacherConfig.model_validate(written) == config
     assert pair_of(tiny_values(kind)).model_dump()["teacher"].keys() == written.keys()
 
@@ -185,10 +212,12 @@ def test_without_monai_one_line_says_what_to_install(
 
 def test_a_joint_step(kind: str, tiny_values: Values, batch: tuple[Tensor, Tensor]) -> None:
     torch.manual_seed(0)
-    joint = Joint(pair_of(tiny_values(kind)), RESOLUTION)
+    joint = Joint(pair_of(tiny_values(kind), **EVERY_LOSS), RESOLUTION)
     terms = joint(batch, 0)
     queries = {f"{n}_{t}" for n in ("teacher", "student") for t in ("cross_entropy", "dice", "discrimination")}
-    assert set(terms) == {"slice", "cross", "graft", "teacher_offsets", "teacher_affinity"} | queries
+    assert set(terms) == {"slice", "cross", "graft", "teacher_offsets", "teacher_affinity"} | queries | OWN.get(
+        kind, set()
+    )
     for name, term in terms.items():
         assert math.isfinite(float(term.detach())), name
         assert float(term.detach()) > 0, name
@@ -253,10 +282,84 @@ def test_every_term_reaches_the_teacher(
     kind: str, term: str, tiny_values: Values, batch: tuple[Tensor, Tensor]
 ) -> None:
     torch.manual_seed(0)
-    joint = Joint(pair_of(tiny_values(kind)), RESOLUTION)
+    joint = Joint(pair_of(tiny_values(kind), **EVERY_LOSS), RESOLUTION)
     joint(batch, 0)[term].backward()
     assert any(p.grad is not None and bool(p.grad.any()) for p in joint.teacher.parameters())
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in joint.parameters())
+
+
+def own_pair(values: dict[str, Any], own: float = 1.0) -> Pair:
+    """Train the teacher alone, by its own loss only."""
+    pair = pair_of(values, multi_offset=0.0, affinity=0.0, own=own).model_dump()
+    pair["teacher"]["queries"] |= {"teacher": 0.0, "student": 0.0}
+    pair["student"]["loss"] |= {"slice": 0.0, "cross": 0.0, "graft": 0.0}
+    return Pair.model_validate(pair)
+
+
+def test_kinds_with_an_own_loss_have_their_terms() -> None:
+    assert set(OWN_LOSS) == set(OWN_TERMS) == set(OWN)
+    assert set(get_args(TeacherKind)) == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("own_kind", sorted(OWN))
+def test_the_own_loss_alone_trains_the_teacher_and_is_weighted(
+    own_kind: str, tiny_values: Values, batch: tuple[Tensor, Tensor]
+) -> None:
+    torch.manual_seed(0)
+    joint = Joint(own_pair(tiny_values(own_kind)), RESOLUTION)
+    assert joint.student is None
+    terms = joint(batch, 0)
+    assert set(terms) == OWN[own_kind]
+    torch.manual_seed(0)
+    heavier = Joint(own_pair(tiny_values(own_kind), own=2.5), RESOLUTION)(batch, 0)
+    for name, term in terms.items():
+        torch.testing.assert_close(heavier[name], 2.5 * term, rtol=1e-4, atol=1e-6)
+    optimizer = torch.optim.Adam([p for p in joint.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(15):
+        loss = torch.stack(list(joint(batch, 0).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert min(losses) < 0.9 * losses[0]
+
+
+def test_an_own_loss_of_weight_0_leaves_nothing_to_train(tiny_values: Values) -> None:
+    with pytest.raises(ValidationError, match="every loss is 0"):
+        own_pair(tiny_values("mala"), own=0.0)
+
+
+@pytest.mark.parametrize("cross_from", ["embedding", "logits"])
+@pytest.mark.parametrize("head_kind", OWN_HEAD)
+def test_a_head_of_affinities_teaches_at_full_resolution(
+    head_kind: str, cross_from: str, tiny_values: Values, batch: tuple[Tensor, Tensor]
+) -> None:
+    raw, labels = batch
+    pair = pair_of(tiny_values(head_kind)).model_dump()
+    pair["student"]["loss"]["cross_from"] = cross_from
+    torch.manual_seed(0)
+    joint = Joint(Pair.model_validate(pair), RESOLUTION).eval()
+    found = joint(batch, 0)["cross"]
+    logits = joint.teacher(raw).affinity_logits  # type: ignore[misc]
+    wanted = cross_dimension_loss(
+        joint.view(raw, with_slab=False).affinity,
+        logits[:, :, 1:].sigmoid(),
+        affinity_targets(labels).valid[:, :, 1:],
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("head_kind", ["resunet", "seunet", "mala", "lsd"])
+def test_a_published_network_without_embedding_teaches_affinities(
+    head_kind: str, tiny_values: Values, batch: tuple[Tensor, Tensor]
+) -> None:
+    values = pair_of(tiny_values(head_kind)).model_dump()
+    values["teacher"] |= {"embedding": 0, "loss": {**values["teacher"]["loss"], "multi_offset": 0.0}}
+    values["student"]["loss"]["graft"] = 0.0
+    terms = Joint(Pair.model_validate(values), RESOLUTION)(batch, 0)
+    assert "cross" in terms
+    assert "graft" not in terms
 
 
 def test_the_affinity_loss_alone_teaches(

@@ -38,7 +38,7 @@ def test_shapes(tiny_teacher: Build, kind: str, shape: tuple[int, int, int]) -> 
 def test_gradients_reach_every_parameter(tiny_teacher: Build, kind: str) -> None:
     network = tiny_teacher(kind).train()
     found = network(torch.rand(2, 1, 5, 33, 40))
-    parts = (found.embedding, found.decoder_input.affinity_logits, found.decoder_input.features)
+    parts = (found.embedding, found.decoder_input.affinity_logits, found.decoder_input.features, *found.extra)
     torch.stack([(part * torch.rand_like(part)).sum() for part in parts]).sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name

@@ -79,7 +79,7 @@ def variant_of(config: Pair, variant: str, seed: int) -> Pair:
     for term in _TERMS:
         loss[term] = (loss[term] or 1.0) if term in terms else 0.0
     if not terms:
-        values["teacher"]["loss"] = {"multi_offset": 0.0, "affinity": 0.0}
+        values["teacher"]["loss"] = dict.fromkeys(values["teacher"]["loss"], 0.0)
         values["teacher"]["queries"]["teacher"] = 0.0
     values["student"]["training"]["seed"] = seed
     return checked_pair(values, {part: f"variant {variant!r}, {part}" for part in values})

@@ -43,6 +43,7 @@ from distill.training.objective.losses import (
     multi_offset_loss,
     student_offset_loss,
 )
+from distill.training.objective.own_terms import OWN_TERMS, OwnStep
 from distill.training.objective.query_terms import mask_terms, split_instances, taught_masks_term
 from distill.training.objective.soft_masks import pairs_by_instance, pairs_by_overlap
 from distill.training.schedule.phases import Phases
@@ -77,6 +78,7 @@ class Joint(nn.Module):
         """
         super().__init__()
         self.config = config
+        self.resolution = resolution
         self.student = self.slab = self.teacher = None
         if config.student_runs:
             self.student = build_student(config.student, weights=config.student.encoder_weights)
@@ -133,7 +135,7 @@ class Joint(nn.Module):
             terms.update(self._slice_term(seen, targets))
             terms.update(self._offset_term(seen, labels, step))
         if taught is not None:
-            terms.update(self._teacher_terms(taught, labels, targets))
+            terms.update(self._teacher_terms(taught, raw, labels, targets, step))
             if seen is not None and phases.distils(step):
                 terms.update(self._distillation(taught, seen, labels, targets))
         if with_queries:
@@ -215,20 +217,31 @@ class Joint(nn.Module):
         )
         return {"offsets": loss.multi_offset * found}
 
-    def _teacher_terms(self, taught: TeacherOutput, labels: Tensor, targets: Targets) -> dict[str, Tensor]:
-        weights = self.config.teacher.loss
+    def _teacher_terms(
+        self, taught: TeacherOutput, raw: Tensor, labels: Tensor, targets: Targets, step: int
+    ) -> dict[str, Tensor]:
+        config, weights = self.config.teacher, self.config.teacher.loss
         terms: dict[str, Tensor] = {}
-        if self.config.teacher.frozen:
+        if config.frozen:
             return terms
         if weights.multi_offset:
             assert taught.embedding is not None
             terms["teacher_offsets"] = weights.multi_offset * multi_offset_loss(taught.embedding.float(), labels)
-        if weights.affinity:
+        if weights.affinity and taught.affinity_logits is not None:
+            terms["teacher_affinity"] = weights.affinity * affinity_cross_entropy(
+                taught.affinity_logits, targets.target, targets.valid
+            )
+        elif weights.affinity:
             there = half_resolution(targets.valid.float())  # fraction of the window's edges that exist
             half = half_resolution(targets.target) / there.clamp(min=1e-6)
             terms["teacher_affinity"] = weights.affinity * affinity_cross_entropy(
                 taught.decoder_input.affinity_logits, half, there > 0
             )
+        if weights.own and config.has_own_loss:
+            assert self.teacher is not None
+            given = OwnStep(self.teacher, config, raw, labels, targets, taught, self.resolution, self._drawing(step))
+            found = OWN_TERMS[config.kind](given)
+            terms.update({f"teacher_{name}": weights.own * value for name, value in found.items()})
         return terms
 
     def _distillation(
@@ -241,7 +254,10 @@ class Joint(nn.Module):
             embedding = (embedding.detach() if loss.detach_teacher else embedding).float()
         if loss.cross:
             valid = targets.valid[:, :, 1:]
-            if loss.cross_from == "embedding":
+            if taught.affinity_logits is not None:
+                given, mine = taught.affinity_logits[:, :, 1:].float().sigmoid(), seen.affinity
+                given = given.detach() if loss.detach_teacher else given
+            elif loss.cross_from == "embedding":
                 assert embedding is not None
                 given, mine = embedding_affinity(embedding)[:, :, 1:], seen.affinity
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -18,6 +18,7 @@ from distill.config import (
     dump,
     load_pair,
 )
+from distill.config.teacher_kinds import TeacherKind
 from distill.core.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -52,6 +53,15 @@ def test_the_pairs_that_come_along_load(name: str) -> None:
     found = load_pair(CONFIGS / name / "teacher.yaml", CONFIGS / name / "student.yaml")
     assert not any("$" in volume.raw + volume.labels for volume in found.student.data.labelled)
     assert found.teacher.kind != "agq" or all(f % 8 == 0 for f in found.teacher.filters)
+
+
+@pytest.mark.parametrize("kind", get_args(TeacherKind))
+def test_every_kind_of_teacher_has_a_file_to_start_from(kind: str) -> None:
+    found = load_pair(CONFIGS / "teachers" / f"{kind}.yaml", CONFIGS / "teachers" / "student.yaml")
+    assert found.teacher.kind == kind
+    assert found.teacher_learns
+    assert found.distils
+    assert found.teacher.embedding == found.student.embedding
 
 
 def test_defaults_are_the_published_settings_but_for_seeds_and_prior(tmp_path: Path) -> None:

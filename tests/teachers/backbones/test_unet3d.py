@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from teachers.unet3d import ResidualBlock, ResidualUNet3d, conv_block
+from teachers.backbones.unet3d import ResidualBlock, ResidualUNet3d, conv_block
 
 FILTERS = (8, 16, 8, 24, 16)
 

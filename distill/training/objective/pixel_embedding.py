@@ -1,0 +1,87 @@
+"""Losses of pixel-embedded affinity beyond the offsets of one map: on coarser maps, and across two views.
+
+Huang et al., "Learning to Model Pixel-Embedded Affinity for Homogeneous Instance Segmentation", AAAI 2022.
+
+Legend: B batch, E embedding channels, D H W = z y x, h w size of a coarser map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill.core.affinity import MULTI, affinity_targets, embedding_affinity
+from distill.core.geometry import Triple
+from distill.training.objective.losses import affinity_loss, multi_offset_loss
+
+
+def pyramid_loss(embeddings: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Compute the multi-offset loss of coarser embeddings against labels taken at every 2nd, 4th, ... voxel.
+
+    Args:
+        embeddings: (B, E, D, h, w) each, at half the size within the section of the one before; the first at half the
+            size of the labels, rounded up.
+        labels: (B, D, H, W) int64.
+
+    Returns:
+        Mean over the scales; offsets are in voxels of the scale, and those that exceed the map have no share.
+    """
+    losses = []
+    for scale, embedding in enumerate(embeddings, start=1):
+        step = 2**scale
+        losses.append(multi_offset_loss(embedding, labels[:, :, ::step, ::step]))
+    return torch.stack(losses).mean()
+
+
+def cross_view_loss(embedding: Tensor, view: Tensor, labels: Tensor, offsets: Sequence[Triple] = MULTI) -> Tensor:
+    """Compute the class-balanced squared error of cosines between two embeddings of a block at each offset.
+
+    Args:
+        embedding: (B, E, D, H, W), any scale.
+        view: the embedding of a transformed view, moved back onto the block's voxels.
+        labels: (B, D, H, W) int64.
+        offsets: from voxels of the first embedding to voxels of the second.
+
+    Returns:
+        Mean over the offsets.
+    """
+    targets = affinity_targets(labels, offsets)
+    predicted = embedding_affinity(embedding, offsets, clamp=False, other=view)
+    return affinity_loss(predicted, targets.target, targets.valid)
+
+
+@dataclass(frozen=True)
+class View:
+    """A transformation of a block: axes that are reversed, and grey values scaled and shifted.
+
+    Attributes:
+        axes: of (B, C, D, H, W), among 2, 3, 4.
+        contrast: factor of the grey values around 0.5.
+        brightness: added to them.
+    """
+
+    axes: tuple[int, ...]
+    contrast: float
+    brightness: float
+
+    @classmethod
+    def drawn(cls, generator: torch.Generator) -> View:
+        """Draw a view: each axis reversed with probability 0.5, contrast 0.75 to 1.25, brightness -0.1 to 0.1."""
+        flips = torch.rand(3, generator=generator) < 0.5
+        contrast, brightness = (torch.rand(2, generator=generator) - 0.5).tolist()
+        return cls(
+            tuple(axis for axis, flip in zip((2, 3, 4), flips.tolist(), strict=True) if flip),
+            1 + contrast / 2,
+            brightness / 5,
+        )
+
+    def of(self, raw: Tensor) -> Tensor:
+        """Transform grey values (B, 1, D, H, W) in [0, 1]."""
+        return self.back(((raw - 0.5) * self.contrast + 0.5 + self.brightness).clamp(0, 1))
+
+    def back(self, values: Tensor) -> Tensor:
+        """Move values (B, C, D, H, W) of the view back onto the block's voxels; reversing is its own inverse."""
+        return values.flip(self.axes) if self.axes else values

@@ -1,0 +1,43 @@
+"""MALA: a 3D U-Net whose affinities are trained by the constrained MALIS loss.
+
+Funke et al., "Large Scale Image Segmentation with Structured Loss Based Deep Learning for Connectome Reconstruction",
+IEEE TPAMI 2019. The loss is in `distill.training.objective.malis`, the network and what differs in it in
+`teachers.backbones.mala_unet`. An embedding head for grafting and figures can be added (`embedding` above 0).
+
+Legend: B batch, D H W = z y x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from teachers.backbones.mala_unet import MalaUNet
+from teachers.teacher import AffinityHead, Teacher, TeacherOutput
+
+
+class MALATeacher(Teacher):
+    """The U-Net and an affinity head."""
+
+    def __init__(self, *, filters: Sequence[int] = (12, 60, 300, 1500), fused: int = 64, embedding: int = 0) -> None:
+        """Build the network; the defaults are those of the publication.
+
+        Args:
+            filters: channels per scale, fine to coarse.
+            fused: channels passed to the decoder (64 in its interface).
+            embedding: channels of the added embedding head; 0 = no head.
+        """
+        super().__init__()
+        self.network = MalaUNet(filters)
+        self.head = AffinityHead(filters[0], embedding=embedding, fused=fused)
+        self.embedding_channels = embedding
+
+    def forward(self, volume: Tensor) -> TeacherOutput:
+        """Run a block.
+
+        Args:
+            volume: (B, 1, D, H, W), grey values in [0, 1]; mapped to [-1, 1] internally.
+        """
+        found: TeacherOutput = self.head(self.network((volume - 0.5) / 0.5))
+        return found
