@@ -147,7 +147,7 @@ def _pretrained(encoders: ModuleType, name: str, depth: int, weights: str) -> nn
 def _strides(encoder: nn.Module) -> list[int]:
     """Return the strides of the maps after the first."""
     with torch.no_grad():
-        maps = encoder.eval()(torch.zeros(1, 1, 64, 64))
+        maps = encoder.eval()(torch.zeros(1, 1, 64, 64, device="cpu"))
     return [64 // found.shape[-1] for found in maps[1:]]
 
 
@@ -160,7 +160,7 @@ def _least_size(encoder: nn.Module, stride: int) -> int:
     while stride < 64:
         try:
             with torch.no_grad():
-                encoder(torch.zeros(1, 1, stride, stride))
+                encoder(torch.zeros(1, 1, stride, stride, device="cpu"))
         except RuntimeError:
             stride *= 2
         else:
@@ -175,7 +175,7 @@ def _drop_unused(encoder: nn.Module) -> None:
     If the encoder does not run without them, they are kept but frozen.
     """
     encoder.eval()
-    image = torch.zeros(1, 1, 64, 64)
+    image = torch.zeros(1, 1, 64, 64, device="cpu")
     with torch.enable_grad():
         maps = encoder(image)
         torch.autograd.backward([found.sum() for found in maps[1:] if found.requires_grad])

@@ -158,8 +158,8 @@ def tile_samples(
         lower, weight = [], []
         for first, length, whole in zip(origin, size, section, strict=True):
             start, count, total = first >> level, length >> level, whole >> level
-            scale = torch.tensor(total - 1, dtype=torch.float32) / max(1, 2 * total - 1)
-            position = torch.arange(2 * start, 2 * (start + count), dtype=torch.float32) * scale
+            scale = torch.tensor(total - 1, dtype=torch.float32, device="cpu") / max(1, 2 * total - 1)
+            position = torch.arange(2 * start, 2 * (start + count), dtype=torch.float32, device="cpu") * scale
             below = position.floor().clamp(max=total - 1)
             lower.append((below.long() - start).clamp(0, count - 1).to(device))
             weight.append((position - below).to(device))

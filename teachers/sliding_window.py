@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distill.core.affinity import NEAREST, embedding_affinity, fill_frame, unit
+from distill.core.devices import to_device
 from distill.core.geometry import Box, Triple, tiles
 from distill.core.hardware import computing, volume_precision
 from teachers.teacher import Teacher, TeacherOutput
@@ -132,7 +133,7 @@ def sliding_windows(shape: Triple, block: Triple, overlap: Triple) -> list[Box]:
 @torch.inference_mode()
 def _run(teacher: Teacher, raw: NDArray[np.float32], device: torch.device, precision: str) -> TeacherOutput:
     with computing(device, volume_precision(device, precision)):
-        found: TeacherOutput = teacher(torch.from_numpy(np.array(raw))[None, None].to(device))
+        found: TeacherOutput = teacher(to_device(np.array(raw)[None, None], device))
     return found
 
 

@@ -2,6 +2,7 @@
 
 Its tensors hold their values in CPU memory but report another device. They cannot be converted to NumPy, factory
 functions with `device=` create them, and reading their values is counted, because on a GPU it waits for all kernels.
+So are results whose size depends on values, and copies to the device, which wait too unless the memory is pinned.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 _META = torch.device("meta")  # the only other kind of device whose backward pass runs without a driver
 _FREE = ("_to_copy", "copy_", "_local_scalar_dense")
 _INDEXING = ("index", "index_put", "index_put_")  # the places may lie on the CPU
+_VIEWS = ("view", "_unsafe_view", "unsqueeze", "expand", "alias", "detach", "slice", "select", "transpose", "permute")
+_SIZED_BY_VALUES = ("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount", "equal")
 _CONVOLUTIONS = ("convolution", "_convolution")
 
 
@@ -68,7 +71,9 @@ class _Mode(TorchDispatchMode):
 
     def __init__(self, device: torch.device, rounding: Callable[[Tensor], Tensor] | None) -> None:
         super().__init__()
-        self.device, self.rounding, self.read = device, rounding, 0
+        self.device, self.rounding, self.read, self.sent = device, rounding, 0, 0
+        self.blocks_read: list[int] = []
+        self.made: list[int] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = dict(kwargs or {})
@@ -84,6 +89,14 @@ class _Mode(TorchDispatchMode):
             self.read += 1
         if name == "_to_copy" and there and to is not None and torch.device(to).type == "cpu":
             self.read += 1
+            self.blocks_read.append(there[0].numel())
+        if there and (name in _SIZED_BY_VALUES or (name in _INDEXING and _has_mask(args[1]))):
+            self.read += 1
+        arrives = bool(tensors) and not there and to is not None and torch.device(to).type != "cpu"
+        if name == "copy_" and there and there[0] is args[0]:
+            arrives = not isinstance(args[1], OnDevice) and args[1].ndim > 0
+        if arrives and not named.get("non_blocking"):
+            self.sent += 1
         if there and name not in _FREE and not (name in _INDEXING and isinstance(tensors[0], OnDevice)):
             strange = [one for one in tensors if not isinstance(one, OnDevice) and one.ndim > 0]
             if strange:
@@ -97,6 +110,8 @@ class _Mode(TorchDispatchMode):
             return args[0]
         if not (there if to is None else torch.device(to).type not in ("cpu",)):
             return found
+        if isinstance(found, Tensor) and name not in _VIEWS:
+            self.made.append(found.numel())
         known = {id(one.values): one for one in there}
         return tree_map(lambda one: self._wrapped(one, known), found)
 
@@ -128,6 +143,10 @@ class _Queue:
         return 1.0
 
 
+def _has_mask(places: Any) -> bool:
+    return any(isinstance(one, Tensor) and one.dtype == torch.bool for one in places)
+
+
 def _values(one: Any) -> Any:
     return one.values if isinstance(one, OnDevice) else one
 
@@ -143,7 +162,9 @@ def second_device(
         rounding: applied to both factors of its convolutions, as GPUs round them to TF32.
 
     Returns:
-        The device, and a mode that counts in `read` how often its values were read.
+        The device, and a mode that counts in `read` how often its values were read, in `sent` how often values were
+        copied to it, and lists the sizes of tensors: in `blocks_read` of
+        those that were copied from it, in `made` of those that operations made, other than views.
     """
     device = torch.device(kind, 0)
     autocast = torch.autocast

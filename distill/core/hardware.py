@@ -198,9 +198,17 @@ def slowdown(device: torch.device) -> tuple[float, float]:
         return min(taken[1:])
 
     generator = torch.Generator().manual_seed(0)
-    maps = torch.rand(1, 32, 64, 64, generator=generator).to(device).contiguous(memory_format=torch.channels_last)
-    weight = torch.rand(32, 32, 3, 3, generator=generator).to(device).contiguous(memory_format=torch.channels_last)
-    matrix = torch.rand(128, 128, generator=generator).to(device)
+    maps = (
+        torch.rand(1, 32, 64, 64, generator=generator, device="cpu")
+        .to(device)
+        .contiguous(memory_format=torch.channels_last)
+    )
+    weight = (
+        torch.rand(32, 32, 3, 3, generator=generator, device="cpu")
+        .to(device)
+        .contiguous(memory_format=torch.channels_last)
+    )
+    matrix = torch.rand(128, 128, generator=generator, device="cpu").to(device)
     given = {kind: (maps.to(kind), weight.to(kind), matrix.to(kind)) for kind in (torch.float32, torch.bfloat16)}
     runs = (
         lambda kind: torch.conv2d(given[kind][0], given[kind][1], padding=1),

@@ -193,8 +193,9 @@ class MaskPredictor(nn.Module):
         if queries.whole:
             kernels = self.rows(queries.values.flatten(0, 1)).view_as(queries.values)
         else:
-            rows = self.rows(queries.values[valid])
-            kernels = rows.new_zeros(queries.values.shape).masked_scatter(valid.unsqueeze(-1), rows)
+            there = (~valid).flatten().byte().argsort(stable=True)[: queries.count]  # does not wait for the device
+            rows = self.rows(queries.values.flatten(0, 1)[there])
+            kernels = rows.new_zeros(valid.numel(), rows.shape[1]).index_copy(0, there, rows).view_as(queries.values)
         logits = torch.einsum("bqc,bcdhw->bqdhw", kernels.to(mask_features.dtype), mask_features)
         normed = self._normed(logits, valid, queries.count)
         if prior is not None:

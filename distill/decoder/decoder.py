@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.core.affinity import affinity_targets, unit
+from distill.core.devices import to_device
 from distill.core.errors import ShapeError
 from distill.decoder.blocks import ROUND_BUILDERS, KernelUpdater, MaskPredictor, Queries, Refine, SelfAttention
 from distill.decoder.layers import Conv, ConvStack, coordinates
@@ -276,7 +277,7 @@ class QueryDecoder(nn.Module):
             rows = [torch.cat([row, self.learned.to(row.dtype)]) for row in rows]
         most = max(1, *(len(row) for row in rows)) if rows else 1
         values = torch.stack([F.pad(row, (0, 0, 0, most - len(row))) for row in rows])
-        lengths = torch.tensor([len(row) for row in rows], device=values.device)
+        lengths = to_device([len(row) for row in rows], values.device)
         valid = torch.arange(most, device=values.device) < lengths.unsqueeze(1)
         return Queries(values, valid, sum(len(row) for row in rows))
 

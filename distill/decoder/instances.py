@@ -20,6 +20,7 @@ from torch import Tensor
 
 from distill.core.labels import compact
 from distill.decoder.decoder import DecoderOutput
+from distill.segmentation.components import label_components, nearest_labels
 
 _STRIP = 4  # half-resolution rows upsampled together on a CPU, so that 100 queries of 272 pixels stay in its cache
 _SECTION_STEP = (5.0, 1.0, 1.0)  # pixels: sections are about five times as thick as pixels are wide
@@ -44,8 +45,38 @@ def block_instances(
     """
     with torch.no_grad():
         winners = arg_max(output.masks[-1][block], size, min_voxels, fill)
+        if winners.is_cuda:
+            found: NDArray[np.int64] = pieces_on_device(winners, min_piece).cpu().numpy()
+            return found.astype(np.uint64)
     pieces = cc3d.connected_components(winners.cpu().numpy(), connectivity=26)
     return compact(absorb(pieces, min_piece))
+
+
+def pieces_on_device(winners: Tensor, min_piece: int) -> Tensor:
+    """Split winners into connected components and absorb the small ones, without leaving the device.
+
+    Numbers and voxels are those of the computation on the CPU by `cc3d`, `absorb` and `compact`.
+
+    Args:
+        winners: (D, H, W) integer, 0 = background.
+        min_piece: see `block_instances`.
+
+    Returns:
+        (D, H, W) int64, ids 1..n, 0 = background.
+    """
+    numbers = label_components(winners.unsqueeze(0)).numbers
+    flat = numbers.flatten()
+    table = flat.new_zeros(flat.numel() + 1)  # as many as there may be: their number is not read from the device
+    if min_piece > 1:
+        small = table.scatter_add(0, flat, torch.ones_like(flat)) < min_piece
+        small[:1].fill_(False)
+        lost = small[flat].view_as(numbers)
+        if bool(lost.any()):
+            numbers = torch.where(lost, nearest_labels(numbers.masked_fill(lost, 0), _SECTION_STEP)[0], numbers)
+            flat = numbers.flatten()
+    there = table.scatter(0, flat, 1)
+    there[:1].fill_(0)
+    return (there.cumsum(0) * there)[flat].view_as(winners)
 
 
 def absorb(labels: NDArray[np.integer[Any]], min_voxels: int) -> NDArray[np.integer[Any]]:

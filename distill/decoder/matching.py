@@ -7,13 +7,17 @@ Legend: B batch, Q queries, N instances of a block, V voxels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from distill.core.devices import to_device
 from distill.core.known import UNKNOWN
 
 
@@ -75,10 +79,15 @@ def match(masks: Tensor, instances: Tensor) -> list[Match]:
     )
     real = torch.isfinite(masks[:, 1:].flatten(2).amax(2)).unsqueeze(2)
     both = torch.cat([real.to(score.dtype), torch.nan_to_num(score, nan=0.0)], 2).cpu()  # the loop reports what is nan
-    found = []
+    pairs = []
     for block, count in zip(both, counts, strict=True):
-        there = block[:, 0].nonzero().flatten()
+        there = block[:, 0].nonzero().flatten().numpy()
         rows, columns = linear_sum_assignment(block[there, 1 : 1 + count].numpy(), maximize=True)
-        pairs = torch.stack([there[torch.as_tensor(rows)], torch.as_tensor(columns) + 1]).to(masks.device)
-        found.append(Match(pairs[0], pairs[1]))
-    return found
+        pairs.append(np.stack([there[rows], columns + 1]))
+    return [Match(query, instance) for query, instance in sent_pairs(pairs, masks.device)]
+
+
+def sent_pairs(pairs: Sequence[NDArray[np.int64]], device: torch.device) -> Iterator[Tensor]:
+    """Copy the pairs (2, M) of all blocks to a device in one transfer."""
+    sent = to_device(np.concatenate([np.zeros((2, 0), np.int64), *pairs], 1), device)
+    yield from torch.split(sent, [block.shape[1] for block in pairs], 1)

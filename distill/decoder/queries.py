@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from distill.core.devices import to_device
 from distill.segmentation.components import edge_components, mask_components, nearest_labels
 
 Order = Literal["size", "id", "random"]
@@ -79,7 +80,7 @@ def scanned_components(affinity: Tensor, rule: SeedRule) -> Tensor:
         found = [cc3d.connected_components(mask, connectivity=26, out_dtype=np.uint32) for mask in masks]
     else:
         found = [_scan_edges(joined) for joined in _joined(affinity, rule).cpu().numpy()]
-    return torch.from_numpy(np.stack(found).astype(np.int64)).to(affinity.device)
+    return to_device(np.stack(found).astype(np.int64), affinity.device)
 
 
 def propagated_components(affinity: Tensor, rule: SeedRule) -> Tensor:
@@ -126,7 +127,7 @@ def _keep(labels: Tensor, rule: SeedRule, order: Order, rng: np.random.Generator
     if order == "random":
         assert rng is not None, "the random order needs a generator"
         mixed = [np.append(rng.permutation(n), np.arange(n, max(found))) for n in found]
-        best = best.gather(1, torch.from_numpy(np.stack(mixed)).to(flat.device))
+        best = best.gather(1, to_device(np.stack(mixed), flat.device))
     best = best[:, : rule.max_count]
     number = places[1 : best.shape[1] + 1].expand_as(best)
     new = torch.zeros_like(sizes).scatter_(1, best, number.masked_fill(number > lengths.unsqueeze(1), 0))
@@ -134,7 +135,7 @@ def _keep(labels: Tensor, rule: SeedRule, order: Order, rng: np.random.Generator
 
 
 def pool_seeds(features: Tensor, seeds: Seeds) -> list[Tensor]:
-    """Average the features of every seed, in one scatter for the whole batch.
+    """Average the features of every seed, for the whole batch at once.
 
     Args:
         features: (B, C, D, H, W).
@@ -145,12 +146,20 @@ def pool_seeds(features: Tensor, seeds: Seeds) -> list[Tensor]:
     """
     batch, channels = features.shape[:2]
     most = max(seeds.counts, default=0) + 1
-    flat = features.flatten(2).transpose(1, 2).reshape(-1, channels).float()
-    first = torch.arange(batch, device=features.device).view(-1, 1) * most
-    index = (seeds.components.flatten(1) + first).flatten()
-    sums = flat.new_zeros(batch * most, channels).index_add(0, index, flat)
-    sizes = torch.bincount(index, minlength=batch * most).clamp(min=1).unsqueeze(1)
-    means = (sums / sizes).to(features.dtype).view(batch, most, channels)
+    flat = features.flatten(2).transpose(1, 2).float()
+    if features.device.type == "cpu":
+        first = torch.arange(batch, device="cpu").view(-1, 1) * most
+        index = (seeds.components.flatten(1) + first).flatten()
+        sums = flat.new_zeros(batch * most, channels).index_add(0, index, flat.reshape(-1, channels))
+        sizes = torch.bincount(index, minlength=batch * most)
+    else:  # a product: scattered sums into so few rows wait for each other on a GPU, and add up in any order
+        number = torch.arange(most, device=features.device).unsqueeze(1)
+        own = (seeds.components.flatten(1).unsqueeze(1) == number).float()
+        with torch.autocast(features.device.type, enabled=False):
+            sums = own @ flat
+        sizes = own.sum(2)
+    means = sums.view(batch, most, channels) / sizes.view(batch, most, 1).clamp(min=1)
+    means = means.to(features.dtype)
     return [means[b, 1 : count + 1] for b, count in enumerate(seeds.counts)]
 
 
@@ -181,7 +190,7 @@ def surroundings(seeds: Seeds, sampling: Sequence[float]) -> Surroundings:
         nearest.append(block[tuple(index)])
         distance.append(far.astype(np.float32))
     device = seeds.components.device
-    return Surroundings(torch.from_numpy(np.stack(nearest)).to(device), torch.from_numpy(np.stack(distance)).to(device))
+    return Surroundings(to_device(np.stack(nearest), device), to_device(np.stack(distance), device))
 
 
 @dataclass(frozen=True)
@@ -222,12 +231,13 @@ def mask_prior(seeds: Seeds, around: Surroundings, queries: int, inside: Tensor,
     Returns:
         (B, Q, D, H, W).
     """
-    pull, most = seed_pull(seeds, around, inside, near, fade), max(seeds.counts, default=0)
+    pull = seed_pull(seeds, around, inside, near, fade)
     batch, *shape = pull.owner.shape
-    numbers = torch.arange(1, most + 1, device=pull.owner.device).view(1, -1, 1, 1, 1)
-    own = pull.owner.unsqueeze(1) == numbers
-    real = numbers <= torch.tensor(seeds.counts, device=pull.owner.device).view(-1, 1, 1, 1, 1)
-    found = torch.where(own, pull.own.unsqueeze(1), 0.0) + real * pull.every.unsqueeze(1)
-    if queries == most:
-        return found
-    return torch.cat([found, found.new_zeros(batch, queries - most, *shape)], 1)
+    if queries == 0:
+        return pull.own.new_zeros(batch, 0, *shape)
+    number = torch.arange(queries, device=pull.owner.device).view(1, -1, 1)
+    guided = number < seeds.components.flatten(1).amax(1).view(-1, 1, 1)  # seeds are numbered 1..n
+    found = guided * pull.every.flatten(1).unsqueeze(1)
+    owner = pull.owner.flatten(1).unsqueeze(1)
+    own = torch.where(owner > 0, pull.own.flatten(1).unsqueeze(1), 0.0)
+    return found.scatter_add(1, (owner - 1).clamp(min=0), own).view(batch, queries, *shape)

@@ -105,11 +105,12 @@ def nearest_labels(labels: Tensor, sampling: Sequence[float]) -> tuple[Tensor, T
         sampling: voxel extent along z, y, x.
 
     Returns:
-        The label of that voxel (B, D, H, W), an arbitrary one in a tie, and its distance, float32, in the units of
-        `sampling`; both are 0 where a block has no label.
+        The label of that voxel (B, D, H, W), and its distance, float32, in the units of `sampling`; both are 0 where a
+        block has no label. In a tie the first along x, then y, then z, as in scipy's `distance_transform_edt`, if the
+        squares of all distances are exact in float32.
     """
     square = torch.zeros_like(labels, dtype=torch.float32).masked_fill(labels == 0, torch.inf)
-    for axis in (3, 2, 1):
+    for axis in (1, 2, 3):
         square, labels = _nearest_in_line(square, labels, axis, sampling[axis - 1])
     return labels, torch.where(square.isfinite(), square, 0.0).sqrt()
 

@@ -52,7 +52,7 @@ def functions(student: Student) -> tuple[ExportedFunction, ExportedFunction]:
     """Build encode and decode of a student in evaluation mode on the CPU, with batch norms folded."""
     network = fused(student).float().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     side = 4 * student.stride
-    grey = torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(0))
+    grey = torch.rand(1, 1, side, side, generator=torch.Generator().manual_seed(0), device="cpu")
     encode = Encode(network).eval()
     with torch.no_grad():
         maps = encode(grey)
@@ -66,7 +66,7 @@ def functions(student: Student) -> tuple[ExportedFunction, ExportedFunction]:
         ExportedFunction(
             "decode",
             decode,
-            (torch.ones(1, 1, 1, 1), *before, *maps),
+            (torch.ones(1, 1, 1, 1, device="cpu"), *before, *maps),
             ("linked", *(f"previous_{name}" for name in names), *(f"current_{name}" for name in names)),
             ("affinity", "embedding"),
             (0, *strides, *strides),
@@ -176,9 +176,9 @@ def compare(student: Student, encode: Path, decode: Path, form: ExportFormat, pa
     ours, theirs = functions(student), []
     with torch.no_grad():
         maps = [ours[0].module(section) for section in grey]
-        wanted = ours[1].module(torch.ones(1, 1, 1, 1), *maps[0], *maps[1])
+        wanted = ours[1].module(torch.ones(1, 1, 1, 1, device="cpu"), *maps[0], *maps[1])
     theirs = [[torch.from_numpy(np.array(part)) for part in run_exported(encode, form, [section])] for section in grey]
-    found = run_exported(decode, form, [torch.ones(1, 1, 1, 1), *theirs[0], *theirs[1]])
+    found = run_exported(decode, form, [torch.ones(1, 1, 1, 1, device="cpu"), *theirs[0], *theirs[1]])
     apart = max(
         float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in zip(theirs[1], maps[1], strict=True)
     )

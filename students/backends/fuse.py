@@ -103,7 +103,7 @@ def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
 def _run(network: Student) -> list[Tensor]:
     side = 2 * network.stride
     parameter = next(network.parameters())
-    grey = torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(0)).to(parameter)
+    grey = torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(0), device="cpu").to(parameter)
     with torch.inference_mode():
         pair = network(grey[:1], grey[1:])
     return [pair.previous, pair.current, pair.half, pair.full]

@@ -51,7 +51,7 @@ class OnnxBackend:
         """See `Backend.encode`."""
         shape = tuple(grey.shape)
         if shape not in self._encoders:
-            self._encoders[shape] = self._session(Encode(self._student), (torch.zeros(shape),))
+            self._encoders[shape] = self._session(Encode(self._student), (torch.zeros(shape, device="cpu"),))
         return self._run(self._encoders[shape], [grey])
 
     def decode(

@@ -107,7 +107,7 @@ class OpenVINOBackend:
         stride = self._student.stride
         whole = self._entry is not None or not any(size % stride for size in shape[-2:])
         small = (*shape[:-2], 2 * stride, 2 * stride) if whole else shape
-        model = to_openvino(Encode(self._student), (torch.zeros(small),), [list(shape)])
+        model = to_openvino(Encode(self._student), (torch.zeros(small, device="cpu"),), [list(shape)])
         steps = self._ov.preprocess.PrePostProcessor(model)
         if self._entry is not None:
             steps.input(0).tensor().set_layout(self._ov.Layout("NHWC"))
@@ -123,7 +123,11 @@ class OpenVINOBackend:
         if not samples and not any(length % self._student.stride for length in size):  # nothing is cropped or looked up
             side = 2 * self._student.stride
             small = [(n, c, side * h // size[0], side * w // size[1]) for n, c, h, w in shapes]
-        example = [torch.ones(1, 1, 1, 1), *(torch.zeros(shape) for shape in small), *flat(samples)]
+        example = [
+            torch.ones(1, 1, 1, 1, device="cpu"),
+            *(torch.zeros(shape, device="cpu") for shape in small),
+            *flat(samples),
+        ]
         sizes = [[1, 1, 1, 1], *map(list, shapes), *(list(part.shape) for part in flat(samples))]
         steps = self._ov.preprocess.PrePostProcessor(to_openvino(decode, tuple(example), sizes))
         for n in range(1, 1 + 2 * len(maps)):

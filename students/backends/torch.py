@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.core.devices import to_device
 from distill.core.hardware import MIXED, computing
 from students.backends.base import Maps
 from students.backends.functions import Decode, Decoded, Encode, ExtraOutputs, flat
@@ -85,9 +86,9 @@ class TorchBackend:
             decode = Decode(self._student, self._slab, size, self._wanted, maps=len(current)).to(self._device)
             self._decode[key] = decode, self._built(decode)
         decode, run = self._decode[key]
-        places = [part.to(self._device) for part in flat(samples)]
+        places = [to_device(part, self._device) for part in flat(samples)]
         with torch.inference_mode(), self._computing(), _quiet(self._compiled):
-            return decode.named(run(linked.to(self._device), *previous, *current, *places))
+            return decode.named(run(to_device(linked, self._device), *previous, *current, *places))
 
     def previous(self, last: Maps | None, current: Maps) -> Maps:
         """See `Backend.previous`."""

@@ -188,7 +188,7 @@ class WholeSections(_Mode):
             current = backend.encode(self._filled(grey))
         with timed("decode and affinity"):
             previous = backend.previous(self._last, current)
-            linked = torch.ones(self._step(size), 1, 1, 1)
+            linked = torch.ones(self._step(size), 1, 1, 1, device="cpu")
             linked[0] = float(self._last is not None)
             found = self.decode(previous, current, linked, size)
         with timed("copy"):
@@ -314,7 +314,7 @@ class TiledSections(_Mode):
                     steps.backend.encode(steps.transfer.sections(one.region(tile)[None], [_NORMALISED]))
                     for one in given
                 ]
-            linked = torch.full((1, 1, 1, 1), float(previous is not None))
+            linked = torch.full((1, 1, 1, 1), float(previous is not None), device="cpu")
             with steps.timed("decode and affinity"):
                 return steps.backend.decode(maps[0], maps[-1], linked, size, samples)
 

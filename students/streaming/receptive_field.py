@@ -61,7 +61,7 @@ def receptive_field(student: Student, *, far: int = 4096) -> ReceptiveField:
         if length is None:
             return ReceptiveField(None)
         middle = length // 2
-        lines = torch.split(torch.arange(middle, middle + student.stride), _AT_ONCE)
+        lines = torch.split(torch.arange(middle, middle + student.stride, device="cpu"), _AT_ONCE)
         radius.append(max(_reach(_seen(exact, axis, length, some), some) for some in lines))
     return ReceptiveField((radius[0], radius[1]))
 
@@ -82,7 +82,7 @@ def _room(student: Student, axis: int, far: int) -> int | None:
     rough = _measurable(student, torch.float32)
     length = 8 * student.stride
     while length <= far:
-        ends = torch.tensor([length // 2, length // 2 + student.stride - 1])
+        ends = torch.tensor([length // 2, length // 2 + student.stride - 1], device="cpu")
         seen = _seen(rough, axis, length, ends)
         if not seen[:, [0, -1]].any():
             return length
@@ -98,8 +98,8 @@ def _seen(student: Student, axis: int, length: int, lines: Tensor) -> Tensor:
     """Return the output lines (N, L) along an axis that depend on each of N input lines of a strip, bool."""
     shape = [len(lines), 1, student.stride, student.stride]
     shape[axis] = length
-    strips = torch.zeros(shape, dtype=next(student.parameters()).dtype)
-    strips.movedim(axis, 1)[torch.arange(len(lines)), lines] = torch.nan
+    strips = torch.zeros(shape, dtype=next(student.parameters()).dtype, device="cpu")
+    strips.movedim(axis, 1)[torch.arange(len(lines), device="cpu"), lines] = torch.nan
     with torch.inference_mode():
         features = student.encode(strips)
         pair = student.decode(features, features)

@@ -56,7 +56,7 @@ class Tile:
 
     def _sources(self, section: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         rows, columns = (
-            reflected(torch.arange(o, o + n), length).numpy()
+            reflected(torch.arange(o, o + n, device="cpu"), length).numpy()
             for o, n, length in zip(self.origin, self.size, section, strict=True)
         )
         return rows, columns

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill.core.devices import to_device
 from distill.core.normalisation import Correction
 
 
@@ -39,7 +40,7 @@ class Transfer:
             return (self._up_to_device(given) if self._gpu else torch.from_numpy(given))[:, None]
         grey = self._up_to_device(sections).float()[:, None]
         numbers = [(one.middle.item(), one.width.item(), one.target) for one in corrections]
-        middle, width, target = torch.tensor(numbers, device=self._device).T.view(3, -1, 1, 1, 1)
+        middle, width, target = to_device(numbers, self._device).T.view(3, -1, 1, 1, 1)
         normalised: Tensor = ((grey - middle) / width + target).clamp_(0, 1)
         return normalised
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.config import AugmentConfig
+from distill.core.devices import to_device
 from distill.core.geometry import Triple
 from distill.data.augmentation.warp import splines
 
@@ -229,7 +230,7 @@ def apply_look(raw: Tensor, look: IntensityChanges) -> Tensor:
     """
     raw = raw.clone(memory_format=torch.contiguous_format)
     for one in look.optics:
-        kernel = torch.from_numpy(one.kernel).to(raw.device, torch.float64)  # TF32 would give other results on a GPU
+        kernel = to_device(one.kernel, raw.device).double()  # TF32 would give other results on a GPU
         padded = functional.pad(raw[None, one.section, None], [len(kernel) // 2] * 4, mode="replicate").double()
         raw[one.section] = functional.conv2d(padded, kernel[None, None])[0, 0].float()
     if look.blur is not None:
@@ -242,14 +243,14 @@ def apply_look(raw: Tensor, look: IntensityChanges) -> Tensor:
     if look.shading is not None:
         raw = _shaded(raw, look.shading)
     if look.noise is not None:
-        raw += torch.from_numpy(look.noise).to(raw.device, non_blocking=True)
+        raw += to_device(look.noise, raw.device)
     raw.clamp_(0, 1)
     for blank in look.blanks:
-        value = raw.mean() if blank.value is None else torch.tensor(blank.value, device=raw.device)
+        value = raw.mean() if blank.value is None else torch.full((), blank.value, device=raw.device)
         if blank.mask is None:
             raw[blank.section] = value
         else:
-            mask = torch.from_numpy(blank.mask).to(raw.device)
+            mask = to_device(blank.mask, raw.device)
             raw[blank.section] = torch.where(mask, value, raw[blank.section])
     return raw
 
@@ -271,14 +272,14 @@ def _blurred(raw: Tensor, weights: Floats) -> Tensor:
 
 def _toned(raw: Tensor, tone: Tone) -> Tensor:
     contrast, brightness, gamma = (
-        torch.from_numpy(value).to(raw.device).view(-1, 1, 1) for value in (tone.contrast, tone.brightness, tone.gamma)
+        to_device(value, raw.device).view(-1, 1, 1) for value in (tone.contrast, tone.brightness, tone.gamma)
     )
     return (raw * contrast + (0.5 + brightness - 0.5 * contrast)).clamp_(0, 1).pow_(gamma)
 
 
 def _shaded(raw: Tensor, shading: Shading) -> Tensor:
-    y, x = (torch.from_numpy(splines(side, shading.spacing)).to(raw.device) for side in raw.shape[1:])
+    y, x = (to_device(splines(side, shading.spacing), raw.device) for side in raw.shape[1:])
     contrast, brightness = (
-        y @ torch.from_numpy(values).to(raw.device) @ x.T for values in (shading.contrast, shading.brightness)
+        y @ to_device(values, raw.device) @ x.T for values in (shading.contrast, shading.brightness)
     )
     return ((raw - 0.5) * contrast.exp2() + (0.5 + brightness)).clamp_(0, 1)

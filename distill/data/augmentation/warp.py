@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.config import AugmentConfig
+from distill.core.devices import to_device
 from distill.core.geometry import Triple
 
 TwoInts = tuple[int, int]
@@ -192,7 +193,7 @@ def _places(warp: Warp, origin: TwoInts, device: torch.device) -> tuple[Tensor, 
         (yy, yx), (xy, xx) = warp.matrix.tolist()
         y, x = yy * y + yx * x, xy * y + xx * x
     if warp.shift is not None:
-        moved = torch.from_numpy(warp.shift).to(device, torch.float32)
+        moved = to_device(warp.shift, device).float()
         y, x = y + moved[:, 0].view(-1, 1, 1), x + moved[:, 1].view(-1, 1, 1)
     n = max(len(y), len(x))
     y, x = y + (origin[0] + middle[0]), x + (origin[1] + middle[1])
@@ -202,10 +203,10 @@ def _places(warp: Warp, origin: TwoInts, device: torch.device) -> tuple[Tensor, 
 def _bent(bend: Bend, shape: Triple, device: torch.device) -> Tensor:
     """Compute displacements (D, 2, H, W) in pixels."""
     z, y, x = (
-        torch.from_numpy(splines(n, step)).to(device)
+        to_device(splines(n, step), device)
         for n, step in zip(shape, (bend.sections, bend.spacing, bend.spacing), strict=True)
     )
-    values = torch.from_numpy(bend.values).to(device)
+    values = to_device(bend.values, device)
     deep = (z @ values.flatten(1)).view(-1, *values.shape[1:])
     return y @ deep @ x.T
 

@@ -197,7 +197,7 @@ def _clipped(module: nn.Module, limit: float | None) -> Tensor:
         norms.append(torch.nn.utils.get_total_norm([one.grad for one in moved if one.grad is not None]))
         if limit is not None:
             torch.nn.utils.clip_grads_with_norm_(moved, limit, norms[-1])
-    return torch.stack(norms).sum() if norms else torch.zeros(())
+    return torch.stack(norms).sum() if norms else torch.zeros((), device=next(module.parameters()).device)
 
 
 def _stalled(state: State, training: TrainingConfig) -> bool:
@@ -211,7 +211,7 @@ def _stalled(state: State, training: TrainingConfig) -> bool:
 def _on_any_rank(flag: bool, fabric: Fabric) -> bool:
     if fabric.world_size == 1:
         return flag
-    found = fabric.all_reduce(torch.tensor(float(flag), device=fabric.device), reduce_op="sum")
+    found = fabric.all_reduce(torch.full((), float(flag), device=fabric.device), reduce_op="sum")
     return bool(found > 0)
 
 

@@ -25,6 +25,7 @@ from distill.core.affinity import (
     section_labels,
     unit,
 )
+from distill.core.devices import to_device
 from distill.core.geometry import Triple
 from distill.core.known import UNKNOWN
 from distill.decoder.matching import Match
@@ -243,8 +244,8 @@ def draw_points(instances: Tensor, points: int, generator: torch.Generator | Non
         (B, P) int64 positions in each block's C order.
     """
     voxels = instances[0].numel()
-    drawn = [torch.randperm(voxels, generator=generator)[:points] for _ in instances]
-    return torch.stack(drawn).to(instances.device)
+    drawn = [torch.randperm(voxels, generator=generator, device="cpu")[:points] for _ in instances]
+    return to_device(torch.stack(drawn), instances.device)
 
 
 def at_points(values: Tensor, points: Tensor) -> Tensor:
@@ -322,27 +323,26 @@ def instance_discrimination(
         samples: voxels per block (4096 as published).
         generator: randomness of the sampling.
     """
-    losses = []
-    for features, labels in zip(mask_features, instances, strict=True):
-        flat = labels.flatten()
-        inside = (flat > 0).nonzero().flatten()
-        if len(inside) < 2:
-            continue
-        sizes = torch.bincount(flat[inside])[flat[inside]].float()
-        noise = torch.rand(len(inside), generator=generator, device="cpu").to(flat.device).clamp(1e-9, 1 - 1e-9)
-        gumbel = -torch.log(-torch.log(noise))
-        picked = inside[(gumbel - _RARITY * sizes.log()).topk(min(samples, len(inside))).indices]
+    flat = instances.flatten(1)
+    noise = to_device(torch.rand(flat.shape, generator=generator, device="cpu"), flat.device).clamp(1e-9, 1 - 1e-9)
+    gumbel = -torch.log(-torch.log(noise))
+    losses, counted = [mask_features.new_zeros((), dtype=torch.float32)], [flat.new_zeros(())]
+    for features, labels, chance in zip(mask_features, flat, gumbel, strict=True):
+        inside, own = labels > 0, labels.clamp(min=0)
+        sizes = labels.new_zeros(len(labels) + 1).scatter_add(0, own, torch.ones_like(own))[own]
+        order = (chance - _RARITY * sizes.float().log()).masked_fill(~inside, -torch.inf)
+        picked = order.topk(min(samples, len(labels))).indices
+        there = inside[picked]  # all, if there are so many
         chosen = features.flatten(1)[:, picked].float().T
         with torch.autocast(chosen.device.type, enabled=False):
             similarity = chosen @ chosen.T / _DISCRIMINATION_TEMPERATURE
-        same = (flat[picked].unsqueeze(0) == flat[picked].unsqueeze(1)).float()
-        itself = torch.eye(len(picked), dtype=torch.bool, device=flat.device)
-        log_share = similarity.masked_fill(itself, -torch.inf).log_softmax(1).masked_fill(itself, 0.0)
-        same = same.masked_fill(itself, 0.0)
+        ignored = torch.eye(len(picked), dtype=torch.bool, device=flat.device) | ~(there & there.unsqueeze(1))
+        log_share = similarity.masked_fill(ignored, -torch.inf).log_softmax(1).masked_fill(ignored, 0.0)
+        same = (labels[picked].unsqueeze(0) == labels[picked].unsqueeze(1)).masked_fill(ignored, value=False)
         partners = same.sum(1)
-        loss = -(same * log_share).sum(1) / partners.clamp(min=1)
-        losses.append(loss[partners > 0])
-    return _mean(losses, mask_features)
+        losses.append((-(same * log_share).sum(1) / partners.clamp(min=1)).sum())
+        counted.append((partners > 0).sum())
+    return torch.stack(losses).sum() / torch.stack(counted).sum().clamp(min=1)
 
 
 def affinity_cross_entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -351,12 +351,6 @@ def affinity_cross_entropy(logits: Tensor, target: Tensor, valid: Tensor) -> Ten
     """
     loss = F.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
     return torch.where(valid, loss, 0.0).sum() / valid.sum().clamp(min=1)
-
-
-def _mean(losses: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Average all entries; 0 if there are none."""
-    every = torch.cat([like.new_zeros(0, dtype=torch.float32), *losses])
-    return every.mean() if len(every) else like.new_zeros((), dtype=torch.float32)
 
 
 def _channels(labels: Tensor, pairs: Match) -> Tensor:

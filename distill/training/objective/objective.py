@@ -176,8 +176,7 @@ class Joint(nn.Module):
         assert self.slab is not None
         batch, _, depth, _, _ = raw.shape
         encoded = self.student.encode(raw.transpose(1, 2).flatten(0, 1))
-        first = [b * depth + z for b in range(batch) for z in range(depth - 1)]
-        index = torch.tensor(first, device=raw.device)
+        index = torch.arange(batch * depth, device=raw.device).view(batch, depth)[:, :-1].flatten()
         pair = self.student.decode(encoded.rows(index), encoded.rows(index + 1))
         affinity = pair_affinity(pair.previous.float(), pair.current.float())
         slab = None
@@ -211,7 +210,7 @@ class Joint(nn.Module):
         loss = self.config.student.loss
         if not loss.multi_offset:
             return {}
-        y, x = torch.randint(loss.offset_grid, (2,), generator=self._drawing(step)).tolist()
+        y, x = torch.randint(loss.offset_grid, (2,), generator=self._drawing(step), device="cpu").tolist()
         found = student_offset_loss(
             seen.previous.float(), seen.current.float(), labels, loss.offsets, grid=loss.offset_grid, phase=(y, x)
         )
@@ -294,11 +293,12 @@ class Joint(nn.Module):
         known = instances != UNKNOWN
         batch, generator = len(labels), self._drawing(step)
         terms: dict[str, Tensor] = {}
+        matches = match(decoded.masks[0], instances.repeat(len(given), 1, 1, 1))
         pairs: dict[str, list[Match]] = {}
         for row, name in enumerate(given):
             part = slice(row * batch, (row + 1) * batch)
             factor = weights.teacher if name == "teacher" else weights.student
-            pairs[name] = match(decoded.masks[0][part], instances)
+            pairs[name] = matches[part]
             points = draw_points(instances, weights.points, generator) if weights.points else None
             if factor:
                 found = mask_terms(decoded, part, instances, pairs[name], points, weights, generator)

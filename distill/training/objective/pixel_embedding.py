@@ -70,8 +70,8 @@ class View:
     @classmethod
     def drawn(cls, generator: torch.Generator) -> View:
         """Draw a view: each axis reversed with probability 0.5, contrast 0.75 to 1.25, brightness -0.1 to 0.1."""
-        flips = torch.rand(3, generator=generator) < 0.5
-        contrast, brightness = (torch.rand(2, generator=generator) - 0.5).tolist()
+        flips = torch.rand(3, generator=generator, device="cpu") < 0.5
+        contrast, brightness = (torch.rand(2, generator=generator, device="cpu") - 0.5).tolist()
         return cls(
             tuple(axis for axis, flip in zip((2, 3, 4), flips.tolist(), strict=True) if flip),
             1 + contrast / 2,

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from distill.decoder.matching import Match
+from distill.decoder.matching import Match, sent_pairs
 
 
 @dataclass(frozen=True)
@@ -38,14 +40,21 @@ def pairs_by_instance(
         taught: (B, 1 + T, D, h, w) the teacher's logits.
         known: (B, D, h, w) bool, voxels that count; None = all.
     """
-    found = []
-    counted = [None] * len(taught) if known is None else list(known)
-    for own, other, logits, there in zip(student, teacher, taught, counted, strict=True):
-        same = own.instance.unsqueeze(1) == other.instance.unsqueeze(0)
-        first, second = same.nonzero(as_tuple=True)
-        wins = _wins(logits, there)[other.query[second]]
-        found.append(QueryPairs(own.query[first][wins], other.query[second][wins]))
-    return found
+    wins = torch.stack([_wins(logits, there) for logits, there in zip(taught, _by_block(known, taught), strict=True)])
+    parts = [wins.long().flatten()]
+    for own, other in zip(student, teacher, strict=True):
+        parts += [own.query, own.instance, other.query, other.instance]
+    won, *tables = (
+        part.numpy()
+        for part in torch.split(torch.cat(parts).cpu(), [len(part) for part in parts])  # one look
+    )
+    pairs = []
+    for b, block in enumerate(won.reshape(wins.shape)):
+        query, instance, taught_query, taught_instance = tables[4 * b : 4 * b + 4]
+        first, second = (instance[:, None] == taught_instance).nonzero()
+        kept = block[taught_query[second]] > 0
+        pairs.append(np.stack([query[first][kept], taught_query[second][kept]]))
+    return [QueryPairs(first, second) for first, second in sent_pairs(pairs, taught.device)]
 
 
 @torch.no_grad()
@@ -61,16 +70,19 @@ def pairs_by_overlap(masks: Tensor, taught: Tensor) -> list[QueryPairs]:
     Returns:
         One per block; pairs without any overlap are omitted.
     """
-    found = []
-    for own, other in zip(masks, taught, strict=True):
-        there = torch.isfinite(own[1:].flatten(1).amax(1)).nonzero().flatten()
-        teachers = _wins(other).nonzero().flatten()
-        score = torch.nan_to_num(soft_dice_matrix(own, other)[there][:, teachers], nan=0.0)
-        rows, columns = linear_sum_assignment(score.cpu().numpy(), maximize=True)
-        first, second = (torch.as_tensor(index, device=score.device) for index in (rows, columns))
-        overlap = score[first, second] > 0
-        found.append(QueryPairs(there[first][overlap], teachers[second][overlap]))
-    return found
+    scores = torch.stack([soft_dice_matrix(own, other) for own, other in zip(masks, taught, strict=True)])
+    there = torch.isfinite(masks[:, 1:].flatten(2).amax(2)).unsqueeze(2)
+    teachers = F.pad(torch.stack([_wins(other) for other in taught]), (1, 0)).unsqueeze(1)
+    # Which queries exist and which win, and the scores, in one look for all blocks.
+    both = torch.cat([teachers.float(), torch.cat([there.float(), torch.nan_to_num(scores, nan=0.0)], 2)], 1).cpu()
+    pairs = []
+    for block in both.numpy():
+        first, second = block[1:, 0].nonzero()[0], block[0, 1:].nonzero()[0]
+        score = block[1:, 1:][first[:, None], second]
+        rows, columns = linear_sum_assignment(score, maximize=True)
+        overlap = score[rows, columns] > 0
+        pairs.append(np.stack([first[rows][overlap], second[columns][overlap]]))
+    return [QueryPairs(first, second) for first, second in sent_pairs(pairs, taught.device)]
 
 
 def soft_dice_matrix(masks: Tensor, taught: Tensor) -> Tensor:
@@ -106,10 +118,12 @@ def soft_mask_cross_entropy(
         - sum q log p / sum q over all voxels of the batch that count.
     """
     total, mass = [masks.new_zeros((), dtype=torch.float32)], [masks.new_zeros((), dtype=torch.float32)]
-    for own, other, both in zip(*_counted(masks, taught, known), pairs, strict=True):
+    for own, other, both, there in zip(masks, taught, pairs, _by_block(known, taught), strict=True):
         first, second = _with_background(both)
         log_share = own.float().log_softmax(0)[first]
         target = other.float().softmax(0)[second]
+        if there is not None:
+            target = target * there
         total.append(-(target * log_share).sum())
         mass.append(target.sum())
     return torch.stack(total).sum() / torch.stack(mass).sum().clamp(min=1e-6)
@@ -128,10 +142,12 @@ def soft_mask_dice(masks: Tensor, taught: Tensor, pairs: Sequence[QueryPairs], k
         Mean over all pairs of the batch; 0 without any.
     """
     losses = [masks.new_zeros(0, dtype=torch.float32)]
-    for own, other, both in zip(*_counted(masks, taught, known), pairs, strict=True):
+    for own, other, both, there in zip(masks, taught, pairs, _by_block(known, taught), strict=True):
         share = own.float().softmax(0)[1 + both.student].flatten(1)
         every = other.float().softmax(0)
         inside = 1 - every[0].flatten()
+        if there is not None:
+            inside = inside * there.flatten()
         target = every[1 + both.teacher].flatten(1)
         common = (inside * share * target).sum(1)
         size = (inside * share).sum(1) + (inside * target).sum(1)
@@ -140,20 +156,16 @@ def soft_mask_dice(masks: Tensor, taught: Tensor, pairs: Sequence[QueryPairs], k
     return each.mean() if len(each) else each.sum()
 
 
-def _counted(masks: Tensor, taught: Tensor, known: Tensor | None) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Return the logits of each block, (1 + Q, ...) and (1 + T, ...), at the voxels that count."""
-    if known is None or bool(known.all()):
-        return list(masks), list(taught)
-    rows = list(known)
-    own, other = ([block[:, there] for block, there in zip(both, rows, strict=True)] for both in (masks, taught))
-    return own, other
+def _by_block(known: Tensor | None, taught: Tensor) -> Sequence[Tensor | None]:
+    """Return which voxels of each block count; None = all."""
+    return [None] * len(taught) if known is None else list(known)
 
 
 def _wins(logits: Tensor, known: Tensor | None = None) -> Tensor:
     """Map (1 + T, ...) to (T,) bool: queries with the largest logit at some voxel that counts."""
-    best = logits.argmax(0)
-    count = torch.bincount(best.flatten() if known is None else best[known], minlength=len(logits))
-    return count[1:] > 0
+    best = logits.argmax(0).flatten()
+    counts = torch.ones_like(best) if known is None else known.flatten().long()
+    return best.new_zeros(len(logits)).scatter_add(0, best, counts)[1:] > 0
 
 
 def _with_background(pairs: QueryPairs) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import cc3d
 import numpy as np
 import pytest
 import torch
@@ -14,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
+from second_device import second_device
 from torch import Tensor
 
+from distill.core.labels import compact
 from distill.decoder import instances as segment
 from distill.decoder.decoder import DecoderOutput
-from distill.decoder.instances import absorb, arg_max, block_instances
+from distill.decoder.instances import absorb, arg_max, block_instances, pieces_on_device
 from distill.decoder.queries import given_seeds
 
 
@@ -228,3 +232,42 @@ def test_pieces_look_for_a_neighbour_within_the_section_first() -> None:
 def test_nothing_is_large_enough() -> None:
     assert not absorb(np.array([[[1, 2, 3]]]), 2).any()
     assert absorb(np.array([[[1, 2, 3]]]), 0).tolist() == [[[1, 2, 3]]]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
+    st.integers(1, 4),
+    st.sampled_from([0, 1, 2, 4, 9, 10_000]),
+)
+def test_a_device_numbers_pieces_as_the_cpu_does(
+    seed: int, shape: tuple[int, int, int], queries: int, min_piece: int
+) -> None:
+    """Voxels as far from several pieces go to the same one, too."""
+    winners = torch.from_numpy(np.random.default_rng(seed).integers(0, 1 + queries, shape).astype(np.int32))
+    wanted = compact(absorb(cc3d.connected_components(winners.numpy(), connectivity=26), min_piece))
+    np.testing.assert_array_equal(pieces_on_device(winners, min_piece).numpy(), wanted)
+
+
+@pytest.mark.parametrize("min_piece", [0, 6])
+def test_of_a_block_on_a_device_one_array_of_ids_is_read(min_piece: int) -> None:
+    winners = np.random.default_rng(5).integers(0, 3, (3, 10, 12))
+    given_ = output_of(winners, 4)
+    wanted = block_instances(given_, 0, (20, 24), min_voxels=3, min_piece=min_piece, fill=True)
+    assert wanted.max() > 1
+    with second_device() as (device, mode):
+        there = replace(given_, masks=[masks.to(device) for masks in given_.masks])
+        mode.blocks_read.clear()
+        found = block_instances(there, 0, (20, 24), min_voxels=3, min_piece=min_piece, fill=True)
+    np.testing.assert_array_equal(found, wanted)
+    assert [size for size in mode.blocks_read if size > 8] == [winners.size * 4]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("min_piece", [0, 9])
+def test_a_gpu_numbers_pieces_as_the_cpu_does(min_piece: int) -> None:
+    winners = torch.from_numpy(np.random.default_rng(6).integers(0, 4, (9, 65, 64)).astype(np.int32))
+    wanted = compact(absorb(cc3d.connected_components(winners.numpy(), connectivity=26), min_piece))
+    np.testing.assert_array_equal(pieces_on_device(winners.cuda(), min_piece).cpu().numpy(), wanted)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
+from second_device import second_device
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -346,3 +347,20 @@ def test_mask_prior_is_differentiable_in_its_three_numbers() -> None:
     numbers = [torch.tensor(n, dtype=torch.float64, requires_grad=True) for n in (4.0, 3.0, 2.0)]
     weights = torch.randn(3, 4, 2, 5, 6, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda *n: (mask_prior(seeds, around, 4, *n) * weights).sum(), numbers)
+
+
+def test_mask_prior_makes_one_map_per_query_on_the_device() -> None:
+    """Comparisons of every voxel with every query, masks and sums used to be maps of their own."""
+    seeds = sparse_seeds(13)
+    around, numbers = surroundings(seeds, (2.5, 1.0, 1.0)), (torch.tensor(4.0), torch.tensor(3.0), torch.tensor(2.0))
+    wanted = mask_prior(seeds, around, 5, *numbers)
+    with second_device() as (device, mode):
+        there = Seeds(seeds.components.to(device), seeds.counts)
+        near = Surroundings(around.nearest.to(device), around.distance.to(device))
+        strengths = [number.to(device) for number in numbers]
+        mode.read = mode.sent = 0
+        mode.made.clear()
+        found = mask_prior(there, near, 5, *strengths)
+        assert (mode.read, mode.sent) == (0, 0)
+        assert sum(size >= wanted.numel() for size in mode.made) <= 2  # what all queries get, and the sum
+    assert torch.equal(found.values, wanted)

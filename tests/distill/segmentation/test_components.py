@@ -202,6 +202,18 @@ def test_nearest_labels_are_as_far_as_scipy_says(
         assert (label > 0).all()
 
 
+@settings(deadline=None, max_examples=40)
+@given(seeds, shapes, st.sampled_from([0.02, 0.1, 0.3]), st.sampled_from([(5.0, 1.0, 1.0), (2.5, 1, 1), (1, 1, 1)]))
+def test_ties_go_to_the_label_that_scipy_takes(
+    seed: int, shape: Shape, share: float, sampling: tuple[float, float, float]
+) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.where(rng.random(shape) < share, rng.integers(1, 50, shape), 0)
+    labels.flat[0] = 1
+    index = ndimage.distance_transform_edt(labels == 0, sampling, return_distances=False, return_indices=True)
+    np.testing.assert_array_equal(nearest_labels(torch.from_numpy(labels)[None], sampling)[0][0], labels[tuple(index)])
+
+
 def test_lines_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = torch.from_numpy(np.random.default_rng(1).integers(0, 40, (2, 5, 20, 30)) // 37)
     whole = nearest_labels(labels, (2.5, 1, 1))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from distill.segmentation import flooding
 from distill.segmentation.flooding import flood, propagate
 from distill.segmentation.supervoxels import spanning_forest
 
@@ -106,6 +110,35 @@ def test_a_batch_is_its_blocks() -> None:
             propagate(components[b : b + 1], affinity[b : b + 1])[0][0], propagate(components, affinity)[0][b]
         )
     assert torch.equal(whole, propagate(components, affinity)[0])  # no ties among random numbers
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("bad", [0.5, float("nan")])
+def test_propagation_has_one_order_and_an_end(bad: float) -> None:
+    """Every voxel is computed by itself from values of before: nothing is summed or scattered, so a GPU, where such
+    sums come in any order, repeats the result bit for bit. The longest path sets the number of rounds.
+    """
+    rng = np.random.default_rng(2)
+    affinity = torch.from_numpy(rng.random((1, 3, 3, 20, 20)).astype(np.float32))
+    affinity[0, 2, 1, 4, 4] = bad
+    components = torch.from_numpy(rng.integers(1, 6, (1, 3, 20, 20)) * (rng.random((1, 3, 20, 20)) < 0.02))
+    with Operations() as operations:
+        propagate(components, affinity)
+    alone = {"maximum", "minimum", "where", "eq", "gt", "bitwise_and", "copy_", "clone", "scalar_tensor", "full"}
+    shape = {"slice", "narrow", "select", "view", "detach", "alias", "unsqueeze", "_to_copy", "equal", "resize_"}
+    assert not operations.seen.keys() - alone - shape, operations.seen.keys() - alone - shape
+    assert operations.seen["equal"] <= 2 * (components.numel() // flooding._ROUNDS + 2)
 
 
 @pytest.mark.gpu
