@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from distill.core.affinity_conventions import from_uint8
 from distill.core.geometry import Box, Triple, owned_boxes
 from distill.core.labels import Relabelling, distinct_ids, ranks
-from distill.segmentation.agglomeration import RegionGraph, agglomerate_graph, contacts_across, region_graph
+from distill.segmentation.agglomeration import Merges, RegionGraph, contacts_across, merges_above, region_graph
 from distill.segmentation.shared_voxels import Shares, unite
 from distill.segmentation.stitching import Stitcher, global_ids
 from students.streaming.runner import SectionOutput
@@ -174,9 +174,19 @@ def merge_contacts(stitched: Relabelling, contacts: Sequence[RegionGraph], thres
     Returns:
         For every supervoxel id its final id, 1..n.
     """
+    merges = merges_above(contacts_of_objects(stitched, contacts), threshold)
+    return final_ids_above(stitched, merges, threshold)
+
+
+def contacts_of_objects(stitched: Relabelling, contacts: Sequence[RegionGraph]) -> RegionGraph:
+    """Sum the contacts of supervoxels between the objects that they are joined to."""
     every = RegionGraph.concatenate(contacts)
-    objects = replace(every, u=stitched.apply(every.u), v=stitched.apply(every.v))
-    merged = agglomerate_graph(objects.summed(), threshold)
+    return replace(every, u=stitched.apply(every.u), v=stitched.apply(every.v)).summed()
+
+
+def final_ids_above(stitched: Relabelling, merges: Merges, threshold: float) -> Relabelling:
+    """Return the final ids after all merges of objects with a mean above the threshold; see `merge_contacts`."""
+    merged = merges.above(threshold)
     roots = stitched.new.copy()
     touched = np.isin(roots, merged.old)
     roots[touched] = merged.new[np.searchsorted(merged.old, roots[touched])]
@@ -219,13 +229,25 @@ class SupervoxelTables:
         Returns:
             For every supervoxel that owns a voxel its final id, 1..n.
         """
-        ids, seen = self._supervoxels()
-        mapping = unite(ids, Shares.joined(self._shares))
+        mapping, seen = self.united()
         if threshold is not None and self._contacts:
-            joined = RegionGraph.concatenate(self._contacts)
+            joined = self.contacts()
             self._contacts.clear()
             mapping = merge_contacts(mapping, [joined], threshold)
         return Relabelling(mapping.old[seen], ranks(mapping.new[seen]))
+
+    def united(self) -> tuple[Relabelling, NDArray[np.bool_]]:
+        """Return the objects of all supervoxels by shared voxels alone, and whether each supervoxel owns a voxel."""
+        ids, seen = self._supervoxels()
+        return unite(ids, self.shares()), seen
+
+    def shares(self) -> Shares:
+        """Return the overlaps of all supervoxels."""
+        return Shares.joined(self._shares)
+
+    def contacts(self) -> RegionGraph:
+        """Return the contacts of all supervoxels; a pair is listed once for every table that has it."""
+        return RegionGraph.concatenate(self._contacts)
 
     def _supervoxels(self) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
         """Return all ids in ascending order, which is not that of the tiles of a row of blocks, and whether seen."""

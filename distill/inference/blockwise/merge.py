@@ -36,6 +36,16 @@ def merge_blocks(store: Path, plan: Plan, method: str, threshold: float | None) 
     Raises:
         SourceError: a table is missing or broken.
     """
+    tables = read_block_tables(store, plan)
+    return tables.by_contacts(threshold if merges_contacts(method) else border_threshold(method, threshold))
+
+
+def read_block_tables(store: Path, plan: Plan) -> SupervoxelTables:
+    """Read the tables of all blocks and pairs of blocks.
+
+    Raises:
+        SourceError: a table is missing or broken.
+    """
     tables, of = SupervoxelTables(), []
     for block in plan.blocks():
         table = read_table(table_path(store, block.index))
@@ -46,7 +56,7 @@ def merge_blocks(store: Path, plan: Plan, method: str, threshold: float | None) 
     for axis, first, second in plan.pairs():
         found = read_evidence(pair_path(store, axis, first, second), (of[first], of[second]))
         tables.join(found.shares, found.contacts)
-    return tables.by_contacts(threshold if merges_contacts(method) else border_threshold(method, threshold))
+    return tables
 
 
 def border_threshold(method: str, threshold: float | None) -> float:

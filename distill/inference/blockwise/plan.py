@@ -8,9 +8,10 @@ shared section is owned by the earlier slab. The owned boxes partition the volum
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from distill.config import DecoderConfig
 from distill.core.errors import DistillError
@@ -189,6 +190,21 @@ def make_plan(shape: Triple, config: DecoderConfig, block: Triple | None) -> Pla
             f"expected at most {MOST_BLOCKS:,}: ids do not reach further; segment it in parts by --sections"
         )
     return plan
+
+
+def plan_of(settings: Mapping[str, Any]) -> Plan:
+    """Return the blocks of a store from its settings; each of them is listed as one tile.
+
+    Args:
+        settings: see `distill.inference.blockwise.begin.settings_of`.
+    """
+    sides = [[(int(start), int(stop)) for start, stop in settings[name]] for name in ("rows", "columns")]
+    rows, columns = (
+        tuple(Group(n, (span,), own) for n, (span, own) in enumerate(zip(spans, owned_spans(spans), strict=True)))
+        for spans in sides
+    )
+    shape = (int(settings["size"][0]), rows[-1].stop, columns[-1].stop)
+    return Plan(shape, int(settings["depth"]), rows, columns)
 
 
 def _usual(side: int, overlap: int) -> int:

@@ -109,6 +109,11 @@ def final_ids(out: Path, count: int, depth: int, threshold: float | None) -> Rel
         depth: sections per layer.
         threshold: see `merge_contacts`; None = use shared voxels only.
     """
+    return read_slab_tables(out, count, depth).by_contacts(threshold)
+
+
+def read_slab_tables(out: Path, count: int, depth: int) -> SupervoxelTables:
+    """Read the tables of all complete slabs, and compare neighbouring ones; arguments as for `final_ids`."""
     tables = SupervoxelTables()
     before: Path | None = None
     for path in sorted((out / STREAM_FOLDER / "slabs").glob("*.npz")):
@@ -119,7 +124,7 @@ def final_ids(out: Path, count: int, depth: int, threshold: float | None) -> Rel
             tables.join(*seam(before, path))
         tables.add(table.ids, table.seen, table.shares, table.contacts)
         before = path
-    return tables.by_contacts(threshold)
+    return tables
 
 
 def _contiguous(out: Path, lines: Sequence[Line], job: dict[str, Any]) -> int:

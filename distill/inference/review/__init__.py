@@ -1,0 +1,1 @@
+"""Export a segmentation for proofreading: doubtful contacts, contact graph and supervoxels."""
