@@ -6,9 +6,10 @@ Legend: D H W = z y x, h w half resolution.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,13 +17,18 @@ from distill.config import DecoderConfig
 from distill.core.affinity import NEAREST
 from distill.core.affinity_conventions import from_uint8
 from distill.core.geometry import Box, Triple
+from distill.core.labels import compact
+from distill.decoder.instances import absorb
 from distill.inference.assembly import Affinity, Assembly, Piece, slabs
 from distill.inference.decode import decode_slab, decode_tile, decoder_overlap, decoder_tiles
 from distill.inference.options import Runtime
 from distill.models.load import TrainedStudent, TrainedTeacher
+from distill.segmentation.clustering import cluster_embedding
 from students.streaming.runner import EmbeddingType, SectionOutput, SectionRunner
-from teachers.sliding_window import run_teacher
+from teachers.sliding_window import head_embedding, run_teacher
 from teachers.teacher import TeacherOutput
+
+Ids = NDArray[np.uint64]
 
 
 def student_sections(
@@ -119,6 +125,46 @@ def teacher_volumes(
         runtime: device and precision.
         decodings: configurations with the same blocks.
     """
+
+    def decode(box: Box, output: TeacherOutput, decoding: DecoderConfig) -> Ids:
+        return decode_tile(model.decoder, output.decoder_input, box, decoding, runtime)
+
+    return _teacher_blocks(model, raw, runtime, decodings, decode)
+
+
+def teacher_clusters(
+    model: TrainedTeacher, raw: NDArray[np.generic], runtime: Runtime, *, bandwidth: float, seed: int = 0
+) -> SegmentedVolume:
+    """Segment a volume that fits in memory by clustering the teacher's embedding, block by block.
+
+    Clusters of a block are split into connected components, and components below the decoder's `min_piece` are assigned
+    to the nearest larger one; blocks are assembled as those of the query decoder.
+
+    Args:
+        model: a teacher with an embedding that is not normalised, such as `ml-de`.
+        raw: (D, H, W), whole sections, grey values as recorded.
+        runtime: device and precision.
+        bandwidth: see `distill.segmentation.clustering`.
+        seed: of the voxels that are clustered.
+    """
+
+    def decode(box: Box, output: TeacherOutput, decoding: DecoderConfig) -> Ids:
+        embedding = head_embedding(output).float().cpu().numpy()
+        clusters = cluster_embedding(embedding, bandwidth=bandwidth, seed=seed)
+        pieces = cc3d.connected_components(clusters, connectivity=26)
+        return compact(absorb(pieces, decoding.min_piece))
+
+    return _teacher_blocks(model, raw, runtime, [model.config.decoder], decode)[0]
+
+
+def _teacher_blocks(
+    model: TrainedTeacher,
+    raw: NDArray[np.generic],
+    runtime: Runtime,
+    decodings: Sequence[DecoderConfig],
+    decode: Callable[[Box, TeacherOutput, DecoderConfig], Ids],
+) -> list[SegmentedVolume]:
+    """Run the teacher over a volume and turn its output for each block into ids, once per decoder configuration."""
     unit = model.normaliser.sections(raw)
     z, y, x = raw.shape
     depth = min(decodings[0].block[0], z)
@@ -127,12 +173,11 @@ def teacher_volumes(
         stop = min(z, first + depth)
         pieces: list[list[Piece]] = [[] for _ in decodings]
 
-        def decode(
+        def on_block(
             box: Box, output: TeacherOutput, own: Affinity, first: int = first, into: list[list[Piece]] = pieces
         ) -> None:
             for decoding, found in zip(decodings, into, strict=True):
-                labels = decode_tile(model.decoder, output.decoder_input, box, decoding, runtime)
-                found.append(Piece(box.shift((first, 0, 0)), labels))
+                found.append(Piece(box.shift((first, 0, 0)), decode(box, output, decoding)))
 
         slab = run_teacher(
             model.teacher,
@@ -140,7 +185,7 @@ def teacher_volumes(
             decoder_tiles((stop - first, y, x), decodings[0]),
             device=runtime.device,
             precision=runtime.precision,
-            on_block=decode,
+            on_block=on_block,
         )
         volume.add(first, slab.affinity, pieces)
     return volume.segmented()
