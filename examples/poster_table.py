@@ -110,13 +110,13 @@ def overrides(asked: argparse.Namespace, kind: str, seed: int, steps: int) -> li
         "save_every": 100,
         "log_every": 1 if steps < 100 else 20,
     }
-    words = [_parts(asked, whole=kind == "agq")]
+    words = [_parts(asked, whole=kind == "agq" and not asked.time)]
     words += [f"student.training.{key}={json.dumps(value)}" for key, value in training.items()]
     words += [f"student.loss.{term}=0" for term in ("slice", "cross", "graft")] + ["teacher.queries.student=0"]
     if kind in HEADS:
         words += ["teacher.embedding=0", "teacher.loss.multi_offset=0"]
     if kind == "agq":
-        words += ["teacher.queries.detach_student=false"]
+        words += [f"teacher.queries.start={steps // 5}", "teacher.queries.every=2"]
     else:  # the decoder is not used, so nothing is chosen for it
         words += ["teacher.queries.teacher=0", "teacher.decoder.seeds.kind=mean"]
     return [*words, *asked.set]
