@@ -59,7 +59,9 @@ def affinity_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def multi_offset_loss(embedding: Tensor, labels: Tensor, offsets: Sequence[Triple] = MULTI) -> Tensor:
+def multi_offset_loss(
+    embedding: Tensor, labels: Tensor, offsets: Sequence[Triple] = MULTI, *, other: Tensor | None = None
+) -> Tensor:
     """Compute the loss of the 3D embedding teacher: class-balanced MSE of cosine affinities at many offsets.
 
     The three nearest-neighbour offsets have weight 10, the others 1 (Liu et al., CVPR 2024).
@@ -68,9 +70,10 @@ def multi_offset_loss(embedding: Tensor, labels: Tensor, offsets: Sequence[Tripl
         embedding: (B, E, D, H, W), any scale.
         labels: (B, D, H, W) int64.
         offsets: nearest neighbours first.
+        other: embedding at the edges' second ends, e.g. of another view of the block; by default the same one.
     """
     targets = affinity_targets(labels, offsets)
-    predicted = embedding_affinity(embedding, offsets, clamp=False)
+    predicted = embedding_affinity(embedding, offsets, clamp=False, other=other)
     total = embedding.new_zeros((), dtype=torch.float32)
     for k in range(len(offsets)):
         loss = affinity_loss(predicted[:, k : k + 1], targets.target[:, k : k + 1], targets.valid[:, k : k + 1])

@@ -17,8 +17,9 @@ from distill.core.affinity import Targets
 from distill.core.geometry import Nanometres
 from distill.training.objective.descriptors import descriptor_loss
 from distill.training.objective.discriminative import discriminative_loss
+from distill.training.objective.losses import multi_offset_loss
 from distill.training.objective.malis import malis_loss
-from distill.training.objective.pixel_embedding import View, cross_view_loss, pyramid_loss
+from distill.training.objective.pixel_embedding import View, pyramid_loss
 from teachers.teacher import Teacher, TeacherOutput
 
 Terms = dict[str, Tensor]
@@ -72,7 +73,7 @@ def _pea(step: OwnStep) -> Terms:
         assert seen.embedding is not None
         assert step.taught.embedding is not None
         moved = view.back(seen.embedding.float())
-        terms["views"] = weights.views * cross_view_loss(step.taught.embedding.float(), moved, step.labels)
+        terms["views"] = weights.views * multi_offset_loss(step.taught.embedding.float(), step.labels, other=moved)
     return terms
 
 

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.core.affinity import MULTI, affinity_targets, embedding_affinity
-from distill.core.geometry import Triple
-from distill.training.objective.losses import affinity_loss, multi_offset_loss
+from distill.training.objective.losses import multi_offset_loss
 
 
 def pyramid_loss(embeddings: Sequence[Tensor], labels: Tensor) -> Tensor:
@@ -34,23 +32,6 @@ def pyramid_loss(embeddings: Sequence[Tensor], labels: Tensor) -> Tensor:
         step = 2**scale
         losses.append(multi_offset_loss(embedding, labels[:, :, ::step, ::step]))
     return torch.stack(losses).mean()
-
-
-def cross_view_loss(embedding: Tensor, view: Tensor, labels: Tensor, offsets: Sequence[Triple] = MULTI) -> Tensor:
-    """Compute the class-balanced squared error of cosines between two embeddings of a block at each offset.
-
-    Args:
-        embedding: (B, E, D, H, W), any scale.
-        view: the embedding of a transformed view, moved back onto the block's voxels.
-        labels: (B, D, H, W) int64.
-        offsets: from voxels of the first embedding to voxels of the second.
-
-    Returns:
-        Mean over the offsets.
-    """
-    targets = affinity_targets(labels, offsets)
-    predicted = embedding_affinity(embedding, offsets, clamp=False, other=view)
-    return affinity_loss(predicted, targets.target, targets.valid)
 
 
 @dataclass(frozen=True)
