@@ -13,6 +13,7 @@ from distill.cli.options import (
     Device,
     Invert,
     Merge,
+    MergeOfMethod,
     Normalise,
     Overwrite,
     PrecisionOption,
@@ -41,7 +42,6 @@ class RunArguments:
 
     sections: SectionsOption = None
     resolution: Resolution = None
-    merge: Merge = None
     thresholds: Thresholds = None
     device: Device = "auto"
     precision: PrecisionOption = AUTO
@@ -51,11 +51,12 @@ class RunArguments:
     rescale: Rescale = False
     overwrite: Overwrite = False
 
-    def options(self, method: str) -> Options:
+    def options(self, method: str, merge: float | None) -> Options:
         """Return the options of the function.
 
         Args:
             method: of segmentation, by which a thresholds file is read.
+            merge: threshold given directly.
 
         Raises:
             DistillError: options that exclude each other, or a wrong value.
@@ -69,7 +70,7 @@ class RunArguments:
             sections=section_range(self.sections),
             device=self.device,
             precision=self.precision,
-            merge=check_merge(merge_of(self.merge, self.thresholds, method)),
+            merge=check_merge(merge_of(merge, self.thresholds, method)),
             overwrite=self.overwrite,
             backend=self.backend,
             grey=GreyValues(self.normalise, self.invert),
@@ -86,6 +87,7 @@ class StreamArguments:
         StreamMethod | None,
         typer.Option(help="flood merges supervoxels by their contacts; query uses the query decoder; default: flood"),
     ] = None
+    merge: Merge = None
     offset: Annotated[
         list[str] | None,
         typer.Option(metavar="Z,Y,X", help="also write affinities of this offset, in voxels; may be repeated"),
@@ -181,6 +183,7 @@ class BlockArguments:
             "agglomeration; mws is the mutex watershed"
         ),
     ] = "flood"
+    merge: MergeOfMethod = None
     block: Annotated[
         str | None,
         typer.Option(metavar="Z,Y,X", help="largest block, in voxels; default: the decoder's depth, 1024 x 1024"),

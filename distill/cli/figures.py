@@ -268,35 +268,47 @@ def info(
     ] = False,
     sections: SectionsOption = None,
     resolution: Resolution = None,
-    as_json: Annotated[bool, typer.Option("--json", help="with --grey: print JSON, section by section")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="print all that is known as JSON; with --grey: section by section"),
+    ] = False,
 ) -> None:
     """Describe the contents of a volume or a weights file."""
     if grey:
         _info_grey(source, sections, resolution, as_json)
         return
-    if sections is not None or resolution is not None or as_json:
-        raise DistillError("--sections, --resolution, --json: found without --grey, expected it with them")
+    if sections is not None or resolution is not None:
+        raise DistillError("--sections, --resolution: found without --grey, expected it with them")
     files = [Path(source)] if source.endswith(".safetensors") else sorted((Path(source) / "best").glob("*.safetensors"))
     if not files and source.isidentifier() and not Path(source).exists():
         from distill.models.header import bundled_models
 
         if (bundled := bundled_models().get(source)) is not None:
-            say(f"bundled model {source}: {bundled}")
+            if not as_json:
+                say(f"bundled model {source}: {bundled}")
             files = sorted(bundled.glob("*.safetensors"))
     if files:
-        from distill.models.header import read_header
-
-        for file in files:
-            header = read_header(file)
-            say(f"{file}: {header.kind}, {header.values:,} values in {len(header.shapes)} tensors")
-            say(json.dumps({"config": header.config, "notes": header.notes}, indent=2))
+        _info_weights(source, files, as_json)
         return
     from distill.io.info import describe, format_summary
 
     found = describe(source)
-    say(format_summary(found))
+    say(json.dumps([one.to_dict() for one in found], indent=1) if as_json else format_summary(found))
     if all(one.trouble and not one.shape for one in found):
         raise SourceError(f"{source}: none of its arrays can be read, expected at least one")
+
+
+def _info_weights(source: str, files: list[Path], as_json: bool) -> None:
+    from distill.models.describe import format_header
+    from distill.models.header import read_header
+
+    headers = {file: read_header(file) for file in files}
+    if as_json:
+        say(json.dumps({str(file): vars(header) for file, header in headers.items()}, indent=1))
+        return
+    for file, header in headers.items():
+        say(format_header(file, header))
+    say(f"all of the configuration: distill info {source} --json")
 
 
 def _info_grey(source: str, sections: str | None, resolution: str | None, as_json: bool) -> None:

@@ -40,7 +40,14 @@ Rescale = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an existing result")]
 Merge = Annotated[
     float | None,
-    typer.Option(help="merge above this mean affinity (waterz: below this score); default: the model's own"),
+    typer.Option(help="merge objects whose contact exceeds this mean affinity; default: the model's own"),
+]
+MergeOfMethod = Annotated[
+    float | None,
+    typer.Option(
+        help="flood, query: merge objects whose contact exceeds this mean affinity; waterz: below this score; mws: its "
+        "bias; default: the model's own"
+    ),
 ]
 Thresholds = Annotated[
     Path | None, typer.Option(metavar="FILE", help="take --merge from this file, which distill sweep has written")

@@ -48,7 +48,7 @@ def stream(
 
     check_resume(wanted.resume, run.overwrite)
     kept = wanted.method is None and wanted.resume and run.thresholds is not None
-    options = run.options(method_of(read_job(out)) if kept else wanted.method or "flood")
+    options = run.options(method_of(read_job(out)) if kept else wanted.method or "flood", wanted.merge)
     streaming = wanted.streaming(follow.following())
     with Recorded(out, wanted.part) as record, Bar("sections") as bar:
         found = run_stream(source, model, out, options, streaming, Callbacks(bar.start, bar.update, bar.line))
@@ -89,7 +89,7 @@ def segment(
     from distill.inference.options import Callbacks
 
     check_resume(blocks.resume, run.overwrite)
-    options, blocking = run.options(blocks.method), blocks.blocking()
+    options, blocking = run.options(blocks.method, blocks.merge), blocks.blocking()
     with Recorded(out) as record, Bar("blocks") as bar:
         found = run_segment(source, model, out, options, blocking, Callbacks(bar.start, bar.update, bar.line))
         record.update(found.record())
@@ -173,6 +173,7 @@ def _say_bad(bad: list[Line]) -> None:
 def _say_result(out: Path, about: dict[str, Any]) -> None:
     if about.get("method") is None:
         say(f"{out}:affinity")
+        _say_empty(about)
         return
     from distill.io.info import share_without_id
 
@@ -180,4 +181,11 @@ def _say_result(out: Path, about: dict[str, Any]) -> None:
     skipped = len(about.get("bad_sections", {}))
     bad = f"; {skipped} of {about['sections']} sections were bad" if skipped else ""
     say(f"{100 * share_without_id(f'{out}:segmentation'):.1f} % of the voxels belong to no object{bad}")
+    _say_empty(about)
     say(f"next: distill evaluate {out}:segmentation LABELS")
+
+
+def _say_empty(about: dict[str, Any]) -> None:
+    if about.get("empty"):
+        sections = ", and sections of one value or without an image" if "bad_sections" in about else ""
+        say(f"{100 * about['empty']:.1f} % of the source is empty: voxels of value 0{sections}")

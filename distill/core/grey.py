@@ -131,3 +131,14 @@ class Statistics:
         running = np.cumsum(counts)
         ends = (min(len(at) - 1, int(np.searchsorted(running, percent / 100 * total))) for percent in (low, high))
         return cls(mean, std, *(float(values[end]) for end in ends))
+
+
+def empty_pixels(section: NDArray[Any]) -> int:
+    """Count pixels without an image: those of value 0, and all if they have one value.
+
+    Args:
+        section: (H, W) as recorded.
+    """
+    if section.size and bool((section == section.flat[0]).all()):
+        return section.size
+    return section.size - int(np.count_nonzero(section))

@@ -154,10 +154,8 @@ def lay_blocks(
     ids = np.zeros(shape, dtype=np.uint64)
     blocks = []
     for number, piece, own in zip(numbers, pieces, owned_boxes([piece.box for piece in pieces]), strict=True):
-        if stitcher is None:  # noqa: SIM108
-            unique = global_ids(piece.labels, number)
-        else:
-            unique = stitcher.add(number, piece.box, piece.labels)
+        labels = piece.labels
+        unique = global_ids(labels, number) if stitcher is None else stitcher.add(number, piece.box, labels)
         ids[own.relative_to(origin).slices] = unique[own.relative_to(piece.box.start).slices]
         blocks.append(unique)
     return UniqueBlocks(ids, blocks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,14 @@ class VolumeSummary:
     maximum: float | int | None
     ids: int | None
     trouble: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes for JSON."""
+        found = {**asdict(self), "dtype": str(self.dtype) if self.shape else None}
+        for name in ("minimum", "maximum"):
+            if found[name] is not None and not math.isfinite(found[name]):
+                found[name] = str(found[name])  # JSON has no such numbers
+        return found
 
 
 def describe(source: str | Path) -> list[VolumeSummary]:

@@ -15,7 +15,7 @@ from distill.core.hardware import Chosen
 from distill.inference.aside import set_aside
 from distill.inference.blockwise.options import merges_contacts
 from distill.inference.blockwise.plan import Plan
-from distill.inference.blockwise.tables import FOLDER, read_head, table_path
+from distill.inference.blockwise.tables import FOLDER, Head, read_head, table_path
 from distill.inference.blockwise.worker import Work
 from distill.inference.grey_values import grey_settings
 from distill.inference.rescaling.voxel_size import record_of
@@ -129,7 +129,16 @@ def generations(out: Path, plan: Plan) -> list[str]:
     Raises:
         SourceError: a table is missing or broken.
     """
-    return [read_head(table_path(out, index)).generation for index in range(plan.count)]
+    return [head.generation for head in heads(out, plan)]
+
+
+def heads(out: Path, plan: Plan) -> list[Head]:
+    """Return the completion records of all blocks, in order.
+
+    Raises:
+        SourceError: a table is missing or broken.
+    """
+    return [read_head(table_path(out, index)) for index in range(plan.count)]
 
 
 def _fingerprint(volume: Volume, first: int) -> str:

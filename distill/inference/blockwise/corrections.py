@@ -45,7 +45,18 @@ class Sections:
 
     def read(self, box: Box) -> NDArray[np.float32]:
         """Read a box of the plan (d, h, w), normalised to [0, 1]."""
-        raw = self.volume.read(box.shift((self.first, 0, 0)))
+        return self._normalised(self._raw(box), box)
+
+    def read_counted(self, box: Box, own: Box) -> tuple[NDArray[np.float32], int]:
+        """Read a box as `read` does, and count the voxels of value 0 of a box within it."""
+        raw = self._raw(box)
+        inside = raw[own.relative_to(box.start).slices]
+        return self._normalised(raw, box), inside.size - int(np.count_nonzero(inside))
+
+    def _raw(self, box: Box) -> NDArray[Any]:
+        return self.volume.read(box.shift((self.first, 0, 0)))
+
+    def _normalised(self, raw: NDArray[Any], box: Box) -> NDArray[np.float32]:
         found = np.empty(raw.shape, dtype=np.float32)
         for at, z in enumerate(range(box.start[0], box.stop[0])):
             correction = self.corrections[z if len(self.corrections) > 1 else 0]

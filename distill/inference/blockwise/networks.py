@@ -43,11 +43,13 @@ class Solved:
         pieces: number, position in the volume and ids (D, h, w) of each piece, in order.
         affinity: (3, D, H, W) in [0, 1].
         stored: (3, D, H, W) uint8.
+        empty: number of voxels of value 0 that the block owns.
     """
 
     pieces: list[tuple[int, Box, Ids]]
     affinity: Affinity
     stored: NDArray[np.uint8]
+    empty: int
 
 
 class Instances(Protocol):
@@ -94,7 +96,8 @@ class StudentBlocks:
         rows, columns = region.window(self._size)
         with timer.timed("read"):
             at = Box((begin - before, rows.start, columns.start), (stop, rows.stop, columns.stop))
-            grey = region.filled(sections.read(at), self._size)
+            read, empty = sections.read_counted(at, block.owned)
+            grey = region.filled(read, self._size)
         with timer.timed("network"):
             self._runner.at(region, self._size)
             for section in grey[:before]:
@@ -113,7 +116,7 @@ class StudentBlocks:
             else:
                 labels = instances_of(self._method, affinity, self._threshold)
                 found = [(block.index, block.box, labels)]
-        return Solved(found, affinity, stored)
+        return Solved(found, affinity, stored, empty)
 
 
 class TeacherBlocks:
@@ -126,7 +129,7 @@ class TeacherBlocks:
         """Segment a block; see `Instances.solve`."""
         trained, runtime, method = self._trained, self._runtime, self._method
         with timer.timed("read"):
-            unit = sections.read(block.box)
+            unit, empty = sections.read_counted(block.box, block.owned)
         labels: list[Ids] = []
 
         def decode(window: Box, output: TeacherOutput, own: Affinity) -> None:
@@ -154,7 +157,7 @@ class TeacherBlocks:
         else:
             with timer.timed("decode"):
                 found = [(block.index, block.box, instances_of(method, affinity, self._threshold))]
-        return Solved(found, affinity, as_uint8(affinity))
+        return Solved(found, affinity, as_uint8(affinity), empty)
 
 
 def instances_of(method: str, affinity: Affinity, threshold: float | None) -> Ids:

@@ -7,6 +7,7 @@ tables gives final ids; the last pass writes them. Completed work is never repea
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import resource
 import time
@@ -31,7 +32,7 @@ from distill.core.timing import StageTimer
 from distill.core.version import VERSION
 from distill.inference.aside import forget_replaced, made_by, take_back
 from distill.inference.blockwise import finish as lay
-from distill.inference.blockwise.begin import generations, is_blocks, prepare, settings_of, undone_blocks
+from distill.inference.blockwise.begin import generations, heads, is_blocks, prepare, settings_of, undone_blocks
 from distill.inference.blockwise.corrections import GROUP, join_groups, undone_groups
 from distill.inference.blockwise.executor import Pool, Task, open_pool
 from distill.inference.blockwise.merge import (
@@ -254,6 +255,7 @@ class _Run:
     ) -> None:
         self._out, self._blocking = request.out, request.blocking
         self._work, self._frame, self._callbacks, self._found = work, frame, callbacks, found
+        self._empty: int | None = None  # voxels whose grey value is 0; known with the digest
 
     def all(self) -> None:
         """Run the unfinished phases."""
@@ -266,8 +268,10 @@ class _Run:
 
     def _digest(self) -> str:
         """Return the digest of what the final ids are computed from, once all blocks are finished."""
-        found = generations(self._out, self._work.plan)
-        return merge_digest(self._work.method, self._work.threshold, found)
+        found = heads(self._out, self._work.plan)
+        empty = [head.empty for head in found if head.empty is not None]
+        self._empty = sum(empty) if len(empty) == len(found) else None
+        return merge_digest(self._work.method, self._work.threshold, [head.generation for head in found])
 
     def _is_result(self, about: dict[str, Any]) -> bool:
         """Return whether arrays and metadata of the store belong to the current settings."""
@@ -393,6 +397,8 @@ class _Run:
             "objects": note["objects"],
             "made_from": digest,
         }
+        if self._empty is not None:
+            about["empty"] = round(self._empty / math.prod(work.plan.shape), 6)
         metadata = ome(lay.NAMES, self._frame.resolution, self._frame.offset)
         write_group_attributes(self._out, {"made_by": about, "ome": metadata})
 

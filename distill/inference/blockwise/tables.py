@@ -56,6 +56,7 @@ class BlockTable:
         generation: digest of the block's ids and of this table. A block that is done again on another machine may
             number its supervoxels otherwise; what was made from it before is then of another generation. Empty in
             stores of earlier versions.
+        empty: number of owned voxels whose grey value is 0; None in stores of earlier versions.
     """
 
     box: Box
@@ -65,6 +66,7 @@ class BlockTable:
     stored: tuple[bool, bool]
     faces: Faces = field(default_factory=dict)
     generation: str = ""
+    empty: int | None = None
 
     def of(self, ids: NDArray[np.uint64]) -> BlockTable:
         """Return the table with its generation; `ids` are all of the block's (D, H, W)."""
@@ -83,11 +85,13 @@ class Head:
         box: computed region.
         stored: see `BlockTable`.
         generation: see `BlockTable`.
+        empty: see `BlockTable`.
     """
 
     box: Box
     stored: tuple[bool, bool]
     generation: str
+    empty: int | None = None
 
 
 def table_path(store: Path, index: int) -> Path:
@@ -107,7 +111,8 @@ def none() -> Evidence:
 
 def write_table(path: Path, table: BlockTable) -> None:
     """Write a block's table and wait until it is on disk."""
-    _write(path, {**_table_arrays(table), "generation": np.array(table.generation)})
+    empty = {} if table.empty is None else {"empty": np.array(table.empty, np.int64)}
+    _write(path, {**_table_arrays(table), "generation": np.array(table.generation), **empty})
 
 
 def _table_arrays(table: BlockTable) -> dict[str, NDArray[Any]]:
@@ -187,6 +192,7 @@ def read_table(path: Path, faces: str | None = None) -> BlockTable:
             head.stored,
             {name.removeprefix("face_"): file[name] for name in names},
             head.generation,
+            head.empty,
         )
 
 
@@ -204,7 +210,8 @@ def _head(file: Any) -> Head:
     (z, y, x), (z_stop, y_stop, x_stop) = file["box"].tolist()
     affinity, supervoxels = file["stored"].tolist()
     generation = str(file["generation"]) if "generation" in file.files else ""
-    return Head(Box((z, y, x), (z_stop, y_stop, x_stop)), (affinity, supervoxels), generation)
+    empty = int(file["empty"]) if "empty" in file.files else None
+    return Head(Box((z, y, x), (z_stop, y_stop, x_stop)), (affinity, supervoxels), generation, empty)
 
 
 def _arrays(found: Evidence) -> dict[str, NDArray[Any]]:

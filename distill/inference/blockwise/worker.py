@@ -12,7 +12,7 @@ import hashlib
 import os
 import resource
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +179,7 @@ def solve_block(work: Work, index: int) -> TaskReport:
         seen = np.isin(names, distinct_ids(_written(work, block, ids)))
         border = faces(work.plan, block, laid, compared=compares_pieces(work.method))
         table = BlockTable(block.box, names, seen, inside, (bool(stored.any()), bool(ids.any())), border)
-        table = table.of(laid.ids)
+        table = replace(table.of(laid.ids), empty=found.empty)
     path = table_path(Path(work.store), index)
     with timer.timed("write"), claim(path, wait=True):
         _check_store(work)

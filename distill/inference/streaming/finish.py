@@ -85,6 +85,9 @@ def finish_claimed(out: Path, merge: float | None) -> Finished:
         "sections": count,
         "bad_sections": {str(line.section): line.flaw for line in lines if line.flaw},
     }
+    empty = [line.empty for line in lines if line.empty is not None]
+    if len(empty) == len(lines):
+        about["empty"] = round(sum(empty) / len(empty), 6)
     names = (
         ["affinity"] + ["embedding"] * (job["embedding"] != "none") + ["supervoxels", "segmentation"] * job["segment"]
     )

@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from distill.core.errors import ShapeError, SourceError
+from distill.core.grey import empty_pixels
 from distill.core.normalisation import Correction, Normaliser
 from distill.core.timing import StageTimer
 from distill.inference.options import Runtime
@@ -62,6 +63,7 @@ class _Judged:
     flaw: Flaw | None
     checksum: str
     correction: Correction | None  # normalisation of its grey values; None without an image
+    empty: float  # share of its pixels without an image
 
 
 def lines_that_stay(path: Path, depth: int, total: int | None, segment: bool) -> list[Line]:
@@ -187,7 +189,8 @@ class _Stream:
                 correction = _correction(normaliser, image, section.name) if image is not None and good else None
                 flaw = inspector.look(image, section.flaw, correction if normalises else None)
                 checksum = section.checksum
-            given.put(_Judged(section, flaw, checksum, correction))
+                empty = 1.0 if image is None else round(empty_pixels(image) / max(1, image.size), 6)
+            given.put(_Judged(section, flaw, checksum, correction, empty))
             if self._stop is not None and z == self._stop:
                 return given.put(None)
             z += 1
@@ -269,6 +272,7 @@ class _Stream:
             flaw.why if flaw else None,
             taken,
             "",
+            judged.empty,
         )
         if step.pieces is not None:
             self._send_pieces(step.z, step.pieces)

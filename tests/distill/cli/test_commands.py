@@ -99,3 +99,17 @@ def test_options_of_groups_are_options_of_the_command() -> None:
     defaults = {one.name: one.default for one in command.params}
     for group in (RunArguments(), StreamArguments(), FollowArguments()):
         assert {name: defaults[name] for name in vars(group)} == vars(group)
+
+
+def test_help_names_no_method_that_a_command_lacks() -> None:
+    from typing import get_args
+
+    from distill.cli import app
+    from distill.core.choices import Method, StreamMethod
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for name, own in (("stream", StreamMethod), ("finish", StreamMethod), ("segment", Method)):
+        others = set(get_args(Method)) - set(get_args(own))
+        text = " ".join([commands[name].help or "", *(getattr(one, "help", "") or "" for one in commands[name].params)])
+        assert not others & set(re.findall(r"\w+", text)), name
+        assert "merge objects whose contact exceeds this mean affinity" in text

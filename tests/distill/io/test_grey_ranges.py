@@ -118,6 +118,6 @@ def test_the_command_prints_ranges_and_sections(cli: Cli, tmp_path: Path) -> Non
     assert said.code == 0, said.err
     assert said.out.splitlines()[0] == f"{path}:volumes/raw: uint8, 2 sections with tissue"
     assert "gamma against the typical section" in said.out
-    said = cli("info", f"{path}:volumes/raw", "--json")
+    said = cli("info", f"{path}:volumes/raw", "--sections", "1:3")
     assert (said.code, said.out) == (2, "")
     assert "found without --grey" in said.err

@@ -41,6 +41,7 @@ class Line:
     why: str | None
     taken: str | None  # policy that was applied: skip or bridge
     time: str
+    empty: float | None = None  # share of its pixels without an image; None in stores of earlier versions
 
 
 class Journal:
@@ -102,7 +103,9 @@ def read_lines(path: Path) -> list[Line]:
             line = Line(**json.loads(raw))
         except (ValueError, TypeError, RecursionError):
             break
-        if not isinstance(line.section, int) or not all(isinstance(one, str) for one in (line.source, line.checksum)):
+        values: tuple[Any, ...] = (line.section, line.source, line.checksum, line.empty)
+        kinds = (int, str, str, int | float | None)
+        if not all(isinstance(one, kind) for one, kind in zip(values, kinds, strict=True)):
             break
         if not raw.endswith(b"\n") or (found and line.section != found[-1].section + 1):
             break

@@ -83,7 +83,7 @@ class Known:
         boxes = block.tiles if self.method == "query" else ((block.index, block.box),)
         pieces = [(number, box, piece(sections.volume.read(box), number)) for number, box in boxes]
         assert (as_uint8(affinity) == stored).all()
-        return Solved(pieces, affinity, stored)
+        return Solved(pieces, affinity, stored, int(np.count_nonzero(sections.volume.read(block.owned) == 0)))
 
 
 class Setting:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from blocks_of_labels import EXACT, Setting, piece, tree
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from killing import Killed, killed_at
 from numpy.typing import NDArray
 
@@ -22,15 +24,18 @@ import distill.inference.blockwise.segment as recipe
 import distill.inference.blockwise.worker as work_module
 from distill.core.claim import claim
 from distill.core.errors import DistillError, SourceError
-from distill.core.geometry import Triple, largest_overlap
+from distill.core.geometry import Box, Triple, largest_overlap
 from distill.core.labels import compact
+from distill.core.normalisation import NONE, Normaliser
 from distill.inference.assembly import Assembly, Piece, merge_contacts
+from distill.inference.blockwise.corrections import Sections
 from distill.inference.blockwise.executor import Here, OnDone, Task
 from distill.inference.blockwise.options import Blocking
 from distill.inference.blockwise.plan import Plan
 from distill.inference.decode import decoder_overlap
 from distill.inference.options import Options
-from distill.io.volume import open_labels, open_volume
+from distill.io.volume import open_labels, open_volume, volume_from_array
+from distill.io.writers.cremi import write_cremi
 from distill.segmentation.agglomeration import RegionGraph, region_graph
 from distill.segmentation.stitching import Stitcher
 
@@ -455,3 +460,25 @@ def test_blocks_of_another_device_go_on(setting: Setting, tmp_path: Path) -> Non
     setting.run(out, resume=True)
     setting.run(tmp_path / "whole.zarr")
     np.testing.assert_array_equal(labels_of(out), labels_of(tmp_path / "whole.zarr"))
+
+
+@pytest.mark.parametrize("block", [(3, 16, 18), (3, 30, 40)])
+def test_what_is_empty_is_counted_by_the_blocks_that_own_it(make: Make, tmp_path: Path, block: Triple) -> None:
+    setting = make((5, 40, 40))
+    setting.labels[1:4, 4:30, 7:33] = 0
+    write_cremi(setting.source, raw=setting.labels, resolution=(30, 6, 6))
+    out = tmp_path / "out.zarr"
+    about = setting.run(out, block=block).about
+    assert about["empty"] == pytest.approx(np.mean(setting.labels == 0), abs=1e-6)
+    assert setting.run(out, with_threshold(0.9), block=block, resume=True).about["empty"] == about["empty"]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 3), st.integers(0, 5), st.integers(0, 5))
+def test_sections_count_zeros_where_they_are_owned(seed: int, z: int, y: int, x: int) -> None:
+    labels = np.random.default_rng(seed).integers(0, 3, (4, 8, 9)).astype(np.uint8)
+    volume = volume_from_array(labels, resolution=(30, 6, 6))
+    box, own = Box((0, 0, 1), (4, 8, 9)), Box((z, y, 1 + x), (4, 8, 9))
+    found, empty = Sections(volume, 0, [Normaliser(NONE).of(labels[0])]).read_counted(box, own)
+    np.testing.assert_allclose(found, labels[box.slices] / np.float32(255), atol=1e-7)
+    assert empty == np.count_nonzero(labels[own.slices] == 0)

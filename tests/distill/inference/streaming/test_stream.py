@@ -407,3 +407,36 @@ def test_batches_change_nothing(
 def _with_batch(runner: Any, batch: int) -> Any:
     runner.batch = runner._mode._batch = batch  # more than the backend takes on this device
     return runner
+
+
+def test_what_is_empty_is_counted_while_sections_are_read(
+    go: Go, folder: Path, tmp_path: Path, raw: np.ndarray[Any, Any]
+) -> None:
+    """The same over resume and ranges; padding, a section of one value, and a place without a file."""
+    padded = [np.maximum(section, 1) for section in raw[:13]]
+    for section in padded:
+        section[:24] = 0
+    padded[5][:] = 7
+    for z, section in enumerate(padded):
+        tifffile.imwrite(folder / f"s_{z:03d}.tif", section)
+    (folder / "s_009.tif").unlink()
+    shares = [1.0 if z in (5, 9) else 0.25 for z in range(13)]
+    out = tmp_path / "out.zarr"
+    found = go(folder, out, on_bad=("skip",))
+    assert found.about["empty"] == pytest.approx(np.mean(shares), abs=1e-6)
+    lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    assert [line["empty"] for line in lines] == shares
+    parts = tmp_path / "parts.zarr"
+    for part in range(2):
+        go(folder, parts, on_bad=("skip",), part=StreamPart(part, 2))
+    assert finish(parts, None).about["empty"] == found.about["empty"]
+    assert [line.empty for line in all_lines(parts)] == shares
+
+
+def test_manifests_of_earlier_versions_do_not_say_what_was_empty(go: Go, whole: Path) -> None:
+    for path in (whole / "stream").glob("manifest-*.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            assert line.pop("empty") >= 0
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "empty" not in finish(whole, None).about
