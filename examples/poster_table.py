@@ -62,7 +62,7 @@ def main() -> None:
     settings = {key: json.dumps(getattr(asked, key)) for key in names}
     rows = Rows(asked.out, settings)
     for seed in asked.seeds:
-        for kind in asked.methods:
+        for kind in asked.methods if seed == asked.seeds[0] else _best(asked, rows):
             name = f"{kind}-s{seed}"
             if name in rows:
                 continue
@@ -76,12 +76,23 @@ def main() -> None:
     _write(asked, rows)
 
 
+def _best(asked: argparse.Namespace, rows: Rows) -> list[str]:
+    """Return the kinds with the lowest VOI of the first seed, which get the further seeds too."""
+    scores = {}
+    for kind in asked.methods:
+        row = rows.get(f"{kind}-s{asked.seeds[0]}")
+        if row is not None:
+            scores[kind] = row["methods"][row["method"]]["voi"]
+    return sorted(scores, key=lambda kind: scores[kind])[: asked.best]
+
+
 def _asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volume", help="HDF5 file with volumes/raw and volumes/labels/neuron_ids")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
     parser.add_argument("--methods", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--best", type=int, default=3, metavar="N", help="kinds that get the further seeds too")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--crop", type=_numbers, default=[6, 128, 128], metavar="Z,Y,X")
     parser.add_argument("--train", type=_numbers, default=[0, 60], metavar="FIRST,STOP", help="sections")

@@ -18,6 +18,7 @@ from torch import Tensor
 from distill.core.affinity_conventions import from_uint8
 from distill.core.errors import DistillError
 from distill.core.geometry import Box, Triple
+from distill.core.hardware import computing, volume_precision
 from distill.inference.in_memory import student_sections
 from distill.inference.options import Runtime
 from distill.io.volume import Volume
@@ -147,7 +148,8 @@ def teacher_slab(
     """
 
     def mask_features(output: TeacherOutput) -> Tensor:
-        with torch.inference_mode():
+        precision = volume_precision(runtime.device, runtime.precision)
+        with torch.inference_mode(), computing(runtime.device, precision):  # as the network that made the features
             found = model.decoder.mask_features(output.decoder_input)
         full = found[0].repeat_interleave(2, -2).repeat_interleave(2, -1)
         return full[..., : output.levels[0].shape[-2], : output.levels[0].shape[-1]]

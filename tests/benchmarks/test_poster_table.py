@@ -77,5 +77,10 @@ def test_rows_are_trained_scored_and_kept(
     monkeypatch.setattr(poster_table, "_train", lambda *a: pytest.fail("a row that is there is trained again"))
     run(monkeypatch, *words)
     assert "resunet" in capsys.readouterr().out
+    monkeypatch.setattr(poster_table, "_row", lambda asked, kind, seed: {**found[1], "kind": kind, "seed": seed})
+    best = min(found, key=lambda row: row["methods"][row["method"]]["voi"])["kind"]
+    run(monkeypatch, *words, "--seeds", "0", "5", "--best", "1")
+    again = json.loads((tmp_path / "out" / "table.json").read_text(encoding="utf-8"))["rows"]
+    assert [(row["kind"], row["seed"]) for row in again] == [("resunet", 0), ("ml-de", 0), (best, 5)]
     with pytest.raises(DistillError, match="steps"):
         run(monkeypatch, *words, "--steps", "3")

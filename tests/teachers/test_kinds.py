@@ -18,14 +18,24 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from distill.config import Pair, TeacherConfig, UnlabelledVolume
-from distill.config.teacher_kinds import ONLY_WITH, OWN_HEAD, OWN_LOSS, PUBLISHED, WITH_FILTERS, TeacherKind
+from distill.config.teacher_kinds import (
+    EMBEDDINGS_ONLY,
+    ONLY_WITH,
+    OWN_HEAD,
+    OWN_LOSS,
+    PUBLISHED,
+    WITH_FILTERS,
+    TeacherKind,
+)
 from distill.core.affinity import NEAREST, affinity_targets, embedding_affinity, fill_frame, half_resolution
 from distill.core.errors import CheckpointError, DistillError
 from distill.core.geometry import Box
 from distill.core.normalisation import NONE
+from distill.inference.embeddings import Sliding, Windows, teacher_slab
+from distill.inference.options import Runtime
 from distill.models.build import build_decoder, build_teacher
 from distill.models.checkpoint import save_weights
-from distill.models.load import load_teacher, teacher_metadata
+from distill.models.load import TrainedTeacher, load_teacher, teacher_metadata
 from distill.training.objective.losses import affinity_cross_entropy, cross_dimension_loss
 from distill.training.objective.objective import Joint
 from distill.training.objective.own_terms import OWN_TERMS
@@ -444,3 +454,22 @@ def test_windows_that_do_not_divide_the_volume(
         assert float(given.min()) >= 0
         assert float(given.max()) <= 1 + 1e-5
     assert float(np.linalg.norm(slid, axis=0).max()) <= 1 + 1e-2
+
+
+@pytest.mark.parametrize("embedding", [0, 4])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_every_kind_has_an_embedding_to_show(kind: str, embedding: int, precision: str, tiny_values: Values) -> None:
+    if kind in EMBEDDINGS_ONLY and not embedding:
+        pytest.skip("no network without an embedding")
+    values = {**tiny_values(kind), "embedding": embedding, "decoder": DECODER, "loss": {"multi_offset": 0.0}}
+    config = TeacherConfig.model_validate(values)
+    torch.manual_seed(0)
+    model = TrainedTeacher(
+        build_teacher(config).eval(), build_decoder(config.decoder, 8, RESOLUTION).eval(), config, {}, Path("none")
+    )
+    volume = (255 * raw((3, 20, 34))).astype(np.uint8)
+    sliding = Sliding.over(Windows((3, 16, 20), (0, 4, 4)), config.decoder.block, volume.shape)
+    found = teacher_slab(model, volume, sliding, Runtime(CPU, precision))
+    assert found.shape == (embedding or DECODER["width"], *volume.shape)
+    assert np.isfinite(found).all()
+    assert float(np.linalg.norm(found, axis=0).max()) <= 1 + 1e-2
