@@ -22,7 +22,33 @@ from teachers.backbones.unet3d import ResidualUNet3d, conv_block
 from teachers.teacher import Teacher, TeacherOutput
 
 
-class AGQTeacher(Teacher):
+class FusingTeacher(Teacher):
+    """A teacher with the fusion block and the affinity branch of AGQ."""
+
+    def add_branches(self, channels: Sequence[int], *, fused: int, branch_width: int, branch_depth: int) -> None:
+        """Build both for maps of these channels, fine to coarse; the other arguments are those of `AGQTeacher`."""
+        self.pre_convs = nn.ModuleList(conv_block(count, fused, (1, 3, 3)) for count in channels)
+        self.post_conv = conv_block(fused, fused, (1, 3, 3))
+        self.affinity_branch = ConvStack(3 + fused, branch_width, branch_depth, 3, kernel=(3, 3, 3))
+
+    def fuse(self, levels: Sequence[Tensor], size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Fuse maps at one size and compute affinity logits from them.
+
+        Args:
+            levels: (B, C, ...) maps in the order of `add_branches`.
+            size: D, h, w.
+
+        Returns:
+            Features (B, fused, D, h, w) and logits (B, 3, D, h, w).
+        """
+        fused = torch.zeros((), device=levels[0].device)
+        for pre, level in zip(self.pre_convs, levels, strict=True):
+            fused = fused + resize(pre(level), size, align_corners=True)
+        features: Tensor = self.post_conv(fused)
+        return features, self.affinity_branch(torch.cat([coordinates(features), features], 1))
+
+
+class AGQTeacher(FusingTeacher):
     """Backbone, fusion block and affinity branch; the adapter to the decoder is the identity."""
 
     def __init__(
@@ -45,9 +71,7 @@ class AGQTeacher(Teacher):
         """
         super().__init__()
         self.backbone = ResidualUNet3d(filters)
-        self.pre_convs = nn.ModuleList(conv_block(channels, fused, (1, 3, 3)) for channels in filters)
-        self.post_conv = conv_block(fused, fused, (1, 3, 3))
-        self.affinity_branch = ConvStack(3 + fused, branch_width, branch_depth, 3, kernel=(3, 3, 3))
+        self.add_branches(filters, fused=fused, branch_width=branch_width, branch_depth=branch_depth)
         self.embedding_head = Conv(filters[0], embedding, (1, 1, 1), bias=True) if embedding else None
         self.embedding_channels = embedding
 
@@ -58,10 +82,6 @@ class AGQTeacher(Teacher):
             volume: (B, 1, D, H, W), grey values in [0, 1]; mapped to [-1, 1] internally, as published.
         """
         levels = self.backbone((volume - 0.5) / 0.5)
-        fused = torch.zeros((), device=volume.device)
-        for pre, level in zip(self.pre_convs, levels, strict=True):
-            fused = fused + resize(pre(level), levels[1].shape[-3:], align_corners=True)
-        features = self.post_conv(fused)
-        logits = self.affinity_branch(torch.cat([coordinates(features), features], 1))
+        features, logits = self.fuse(levels, levels[1].shape[-3:])
         embedding = self.embedding_head(levels[0]) if self.embedding_head is not None else None
         return TeacherOutput(DecoderInput(features, logits), embedding, levels)

@@ -15,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distill.core.affinity import NEAREST, embedding_affinity, fill_frame, unit
+from distill.core.affinity import fill_frame, unit
 from distill.core.devices import to_device
 from distill.core.geometry import Box, Triple, tiles
 from distill.core.hardware import computing, volume_precision
+from teachers.orientations import full_affinity, run_orientations
 from teachers.teacher import Teacher, TeacherOutput
 
 
@@ -38,6 +39,7 @@ def run_teacher(
     device: torch.device,
     precision: str,
     blend: bool = True,
+    orientations: int = 1,
     on_block: Callable[[Box, TeacherOutput, NDArray[np.float32]], None] | None = None,
 ) -> TeacherVolume:
     """Run a teacher over a volume in memory.
@@ -50,12 +52,13 @@ def run_teacher(
         precision: see `distill.core.hardware`.
         blend: weight windows by a pyramid that decreases towards their borders; otherwise the last window is kept (the
             unblended checkerboard).
+        orientations: flips and transposes whose affinities are averaged, 1 to 16 (`teachers.orientations`).
         on_block: called with every window, the teacher's output and its own affinities (3, D, H, W).
     """
     affinity = np.zeros((3, *raw.shape), dtype=np.float32)
     edge_weight = np.zeros_like(affinity)
     for window in windows:
-        output = _run(teacher, raw[window.slices], device, precision)
+        output = _run(teacher, raw[window.slices], device, precision, orientations)
         own = block_affinity(output, (window.shape[1], window.shape[2]))
         if on_block is not None:
             on_block(window, output, own)
@@ -131,10 +134,11 @@ def sliding_windows(shape: Triple, block: Triple, overlap: Triple) -> list[Box]:
 
 
 @torch.inference_mode()
-def _run(teacher: Teacher, raw: NDArray[np.float32], device: torch.device, precision: str) -> TeacherOutput:
+def _run(
+    teacher: Teacher, raw: NDArray[np.float32], device: torch.device, precision: str, count: int = 1
+) -> TeacherOutput:
     with computing(device, volume_precision(device, precision)):
-        found: TeacherOutput = teacher(to_device(np.array(raw)[None, None], device))
-    return found
+        return run_orientations(teacher, to_device(np.array(raw)[None, None], device), count)
 
 
 def head_embedding(output: TeacherOutput) -> Tensor:
@@ -147,10 +151,9 @@ def block_affinity(output: TeacherOutput, size: tuple[int, int]) -> NDArray[np.f
     """Return full-resolution affinities (3, D, H, W) of one block: of the affinity head, else of the embedding, else of
     the affinity branch, upsampled.
     """
-    if output.affinity_logits is not None:
-        return output.affinity_logits[0].float().sigmoid().cpu().numpy()
-    if output.embedding is not None:
-        return embedding_affinity(output.embedding.float(), NEAREST)[0].cpu().numpy()
+    own = full_affinity(output)
+    if own is not None:
+        return own[0].cpu().numpy()
     half: Tensor = output.decoder_input.affinity_logits[0].float().sigmoid()
     full = half.repeat_interleave(2, dim=-2).repeat_interleave(2, dim=-1)
     return full[..., : size[0], : size[1]].cpu().numpy()

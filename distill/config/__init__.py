@@ -7,12 +7,19 @@ from distill.config.networks import (
     DecoderConfig,
     QueryLoss,
     SeedConfig,
-    StudentNetwork,
     TeacherConfig,
     TeacherLoss,
 )
 from distill.config.pair import Pair, StudentConfig
-from distill.config.teacher_kinds import LSDConfig, MLDEConfig, PEAConfig, SwinUNETRConfig, UNETRConfig
+from distill.config.student_network import StudentNetwork
+from distill.config.teacher_kinds import (
+    InflatedConfig,
+    LSDConfig,
+    MLDEConfig,
+    PEAConfig,
+    SwinUNETRConfig,
+    UNETRConfig,
+)
 from distill.config.training import AUGMENTATIONS, AugmentConfig, DistillLoss, TrainingConfig
 
 __all__ = [
@@ -22,6 +29,7 @@ __all__ = [
     "DataConfig",
     "DecoderConfig",
     "DistillLoss",
+    "InflatedConfig",
     "LSDConfig",
     "LabelledVolume",
     "MLDEConfig",

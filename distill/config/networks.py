@@ -21,6 +21,7 @@ from distill.config.teacher_kinds import (
     OWN_HEAD,
     OWN_LOSS,
     PUBLISHED,
+    InflatedConfig,
     LSDConfig,
     MLDEConfig,
     PEAConfig,
@@ -152,6 +153,9 @@ class TeacherConfig(Strict):
     With `weights`, the teacher, and the decoder if its shapes match, are initialised from another run. `frozen` keeps
     the teacher unchanged: in evaluation mode, without gradients and without losses of its own, regardless of `loss`.
     The decoder still learns from its features if `queries.teacher` is above 0.
+
+    With `orientations`, affinities at inference are means over that many flips and transposes of a block, and a frozen
+    teacher sees a random one of them in every step, so that a student learns their mean.
     """
 
     kind: TeacherKind = "agq"
@@ -161,12 +165,15 @@ class TeacherConfig(Strict):
     branch_depth: int = Field(4, ge=0)
     embedding: int = Field(0, ge=0)  # 16 with all other kinds than `agq`
     weights: str | None = None  # of a trained teacher: run folder or weights file
+    student: str | None = None  # `inflated`: trained student to start from: run folder, weights file or bundled model
     frozen: bool = False
     unetr: UNETRConfig = UNETRConfig()
     swinunetr: SwinUNETRConfig = SwinUNETRConfig()
     pea: PEAConfig = PEAConfig()
     lsd: LSDConfig = LSDConfig()
     mlde: MLDEConfig = MLDEConfig()
+    inflated: InflatedConfig = InflatedConfig()
+    orientations: Literal[1, 2, 4, 8, 16] = 1  # flips and transposes whose affinities are averaged at inference
     decoder: DecoderConfig = DecoderConfig()
     loss: TeacherLoss = TeacherLoss()
     queries: QueryLoss = QueryLoss()
@@ -209,6 +216,12 @@ class TeacherConfig(Strict):
             raise ValueError(f"embedding: found 0, expected at least 1 with kind {self.kind!r}")
         if self.frozen and self.weights is None:
             raise ValueError("frozen: true without weights, expected weights to name a run folder or a weights file")
+        if self.kind == "inflated" and self.embedding != self.inflated.network.embedding:
+            raise ValueError(
+                f"embedding: found {self.embedding}, expected {self.inflated.network.embedding} as in inflated.network"
+            )
+        if self.student is not None and self.weights is not None:
+            raise ValueError("student: set beside weights, expected one of them: both say where the teacher starts")
         if self.loss.multi_offset and not self.embedding and not self.frozen:
             raise ValueError(
                 "loss.multi_offset: needs an embedding head, expected embedding > 0 or loss.multi_offset 0"
@@ -224,39 +237,3 @@ class TeacherConfig(Strict):
     def has_own_loss(self) -> bool:
         """Return whether this kind has a loss of its own, weighted by `loss.own`."""
         return self.kind in OWN_LOSS
-
-
-_ONLY_SMP = ("encoder", "depth", "fuse", "encoder_weights")
-
-
-class StudentNetwork(Strict):
-    """The 2D network: the paper's (`cad`) or the same shape on a library's encoder (`smp`, see `students.smp`).
-
-    The default scored better after the same training time and is faster (docs/students.md). A key of the other kind is
-    refused if it was set, and omitted when the configuration is written.
-    """
-
-    kind: Literal["cad", "smp"] = "smp"
-    width: int = Field(8, ge=1)  # `cad`: 16
-    embedding: int = Field(16, ge=1)
-    encoder: str = "tu-resnet10t"  # of segmentation-models-pytorch, `tu-NAME` for timm's
-    depth: int = Field(4, ge=3, le=5)  # levels of the encoder
-    fuse: int = Field(1, ge=0)  # levels up to this one process one section, deeper levels both
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_kind(cls, found: Any) -> Any:
-        return {"width": 16, **found} if isinstance(found, dict) and found.get("kind") == "cad" else found
-
-    @model_serializer(mode="wrap")
-    def _own_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in dump(self).items() if self.kind == "smp" or key not in _ONLY_SMP}
-
-    @model_validator(mode="after")
-    def _fits(self) -> StudentNetwork:
-        for key in _ONLY_SMP:
-            if self.kind == "cad" and key in self.model_fields_set:
-                raise ValueError(f"{key}: set for kind 'cad', expected only with kind 'smp'")
-        if self.fuse >= self.depth:
-            raise ValueError(f"fuse: found {self.fuse}, expected at most depth - 1 = {self.depth - 1}")
-        return self

@@ -11,7 +11,8 @@ from pydantic import (
 )
 
 from distill.config.data import DataConfig, Strict
-from distill.config.networks import StudentNetwork, TeacherConfig
+from distill.config.networks import TeacherConfig
+from distill.config.student_network import StudentNetwork
 from distill.config.training import AugmentConfig, DistillLoss, TrainingConfig
 
 

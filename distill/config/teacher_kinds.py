@@ -7,8 +7,25 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from distill.config.data import Strict
+from distill.config.student_network import StudentNetwork
 
-TeacherKind = Literal["agq", "superhuman", "unetr", "swinunetr", "resunet", "seunet", "pea", "mala", "lsd", "ml-de"]
+TeacherKind = Literal[
+    "agq", "inflated", "superhuman", "unetr", "swinunetr", "resunet", "seunet", "pea", "mala", "lsd", "ml-de"
+]
+
+
+class InflatedConfig(Strict):
+    """The student that the teacher `inflated` starts as, and its mixing modules (see `teachers.inflated`)."""
+
+    network: StudentNetwork = StudentNetwork()
+    widths: tuple[int, ...] = Field((8, 24, 32, 48, 64), min_length=1)  # of the mixing modules, fine to coarse
+    layers: int = Field(2, ge=1)  # 3x3x3 convolutions of each
+
+    @model_validator(mode="after")
+    def _fits(self) -> InflatedConfig:
+        if min(self.widths) < 1:
+            raise ValueError(f"widths: found {list(self.widths)}, expected at least 1 each")
+        return self
 
 
 class UNETRConfig(Strict):
@@ -87,6 +104,7 @@ class MLDEConfig(Strict):
 _SYMMETRIC, _FUNKE = (28, 36, 48, 64, 80), (12, 60, 300, 1500)
 PUBLISHED: dict[str, dict[str, Any]] = {  # defaults that depend on the kind
     "agq": {"filters": (32, 64, 96, 128, 160), "embedding": 0},
+    "inflated": {"embedding": 16, "loss": {"affinity": 0.0, "multi_offset": 0.0}},
     "superhuman": {"filters": _SYMMETRIC, "embedding": 16},
     "unetr": {"embedding": 16},
     "swinunetr": {"embedding": 16},
@@ -98,13 +116,24 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # defaults that depend on the kind
     "ml-de": {"filters": _SYMMETRIC, "embedding": 16, "loss": {"affinity": 0.0, "multi_offset": 0.0}},
 }
 WITH_FILTERS = tuple(kind for kind, values in PUBLISHED.items() if "filters" in values)
-EMBEDDINGS_ONLY = ("superhuman", "unetr", "swinunetr", "pea", "ml-de")  # no affinities without an embedding
-OWN_HEAD = ("resunet", "seunet", "mala", "lsd", "ml-de")  # affinities at full resolution that are not cosines
-OWN_LOSS = ("mala", "lsd", "pea", "ml-de")  # see `distill.training.objective.own_terms`
+# kinds without affinities unless they have an embedding
+EMBEDDINGS_ONLY = ("inflated", "superhuman", "unetr", "swinunetr", "pea", "ml-de")
+# kinds whose affinities at full resolution are not cosines of their embedding
+OWN_HEAD = (
+    "inflated",
+    "resunet",
+    "seunet",
+    "mala",
+    "lsd",
+    "ml-de",
+)
+OWN_LOSS = ("inflated", "mala", "lsd", "pea", "ml-de")  # see `distill.training.objective.own_terms`
 ONLY_WITH = {  # keys that only some kinds have
     "filters": WITH_FILTERS,
-    "branch_width": ("agq",),
-    "branch_depth": ("agq",),
+    "branch_width": ("agq", "inflated"),
+    "branch_depth": ("agq", "inflated"),
+    "inflated": ("inflated",),
+    "student": ("inflated",),
     "unetr": ("unetr",),
     "swinunetr": ("swinunetr",),
     "pea": ("pea",),

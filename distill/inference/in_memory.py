@@ -185,6 +185,7 @@ def _teacher_blocks(
             decoder_tiles((stop - first, y, x), decodings[0]),
             device=runtime.device,
             precision=runtime.precision,
+            orientations=model.config.orientations,
             on_block=on_block,
         )
         volume.add(first, slab.affinity, pieces)

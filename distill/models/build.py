@@ -14,6 +14,7 @@ from students.smp import SmpYShape
 from students.student import Student
 from students.yshape import YShape
 from teachers.agq import AGQTeacher
+from teachers.inflated import InflatedTeacher
 from teachers.lsd import LSDTeacher
 from teachers.mala import MALATeacher
 from teachers.ml_de import MLDETeacher
@@ -42,6 +43,17 @@ def _agq(config: TeacherConfig) -> Teacher:
         branch_width=config.branch_width,
         branch_depth=config.branch_depth,
         embedding=config.embedding,
+    )
+
+
+def _inflated(config: TeacherConfig) -> Teacher:
+    return InflatedTeacher(
+        build_student(config.inflated.network),
+        widths=config.inflated.widths,
+        layers=config.inflated.layers,
+        fused=config.fused,
+        branch_width=config.branch_width,
+        branch_depth=config.branch_depth,
     )
 
 
@@ -98,6 +110,7 @@ def _by_filters(
 
 _BUILD: dict[TeacherKind, Callable[[TeacherConfig], Teacher]] = {
     "agq": _agq,
+    "inflated": _inflated,
     "superhuman": _by_filters(SuperHumanTeacher),
     "unetr": _unetr,
     "swinunetr": _swin_unetr,

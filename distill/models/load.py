@@ -23,6 +23,7 @@ from distill.models.checkpoint import Weights, load_module, read_weights
 from distill.models.header import NetworkKind, bundled_models
 from students.slab_adapter import SlabAdapter
 from students.student import Student
+from teachers.inflated import InflatedTeacher
 from teachers.teacher import Teacher
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,16 @@ def start_teacher(teacher: Teacher, decoder: QueryDecoder, weights: str) -> bool
     found = _weights_to_start_from(weights, "teacher")
     load_module(teacher, found.part("teacher"), f"teacher.weights: {found.path} (teacher)")
     return _fill_where_it_fits({"decoder": decoder}, found)
+
+
+def start_inflated(teacher: InflatedTeacher, weights: str) -> None:
+    """Initialise the 2D part of a teacher from a trained student.
+
+    Raises:
+        CheckpointError: there is no student, or one of another architecture.
+    """
+    found = _weights_to_start_from(weights, "student")
+    load_module(teacher.backbone.student, found.part("student"), f"teacher.student: {found.path} (student)")
 
 
 def start_decoder(decoder: QueryDecoder, weights: str) -> bool:
@@ -128,7 +139,9 @@ def teacher_metadata(
     config: TeacherConfig, decoding: DecoderConfig, resolution: Nanometres, normalisation: Normalisation
 ) -> dict[str, Any]:
     """Return the metadata needed to rebuild a teacher from its weights file."""
-    values = config.model_copy(update={"decoder": decoding}).model_dump(mode="json", exclude={"weights", "frozen"})
+    values = config.model_copy(update={"decoder": decoding}).model_dump(
+        mode="json", exclude={"weights", "frozen", "student"}
+    )
     return {**values, "resolution": list(resolution), "normalisation": normalisation.model_dump(mode="json")}
 
 

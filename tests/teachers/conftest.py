@@ -16,6 +16,10 @@ from teachers.teacher import Teacher
 
 SIZES: dict[str, dict[str, Any]] = {
     "agq": {"filters": [8] * 5, "branch_width": 4, "branch_depth": 1},
+    "inflated": {
+        "inflated": {"network": {"kind": "cad", "width": 4, "embedding": 4}, "widths": [2, 3]},
+        **{"branch_width": 4, "branch_depth": 1},
+    },
     "superhuman": {"filters": [4] * 5},
     "unetr": {"unetr": {"features": 4, "hidden": 8, "mlp": 8, "heads": 2, "layers": 4, "block": [8, 32, 48]}},
     "resunet": {"filters": [4] * 5},
@@ -64,11 +68,24 @@ def tiny_values() -> Callable[[str], dict[str, Any]]:
 
 
 @pytest.fixture
-def tiny_teacher(tiny_values: Callable[[str], dict[str, Any]]) -> Build:
+def left_zero() -> Callable[[Teacher], Teacher]:
+    """Give random values to weights that start at zero and so hide what lies before them."""
+
+    def filled(teacher: Teacher) -> Teacher:
+        for parameter in teacher.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.3)
+        return teacher
+
+    return filled
+
+
+@pytest.fixture
+def tiny_teacher(tiny_values: Callable[[str], dict[str, Any]], left_zero: Callable[[Teacher], Teacher]) -> Build:
     """Build a tiny teacher of a kind, in evaluation mode, always with the same weights."""
 
     def build(kind: str) -> Teacher:
         torch.manual_seed(0)
-        return build_teacher(TeacherConfig.model_validate(tiny_values(kind))).eval()
+        return left_zero(build_teacher(TeacherConfig.model_validate(tiny_values(kind)))).eval()
 
     return build

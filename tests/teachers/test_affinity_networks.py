@@ -20,7 +20,7 @@ from teachers.ml_de import MLDETeacher
 from teachers.pea import PEATeacher
 from teachers.teacher import Teacher
 
-NEW = ("resunet", "seunet", "pea", "mala", "lsd", "ml-de")
+NEW = ("inflated", "resunet", "seunet", "pea", "mala", "lsd", "ml-de")
 SHAPES = [(5, 33, 40), (1, 17, 23), (2, 16, 9), (1, 1, 1)]
 SYMMETRIC, FUNKE = (28, 36, 48, 64, 80), (12, 60, 300, 1500)
 Build = Callable[..., Teacher]

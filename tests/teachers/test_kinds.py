@@ -47,9 +47,10 @@ RESOLUTION = (30.0, 6.0, 6.0)
 DECODER = {"width": 8, "depth": 1, "rounds": 1, "learned": 4}
 AGQ_KEYS = {
     *("kind", "filters", "fused", "branch_width", "branch_depth", "embedding", "decoder", "loss", "queries"),
-    *("weights", "frozen"),
+    *("weights", "frozen", "orientations"),
 }
 OWN = {
+    "inflated": {"teacher_nearest", "teacher_branch"},
     "pea": {"teacher_pyramid", "teacher_views"},
     "mala": {"teacher_malis"},
     "lsd": {"teacher_descriptors"},
@@ -159,7 +160,7 @@ def test_every_option_reaches_the_network() -> None:
 def test_a_configuration_is_written_with_its_own_keys(kind: str, tiny_values: Values) -> None:
     config = TeacherConfig.model_validate(tiny_values(kind))
     written = config.model_dump(mode="json")
-    keys = AGQ_KEYS if kind == "agq" else AGQ_KEYS - {"branch_width", "branch_depth"}
+    keys = AGQ_KEYS if kind in ("agq", "inflated") else AGQ_KEYS - {"branch_width", "branch_depth"}
     keys = keys if kind in WITH_FILTERS else keys - {"filters"}
     assert set(written) == keys | {key for key, kinds in ONLY_WITH.items() if kinds == (kind,)}
     assert ("own" in written["loss"]) == (kind in OWN)
@@ -220,9 +221,13 @@ def test_without_monai_one_line_says_what_to_install(
     assert "\n" not in message
 
 
-def test_a_joint_step(kind: str, tiny_values: Values, batch: tuple[Tensor, Tensor]) -> None:
+def test_a_joint_step(
+    kind: str, tiny_values: Values, batch: tuple[Tensor, Tensor], left_zero: Callable[[Teacher], Teacher]
+) -> None:
     torch.manual_seed(0)
     joint = Joint(pair_of(tiny_values(kind), **EVERY_LOSS), RESOLUTION)
+    assert joint.teacher is not None
+    left_zero(joint.teacher)
     terms = joint(batch, 0)
     queries = {f"{n}_{t}" for n in ("teacher", "student") for t in ("cross_entropy", "dice", "discrimination")}
     assert set(terms) == {"slice", "cross", "graft", "teacher_offsets", "teacher_affinity"} | queries | OWN.get(

@@ -147,6 +147,7 @@ class TeacherBlocks:
                 windows,
                 device=runtime.device,
                 precision=runtime.precision,
+                orientations=trained.config.orientations,
                 on_block=on_block,
             ).affinity
         if method == "flood":

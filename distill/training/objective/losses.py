@@ -22,6 +22,7 @@ from distill.core.affinity import (
     edge_slices,
     edge_targets,
     embedding_affinity,
+    half_resolution,
     section_labels,
     unit,
 )
@@ -57,6 +58,18 @@ def affinity_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         weight = class_balance(target[:, k], valid[:, k])
         losses.append(weighted_mse(predicted[:, k], target[:, k], weight, valid[:, k]))
     return torch.stack(losses).mean()
+
+
+def half_resolution_loss(logits: Tensor, targets: Targets) -> Tensor:
+    """Compute the cross-entropy of affinity logits at half resolution against the mean of each window's edges.
+
+    Args:
+        logits: (B, 3, D, h, w).
+        targets: at full resolution, (B, 3, D, H, W); edges that are not valid do not count in the mean.
+    """
+    there = half_resolution(targets.valid.float())  # fraction of the window's edges that exist
+    half = half_resolution(targets.target) / there.clamp(min=1e-6)
+    return affinity_cross_entropy(logits, half, there > 0)
 
 
 def multi_offset_loss(

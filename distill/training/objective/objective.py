@@ -30,7 +30,7 @@ from distill.core.known import UNKNOWN
 from distill.decoder.decoder import DecoderInput, DecoderOutput
 from distill.decoder.matching import Match, match
 from distill.models.build import build_decoder, build_slab, build_student, build_teacher
-from distill.models.load import start_decoder, start_student, start_teacher
+from distill.models.load import start_decoder, start_inflated, start_student, start_teacher
 from distill.segmentation.components import compact_blocks
 from distill.training.loop.step_times import StepClock
 from distill.training.objective.losses import (
@@ -39,6 +39,7 @@ from distill.training.objective.losses import (
     cross_dimension_loss,
     draw_points,
     grafting_loss,
+    half_resolution_loss,
     instance_targets,
     multi_offset_loss,
     student_offset_loss,
@@ -49,6 +50,8 @@ from distill.training.objective.soft_masks import pairs_by_instance, pairs_by_ov
 from distill.training.schedule.phases import Phases
 from students.slab_adapter import SlabAdapter
 from students.student import Student
+from teachers.inflated import InflatedTeacher
+from teachers.orientations import draw_orientation, run_oriented
 from teachers.teacher import Teacher, TeacherOutput
 
 
@@ -91,6 +94,8 @@ class Joint(nn.Module):
         if config.teacher_runs:
             self.teacher = build_teacher(config.teacher)
             started = weights is None or start_teacher(self.teacher, self.decoder, weights)
+            if config.teacher.student is not None and isinstance(self.teacher, InflatedTeacher):
+                start_inflated(self.teacher, config.teacher.student)
             if config.teacher.frozen:
                 self.teacher.eval().requires_grad_(False)
         elif weights is not None:  # so that a student alone can be compared with one that has this teacher
@@ -153,7 +158,8 @@ class Joint(nn.Module):
         targets = affinity_targets(nothing)  # for the edges that there are
         learning = self.teacher.training
         with torch.no_grad():
-            taught: TeacherOutput = self.teacher.eval()(raw)
+            self.teacher.eval()
+            taught = self._oriented(raw, step)
         self.teacher.train(learning)
         self.clock.mark("teacher")
         queries, with_masks = self.config.teacher.queries, Phases(self.config).unlabelled_masks(step)
@@ -196,9 +202,17 @@ class Joint(nn.Module):
         """Run the teacher; None in steps in which no loss needs it."""
         if self.teacher is None or not Phases(self.config).teacher(step):
             return None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.teacher.frozen):
-            found: TeacherOutput = self.teacher(raw)
+        if self.config.teacher.frozen:
+            with torch.no_grad():
+                return self._oriented(raw, step)
+        found: TeacherOutput = self.teacher(raw)
         return found
+
+    def _oriented(self, raw: Tensor, step: int) -> TeacherOutput:
+        """Run the teacher on one of its orientations, drawn for this step; see `TeacherConfig.orientations`."""
+        assert self.teacher is not None
+        drawn = draw_orientation(self.config.teacher.orientations, self._drawing(step))
+        return run_oriented(self.teacher, raw, drawn)
 
     def _slice_term(self, seen: StudentVolume, targets: Targets) -> dict[str, Tensor]:
         weight = self.config.student.loss.slice
@@ -231,10 +245,8 @@ class Joint(nn.Module):
                 taught.affinity_logits, targets.target, targets.valid
             )
         elif weights.affinity:
-            there = half_resolution(targets.valid.float())  # fraction of the window's edges that exist
-            half = half_resolution(targets.target) / there.clamp(min=1e-6)
-            terms["teacher_affinity"] = weights.affinity * affinity_cross_entropy(
-                taught.decoder_input.affinity_logits, half, there > 0
+            terms["teacher_affinity"] = weights.affinity * half_resolution_loss(
+                taught.decoder_input.affinity_logits, targets
             )
         if weights.own and config.has_own_loss:
             assert self.teacher is not None

@@ -17,7 +17,7 @@ from distill.core.affinity import Targets
 from distill.core.geometry import Nanometres
 from distill.training.objective.descriptors import descriptor_loss
 from distill.training.objective.discriminative import discriminative_loss
-from distill.training.objective.losses import multi_offset_loss
+from distill.training.objective.losses import affinity_loss, half_resolution_loss, multi_offset_loss
 from distill.training.objective.malis import malis_loss
 from distill.training.objective.pixel_embedding import View, pyramid_loss
 from teachers.teacher import Teacher, TeacherOutput
@@ -85,4 +85,18 @@ def _ml_de(step: OwnStep) -> Terms:
     }
 
 
-OWN_TERMS: dict[str, Callable[[OwnStep], Terms]] = {"mala": _mala, "lsd": _lsd, "pea": _pea, "ml-de": _ml_de}
+def _inflated(step: OwnStep) -> Terms:
+    (affinity,) = step.taught.extra
+    return {
+        "nearest": affinity_loss(affinity, step.targets.target, step.targets.valid),
+        "branch": half_resolution_loss(step.taught.decoder_input.affinity_logits, step.targets),
+    }
+
+
+OWN_TERMS: dict[str, Callable[[OwnStep], Terms]] = {
+    "inflated": _inflated,
+    "mala": _mala,
+    "lsd": _lsd,
+    "pea": _pea,
+    "ml-de": _ml_de,
+}
