@@ -112,8 +112,8 @@ class MixedStudent(nn.Module):
             for mixing, level in zip(self.mixing, found.maps, strict=True)
         )
         mixed = replace(found, maps=maps)
-        previous = [b * depth + max(0, z - 1) for b in range(batch) for z in range(depth)]
-        before = mixed.rows(torch.tensor(previous, device=volume.device))
+        rows = torch.arange(batch * depth, device=volume.device)
+        before = mixed.rows(rows - (rows % depth > 0).long())
         return MixedSections(maps, self.student.decode(before, mixed))
 
 
