@@ -16,6 +16,7 @@ from second_device import second_device
 from torch import Tensor
 
 from distill.config import DecoderConfig, Pair, load_pair
+from distill.config.teacher_kinds import OWN_LOSS, PUBLISHED
 from distill.core.affinity import NEAREST
 from distill.core.hardware import computing
 from distill.inference.assembly import Slab
@@ -101,6 +102,24 @@ def test_training_steps(tiny: tuple[str, ...], batch: tuple[Tensor, Tensor], run
         assert mode.read <= 16 * len(steps)
         assert mode.sent == 0
         assert {value.device for value in there.values.values()} == {device}
+    for a, b in zip(found, wanted, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["resunet", "seunet", *OWN_LOSS])
+def test_steps_of_every_kind_with_a_head_or_a_loss_of_its_own(
+    tiny: tuple[str, ...], batch: tuple[Tensor, Tensor], kind: str
+) -> None:
+    filters = [4] * len(PUBLISHED[kind]["filters"])
+    sizes = [word for word in tiny if "filters" not in word and "branch" not in word]
+    words = [f"teacher.filters={filters}", "teacher.queries.teacher=0", "student.training.warmup=0"]
+    teacher, student = CONFIGS / "teachers" / f"{kind}.yaml", CONFIGS / "phantom_cpu" / "student.yaml"
+    with mock.patch.dict(os.environ, {"PHANTOM": "phantom.h5"}):
+        pair = load_pair(teacher, student, [*sizes, *words])
+    wanted, _ = steps_on(CPU, pair, batch, [0, 1])
+    with second_device() as (device, mode):
+        found, _ = steps_on(device, pair, batch, [0, 1], mode)
+    assert any(name.startswith("teacher_") for name in wanted[0])
     for a, b in zip(found, wanted, strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
 

@@ -13,12 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.config import DecoderConfig
+from distill.config import DecoderConfig, TeacherConfig
 from distill.core.errors import DistillError
 from distill.io.volume import open_grey
 from distill.io.writers.cremi import write_cremi
-from distill.models.checkpoint import read_weights
-from distill.models.load import find_weights, load_teacher, pick_device
+from distill.models.build import build_decoder, build_teacher
+from distill.models.checkpoint import read_weights, save_weights
+from distill.models.load import find_weights, load_teacher, pick_device, teacher_metadata, weights_normalisation
 from distill.training.finetune import FEWEST, SectionSplit, crop_of, plan_finetune, split_sections
 from distill.training.objective.objective import Joint
 
@@ -140,6 +141,30 @@ def test_a_named_teacher_is_frozen_and_teaches(files: tuple[str, str]) -> None:
     teacher = load_teacher("ac4", pick_device("cpu")).config
     assert (found.config.teacher.kind, found.config.teacher.filters) == (teacher.kind, teacher.filters)
     assert any("with the frozen teacher ac4" in line for line in found.plan)
+
+
+@pytest.mark.parametrize(
+    ("values", "graft"),
+    [
+        ({"kind": "superhuman", "filters": [4] * 5}, 1.0),
+        ({"kind": "mala", "filters": [4] * 4}, 1.0),
+        ({"kind": "mala", "filters": [4] * 4, "embedding": 0, "loss": {"multi_offset": 0.0}}, 0.0),
+        ({"kind": "ml-de", "filters": [4] * 5}, 0.0),
+    ],
+)
+def test_only_embeddings_trained_by_cosines_are_grafted(
+    files: tuple[str, str], tmp_path: Path, values: dict[str, Any], graft: float
+) -> None:
+    decoding = load_teacher("ac4", pick_device("cpu")).config.decoder.model_dump()
+    config = TeacherConfig.model_validate({**values, "fused": 32, "decoder": decoding})
+    modules = {"teacher": build_teacher(config), "decoder": build_decoder(config.decoder, 32, (30.0, 6.0, 6.0))}
+    path, normalisation = tmp_path / "teacher.safetensors", weights_normalisation("ac4", "student")
+    save_weights(
+        path, "teacher", modules, teacher_metadata(config, config.decoder, (30.0, 6.0, 6.0), normalisation), {}
+    )
+    found = plan_finetune("ac4", *files, teacher=str(path)).config
+    assert found.teacher.kind == values["kind"]
+    assert (found.student.loss.cross, found.student.loss.graft) == (1.0, graft)
 
 
 def test_other_voxels_are_said(files: tuple[str, str]) -> None:
