@@ -42,8 +42,8 @@ def test_every_row_is_a_teacher_trained_alone_and_alike(kind: str) -> None:
     assert bool(pair.teacher.queries.teacher) == (kind == "agq")
 
 
-def test_there_is_a_row_for_every_kind() -> None:
-    assert set(poster_table.KINDS) == set(KINDS)
+def test_there_is_a_row_for_every_published_kind() -> None:
+    assert set(poster_table.KINDS) == set(KINDS) - {"inflated"}  # ours, and it starts as a trained student
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
