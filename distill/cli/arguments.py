@@ -194,6 +194,15 @@ class BlockArguments:
         typer.Option(metavar="ADDRESS", help="host:port or file of a Dask scheduler, instead of --workers"),
     ] = None
     retries: Annotated[int, typer.Option(min=0, help="attempts to repeat a block that fails")] = 2
+    on_bad: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[KIND=]POLICY",
+            help="treatment of bad sections: fail, skip (leave the section empty and end objects there), bridge (leave "
+            "it empty and join its neighbours) or use (segment it like any other); KIND is corrupt, blank, saturated, "
+            "contrast or position; default: blank=bridge, others use",
+        ),
+    ] = None
     resume: Annotated[bool, typer.Option("--resume", help="continue the segmentation in OUT")] = False
 
     def blocking(self) -> Blocking:
@@ -215,6 +224,7 @@ class BlockArguments:
             scheduler=self.scheduler,
             retries=self.retries,
             resume=self.resume,
+            on_bad=tuple(self.on_bad or ()),
         )
 
 

@@ -53,6 +53,7 @@ def settings_of(work: Work, frame: Frame, volume: Volume, chosen: Chosen, create
         "precision_by": chosen.reason,
         "backend": work.backend,
         **grey_settings(work.normaliser),
+        "on_bad": dict(work.policies),
         "depth": plan.depth,
         "rows": [[group.start, group.stop] for group in plan.rows],
         "columns": [[group.start, group.stop] for group in plan.columns],
@@ -78,7 +79,8 @@ def prepare(out: Path, work: Work, settings: dict[str, Any], frame: Frame, *, re
         free = FREE if merges_contacts(work.method) else tuple(key for key in FREE if key != "threshold")
         begun = read_settings(out, FOLDER, "segment")
         moved = ("backend",) if begun.get("device") != settings["device"] else ()  # follows from the device
-        check_settings(out, begun, settings, (*free, *moved))
+        older = () if "on_bad" in begun else ("on_bad",)  # of a store from before bad sections were looked for
+        check_settings(out, begun, settings, (*free, *moved, *older))
         return False
     with writing(out):
         sweep_leftovers(out)

@@ -122,7 +122,22 @@ def lay_part(work: Work, digest: str, number: int) -> TaskReport:
 
 
 def _shelved(work: Work, box: Box) -> dict[str, NDArray[Any]]:
-    """Read affinities and supervoxels of a box of the result from the scratch arrays."""
+    """Read affinities and supervoxels of a box of the result from the scratch arrays; bad sections are 0."""
+    if work.remaining is None:
+        return _shelved_sections(work, box)
+    there, at = work.remaining.within(box)
+    arrays: dict[str, NDArray[Any]] = {
+        "affinity": np.zeros((len(NEAREST), *box.shape), np.uint8),
+        "supervoxels": np.zeros(box.shape, np.uint64),
+    }
+    if len(at):
+        for name, found in _shelved_sections(work, there).items():
+            arrays[name][..., at, :, :] = found
+    return arrays
+
+
+def _shelved_sections(work: Work, box: Box) -> dict[str, NDArray[Any]]:
+    """Read affinities and supervoxels of a box of the plan's sections."""
     names, rescaling = ("affinity", "supervoxels"), work.rescaling
     if rescaling is None:
         return {name: work.shelf.read(name, box) for name in names}

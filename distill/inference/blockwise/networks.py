@@ -92,7 +92,7 @@ class StudentBlocks:
         """Segment a block; see `Instances.solve`."""
         region = self._regions[block.row, block.column]
         begin, stop = block.box.start[0], block.box.stop[0]
-        before = min(begin, self._runner.reach)  # previous section for pairing the first one
+        before = min(sections.before(begin), self._runner.reach)  # previous section for pairing the first one
         rows, columns = region.window(self._size)
         with timer.timed("read"):
             at = Box((begin - before, rows.start, columns.start), (stop, rows.stop, columns.stop))

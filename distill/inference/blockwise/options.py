@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distill.core.choices import Method, Network
@@ -31,6 +32,7 @@ class Blocking:
         network: which of a model's two networks predicts affinities.
         method: `flood` = supervoxels merged by their contacts, `query` = shared query decoder, `waterz` = watershed and
             agglomeration of the papers, `mws` = mutex watershed.
+        on_bad: policies for bad sections, see `distill.inference.blockwise.bad_sections.parse_bad`.
     """
 
     block: Triple | None = None
@@ -40,6 +42,7 @@ class Blocking:
     resume: bool = False
     network: Network = "student"
     method: Method = "flood"
+    on_bad: Sequence[str] = ()
 
 
 DEFAULT_BLOCKING = Blocking()

@@ -12,6 +12,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ from distill.core.timing import StageTimer
 from distill.core.version import VERSION
 from distill.inference.aside import forget_replaced, made_by, take_back
 from distill.inference.blockwise import finish as lay
+from distill.inference.blockwise.bad_sections import USE, WITHOUT_IMAGE, bad_lines, parse_bad, read_bad
 from distill.inference.blockwise.begin import generations, heads, is_blocks, prepare, settings_of, undone_blocks
 from distill.inference.blockwise.corrections import GROUP, join_groups, undone_groups
 from distill.inference.blockwise.executor import Pool, Task, open_pool
@@ -149,7 +151,9 @@ def _segment(request: SegmentRequest, callbacks: Callbacks) -> Segmented:
     work = _work(request, volume, frame, begun, held.append)
     settings = settings_of(work, frame, volume, begun.chosen, datetime.now().astimezone().isoformat())
     created = prepare(out, work, settings, frame, resume=blocking.resume)
-    work = replace(work, created=str(read_settings(out, FOLDER, "segment")["created"]))
+    kept = read_settings(out, FOLDER, "segment")
+    policies = work.policies if "on_bad" in kept else parse_bad([USE])  # of a store from before they were looked for
+    work = replace(work, created=str(kept["created"]), policies=policies)
     for line in (*begun.lines, *held):
         callbacks.note(line)
     found = Segmented(chosen=begun.chosen.record())
@@ -204,6 +208,7 @@ def _work(request: SegmentRequest, volume: Volume, frame: Frame, begun: Start, n
         normaliser=normaliser,
         threads=max(1, _cores() // blocking.workers) if single else None,
         rescaling=rescaling,
+        policies=parse_bad(blocking.on_bad),
     )
 
 
@@ -259,12 +264,37 @@ class _Run:
 
     def all(self) -> None:
         """Run the unfinished phases."""
-        out, about = self._out, made_by(self._out)
-        blocks = undone_blocks(out, self._work, self._callbacks.note) if about is None or self._shelved() else []
-        if about is None or blocks or not self._is_result(about):
-            self._all(blocks)
+        out, blocking = self._out, self._blocking
+        with ExitStack() as stack:
+            pool: Pool | None = None
+
+            def opened() -> Pool:
+                nonlocal pool
+                if pool is None:
+                    found = open_pool(blocking.workers, blocking.scheduler, blocking.retries, self._callbacks.note)
+                    pool = stack.enter_context(found)
+                return pool
+
+            about = made_by(out)
+            self._look(opened)
+            blocks = undone_blocks(out, self._work, self._callbacks.note) if about is None or self._shelved() else []
+            if about is None or blocks or not self._is_result(about):
+                self._all(opened(), blocks)
         self._clear()
         self._found.about = made_by(out) or {}
+
+    def _look(self, opened: Callable[[], Pool]) -> None:
+        """Compute the statistics of whole sections and find bad ones, before the blocks are known."""
+        work, volume = self._work, self._work.volume()
+        depth, policies = work.plan.shape[0], dict(work.policies)
+        groups = undone_groups(self._out, work.normaliser, volume, depth, policies)
+        if groups:
+            self._gather(opened(), groups)
+        join_groups(self._out, work.normaliser, volume, depth, policies)
+        bad = read_bad(self._out) or []
+        for line in bad_lines(bad):
+            self._callbacks.note(line)
+        self._work = work.without(bad)
 
     def _digest(self) -> str:
         """Return the digest of what the final ids are computed from, once all blocks are finished."""
@@ -278,27 +308,22 @@ class _Run:
         same: bool = about.get("merge_threshold") == self._work.threshold
         return same and about.get("made_from") == lay.laid(self._out)  # neither has one in stores of earlier versions
 
-    def _all(self, blocks: list[int]) -> None:
-        blocking, out = self._blocking, self._out
-        with open_pool(blocking.workers, blocking.scheduler, blocking.retries, self._callbacks.note) as pool:
-            if blocks:
-                self._gather(pool)
-            self._blocks(pool, blocks)
-            digest = self._digest()
-            note = mapping_note(out, digest)
-            if note is None:
-                self._pairs(pool)
-                self._merge(digest)
-            if not lay.begun(out, digest):
-                self._begin_laying(digest)
-            parts = lay.undone(out, digest, self._work.shape)
-            tasks = (
-                Task(f"part {number} of the arrays", lay.lay_part, (self._work, digest, number)) for number in parts
-            )
-            self._run(pool, tasks, "parts of the arrays", self._found.add)
-            forget_levels(out)
-            lay.put_all_in_place(out, digest)
-            self._finish(digest)
+    def _all(self, pool: Pool, blocks: list[int]) -> None:
+        out = self._out
+        self._blocks(pool, blocks)
+        digest = self._digest()
+        note = mapping_note(out, digest)
+        if note is None:
+            self._pairs(pool)
+            self._merge(digest)
+        if not lay.begun(out, digest):
+            self._begin_laying(digest)
+        parts = lay.undone(out, digest, self._work.shape)
+        tasks = (Task(f"part {number} of the arrays", lay.lay_part, (self._work, digest, number)) for number in parts)
+        self._run(pool, tasks, "parts of the arrays", self._found.add)
+        forget_levels(out)
+        lay.put_all_in_place(out, digest)
+        self._finish(digest)
 
     def _clear(self) -> None:
         """Remove files that are no longer needed; scratch arrays are renamed before they are deleted."""
@@ -315,10 +340,9 @@ class _Run:
             for place in (self._out, folder, folder / "tables", folder / "pairs"):
                 sweep_folder(place)
 
-    def _gather(self, pool: Pool) -> None:
-        """Compute the statistics of whole sections, before any block is read."""
-        work, volume, depth = self._work, self._work.volume(), self._work.plan.shape[0]
-        groups = undone_groups(self._out, work.normaliser, volume, depth)
+    def _gather(self, pool: Pool, groups: Iterable[int]) -> None:
+        """Compute the statistics of groups of whole sections."""
+        work, depth = self._work, self._work.plan.shape[0]
         tasks = (
             Task(
                 f"grey values of sections {number * GROUP} to {min(depth, (number + 1) * GROUP) - 1}",
@@ -331,7 +355,6 @@ class _Run:
         if failed:
             error = failed[0].error
             raise error if isinstance(error, DistillError) else DistillError(f"{self._out}: {failed[0]}") from error
-        join_groups(self._out, work.normaliser, volume, depth)
 
     def _shelved(self) -> bool:
         return (self._out / FOLDER / NAMES[-1]).is_dir()
@@ -397,8 +420,13 @@ class _Run:
             "objects": note["objects"],
             "made_from": digest,
         }
+        bad = read_bad(self._out) or []
         if self._empty is not None:
-            about["empty"] = round(self._empty / math.prod(work.plan.shape), 6)
+            section = math.prod(work.plan.shape[1:])
+            without = sum(one.flaw in WITHOUT_IMAGE for one in bad) * section
+            about["empty"] = round((self._empty + without) / (work.shape[0] * section), 6)
+        if bad:
+            about |= {"sections": work.shape[0], "bad_sections": {str(one.section): one.flaw for one in bad}}
         metadata = ome(lay.NAMES, self._frame.resolution, self._frame.offset)
         write_group_attributes(self._out, {"made_by": about, "ome": metadata})
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 import resource
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,10 +28,11 @@ from distill.core.labels import distinct_ids
 from distill.core.normalisation import UNCHANGED, Normaliser
 from distill.core.timing import StageTimer
 from distill.inference.assembly import Piece, lay_blocks
+from distill.inference.blockwise.bad_sections import BadSection, Policies, Remaining, remaining
 from distill.inference.blockwise.corrections import Sections, read_corrections, write_group
 from distill.inference.blockwise.faces import Laid, compare_blocks, faces
 from distill.inference.blockwise.gpus import device_of, worker_name
-from distill.inference.blockwise.networks import Instances, StudentBlocks, TeacherBlocks
+from distill.inference.blockwise.networks import Instances, Solved, StudentBlocks, TeacherBlocks
 from distill.inference.blockwise.options import compares_pieces, merges_contacts
 from distill.inference.blockwise.plan import Block, Plan
 from distill.inference.blockwise.scratch import Shelf
@@ -80,6 +82,8 @@ class Work:
         threads: of torch in each worker; None: torch's default.
         rescaling: mapping between the sections' grid and the model's; None: they are the same.
         created: when the store was begun, by which workers know it.
+        policies: for bad sections, by kind.
+        remaining: sections of the plan, where bad ones are left out.
     """
 
     source: str
@@ -100,11 +104,23 @@ class Work:
     threads: int | None = None
     rescaling: Rescaling | None = None
     created: str = ""
+    policies: Policies = ()
+    remaining: Remaining | None = None
 
     @property
     def shape(self) -> Triple:
         """Return (D, H, W) of the results."""
-        return self.plan.shape if self.rescaling is None else (self.plan.shape[0], *self.rescaling.recorded)
+        depth, *size = self.plan.shape
+        height, width = size if self.rescaling is None else self.rescaling.recorded
+        return depth if self.remaining is None else self.remaining.depth, height, width
+
+    def without(self, bad: Sequence[BadSection]) -> Work:
+        """Return the work on the sections that remain."""
+        depth, height, width = self.plan.shape
+        found = remaining(depth, bad)
+        if found is None:
+            return self
+        return replace(self, plan=replace(self.plan, shape=(len(found.good), height, width)), remaining=found)
 
     def volume(self) -> Volume:
         """Open the sections on the model's grid."""
@@ -155,7 +171,8 @@ def _tools(work: Work) -> _Tools:
     device = pick_device(device_of(work.device, name, count))
     runtime = Runtime(device, work.precision, work.backend)
     volume = work.volume()
-    sections = Sections(volume, work.first, read_corrections(Path(work.store), work.normaliser, volume))
+    corrections = read_corrections(Path(work.store), work.normaliser, volume)
+    sections = Sections(volume, work.first, corrections, work.remaining)
     if work.network == "teacher":
         teacher = load_teacher(work.weights, device)
         return _Tools(sections, TeacherBlocks(teacher, runtime, work.method, work.threshold))
@@ -169,7 +186,7 @@ def solve_block(work: Work, index: int) -> TaskReport:
     timer, block = StageTimer(), work.plan.block(index)
     with timer.timed("load"):
         tools = _tools(work)
-    found = tools.instances.solve(block, tools.sections, timer)
+    found = _solved(work, block, tools, timer)
     with timer.timed("stitch"):
         laid, inside = _laid(work, block, found.pieces, found.affinity)
         own = block.owned.relative_to(block.box.start).slices
@@ -189,11 +206,45 @@ def solve_block(work: Work, index: int) -> TaskReport:
     return task_report(index, timer)
 
 
+def _solved(work: Work, block: Block, tools: _Tools, timer: StageTimer) -> Solved:
+    """Segment a block, each run of sections without a cut on its own."""
+    if work.remaining is None or len(runs := work.remaining.runs(block.box)) == 1:
+        return tools.instances.solve(block, tools.sections, timer)
+    parts = []
+    for run in runs:
+        tiles = tuple(
+            (number, Box((run.start[0], *box.start[1:]), (run.stop[0], *box.stop[1:]))) for number, box in block.tiles
+        )
+        parts.append(
+            tools.instances.solve(
+                replace(block, box=run, owned=block.owned.intersect(run), tiles=tiles), tools.sections, timer
+            )
+        )
+    pieces = []
+    for of_tile in zip(*(part.pieces for part in parts), strict=True):
+        number, first, _ = of_tile[0]
+        box = Box((block.box.start[0], *first.start[1:]), (block.box.stop[0], *first.stop[1:]))
+        pieces.append((number, box, _one_after_another([ids for _, _, ids in of_tile])))
+    affinity, stored = (
+        np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("affinity", "stored")
+    )
+    return Solved(pieces, affinity, stored, sum(part.empty for part in parts))
+
+
+def _one_after_another(parts: Sequence[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """Join parts along z under ids that none of them share."""
+    found, last = [], 0
+    for ids in parts:
+        found.append(np.where(ids == 0, ids, ids + np.uint64(last)))
+        last += int(ids.max(initial=0))
+    return np.concatenate(found)
+
+
 def gather_group(work: Work, number: int) -> TaskReport:
-    """Compute the grey-value statistics of a group of whole sections."""
-    timer = StageTimer()
+    """Compute the grey-value statistics of a group of whole sections, and find those that are bad."""
+    timer, policies = StageTimer(), dict(work.policies)
     with timer.timed("grey values"):
-        write_group(Path(work.store), work.normaliser, work.volume(), work.first, work.plan.shape[0], number)
+        write_group(Path(work.store), work.normaliser, work.volume(), work.first, work.plan.shape[0], number, policies)
     return task_report(number, timer)
 
 

@@ -6,7 +6,7 @@ Legend: S supervoxels, O objects, E contacts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from distill.core.errors import SourceError
 from distill.core.labels import Relabelling, ranks
 from distill.inference.aside import made_by
 from distill.inference.assembly import SupervoxelTables, contacts_of_objects, final_ids_above
+from distill.inference.blockwise.bad_sections import read_bad, remaining
 from distill.inference.blockwise.begin import is_blocks
 from distill.inference.blockwise.merge import read_block_tables
 from distill.inference.blockwise.options import merges_contacts
@@ -119,7 +120,11 @@ def _of_blocks(store: Path, about: Mapping[str, Any] | None) -> SupervoxelTables
             f"{store}: found a segmentation by {method}, which keeps no supervoxels and no contacts inside blocks; "
             "expected one by distill segment --method flood"
         )
-    return read_block_tables(store, plan_of(read_settings(store, FOLDER, "segment")))
+    plan = plan_of(read_settings(store, FOLDER, "segment"))
+    found = remaining(plan.shape[0], read_bad(store) or [])
+    if found is not None:
+        plan = replace(plan, shape=(len(found.good), *plan.shape[1:]))
+    return read_block_tables(store, plan)
 
 
 def _finish(store: Path, option: str) -> str:
