@@ -10,7 +10,7 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from distill.segmentation.supervoxels import supervoxels
 from distill.training.data import LabelledPart, open_data, read_part
 from distill.training.validation import MERGE_THRESHOLDS
 from teachers.sliding_window import run_teacher, sliding_windows
+from teachers.teacher import Teacher
 
 Affinity = NDArray[np.float32]
 Ids = NDArray[np.uint64]
@@ -72,10 +73,11 @@ def main() -> None:
     validation, test = (read_part(opened, name, model.normaliser) for name in ("validation", "test"))
     model = replace(model, normaliser=UNCHANGED)  # parts are normalised by statistics of whole sections
     row = scored(model, validation, test, runtime, seed=asked.seed)
-    row["operations_per_voxel"] = operations(model, config.student.training.crop)
-    row["parameters"] = parameters(model.config)
-    row["parameters_published"] = parameters(published(model.config))
     row["peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    for name, one in (("", model.config), ("_published", published(model.config))):
+        network = build_teacher(one).eval()
+        row[f"parameters{name}"] = sum(p.numel() for p in network.parameters())
+        row[f"operations_per_voxel{name}"] = operations(network, config.student.training.crop)
     row["step"] = model.notes.get("step")
     print(json.dumps(row))
 
@@ -108,7 +110,7 @@ def scored(
         "method": own or "waterz",
         "seconds_model": seen["test"].seconds,
         "voxels": int(test.raw.size),
-        "objects_true": len(np.unique(test.counted)),
+        "neurons": int(np.count_nonzero(np.unique(test.counted))),
     }
 
 
@@ -176,11 +178,11 @@ def _row(found: Segmented, threshold: float | None, part: LabelledPart) -> dict[
     }
 
 
-def operations(model: TrainedTeacher, crop: Triple) -> float:
+def operations(network: Teacher, crop: Triple) -> float:
     """Return floating-point operations a voxel of the network for one crop, two for a multiplication and addition."""
     counter = FlopCounterMode(display=False)
     with counter, torch.inference_mode():
-        model.teacher(torch.zeros(1, 1, *crop))
+        network(torch.zeros(1, 1, *crop))
     return float(counter.get_total_flops()) / float(np.prod(crop))
 
 
@@ -188,13 +190,6 @@ def published(config: TeacherConfig) -> TeacherConfig:
     """Return the configuration of the same kind and heads at its published width."""
     loss = config.loss.model_dump(include=set(type(config.loss).model_fields) - {"own"})
     return TeacherConfig.model_validate({"kind": config.kind, "embedding": config.embedding, "loss": loss})
-
-
-def parameters(config: TeacherConfig) -> int:
-    """Count the parameters of a teacher, without its decoder."""
-    build: Callable[[TeacherConfig], torch.nn.Module] = build_teacher
-    with torch.device("meta"):
-        return sum(p.numel() for p in build(config).parameters())
 
 
 if __name__ == "__main__":

@@ -47,7 +47,11 @@ KINDS = tuple(kind for kind in PUBLISHED if kind.islower())
 HEADS = ("agq", "resunet", "seunet", "mala", "lsd")  # published without an embedding
 TIMES = "Published seconds in all for 100 x 1024 x 1024: AGQ 33.7, other rows 100.1 to 286.1."
 COLUMNS = ("network", "seed", "VOI split", "merge", "sum", "ARAND", "flood sum", "published sum", "published ARAND")
-COSTS = ("model s", "watershed s", "agglomeration s", "total s", "parameters", "published width", "MFLOP/voxel", "GiB")
+SIZES = ("parameters", "MFLOP/voxel")
+COSTS = (
+    *("model s", "watershed s", "agglomeration s", "total s", "GiB"),
+    *(f"{size}{width}" for width in ("", ", published width") for size in SIZES),
+)
 
 
 def main() -> None:
@@ -222,10 +226,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{flood['voi']:.3f}",
         *(_number(value) for value in theirs),
         *(f"{seconds:.1f}" for seconds in (*times, sum(times))),
-        f"{row['parameters']:,}",
-        f"{row['parameters_published']:,}",
-        f"{row['operations_per_voxel'] / 1e6:.3f}",
         f"{row['peak_memory_gib']:.1f}",
+        *(
+            cell
+            for width in ("", "_published")
+            for cell in (f"{row[f'parameters{width}']:,}", f"{row[f'operations_per_voxel{width}'] / 1e6:.3f}")
+        ),
     ]
 
 

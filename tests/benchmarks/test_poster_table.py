@@ -67,7 +67,7 @@ def test_rows_are_trained_scored_and_kept(
         assert all(one["voi"] == pytest.approx(one["voi_split"] + one["voi_merge"]) for one in row["methods"].values())
         assert row["step"] == 2
         assert row["voxels"] == 3 * 64 * 64
-        assert row["operations_per_voxel"] > 1e3
+        assert 1e3 < row["operations_per_voxel"] < row["operations_per_voxel_published"]
         assert row["parameters"] < row["parameters_published"]
         assert row["peak_memory_gib"] > 0.1
     table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
