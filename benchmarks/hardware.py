@@ -33,14 +33,14 @@ class Peak:
     by: str
 
 
-def peak_rate(device: torch.device, dtype: torch.dtype) -> Peak:
+def peak_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> Peak:
     """Measure the best rate of a matrix product and of 3x3 convolutions in both memory formats, large enough to fill
     the
     cores.
 
     In float32 a GPU may round the factors of convolutions to TF32, as torch's default is: then that is the peak.
     """
-    side = SIDE[device.type]
+    side = side or SIDE[device.type]
     images, channels, size = 16 if device.type == "cpu" else 64, 64, max(8, side // 16)
     matrix = torch.randn(side, side, device=device, dtype=dtype)
     image = torch.randn(images, channels, size, size, device=device, dtype=dtype)
@@ -60,11 +60,12 @@ def peak_rate(device: torch.device, dtype: torch.dtype) -> Peak:
     return max(rates, key=lambda rate: rate.per_second)
 
 
-def copy_rate(device: torch.device) -> float:
-    """Measure the best copy rate of a large array, in bytes per second read and written together."""
-    source = torch.ones(COPY_BYTES // 4, device=device)
+def copy_rate(device: torch.device, size: int | None = None) -> float:
+    """Measure the best copy rate of a large array of `size` bytes, in bytes per second read and written together."""
+    size = size or COPY_BYTES
+    source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
-    return 2 * COPY_BYTES / _least(lambda: target.copy_(source), device)
+    return 2 * size / _least(lambda: target.copy_(source), device)
 
 
 def available_bytes() -> int | None:

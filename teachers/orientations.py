@@ -63,7 +63,7 @@ def orientations(count: int) -> list[Orientation]:
 
 def draw_orientation(count: int, generator: torch.Generator) -> Orientation:
     """Draw one of `orientations(count)`; nothing is drawn if there is only one."""
-    number = int(torch.randint(count, (1,), generator=generator)) if count > 1 else 0
+    number = int(torch.randint(count, (1,), generator=generator, device="cpu")) if count > 1 else 0
     return orientations(count)[number]
 
 

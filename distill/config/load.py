@@ -27,7 +27,7 @@ from distill.core.reasons import json_kind, read_yaml
 _GROUP = r"Input should be a valid dictionary(?: or (?:instance|object) .*)?$"
 
 
-def load_pair(teacher: Path, student: Path, overrides: Sequence[str] = ()) -> Pair:
+def load_pair(teacher: str | Path, student: str | Path, overrides: Sequence[str] = ()) -> Pair:
     """Read, override and validate both files.
 
     Args:
@@ -39,8 +39,9 @@ def load_pair(teacher: Path, student: Path, overrides: Sequence[str] = ()) -> Pa
         ConfigError: a file is missing or not a mapping, a key is unknown (the nearest known one is suggested), or a
             value is invalid.
     """
-    names = {"teacher": str(teacher), "student": str(student)}
-    return checked_pair(with_overrides({"teacher": _read(teacher), "student": _read(student)}, overrides, names), names)
+    names, files = {"teacher": str(teacher), "student": str(student)}, (Path(teacher), Path(student))
+    values = dict(zip(names, map(_read, files), strict=True))
+    return checked_pair(with_overrides(values, overrides, names), names)
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Sequence[str], names: Mapping[str, str]) -> dict[str, Any]:
