@@ -201,12 +201,15 @@ class Merges:
         The threshold is at least the one that the merges were computed for.
         """
         count = int(np.searchsorted(-self.means, -threshold, side="left"))
-        graph = coo_array(
-            (np.ones(count, np.int8), (self.keeps[:count], self.goes[:count])), shape=(len(self.ids),) * 2
-        )
-        members = connected_components(graph, directed=False)[1]
-        _, first, where = np.unique(members, return_index=True, return_inverse=True)
-        return Relabelling(self.ids, self.ids[first[where]])
+        return Relabelling(self.ids, groups_of(self.ids, self.keeps[:count], self.goes[:count]))
+
+
+def groups_of(ids: NDArray[np.uint64], keeps: NDArray[np.int32], goes: NDArray[np.int32]) -> NDArray[np.uint64]:
+    """Return the smallest id of the group of each id (N,), ascending, after merges given by places in `ids`."""
+    graph = coo_array((np.ones(len(keeps), np.int8), (keeps, goes)), shape=(len(ids),) * 2)
+    members = connected_components(graph, directed=False)[1]
+    _, first, where = np.unique(members, return_index=True, return_inverse=True)
+    return ids[first[where]]
 
 
 def agglomerate_graph(graph: RegionGraph, threshold: float) -> Relabelling:
@@ -240,13 +243,14 @@ def merges_above(graph: RegionGraph, threshold: float) -> Merges:
     ids, index = np.unique(np.concatenate([graph.u, graph.v]), return_inverse=True)
     first, second = index.astype(np.int32).reshape(2, -1)
     order = np.lexsort((second, first))
-    keeps, goes, means, looks = merge_strongest(
+    keeps, goes, means, looks, _ = merge_strongest(
         len(ids),
         first[order],
         second[order],
         graph.total[order].astype(np.float64),
         graph.count[order].astype(np.int64),
         threshold,
+        np.zeros(len(ids), np.bool_),
     )
     return Merges(ids, keeps, goes, means, looks)
 

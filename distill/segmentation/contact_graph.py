@@ -191,13 +191,22 @@ def put_in(heap: Numbers, place: Numbers, score: Sums, edge: int, size: int, thr
 
 @compiled
 def merge_strongest(
-    regions: int, first: Numbers, second: Numbers, total: Sums, count: Counts, threshold: float
-) -> tuple[Numbers, Numbers, Sums, int]:
+    regions: int,
+    first: Numbers,
+    second: Numbers,
+    total: Sums,
+    count: Counts,
+    threshold: float,
+    frozen: NDArray[np.bool_],
+) -> tuple[Numbers, Numbers, Sums, int, NDArray[np.bool_]]:
     """Merge regions along the contact of the highest mean until none is above the threshold.
 
     Contacts of a merged region with a common neighbour become one and keep the lower of their two numbers; of equal
     means the lowest number goes first. The region with fewer contacts moves into the other, so that a contact moves at
     most log2(contacts) times; each contact hangs in a list of either of its regions, and in a hash table by its pair.
+
+    A frozen region has contacts that are not listed, and takes no part. A region whose strongest contact is with a
+    frozen one is frozen by then: whether it merges there has to be known first.
 
     Args:
         regions: they are numbered from 0.
@@ -206,9 +215,11 @@ def merge_strongest(
         total: (E,) sum.
         count: (E,) what the sum is divided by.
         threshold: a mean must exceed it.
+        frozen: (R,) flags of regions, changed in place; none if all contacts are listed.
 
     Returns:
-        What stays, what goes into it, and at which mean, in order; and how many contacts were moved or looked at.
+        What stays, what goes into it, and at which mean, in order; how many contacts were moved or looked at; and (E,)
+        flags of the contacts that are left.
     """
     edges = len(first)
     size = 2
@@ -244,6 +255,9 @@ def merge_strongest(
         edge = heap[0]
         waiting = taken_out(heap, place, score, edge, waiting)
         u, v = first[edge], second[edge]
+        if frozen[u] or frozen[v]:
+            frozen[u] = frozen[v] = True
+            continue
         if degree[u] < degree[v]:
             u, v = v, u
         keeps[merges], goes[merges], means[merges] = u, v, score[edge]
@@ -284,4 +298,4 @@ def merge_strongest(
                         head[u] = link
             link = following
         head[v] = _NONE
-    return keeps[:merges], goes[:merges], means[:merges], looks
+    return keeps[:merges], goes[:merges], means[:merges], looks, there

@@ -33,6 +33,7 @@ from distill.core.timing import StageTimer
 from distill.core.version import VERSION
 from distill.inference.aside import forget_replaced, made_by, take_back
 from distill.inference.blockwise import finish as lay
+from distill.inference.blockwise import reduce
 from distill.inference.blockwise.bad_sections import USE, WITHOUT_IMAGE, bad_lines, parse_bad, read_bad
 from distill.inference.blockwise.begin import generations, heads, is_blocks, prepare, settings_of, undone_blocks
 from distill.inference.blockwise.corrections import GROUP, join_groups, undone_groups
@@ -48,7 +49,7 @@ from distill.inference.blockwise.options import DEFAULT_BLOCKING, Blocking
 from distill.inference.blockwise.plan import Plan, make_plan
 from distill.inference.blockwise.scratch import NAMES
 from distill.inference.blockwise.tables import FOLDER, pair_is_of, pair_path
-from distill.inference.blockwise.worker import TaskReport, Work, gather_group, solve_block, solve_pair
+from distill.inference.blockwise.worker import TaskReport, Work, gather_group, reduce_contacts, solve_block, solve_pair
 from distill.inference.decode import by_method
 from distill.inference.grey_values import check_grey, normaliser_of
 from distill.inference.options import SILENT, Callbacks, Options, Start, start, threshold_of
@@ -315,7 +316,7 @@ class _Run:
         note = mapping_note(out, digest)
         if note is None:
             self._pairs(pool)
-            self._merge(digest)
+            self._merge(pool, digest)
         if not lay.begun(out, digest):
             self._begin_laying(digest)
         parts = lay.undone(out, digest, self._work.shape)
@@ -332,7 +333,7 @@ class _Run:
         with writing(self._out):
             for name in reversed(NAMES):  # the scratch arrays exist as long as their supervoxels do
                 discard(folder / name)
-            for other in (*folder.glob("merged*"), *folder.glob("finishing*")):
+            for other in (*folder.glob("merged*"), *folder.glob("finishing*"), *folder.glob("reduced*")):
                 if other != keep:
                     discard(other)
             for leftover in (*folder.glob("*/*.writing"), *folder.glob("*/.*.lock")):  # of a worker that was killed
@@ -394,10 +395,23 @@ class _Run:
                 f"{self._out}: {failed[0]}{more}; of {of} the others are kept; --resume repeats those that failed"
             ) from failed[0].error
 
-    def _merge(self, digest: str) -> None:
+    def _merge(self, pool: Pool, digest: str) -> None:
+        out, work = self._out, self._work
+        in_parts = work.method == "flood" and work.threshold is not None and work.plan.count >= reduce.FROM_BLOCKS
+        if in_parts:
+            reduce.begin_parts(out, digest)
+            for level in range(reduce.levels(work.plan)):
+                tasks = (
+                    Task(f"contacts of part {part.place} of level {level}", reduce_contacts, (work, digest, n, part))
+                    for n, part in enumerate(reduce.parts_of(work.plan, level))
+                )
+                self._run(pool, tasks, "parts of the contacts", self._found.add)
         with self._found.timer.timed("merge"):
-            mapping = merge_blocks(self._out, self._work.plan, self._work.method, self._work.threshold)
-            write_mapping(self._out, digest, mapping, self._work.threshold)
+            if in_parts:
+                mapping = reduce.final_ids_of_parts(out, work.plan, digest)
+            else:
+                mapping = merge_blocks(out, work.plan, work.method, work.threshold)
+            write_mapping(out, digest, mapping, work.threshold)
 
     def _begin_laying(self, digest: str) -> None:
         names = lay.NAMES if self._shelved() else ("segmentation",)

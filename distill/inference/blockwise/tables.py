@@ -196,6 +196,17 @@ def read_table(path: Path, faces: str | None = None) -> BlockTable:
         )
 
 
+def read_ids(path: Path) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Read the supervoxels of a block, and whether each owns a voxel of the volume.
+
+    Raises:
+        SourceError: the file is missing or damaged.
+    """
+    with readable(path), np.load(path, allow_pickle=False) as file:
+        ids, seen = columns(file, ids="iu", seen="b")
+        return ids, seen
+
+
 def read_head(path: Path) -> Head:
     """Read the completion record of a block.
 

@@ -35,6 +35,7 @@ from distill.inference.blockwise.gpus import device_of, worker_name
 from distill.inference.blockwise.networks import Instances, Solved, StudentBlocks, TeacherBlocks
 from distill.inference.blockwise.options import compares_pieces, merges_contacts
 from distill.inference.blockwise.plan import Block, Plan
+from distill.inference.blockwise.reduce import Part, write_part
 from distill.inference.blockwise.scratch import Shelf
 from distill.inference.blockwise.tables import (
     FOLDER,
@@ -272,6 +273,15 @@ def solve_pair(work: Work, number: int, axis: int, first: int, second: int) -> T
             ) from None
         of = sides[0][1].generation, sides[1][1].generation
         write_evidence(pair_path(Path(work.store), axis, first, second), found, of)
+    return task_report(number, timer)
+
+
+def reduce_contacts(work: Work, digest: str, number: int, part: Part) -> TaskReport:
+    """Merge the contacts of a part of the blocks as far as they can be decided."""
+    assert work.threshold is not None, "flood has a threshold"
+    timer = StageTimer()
+    with timer.timed("merge"):
+        write_part(Path(work.store), work.plan, digest, part, work.threshold)
     return task_report(number, timer)
 
 
