@@ -60,7 +60,24 @@ def _run() -> None:
             sys.exit(2)
         if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's usage errors
             _fail(error.format_message().replace("Value error, ", ""), error.exit_code)
+        if (short := _memory(error)) is not None:
+            _fail(short, 1)
         raise
+
+
+def _memory(error: Exception) -> str | None:
+    """Say which option makes a command take less memory; None if that is not what it lacks."""
+    from distill.core.reasons import too_large
+
+    said = too_large(error)
+    less = {
+        "stream": "stream with a smaller --tile N and --no-segment",
+        "segment": "a smaller --block Z,Y,X, or fewer --workers",
+        "train": "a smaller student.training.crop or student.training.batch",
+        "finetune": "a smaller student.training.crop or student.training.batch",
+    }
+    given = next((less[word] for word in sys.argv[1:] if word in less), "a part of the volume by --sections or a box")
+    return None if said is None else f"{said}; expected less at a time: {given}"
 
 
 def _stopped(message: str) -> None:

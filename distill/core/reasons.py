@@ -29,6 +29,7 @@ _REFUSED = re.compile(r"\[os_error_code='(\d+)'\]")  # by tensorstore
 _SHORT = re.compile(r"(\d+) requested and (\d+) written")  # by NumPy
 _MEMBER = re.compile(r'Error parsing object member "([^"]*)": |Error parsing value at position (\d+): ')
 _PREFIX = re.compile(r'(?:[A-Z_]+: )?(?:Error opening "[^"]*" driver: |Error reading [^:]*"[^"]*": )*')
+_ASKED = re.compile(r"(?:[Tt]ried|Unable) to allocate (\d+(?:\.\d+)?)\.? ?([KMGTP]i?B|bytes)")
 _LONG = 60  # characters
 _STATUS = re.compile(r"([A-Z_]{5,}): Unknown\b(?:.*http_response_code='(\d+)')?", re.DOTALL)
 _STATES = {  # of a server, by tensorstore
@@ -92,6 +93,19 @@ def reason(error: BaseException) -> str:
     for pattern, meaning in _OTHERS:
         line = re.sub(pattern, meaning, line, count=1)
     return _UNKNOWN if _INSIDE.search(line) else line
+
+
+def too_large(error: BaseException) -> str | None:
+    """Say that memory was short, of the host or of a GPU, in one line; None for any other error."""
+    text = " ".join(str(error).split())
+    if type(error).__name__ == "OutOfMemoryError" or "CUBLAS_STATUS_ALLOC_FAILED" in text:  # of torch, on a GPU
+        where = "the GPU"
+    elif isinstance(error, MemoryError) or "can't allocate memory" in text:  # of Python and NumPy, and of torch
+        where = "this machine"
+    else:
+        return None
+    asked = _ASKED.search(text)
+    return f"{where} is out of memory{f': {asked[1]} {asked[2]} more were asked for' if asked else ''}"
 
 
 def _of_metadata(line: str) -> str:

@@ -275,11 +275,12 @@ def test_info_on_volume_store_and_weights(cli: Cli, run: Path, phantom: Path, st
     assert "3 x 8 x 96 x 96" in said.out
     assert "360, 0, 0" in said.out
     for kind in ("teacher", "student"):
-        said = cli("info", run / "best" / f"{kind}.safetensors")
+        file = run / "best" / f"{kind}.safetensors"
+        said = cli("info", file)
         assert said.code == 0
-        title, text = said.out.split("\n", 1)
-        assert f": {kind}, " in title
-        assert json.loads(text)["notes"]["resolution"] == [30.0, 6.0, 6.0]
+        assert said.out.splitlines()[0] == str(file)
+        assert said.out.splitlines()[1].split()[:2] == ["network", f"{kind},"]
+        assert json.loads(cli("info", file, "--json").out)[str(file)]["notes"]["resolution"] == [30.0, 6.0, 6.0]
 
 
 # ---------------------------------------------------------------- interrupted and resumed
@@ -847,3 +848,50 @@ def test_help_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
     assert "Usage: " in done.stdout
     assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+ALLOCATIONS = {
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.1 GiB": "2.50 GiB",
+    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8192 bytes. Error code 12": "8192 bytes",
+    "Unable to allocate 931. GiB for an array with shape (1000000, 1000000) and data type uint8": "931 GiB",
+}
+
+
+@pytest.mark.parametrize("text", ALLOCATIONS)
+@pytest.mark.parametrize(("command", "less"), [("stream", "--tile"), ("segment", "--block")])
+def test_memory_that_is_short_is_one_line(
+    cli: Cli,
+    phantom: Path,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    command: str,
+    less: str,
+) -> None:
+    """On a GPU and on the host, wherever it happens; and what to ask less of."""
+    kind = {"CUDA": torch.OutOfMemoryError, "Defa": RuntimeError, "Unab": MemoryError}[text[:4]]
+
+    def short(*given: Any, **named: Any) -> Any:
+        raise kind(text)
+
+    module = {"stream": "streaming.stream", "segment": "blockwise.segment"}[command]
+    monkeypatch.setattr(f"distill.inference.{module}.open_grey", short)
+    said = cli(command, phantom, "--model", "ac4", "--out", tmp_path / "out.zarr", "--device", "cpu")
+    assert said.code == 1
+    assert said.err.count("\n") == 1
+    where = "the GPU" if text.startswith("CUDA") else "this machine"
+    assert f"{where} is out of memory: {ALLOCATIONS[text]} more were asked for" in said.err
+    assert less in said.err
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_other_errors_keep_their_traceback(
+    cli: Cli, phantom: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*given: Any, **named: Any) -> Any:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("distill.inference.streaming.stream.open_grey", wrong)
+    with pytest.raises(RuntimeError, match="a defect"):
+        cli("stream", phantom, "--model", run, "--out", tmp_path / "out.zarr", "--device", "cpu")
