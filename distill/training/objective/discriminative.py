@@ -26,7 +26,7 @@ def discriminative_loss(embedding: Tensor, labels: Tensor, *, pull: float = 0.5,
         push: half the distance beyond which means are not pushed.
     """
     losses = []
-    for block, ids in zip(embedding.float(), labels, strict=True):
+    for block, ids in zip(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), labels, strict=True):
         inside = ids > 0
         if not inside.any():
             continue

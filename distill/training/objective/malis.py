@@ -31,27 +31,25 @@ def malis_loss(affinity: Tensor, labels: Tensor, targets: Targets) -> Tensor:
     Returns:
         Scalar; a mean without pairs is 0.
     """
-    same, different = malis_pairs(affinity, labels, targets)
-    pull = same * (1 - affinity.float()).square()
-    push = different * affinity.float().square()
+    value = affinity.to(torch.promote_types(affinity.dtype, torch.float32))
+    same, different = (pairs.to(value.dtype) for pairs in malis_pairs(affinity, labels, targets))
+    pull, push = same * (1 - value).square(), different * value.square()
     return pull.sum() / same.sum().clamp(min=1) + push.sum() / different.sum().clamp(min=1)
 
 
 def malis_pairs(affinity: Tensor, labels: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Count the pairs decided by every edge, of one object and of two, (B, 3, D, H, W) float32 each."""
+    """Count the pairs decided by every edge, of one object and of two, (B, 3, D, H, W) float64 each."""
     from distill.segmentation.maximin import constrained_pairs
 
     found = [
         constrained_pairs(*(part.numpy() for part in block))
         for block in zip(
-            affinity.detach().float().cpu(),
+            affinity.detach().to(torch.promote_types(affinity.dtype, torch.float32)).cpu(),
             labels.cpu(),
             (targets.target > 0.5).cpu(),
             targets.valid.cpu(),
             strict=True,
         )
     ]
-    same, different = (
-        torch.from_numpy(np.stack(part)).float().to(affinity.device) for part in zip(*found, strict=True)
-    )
+    same, different = (torch.from_numpy(np.stack(part)).to(affinity.device) for part in zip(*found, strict=True))
     return same, different

@@ -53,6 +53,9 @@ def test_gradients_of_the_discriminative_loss() -> None:
     grad = embedding.grad
     assert grad is not None
     assert not grad[:, :, labels[0] == 0].any()
+    assert torch.autograd.gradcheck(
+        lambda e: discriminative_loss(e, labels, pull=0.3, push=1.1), embedding.detach().double().requires_grad_()
+    )
     same = torch.zeros(1, 2, 1, 3, 4, requires_grad=True)  # every mean at the same place
     discriminative_loss(same, labels).backward()
     assert bool(same.grad.isfinite().all())  # type: ignore[union-attr]

@@ -120,19 +120,13 @@ def test_the_gradient_is_that_of_the_weighted_errors() -> None:
     affinity, labels = block()
     targets = affinity_targets(labels)
     assert torch.autograd.gradcheck(
-        lambda a: _in_double(a, labels, targets), affinity.clone().requires_grad_(), eps=1e-7, atol=1e-6
+        lambda a: malis_loss(a, labels, targets), affinity.clone().requires_grad_(), eps=1e-7, atol=1e-6
     )
     given = affinity.clone().requires_grad_()
     malis_loss(given, labels, targets).backward()
     same, different = malis_pairs(affinity, labels, targets)
     wanted = 2 * (affinity - 1) * same / same.sum() + 2 * affinity * different / different.sum()
     torch.testing.assert_close(given.grad, wanted, rtol=1e-5, atol=1e-8)
-
-
-def _in_double(affinity: Tensor, labels: Tensor, targets: Targets) -> Tensor:
-    """The loss at double precision, so that finite differences can be taken."""
-    same, different = (pairs.double() for pairs in malis_pairs(affinity, labels, targets))
-    return (same * (1 - affinity).square()).sum() / same.sum() + (different * affinity.square()).sum() / different.sum()
 
 
 def test_a_batch_is_its_blocks_together() -> None:
