@@ -1,6 +1,12 @@
 """Distil a 3D affinity-guided-query teacher into a fast 2D student for neuron segmentation in electron microscopy.
 
-The names of `__all__` are imported when they are first used, so that `import distill` costs nothing.
+    >>> import distill
+    >>> model = distill.load("ac4")
+    >>> neurons = model.segment(raw, resolution=(40, 4, 4))  # doctest: +SKIP
+
+`load` opens a trained model, whose `affinities` and `segment` take arrays; `stream`, `segment`, `evaluate`, `sweep`,
+`train` and `pca` do what the commands of these names do. The names of `__all__` are imported when they are first used,
+so that `import distill` costs nothing.
 """
 
 from __future__ import annotations
@@ -11,48 +17,41 @@ from typing import TYPE_CHECKING, Any
 from distill.core.version import VERSION
 
 if TYPE_CHECKING:
-    from distill.config import load_pair
     from distill.core.errors import DistillError
-    from distill.core.geometry import Box
-    from distill.evaluation.segmentation import evaluate
-    from distill.inference.blockwise.segment import segment
-    from distill.inference.in_memory import student_volume, teacher_volume
-    from distill.inference.streaming.stream import stream
     from distill.io.volume import open_labels, open_volume
-    from distill.models.load import load_student, load_teacher
-    from distill.training.train import train
+    from distill.python.commands import evaluate, pca, segment, stream, sweep, train
+    from distill.python.models import Model, Segmentation, load
 
 __version__ = VERSION
 __all__ = [
-    "Box",
     "DistillError",
+    "Model",
+    "Segmentation",
     "evaluate",
-    "load_pair",
-    "load_student",
-    "load_teacher",
+    "load",
     "open_labels",
     "open_volume",
+    "pca",
     "segment",
     "stream",
-    "student_volume",
-    "teacher_volume",
+    "sweep",
     "train",
 ]
 
+_COMMANDS, _MODELS = "distill.python.commands", "distill.python.models"
 _MODULES = {
-    "Box": "distill.core.geometry",
     "DistillError": "distill.core.errors",
-    "evaluate": "distill.evaluation.segmentation",
-    "load_pair": "distill.config",
-    "load_student": "distill.models.load",
-    "load_teacher": "distill.models.load",
+    "Model": _MODELS,
+    "Segmentation": _MODELS,
+    "evaluate": _COMMANDS,
+    "load": _MODELS,
     "open_labels": "distill.io.volume",
     "open_volume": "distill.io.volume",
-    "segment": "distill.inference.blockwise.segment",
-    "stream": "distill.inference.streaming.stream",
-    "student_volume": "distill.inference.in_memory",
-    "teacher_volume": "distill.inference.in_memory",
-    "train": "distill.training.train",
+    "pca": _COMMANDS,
+    "segment": _COMMANDS,
+    "stream": _COMMANDS,
+    "sweep": _COMMANDS,
+    "train": _COMMANDS,
 }
 
 
@@ -61,3 +60,8 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List what there is, for completion."""
+    return sorted([*__all__, "__version__"])

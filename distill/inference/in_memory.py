@@ -157,6 +157,62 @@ def teacher_clusters(
     return _teacher_blocks(model, raw, runtime, [model.config.decoder], decode)[0]
 
 
+def teacher_affinity(
+    model: TrainedTeacher,
+    raw: NDArray[np.generic],
+    runtime: Runtime,
+    on_sections: Callable[[int, int], None] | None = None,
+) -> Affinity:
+    """Compute the teacher's affinities (3, D, H, W) of a volume that fits in memory.
+
+    Args:
+        model: windows are the blocks of its decoder.
+        raw: (D, H, W), whole sections, grey values as recorded.
+        runtime: device and precision.
+        on_sections: called with the sections done and their number.
+    """
+    affinity = np.zeros((3, *raw.shape), dtype=np.float32)
+    for first, found in _teacher_slabs(model, raw, runtime, model.config.decoder, None):
+        skip = int(first > 0)  # the shared section belongs to the earlier slab
+        affinity[:, first + skip : first + found.shape[1]] = found[:, skip:]
+        if on_sections is not None:
+            on_sections(first + found.shape[1], len(raw))
+    return affinity
+
+
+def _teacher_slabs(
+    model: TrainedTeacher,
+    raw: NDArray[np.generic],
+    runtime: Runtime,
+    decoding: DecoderConfig,
+    on_block: Callable[[Box, TeacherOutput, Affinity], None] | None,
+) -> Iterator[tuple[int, Affinity]]:
+    """Run the teacher over slabs that share a section, each with its first section and its affinities (3, D, H, W).
+
+    `on_block` is called with every window, in voxels of the volume, the output for it and its own affinities.
+    """
+    unit = model.normaliser.sections(raw)
+    z, y, x = raw.shape
+    depth = min(decoding.block[0], z)
+    for first in range(0, max(1, z - 1), max(1, depth - 1)):
+        stop = min(z, first + depth)
+
+        def placed(box: Box, output: TeacherOutput, own: Affinity, first: int = first) -> None:
+            assert on_block is not None
+            on_block(box.shift((first, 0, 0)), output, own)
+
+        found = run_teacher(
+            model.teacher,
+            unit[first:stop],
+            decoder_tiles((stop - first, y, x), decoding),
+            device=runtime.device,
+            precision=runtime.precision,
+            orientations=model.config.orientations,
+            on_block=None if on_block is None else placed,
+        )
+        yield first, found.affinity
+
+
 def _teacher_blocks(
     model: TrainedTeacher,
     raw: NDArray[np.generic],
@@ -165,30 +221,18 @@ def _teacher_blocks(
     decode: Callable[[Box, TeacherOutput, DecoderConfig], Ids],
 ) -> list[SegmentedVolume]:
     """Run the teacher over a volume and turn its output for each block into ids, once per decoder configuration."""
-    unit = model.normaliser.sections(raw)
     z, y, x = raw.shape
-    depth = min(decodings[0].block[0], z)
     volume = _Volume((z, y, x), decodings)
-    for first in range(0, max(1, z - 1), max(1, depth - 1)):
-        stop = min(z, first + depth)
-        pieces: list[list[Piece]] = [[] for _ in decodings]
+    pieces: list[list[Piece]] = [[] for _ in decodings]
 
-        def on_block(
-            box: Box, output: TeacherOutput, own: Affinity, first: int = first, into: list[list[Piece]] = pieces
-        ) -> None:
-            for decoding, found in zip(decodings, into, strict=True):
-                found.append(Piece(box.shift((first, 0, 0)), decode(box, output, decoding)))
+    def on_block(box: Box, output: TeacherOutput, own: Affinity) -> None:
+        for decoding, found in zip(decodings, pieces, strict=True):
+            found.append(Piece(box, decode(box, output, decoding)))
 
-        slab = run_teacher(
-            model.teacher,
-            unit[first:stop],
-            decoder_tiles((stop - first, y, x), decodings[0]),
-            device=runtime.device,
-            precision=runtime.precision,
-            orientations=model.config.orientations,
-            on_block=on_block,
-        )
-        volume.add(first, slab.affinity, pieces)
+    for first, affinity in _teacher_slabs(model, raw, runtime, decodings[0], on_block):
+        volume.add(first, affinity, pieces)
+        for found in pieces:
+            found.clear()
     return volume.segmented()
 
 

@@ -17,6 +17,8 @@ def test_names_are_those_of_their_modules(name: str) -> None:
     found = getattr(distill, name)
     assert found.__name__ == name
     assert found.__module__.startswith("distill.")
+    assert found.__doc__
+    assert name in dir(distill)
 
 
 def test_the_import_alone_loads_nothing_heavy() -> None:

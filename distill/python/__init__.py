@@ -1,0 +1,1 @@
+"""The Python interface: models on arrays in memory, and the commands as functions."""
