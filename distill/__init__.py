@@ -2,7 +2,7 @@
 
     >>> import distill
     >>> model = distill.load("ac4")
-    >>> neurons = model.segment(raw, resolution=(40, 4, 4))  # doctest: +SKIP
+    >>> neurons = model.segment(raw, resolution=(30, 6, 6))  # doctest: +SKIP
 
 `load` opens a trained model, whose `affinities` and `segment` take arrays; `stream`, `segment`, `evaluate`, `sweep`,
 `train` and `pca` do what the commands of these names do. The names of `__all__` are imported when they are first used,

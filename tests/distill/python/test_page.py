@@ -19,7 +19,7 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: A
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:
-        exec(compile(block, str(PAGE), "exec"), known)  # noqa: S102 - our own page
+        exec(compile(block, str(PAGE), "exec"), known)
     assert known["neurons"].labels.shape == (6, 160, 160)
     assert 0 < known["scores"].voi_sum < 2.5
     assert "by flood" in capsys.readouterr().out
