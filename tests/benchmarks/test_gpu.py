@@ -18,11 +18,11 @@ import torch
 from gpu import Setup
 from second_device import second_device
 
+from distill.core import hardware
 from distill.core.errors import DistillError
 from distill.data.phantom import make_phantom
 from distill.io.volume import open_labels, open_volume
 from distill.io.writers.cremi import write_cremi
-from distill.models.load import load_student
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -99,14 +99,35 @@ def test_a_size_is_predicted_from_the_memory_of_the_smallest() -> None:
     assert found["predicted"] == found["largest"] == 512
 
 
-def test_a_stream_on_a_second_device_mixes_none() -> None:
-    """What runs on a GPU: nothing is made on one device and used on another."""
-    student = load_student("ac4", CPU).student
-    sections = np.random.default_rng(0).integers(0, 256, (8, 64, 64), dtype=np.uint8)
-    with second_device() as (device, _):
-        found = gpu_stages._throughput(student.to(device), device, "32-true", "eager", sections)
-    assert found["sections_together"] == 8
-    assert set(found["stages_waiting_seconds"]) == {"copy", "encode", "decode and affinity"}
+class KnownPeak:
+    """In place of what a driver would report."""
+
+    def __init__(self, device: torch.device) -> None:
+        assert device.type == "cuda"
+
+    def lap(self) -> float:
+        return 1e6
+
+
+@pytest.mark.parametrize("name", ["machine", "stream", "decoder", "teacher", "largest"])
+def test_stages_on_a_second_device_mix_none(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As on a GPU, nothing is made on one device and used on another."""
+    for module in (gpu_stages, hardware):
+        monkeypatch.setattr(module, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(gpu_stages, "DevicePeak", KnownPeak)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**33, 2**34))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a second one")
+    with second_device():
+        found = gpu_stages.STAGES[name](Setup(data, tmp_path, "cuda:0", small=True), 100)
+    json.dumps(found, allow_nan=False)
+    if name == "largest":
+        assert found["student_section"]["largest"] == 128
+    if name == "machine":
+        assert (found["gpu"], found["free_bytes"]) == ("a second one", 2**33)
+        assert found["link_bytes_per_second"].keys() == {"to_device", "from_device"}
 
 
 def test_files_of_a_training_that_are_too_large_are_halved_or_cut(
