@@ -88,8 +88,8 @@ def scored(
     """Choose thresholds on one part, segment another one, score it.
 
     Returns:
-        `methods`: by name, scores, threshold and seconds of watershed and agglomeration; `seconds_model`: of the
-        network in its windows over the test part, for the row's own method with the decoding of its blocks.
+        `methods`: by name, scores, threshold and seconds of watershed (or clustering) and agglomeration;
+        `seconds_model`: of the network in its windows over the test part, with the query decoder of AGQ.
     """
     own = OWN.get(model.config.kind)
     ways = {"waterz": _waterz, "flood": _flood}
@@ -104,7 +104,7 @@ def scored(
         best = _best(merged, validation)
         began = time.perf_counter()
         ids = seen["test"].blocks.labels(best)
-        found[own] = _row(Segmented({best: ids}, 0.0, time.perf_counter() - began), best, test)
+        found[own] = _row(Segmented({best: ids}, seen["test"].clustering, time.perf_counter() - began), best, test)
     return {
         "methods": found,
         "method": own or "waterz",
@@ -118,7 +118,8 @@ def scored(
 class _Seen:
     affinity: Affinity
     blocks: Any  # SegmentedVolume of the own method
-    seconds: float
+    seconds: float  # of everything that is not clustering
+    clustering: float = 0.0
 
 
 def _run(model: TrainedTeacher, part: LabelledPart, runtime: Runtime, own: str | None, seed: int) -> _Seen:
@@ -135,12 +136,39 @@ def _run(model: TrainedTeacher, part: LabelledPart, runtime: Runtime, own: str |
             precision=runtime.precision,
         ).affinity
         return _Seen(affinity, None, time.perf_counter() - began)
-    segmented: SegmentedVolume = (
-        teacher_clusters(model, part.raw, runtime, bandwidth=model.config.mlde.push, seed=seed)
-        if own == "clusters"
-        else teacher_volume(model, part.raw, runtime)
-    )
-    return _Seen(segmented.affinity, segmented, time.perf_counter() - began)
+    if own == "queries":
+        decoded: SegmentedVolume = teacher_volume(model, part.raw, runtime)
+        return _Seen(decoded.affinity, decoded, time.perf_counter() - began)
+    spent = _Spent()
+    timed = replace(model, teacher=spent.watching(model.teacher))
+    clustered = teacher_clusters(timed, part.raw, runtime, bandwidth=model.config.mlde.push, seed=seed)
+    spent.remove()
+    return _Seen(clustered.affinity, clustered, spent.seconds, time.perf_counter() - began - spent.seconds)
+
+
+class _Spent:
+    """Add up the seconds that a network runs."""
+
+    def __init__(self) -> None:
+        self.seconds, self._began = 0.0, 0.0
+        self._hooks: list[Any] = []
+
+    def watching(self, network: Teacher) -> Teacher:
+        """Begin to add up."""
+
+        def begin(*_: Any) -> None:
+            self._began = time.perf_counter()
+
+        def end(*_: Any) -> None:
+            self.seconds += time.perf_counter() - self._began
+
+        self._hooks = [network.register_forward_pre_hook(begin), network.register_forward_hook(end)]
+        return network
+
+    def remove(self) -> None:
+        """Stop."""
+        for hook in self._hooks:
+            hook.remove()
 
 
 def _waterz(affinity: Affinity, thresholds: Sequence[float]) -> Segmented:
