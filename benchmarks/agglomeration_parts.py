@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -101,6 +101,11 @@ def step(store: Path, what: str) -> Relabelling | None:
     return None
 
 
+def peak() -> float:
+    """Return the most resident memory of this process in GB, without that of the process that started it."""
+    return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1e6
+
+
 def alone(store: Path, what: str) -> None:
     """Run one step, compiled beforehand, and print what it took."""
     from distill.segmentation.agglomeration import merges_above
@@ -108,14 +113,14 @@ def alone(store: Path, what: str) -> None:
 
     merges_above(graph(100), THRESHOLD)
     reduce_part([PartGraph.of(graph(100))], np.zeros(0, np.uint64), THRESHOLD)
-    started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    started = peak()
     wall, processor = time.perf_counter(), time.process_time()
     found = step(store, what)
     row: dict[str, Any] = {
         "step": what,
         "seconds": time.perf_counter() - wall,
         "processor_seconds": time.process_time() - processor,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_gb": peak(),
         "start_gb": started,
     }
     if found is not None:

@@ -27,6 +27,8 @@ from distill.evaluation.aligned import overlapping
 from distill.evaluation.contingency import Scores
 from distill.evaluation.metrics import score
 from distill.evaluation.segmentation import position_in_truth
+from distill.inference.blockwise.bad_sections import read_bad
+from distill.inference.blockwise.begin import is_blocks
 from distill.inference.grey_values import AS_RECORDED, GreyValues, check_grey, normaliser_of
 from distill.inference.in_memory import student_volume
 from distill.inference.options import Runtime
@@ -35,6 +37,7 @@ from distill.inference.rescaling.voxel_size import grid_for
 from distill.inference.streaming.finish import final_ids
 from distill.inference.streaming.output.manifest import all_lines, is_stream, method_of, read_job
 from distill.inference.thresholds import ChosenThreshold, Provenance, edge_of, write_thresholds
+from distill.io.selection import split_selection
 from distill.io.volume import Volume, open_grey, open_labels, open_volume, voxel_shift
 from distill.io.writers.output import check_folder
 from distill.io.writers.store import writing
@@ -211,16 +214,28 @@ def read_inputs(affinity: str, labels: str) -> Inputs:
     box = position_in_truth(volume, truth)
     stored = volume.read()
     values = from_uint8(stored) if stored.dtype == np.uint8 else np.asarray(stored, np.float32)
-    return Inputs(values, offsets, truth.read(box).astype(np.uint64), volume, _good(affinity, len(values[0])))
+    return Inputs(values, offsets, truth.read(box).astype(np.uint64), volume, _good(affinity, volume))
 
 
-def _good(affinity: str, depth: int) -> NDArray[np.bool_]:
-    """Return whether each section was segmented by the stream; True for sections of other stores."""
-    good, store = np.ones(depth, bool), Path(affinity.rpartition(":")[0] or affinity)
+def _good(affinity: str, volume: Volume) -> NDArray[np.bool_]:
+    """Return whether each section of a part of the affinities was segmented; True for sections of other stores."""
+    depth, store = volume.size[0], _store(affinity)
+    good = np.ones(depth, bool)
+    bad: list[int] = []
     if is_stream(store):
         bad = [line.section for line in all_lines(store) if line.flaw]
-        good[[section for section in bad if section < depth]] = False
+    elif is_blocks(store):
+        bad = [one.section for one in read_bad(store) or []]
+    if bad:
+        first = voxel_shift(volume, open_volume(f"{store}:affinity", missing="zero"))[0]
+        good[[section - first for section in bad if first <= section < first + depth]] = False
     return good
+
+
+def _store(affinity: str) -> Path:
+    """Return the store of affinities, whatever part of them is read."""
+    text, _ = split_selection(affinity)
+    return Path(text.rpartition(":")[0] or text)
 
 
 def _without_gaps(
@@ -316,7 +331,7 @@ def _query(
             return compact(found if rescaling is None else rescaling.nearest(found, box, within))
 
         return lambda thresholds: {t: labels(t) for t in thresholds}
-    store = Path(affinity.rpartition(":")[0] or affinity)
+    store = _store(affinity)
     if not is_stream(store) or not read_job(store)["segment"] or method_of(read_job(store)) != "query":
         raise SourceError(
             f"{store}: found no supervoxels of the query decoder, expected a store of distill stream --method query, "
@@ -332,7 +347,7 @@ def _query(
 
 def _made_by(volume: Volume) -> dict[str, Any]:
     """Return model and source of the affinities, if their store names them."""
-    record = Path(volume.source.rpartition(":")[0]) / "zarr.json"
+    record = _store(volume.source) / "zarr.json"
     try:
         about = json.loads(record.read_text(encoding="utf-8"))["attributes"]["made_by"]
         return {key: about[key] for key in ("model", "source", "precision") if key in about}
