@@ -198,7 +198,8 @@ def _write(asked: argparse.Namespace, rows: Rows) -> None:
         f"{asked.train[0]}-{asked.train[1] - 1} for training, {asked.validation[0]}-{asked.validation[1] - 1} for "
         f"thresholds, {asked.test[0]}-{asked.test[1] - 1} for these scores, rows {asked.box[0]}-{asked.box[1] - 1}, "
         f"columns {asked.box[2]}-{asked.box[3] - 1}. Segmented by watershed and waterz, AGQ by its queries, ML-De by "
-        "clustering, whose time stands in the column of the watershed.",
+        "clustering, whose time stands in the column of the watershed. SuperHuman, UNETR and SwinUNETR are embedding "
+        "networks here (cosine affinities at twelve offsets), while the published ones predict affinities.",
         f"Times are those of {found[0]['voxels'] / 1e6:.1f} million voxels on {hardware}.",
         "Published numbers: AC3, 100 x 1024 x 1024, published width (Chen et al., ICLR 2025). " + TIMES,
         "Published without a row here: "
