@@ -35,7 +35,7 @@ OPTIONAL = ("waterz", "pytest")  # one stage each needs them
 _SPARE = 5  # seconds, for the start and the end of a process
 # name: most seconds, on a GPU. The last one takes what is left.
 STAGES = {
-    **{"machine": 40, "suite": 60, "stream": 60, "compiled": 80, "decoder": 45, "teacher": 45, "largest": 45},
+    **{"machine": 40, "suite": 60, "stream": 60, "compiled": 80, "decoder": 45, "teacher": 45, "largest": 60},
     "steps": 60,
 }
 LAST = "train"

@@ -234,28 +234,45 @@ def teacher_stage(setup: Setup, seconds: float) -> dict[str, Any]:
 
 
 def largest_stage(setup: Setup, seconds: float) -> dict[str, Any]:
-    """Find the largest section of a student and the largest window of teachers that fit into the free memory."""
-    device, end = torch.device(setup.device), time.monotonic() + seconds
+    """Find the largest section of a student, block of the query decoder and window of a teacher in the free memory."""
+    device, began = torch.device(setup.device), time.monotonic()
     precision = _precisions(device, setup)[-1]
-    student, pair = load_student("ac4", device).student, _pair(setup, "ac4_gpu")
+    trained, pair = load_student("ac4", device), _pair(setup, "ac4_gpu")
     published = build_teacher(pair.teacher).eval().requires_grad_(False).to(device)
     sides = (64, 96, 128) if setup.small else tuple(1024 * n for n in (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32))
     windows = (48, 64) if setup.small else tuple(64 * n for n in (3, 4, 6, 8, 10, 12, 16, 20, 24, 32))
-    depth = 4 if setup.small else pair.teacher.decoder.block[0]
+    blocks = (48, 64) if setup.small else (272, 512, 1024, 1536, 2048, 3072, 4096)
+    depth, layers = (4, 3) if setup.small else (pair.teacher.decoder.block[0], trained.decoding.block[0])
 
     def section(side: int) -> None:
-        runner = SectionRunner(student, None, device=device, precision=precision, backend="eager", batch=1)
+        runner = SectionRunner(trained.student, None, device=device, precision=precision, backend="eager", batch=1)
         for _ in range(2):  # the second is paired with the first
             runner.push(np.zeros((1, side, side), np.uint8))
+
+    def block(side: int) -> None:
+        runner = SectionRunner(
+            trained.student,
+            trained.slab,
+            device=device,
+            precision=precision,
+            backend="eager",
+            normaliser=trained.normaliser,
+        )
+        sections = _sections(setup, side, layers)
+        slab = Slab(
+            0, [one for n in range(0, layers, runner.batch) for one in runner.push(sections[n:][: runner.batch])]
+        )
+        whole = trained.decoding.model_copy(update={"block": (layers, side, side), "overlap": (1, 2, 2)})
+        decode_slab(replace(trained, decoding=whole), slab, Runtime(device, precision, "eager"))
 
     def window(side: int) -> None:
         box = Box.of_shape((depth, side, side))
         run_teacher(published, np.zeros(box.shape, np.float32), [box], device=device, precision=precision)
 
-    return {
-        "student_section": largest(section, sides, device, end=time.monotonic() + (end - time.monotonic()) / 2),
-        "teacher_window": {"depth": depth, **largest(window, windows, device, end=end)},
-    }
+    found: dict[str, Any] = {"student_section": largest(section, sides, device, end=began + seconds / 3)}
+    found["decoder_block"] = {"depth": layers, **largest(block, blocks, device, end=began + 2 * seconds / 3)}
+    found["teacher_window"] = {"depth": depth, **largest(window, windows, device, end=began + seconds)}
+    return found
 
 
 def largest(
@@ -538,10 +555,10 @@ def _crop(setup: Setup, shape: Triple) -> Grey:
     return volume.read(Box.of_shape(tuple(min(a, b) for a, b in zip(shape, volume.size, strict=True))))  # type: ignore[arg-type]
 
 
-def _sections(setup: Setup, side: int) -> Grey:
-    """Eight sections of a side, mirrored where the data are smaller."""
-    raw = _crop(setup, (8, side, side))
-    missing = [(0, max(0, n - have)) for n, have in zip((8, side, side), raw.shape, strict=True)]
+def _sections(setup: Setup, side: int, count: int = 8) -> Grey:
+    """Sections of a side, mirrored where the data are smaller."""
+    raw = _crop(setup, (count, side, side))
+    missing = [(0, max(0, n - have)) for n, have in zip((count, side, side), raw.shape, strict=True)]
     return np.pad(raw, missing, mode="symmetric")
 
 

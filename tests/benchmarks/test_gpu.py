@@ -57,7 +57,7 @@ def test_one_call_measures_everything_and_trains(data: Path, tmp_path: Path) -> 
     assert row["operations_per_voxel"] > 1000
     assert {"query", "flood", "waterz"} < set(result["decoder"])
     assert [one["window"] for one in result["teacher"]["rows"]] == [[4, 48, 48]] * 2
-    for name in ("student_section", "teacher_window"):
+    for name in ("student_section", "decoder_block", "teacher_window"):
         assert result["largest"][name]["largest"] <= result["largest"][name]["predicted"]
     assert result["steps"]["ac4_gpu"][0]["parts"]["backward"] > 0
     assert result["train"]["steps"] == 1
@@ -125,6 +125,7 @@ def test_stages_on_a_second_device_mix_none(
     json.dumps(found, allow_nan=False)
     if name == "largest":
         assert found["student_section"]["largest"] == 128
+        assert (found["decoder_block"]["depth"], found["decoder_block"]["largest"]) == (3, 64)
     if name == "machine":
         assert (found["gpu"], found["free_bytes"]) == ("a second one", 2**33)
         assert found["link_bytes_per_second"].keys() == {"to_device", "from_device"}
