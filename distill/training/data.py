@@ -105,14 +105,7 @@ def _open(data: DataConfig, number: int, entry: LabelledVolume) -> Labelled:
             raw, labels, mask, every=entry.every, zero=entry.zero, ignores=entry.ignore is not None
         )
     else:
-        stored, labels = labels, on_grid(labels, raw)
-        if labels is not stored:
-            theirs, own = (" x ".join(f"{n:g}" for n in one.resolution) for one in (stored, raw))
-            note(f"{labels.source}: labels of {theirs} nm are taken at the centres of voxels of {raw.source}, {own} nm")
-        if labels.size == raw.size:
-            check_pair(every_section(raw, entry.every), every_section(labels, entry.every))
-            labels = _as_lies(labels, raw)
-        image, truth = open_truth(raw, labels, every=entry.every, ignores=False)
+        image, truth = place_labels(raw, labels, entry.every)
         shared = image.box.intersect(truth.box)
         if shared != image.box:
             share = 100 * shared.voxels / image.box.voxels
@@ -134,6 +127,31 @@ def _open(data: DataConfig, number: int, entry: LabelledVolume) -> Labelled:
                 f"those of {entry.labels} cover {list(truth.box.start)} to {list(truth.box.stop)}"
             )
     return opened
+
+
+def place_labels(raw: Volume, labels: Volume, every: int) -> tuple[Volume, Truth]:
+    """Place the labels of a single volume on its image, by the rules of `data.raw` and `data.labels`.
+
+    Args:
+        raw: the image.
+        labels: of other voxels, they are taken at the centres of those of the image; of the same size, they coincide
+            with the image.
+        every: take every n-th section.
+
+    Returns:
+        The image restricted to the sections used, and its labels.
+
+    Raises:
+        ShapeError: the two do not fit.
+    """
+    stored, labels = labels, on_grid(labels, raw)
+    if labels is not stored:
+        theirs, own = (" x ".join(f"{n:g}" for n in one.resolution) for one in (stored, raw))
+        note(f"{labels.source}: labels of {theirs} nm are taken at the centres of voxels of {raw.source}, {own} nm")
+    if labels.size == raw.size:
+        check_pair(every_section(raw, every), every_section(labels, every))
+        labels = _as_lies(labels, raw)
+    return open_truth(raw, labels, every=every, ignores=False)
 
 
 def _as_lies(labels: Volume, raw: Volume) -> Volume:

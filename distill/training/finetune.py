@@ -170,9 +170,9 @@ def labelled_span(labels: Volume) -> Span:
     return found[0], found[-1] + 1
 
 
-def crop_of(shape: Triple) -> Triple:
-    """Return the training crop for a volume of this size: at most `_CROP`, sides multiples of 16 where possible."""
-    depth, *sides = (min(most, size) for most, size in zip(_CROP, shape, strict=True))
+def crop_of(shape: Triple, largest: Triple = _CROP) -> Triple:
+    """Return the training crop for a volume of this size: at most `largest`, sides multiples of 16 where possible."""
+    depth, *sides = (min(most, size) for most, size in zip(largest, shape, strict=True))
     y, x = (side // _STRIDE * _STRIDE or side for side in sides)
     return depth, y, x
 
