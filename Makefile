@@ -4,12 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: demo test commands lint clean
+.PHONY: demo test commands lint site release-check clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12), (3, 13)) and "found Python %d.%d, expected 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python tools/install.py -c constraints.txt -e '.[baselines,teachers,view,test]'
+	$(BIN)/python tools/install.py -c constraints.txt -e '.[baselines,teachers,view,tensorboard,docs,test]'
 	touch $@
 
 # A real sample segmented by the bundled model and scored; a small teacher and student trained on a phantom; figures.
@@ -30,6 +30,15 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The documentation as pages in site/, which need no network.
+site: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The files of a release: built, checked, and installed into an empty environment, in which a sample is segmented.
+release-check:
+	sh tools/check_release.sh $(PYTHON)
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) site
