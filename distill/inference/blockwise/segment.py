@@ -176,7 +176,7 @@ def _segment(request: SegmentRequest, callbacks: Callbacks) -> Segmented:
 def _work(request: SegmentRequest, volume: Volume, frame: Frame, begun: Start, note: Note) -> Work:
     """Load the model and describe the work on blocks for all processes."""
     options, blocking, method = request.options, request.blocking, request.blocking.method
-    trained, decoding = _load(request)
+    trained, decoding = load_network(request)
     normaliser = normaliser_of(trained, options.grey)
     check_grey(normaliser, volume.dtype, volume.source, note)
     rescaling = grid_for(
@@ -189,7 +189,7 @@ def _work(request: SegmentRequest, volume: Volume, frame: Frame, begun: Start, n
         note=note,
     )
     shape = frame.shape if rescaling is None else (frame.shape[0], *rescaling.model)
-    plan, around = _plan(trained, decoding, shape, blocking)
+    plan, around = block_plan(trained, decoding, shape, blocking)
     single = blocking.workers > 1 and blocking.scheduler is None
     return Work(
         source=request.source,
@@ -207,13 +207,13 @@ def _work(request: SegmentRequest, volume: Volume, frame: Frame, begun: Start, n
         precision=begun.chosen.precision,
         backend=begun.backend,
         normaliser=normaliser,
-        threads=max(1, _cores() // blocking.workers) if single else None,
+        threads=max(1, usable_cores() // blocking.workers) if single else None,
         rescaling=rescaling,
         policies=parse_bad(blocking.on_bad),
     )
 
 
-def _load(request: SegmentRequest) -> tuple[TrainedStudent | TrainedTeacher, DecoderConfig]:
+def load_network(request: SegmentRequest) -> tuple[TrainedStudent | TrainedTeacher, DecoderConfig]:
     """Load the network, and the configuration of its decoder.
 
     Raises:
@@ -229,7 +229,7 @@ def _load(request: SegmentRequest) -> tuple[TrainedStudent | TrainedTeacher, Dec
     return student, student.decoding
 
 
-def _plan(
+def block_plan(
     trained: TrainedStudent | TrainedTeacher, decoding: DecoderConfig, shape: Triple, blocking: Blocking
 ) -> tuple[Plan, tuple[int, int]]:
     """Divide a volume into blocks, and return the halo in pixels with which the student reads them.
@@ -445,5 +445,5 @@ class _Run:
         write_group_attributes(self._out, {"made_by": about, "ome": metadata})
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
