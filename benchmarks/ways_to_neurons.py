@@ -7,14 +7,14 @@
 Boxes are Z,Y,X ranges in voxels of the affinities. Scores: preset `skimage`, means over boxes. For each way: at the
 threshold chosen on the validation boxes, 20 % below and above it, and at its best on the test boxes. Oracle rows: the
 supervoxels of `flood` merged by the ground truth, and the ground truth's own connected pieces merged by the rule of
-`flood`. Time is processor time from affinities in memory to ids at one threshold, compiled beforehand, in one thread.
+`flood`: what supervoxels and merging cost, each with the other one perfect. benchmarks/methods_speed.py measures
+times.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,8 @@ def of_counts(u: Integers, v: Integers, count: NDArray[np.int64]) -> Score:
     share = count / count.sum()
     sides = [np.bincount(np.unique(ids, return_inverse=True)[1], weights=share) for ids in (u, v)]
     joint, segments, neurons = (float(-(p * np.log2(p)).sum()) for p in (share, *sides))
-    squares, *each = (float((p**2).sum()) for p in (share, *sides))
+    pairs = 1 / float(count.sum())  # a voxel is no pair with itself
+    squares, *each = (float((p**2).sum()) - pairs for p in (share, *sides))
     return joint - neurons, joint - segments, 2 * joint - neurons - segments, 1 - 2 * squares / sum(each)
 
 
@@ -103,17 +104,13 @@ def oracles(affinity: Affinity, truth: Ids, threshold: float) -> dict[str, Score
 
 
 def compare(way: str, boxes: dict[str, list[tuple[Affinity, Ids]]]) -> dict[str, Any]:
-    """Choose on validation, score on test, and take the time."""
+    """Choose on validation, and score on test."""
     tried = TRIED[way]
     each = {part: [swept(way, *box) for box in boxes[part]] for part in boxes}
     mean = {part: {t: np.mean([one[t] for one in found], 0) for t in tried} for part, found in each.items()}
     chosen = min(tried, key=lambda t: mean["choose"][t][2])
     best = min(tried, key=lambda t: mean["test"][t][2])
     nearby = [min(tried, key=lambda t, wanted=chosen * factor: abs(t - wanted)) for factor in (0.8, 1.2)]  # type: ignore[misc]
-    began = time.process_time()
-    for affinity, _ in boxes["test"]:
-        segment(way, affinity, [chosen])
-    seconds = time.process_time() - began
     return {
         "way": way,
         "threshold": chosen,
@@ -122,7 +119,6 @@ def compare(way: str, boxes: dict[str, list[tuple[Affinity, Ids]]]) -> dict[str,
         "nearby": {str(t): float(mean["test"][t][2]) for t in nearby},
         "best": best,
         "best_voi": float(mean["test"][best][2]),
-        "s_per_megavoxel": seconds / sum(truth.size for _, truth in boxes["test"]) * 1e6,
     }
 
 
@@ -145,8 +141,6 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args(arguments)
     boxes = {part: [read(asked.affinity, asked.labels, t) for t in getattr(asked, part)] for part in ("choose", "test")}
-    for way in asked.ways:
-        segment(way, np.ones((3, 2, 16, 16), np.float32), TRIED[way][:1])  # compile
     rows = []
     for way in asked.ways:
         rows.append(compare(way, boxes))
