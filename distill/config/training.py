@@ -136,6 +136,7 @@ class TrainingConfig(Strict):
     workers: int = Field(2, ge=0)
     seed: int = Field(0, ge=0)
     log_every: int = Field(20, ge=1)
+    tensorboard: bool = False  # also write the scalars of metrics.jsonl to RUN/tensorboard, for TensorBoard
     validate_every: int = Field(1000, ge=1)
     validations: int = Field(0, ge=0)  # number of validations, evenly spaced, instead of `validate_every`; 0 = off
     patience: int = Field(0, ge=0)  # training stops after this many validations without a better VOI; 0 = off

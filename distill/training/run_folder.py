@@ -285,7 +285,8 @@ def differing_file(out: Path, config: Pair) -> Path | None:
     """Return the file of a run folder whose meaning differs from a configuration; None if both agree.
 
     Compared is what the files mean: a key that they lack because it is newer than they are has its default, and a
-    precision that is `auto` is that of the folder. Memory and workers for the crops change no crop and may differ.
+    precision that is `auto` is that of the folder. Memory and workers for the crops, and event files for TensorBoard,
+    change no result and may differ.
     """
     teacher, student = out / "teacher.yaml", out / "student.yaml"
     found = written_configuration(out)
@@ -300,8 +301,11 @@ def differing_file(out: Path, config: Pair) -> Path | None:
 
 
 def _without_loading(config: Pair) -> Pair:
-    """Return the configuration with defaults for settings that affect how crops are loaded, but not which ones."""
+    """Return the configuration with defaults for settings that affect how crops are loaded and steps are logged, but
+    not which ones.
+    """
     student = config.student
     data = student.data.model_copy(update={"memory": DataConfig.model_fields["memory"].default})
-    training = student.training.model_copy(update={"workers": TrainingConfig.model_fields["workers"].default})
+    defaults = {name: TrainingConfig.model_fields[name].default for name in ("workers", "tensorboard")}
+    training = student.training.model_copy(update=defaults)
     return config.model_copy(update={"student": student.model_copy(update={"data": data, "training": training})})

@@ -29,6 +29,8 @@ from distill.models.checkpoint import save_weights
 from distill.models.load import find_weights, pick_device, student_metadata, teacher_metadata
 from distill.training.data import LabelledPart, TrainingParts, check_normalisation, open_parts, training_crops
 from distill.training.launch import compile_networks, launch, lay_out, leave
+from distill.training.loop.event_files import FOLDER as EVENTS
+from distill.training.loop.event_files import check_tensorboard
 from distill.training.loop.loop import MetricsLog, Objective, StepReport, fit, make_optimizer
 from distill.training.loop.state import Average, State, restored
 from distill.training.loop.step_times import StepClock, StepTimes
@@ -119,6 +121,8 @@ def _train(
 ) -> StepTimes | None:
     """See `train`; the first rank has claimed the folder."""
     began, ranks = now(), from_environment()
+    if config.student.training.tensorboard:
+        check_tensorboard()
     chosen = _precision(config, out if resume else None, device)
     config = with_precision(config, chosen.precision)
     parts = open_parts(config)
@@ -182,9 +186,10 @@ def _train(
         follow(on_step=lambda report: None, on_validate=lambda state: None)
         leave()
         return None
-    log = MetricsLog(out / "metrics.jsonl", state.step, state.validated)
+    events = out / EVENTS if training.tensorboard else None
+    log = MetricsLog(out / "metrics.jsonl", state.step, state.validated, events)
     book = _Bookkeeping(config, parts, out, log, runtime, progress, state, trial)
-    with RunRecord(out / "run.json", command, config, state.step, ranks.size, book.times, chosen):
+    with log, RunRecord(out / "run.json", command, config, state.step, ranks.size, book.times, chosen):
         follow(on_step=book.step, on_validate=lambda s: book.validation(s, joint, compiled=training.compile))
         leave()
     progress.on_finished(FinishedTraining(out, book.last, parts.validation[0], runtime))

@@ -25,6 +25,7 @@ from distill.config import TrainingConfig
 from distill.core.atomic import append_line, replacing
 from distill.core.errors import DistillError
 from distill.core.signals import SIGNALS, Requests
+from distill.training.loop.event_files import EventFiles
 from distill.training.loop.state import State, random_state, set_random_state
 from distill.training.loop.step_times import StepClock
 
@@ -317,26 +318,38 @@ class MetricsLog:
     resumed.
     """
 
-    def __init__(self, path: Path, keep_to_step: int, validated: int | None = None) -> None:
+    def __init__(self, path: Path, keep_to_step: int, validated: int | None = None, events: Path | None = None) -> None:
         """Open the log.
 
         Args:
             path: file.
             keep_to_step: rows of later steps are removed.
             validated: rows of validations after this step are removed as well; by default `keep_to_step`.
+            events: folder for event files of TensorBoard with the same scalars; None: none are written.
         """
         self.path = path
         judged = keep_to_step if validated is None else validated
+        kept = []
         if path.exists():
             kept = [
                 row for row in _rows(path) if row["step"] <= (judged if "validation_seconds" in row else keep_to_step)
             ]
             with replacing(path) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self._events = None if events is None else EventFiles(events, kept)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._events is not None:
+            self._events.close()
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row; it must carry `step`."""
         append_line(self.path, json.dumps(dict(row)))
+        if self._events is not None:
+            self._events.write(row)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
