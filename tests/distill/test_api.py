@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -33,4 +34,5 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_the_version_is_that_of_the_package() -> None:
     about = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
-    assert distill.__version__ == about["project"]["version"]
+    module, _, name = about["tool"]["setuptools"]["dynamic"]["version"]["attr"].rpartition(".")
+    assert distill.__version__ == getattr(importlib.import_module(module), name)

@@ -1,0 +1,55 @@
+#!/bin/sh
+# Check the files of a release: sh tools/check_release.sh [PYTHON]
+#
+# Builds wheel and sdist from what is committed, checks them with twine, installs the wheel into an empty environment
+# from wheels alone (no compiler), segments the bundled sample there, and uninstalls it.
+set -eu
+
+python=${1:-python3}
+root=$(cd "$(dirname "$0")/.." && pwd)
+work=$(mktemp -d "${TMPDIR:-/tmp}/release.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM
+began=$(date +%s)
+
+step() {
+    printf '%4d s: %s\n' "$(($(date +%s) - began))" "$*"
+}
+
+export PIP_DISABLE_PIP_VERSION_CHECK=1 MPLCONFIGDIR="$work/matplotlib"
+unset PYTHONPATH
+mkdir "$work/source" "$work/run"
+(cd "$root" && git archive HEAD) | tar -x -C "$work/source"
+
+step "wheel and sdist"
+"$python" -m venv "$work/tools"
+"$work/tools/bin/pip" install -q --only-binary=:all: -c "$root/constraints.txt" build twine
+PIP_CONSTRAINT="" "$work/tools/bin/python" -m build --outdir "$work/dist" "$work/source" >"$work/build.log" 2>&1 || {
+    cat "$work/build.log"
+    exit 1
+}
+"$work/tools/bin/twine" check --strict "$work"/dist/*
+ls -l "$work"/dist
+
+step "empty environment, wheels alone"
+"$python" -m venv "$work/empty"
+bin="$work/empty/bin"
+"$bin/pip" install -q --only-binary=:all: -c "$root/constraints.txt" "$work"/dist/*.whl
+"$bin/pip" check
+
+step "sample and stream"
+cd "$work/run"
+"$bin/distill" --version
+"$bin/distill" sample sample.h5
+"$bin/distill" stream sample.h5:volumes/raw --model ac4 --out sample.zarr
+"$bin/distill" evaluate sample.zarr:segmentation sample.h5:volumes/labels/neuron_ids
+"$bin/distill" init mine
+test -s mine/student.yaml
+
+step "uninstall"
+"$bin/pip" uninstall -q -y affinity-distill
+if "$bin/python" -c 'import distill' 2>/dev/null || [ -e "$bin/distill" ]; then
+    echo "found distill after the uninstallation, expected none" >&2
+    exit 1
+fi
+step "done"
