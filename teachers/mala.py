@@ -4,6 +4,9 @@ Funke et al., "Large Scale Image Segmentation with Structured Loss Based Deep Le
 IEEE TPAMI 2019. The loss is in `distill.training.objective.malis`, the network and what differs in it in
 `teachers.backbones.mala_unet`. An embedding head for grafting and figures can be added (`embedding` above 0).
 
+A first phase trains by errors of single edges, as the authors' own scripts do for 10,000 steps: MALIS gives gradients
+to few edges, and from random weights affinities stay near 0.5 for more than a thousand steps.
+
 Legend: B batch, D H W = z y x.
 """
 

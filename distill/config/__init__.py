@@ -15,6 +15,7 @@ from distill.config.student_network import StudentNetwork
 from distill.config.teacher_kinds import (
     InflatedConfig,
     LSDConfig,
+    MALAConfig,
     MLDEConfig,
     PEAConfig,
     SwinUNETRConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "InflatedConfig",
     "LSDConfig",
     "LabelledVolume",
+    "MALAConfig",
     "MLDEConfig",
     "PEAConfig",
     "Pair",

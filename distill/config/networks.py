@@ -23,6 +23,7 @@ from distill.config.teacher_kinds import (
     PUBLISHED,
     InflatedConfig,
     LSDConfig,
+    MALAConfig,
     MLDEConfig,
     PEAConfig,
     SwinUNETRConfig,
@@ -170,6 +171,7 @@ class TeacherConfig(Strict):
     unetr: UNETRConfig = UNETRConfig()
     swinunetr: SwinUNETRConfig = SwinUNETRConfig()
     pea: PEAConfig = PEAConfig()
+    mala: MALAConfig = MALAConfig()
     lsd: LSDConfig = LSDConfig()
     mlde: MLDEConfig = MLDEConfig()
     inflated: InflatedConfig = InflatedConfig()

@@ -81,6 +81,12 @@ class PEAConfig(Strict):
         return self
 
 
+class MALAConfig(Strict):
+    """Phases of the teacher `mala` (see `teachers.mala`)."""
+
+    pointwise: float = Field(0.3, ge=0, le=1)  # share of the run trained by errors of single edges, before MALIS
+
+
 class LSDConfig(Strict):
     """Local shape descriptors of the teacher `lsd` (see `teachers.lsd`)."""
 
@@ -137,6 +143,7 @@ ONLY_WITH = {  # keys that only some kinds have
     "unetr": ("unetr",),
     "swinunetr": ("swinunetr",),
     "pea": ("pea",),
+    "mala": ("mala",),
     "lsd": ("lsd",),
     "mlde": ("ml-de",),
 }

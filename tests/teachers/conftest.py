@@ -25,7 +25,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "resunet": {"filters": [4] * 5},
     "seunet": {"filters": [4] * 5},
     "pea": {"filters": [4] * 5},
-    "mala": {"filters": [4, 4, 5, 6]},
+    "mala": {"filters": [4, 4, 5, 6], "mala": {"pointwise": 0}},
     "lsd": {"filters": [4, 4, 5, 6]},
     "ml-de": {"filters": [4] * 5},
     "swinunetr": {"swinunetr": {"features": 4, "depths": [1, 2, 1, 1], "heads": [1, 2, 4, 4], "window": [3, 3, 3]}},

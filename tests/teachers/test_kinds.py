@@ -36,7 +36,7 @@ from distill.inference.options import Runtime
 from distill.models.build import build_decoder, build_teacher
 from distill.models.checkpoint import save_weights
 from distill.models.load import TrainedTeacher, load_teacher, teacher_metadata
-from distill.training.objective.losses import affinity_cross_entropy, cross_dimension_loss
+from distill.training.objective.losses import affinity_cross_entropy, affinity_loss, cross_dimension_loss
 from distill.training.objective.objective import Joint
 from distill.training.objective.own_terms import OWN_TERMS
 from teachers.sliding_window import head_embedding, run_teacher, slide_embedding, sliding_windows
@@ -99,6 +99,7 @@ def batch() -> tuple[Tensor, Tensor]:
         ("mala", {"filters": [28, 36, 48, 64, 80]}, ("filters", "expected 4 numbers", "'mala'")),
         ("resunet", {"filters": [12, 60, 300, 1500]}, ("filters", "expected 5 numbers", "'resunet'")),
         ("resunet", {"loss": {"own": 1.0}}, ("loss.own", "'resunet'", "'mala' or 'lsd' or 'pea' or 'ml-de'")),
+        ("mala", {"mala": {"pointwise": 2}}, ("pointwise", "less than or equal to 1")),
         ("mala", {"lsd": {"sigma": 40}}, ("lsd", "'mala'", "'lsd'")),
         ("lsd", {"lsd": {"sigma": 0}}, ("sigma", "greater than 0")),
         ("pea", {"mlde": {}}, ("mlde", "'pea'", "'ml-de'")),
@@ -338,6 +339,19 @@ def test_the_own_loss_alone_trains_the_teacher_and_is_weighted(
         optimizer.step()
         losses.append(float(loss.detach()))
     assert min(losses) < 0.9 * losses[0]
+
+
+def test_mala_begins_with_errors_of_single_edges(tiny_values: Values, batch: tuple[Tensor, Tensor]) -> None:
+    values = own_pair({**tiny_values("mala"), "mala": {"pointwise": 0.25}}).model_dump()
+    values["student"]["training"]["steps"] = 8
+    torch.manual_seed(0)
+    joint = Joint(Pair.model_validate(values), RESOLUTION)
+    assert [set(joint(batch, step)) for step in (0, 1, 2, 7)] == [{"teacher_pointwise"}] * 2 + [{"teacher_malis"}] * 2
+    raw, labels = batch
+    affinity = joint.teacher(raw).affinity_logits.sigmoid()  # type: ignore[misc]
+    targets = affinity_targets(labels)
+    wanted = affinity_loss(affinity, targets.target, targets.valid)
+    torch.testing.assert_close(joint(batch, 0)["teacher_pointwise"], wanted)
 
 
 def test_an_own_loss_of_weight_0_leaves_nothing_to_train(tiny_values: Values) -> None:

@@ -250,7 +250,8 @@ class Joint(nn.Module):
             )
         if weights.own and config.has_own_loss:
             assert self.teacher is not None
-            given = OwnStep(self.teacher, config, raw, labels, targets, taught, self.resolution, self._drawing(step))
+            progress, drawing = step / self.config.student.training.steps, self._drawing(step)
+            given = OwnStep(self.teacher, config, raw, labels, targets, taught, self.resolution, drawing, progress)
             found = OWN_TERMS[config.kind](given)
             terms.update({f"teacher_{name}": weights.own * value for name, value in found.items()})
         return terms

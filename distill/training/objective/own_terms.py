@@ -38,6 +38,7 @@ class OwnStep:
         taught: output of the network for `raw`.
         resolution: voxel size in nm.
         generator: randomness of the step, on the CPU.
+        progress: share of the run's steps that are done.
     """
 
     teacher: Teacher
@@ -48,12 +49,16 @@ class OwnStep:
     taught: TeacherOutput
     resolution: Nanometres
     generator: torch.Generator
+    progress: float
 
 
 def _mala(step: OwnStep) -> Terms:
     logits = step.taught.affinity_logits
     assert logits is not None
-    return {"malis": malis_loss(logits.float().sigmoid(), step.labels, step.targets)}
+    affinity = logits.float().sigmoid()
+    if step.progress < step.config.mala.pointwise:
+        return {"pointwise": affinity_loss(affinity, step.targets.target, step.targets.valid)}
+    return {"malis": malis_loss(affinity, step.labels, step.targets)}
 
 
 def _lsd(step: OwnStep) -> Terms:
