@@ -17,6 +17,8 @@ from torch import Tensor
 from distill.core.affinity import embedding_affinity
 from teachers.teacher import Teacher, TeacherOutput, certain_logits
 
+ORIENTATIONS = (1, 2, 4, 8, 16)  # numbers of them that are groups
+
 
 @dataclass(frozen=True)
 class Orientation:

@@ -203,6 +203,13 @@ class BlockArguments:
             "contrast or position; default: blank=bridge, others use",
         ),
     ] = None
+    orientations: Annotated[
+        int | None,
+        typer.Option(
+            help="--network teacher: average affinities over this many flips and transposes of a block, 1, 2, 4, 8 or "
+            "16; takes as many times as long; default: 1, or as the model says"
+        ),
+    ] = None
     resume: Annotated[bool, typer.Option("--resume", help="continue the segmentation in OUT")] = False
 
     def blocking(self) -> Blocking:
@@ -225,6 +232,7 @@ class BlockArguments:
             retries=self.retries,
             resume=self.resume,
             on_bad=tuple(self.on_bad or ()),
+            orientations=self.orientations,
         )
 
 

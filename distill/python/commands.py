@@ -152,6 +152,7 @@ def segment(
     block: Triple | None = None,
     workers: int = 0,
     on_bad: Sequence[str] = (),
+    orientations: int | None = None,
     sections: tuple[int, int | None] | None = None,
     resolution: Nanometres | None = None,
     normalise: str | None = None,
@@ -178,6 +179,7 @@ def segment(
         block: largest block z, y, x in voxels; None = the decoder's depth, 1024 x 1024.
         workers: processes; 0 or 1 = this one. Scripts that ask for more need `if __name__ == "__main__":`.
         on_bad: policies for bad sections, with `fail`, `skip`, `bridge` or `use`.
+        orientations: flips and transposes of a block whose affinities the teacher averages; None = as the model says.
         sections: first section and one past the last.
         resolution: voxel size in nm.
         normalise: kind of normalisation.
@@ -209,7 +211,13 @@ def segment(
         rescale=rescale,
     )
     blocking = Blocking(
-        block=block, workers=workers, resume=resume, network=network, method=method, on_bad=tuple(on_bad)
+        block=block,
+        workers=workers,
+        resume=resume,
+        network=network,
+        method=method,
+        on_bad=tuple(on_bad),
+        orientations=orientations,
     )
     return segment_blocks(str(source), str(model), Path(out), options, blocking, _callbacks(progress))
 

@@ -52,6 +52,7 @@ def settings_of(work: Work, frame: Frame, volume: Volume, chosen: Chosen, create
         "precision": work.precision,
         "precision_by": chosen.reason,
         "backend": work.backend,
+        **({"orientations": work.orientations} if work.network == "teacher" else {}),
         **grey_settings(work.normaliser),
         "on_bad": dict(work.policies),
         "depth": plan.depth,
@@ -79,7 +80,7 @@ def prepare(out: Path, work: Work, settings: dict[str, Any], frame: Frame, *, re
         free = FREE if merges_contacts(work.method) else tuple(key for key in FREE if key != "threshold")
         begun = read_settings(out, FOLDER, "segment")
         moved = ("backend",) if begun.get("device") != settings["device"] else ()  # follows from the device
-        older = () if "on_bad" in begun else ("on_bad",)  # of a store from before bad sections were looked for
+        older = tuple(key for key in ("on_bad", "orientations") if key not in begun)  # of a store from before them
         check_settings(out, begun, settings, (*free, *moved, *older))
         return False
     with writing(out):

@@ -122,8 +122,11 @@ class StudentBlocks:
 class TeacherBlocks:
     """The teacher in windows of its decoder's tiles, with affinities blended within a block."""
 
-    def __init__(self, trained: TrainedTeacher, runtime: Runtime, method: str, threshold: float | None) -> None:
+    def __init__(
+        self, trained: TrainedTeacher, runtime: Runtime, method: str, threshold: float | None, orientations: int
+    ) -> None:
         self._trained, self._runtime, self._method, self._threshold = trained, runtime, method, threshold
+        self._orientations = orientations
 
     def solve(self, block: Block, sections: Sections, timer: StageTimer) -> Solved:
         """Segment a block; see `Instances.solve`."""
@@ -147,7 +150,7 @@ class TeacherBlocks:
                 windows,
                 device=runtime.device,
                 precision=runtime.precision,
-                orientations=trained.config.orientations,
+                orientations=self._orientations,
                 on_block=on_block,
             ).affinity
         if method == "flood":

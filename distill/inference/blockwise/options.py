@@ -33,6 +33,8 @@ class Blocking:
         method: `flood` = supervoxels merged by their contacts, `query` = shared query decoder, `waterz` = watershed and
             agglomeration of the papers, `mws` = mutex watershed.
         on_bad: policies for bad sections, see `distill.inference.blockwise.bad_sections.parse_bad`.
+        orientations: flips and transposes of a block whose affinities the teacher averages, 1, 2, 4, 8 or 16; None =
+            as the model's configuration says.
     """
 
     block: Triple | None = None
@@ -43,6 +45,7 @@ class Blocking:
     network: Network = "student"
     method: Method = "flood"
     on_bad: Sequence[str] = ()
+    orientations: int | None = None
 
 
 DEFAULT_BLOCKING = Blocking()

@@ -63,6 +63,7 @@ from distill.io.writers.store import write_group_attributes, writing
 from distill.models.load import TrainedStudent, TrainedTeacher, load_student, load_teacher
 from students.streaming.receptive_field import receptive_field
 from students.streaming.tiling import halo
+from teachers.orientations import ORIENTATIONS
 
 _CPU = torch.device("cpu")
 
@@ -210,7 +211,23 @@ def _work(request: SegmentRequest, volume: Volume, frame: Frame, begun: Start, n
         threads=max(1, usable_cores() // blocking.workers) if single else None,
         rescaling=rescaling,
         policies=parse_bad(blocking.on_bad),
+        orientations=_orientations(trained, blocking.orientations),
     )
+
+
+def _orientations(trained: TrainedStudent | TrainedTeacher, asked: int | None) -> int:
+    """Return the number of orientations that are averaged.
+
+    Raises:
+        DistillError: a number that there is not, or one for a student.
+    """
+    if asked is not None and asked not in ORIENTATIONS:
+        raise DistillError(f"--orientations: found {asked}, expected {', '.join(map(str, ORIENTATIONS))}")
+    if isinstance(trained, TrainedTeacher):
+        return asked or trained.config.orientations
+    if asked not in (None, 1):
+        raise DistillError(f"--orientations: found {asked} with --network student, expected --network teacher")
+    return 1
 
 
 def load_network(request: SegmentRequest) -> tuple[TrainedStudent | TrainedTeacher, DecoderConfig]:

@@ -85,6 +85,7 @@ class Work:
         created: when the store was begun, by which workers know it.
         policies: for bad sections, by kind.
         remaining: sections of the plan, where bad ones are left out.
+        orientations: of a block, whose affinities the teacher averages.
     """
 
     source: str
@@ -107,6 +108,7 @@ class Work:
     created: str = ""
     policies: Policies = ()
     remaining: Remaining | None = None
+    orientations: int = 1
 
     @property
     def shape(self) -> Triple:
@@ -176,7 +178,7 @@ def _tools(work: Work) -> _Tools:
     sections = Sections(volume, work.first, corrections, work.remaining)
     if work.network == "teacher":
         teacher = load_teacher(work.weights, device)
-        return _Tools(sections, TeacherBlocks(teacher, runtime, work.method, work.threshold))
+        return _Tools(sections, TeacherBlocks(teacher, runtime, work.method, work.threshold, work.orientations))
     student = by_method(load_student(work.weights, device), work.method)
     instances = StudentBlocks(student, runtime, work.plan, work.halo, work.method, work.threshold)
     return _Tools(sections, instances)

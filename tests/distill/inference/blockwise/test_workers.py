@@ -93,8 +93,22 @@ def test_the_teacher_in_blocks_owns_affinities_of_the_first_block(go: Go, tmp_pa
     assert labels.min() > 0
 
 
+def test_the_teacher_averages_orientations(go: Go, tmp_path: Path) -> None:
+    go(tmp_path / "one.zarr", network="teacher", method="waterz")
+    go(tmp_path / "four.zarr", network="teacher", method="waterz", orientations=4)
+    one, four = read(tmp_path / "one.zarr")[0], read(tmp_path / "four.zarr")[0]
+    assert 0 < np.abs(one - four).mean() < 128
+    with pytest.raises(DistillError, match="orientations"):
+        go(tmp_path / "four.zarr", network="teacher", method="waterz", orientations=8, resume=True)
+    go(tmp_path / "four.zarr", network="teacher", method="waterz", orientations=4, resume=True)
+
+
 def test_what_does_not_go_together_is_refused(go: Go, tmp_path: Path) -> None:
     out = tmp_path / "out.zarr"
+    with pytest.raises(DistillError, match=r"--orientations: found 3, expected 1, 2, 4, 8, 16"):
+        go(out, network="teacher", orientations=3)
+    with pytest.raises(DistillError, match="--orientations: found 8 with --network student"):
+        go(out, orientations=8)
     with pytest.raises(DistillError, match=r"--block: found 5 sections, expected 4 as this model's decoder"):
         go(out, block=(5, 60, 60))
     with pytest.raises(DistillError, match=r"--block: found 4,40,60, expected at least 2,48,48, a tile of the decoder"):
