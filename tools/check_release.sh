@@ -16,6 +16,12 @@ step() {
     printf '%4d s: %s\n' "$(($(date +%s) - began))" "$*"
 }
 
+install() {
+    environment=$1
+    shift
+    "$environment/bin/python" "$root/tools/install.py" --only-binary=:all: -c "$root/constraints.txt" "$@"
+}
+
 export PIP_DISABLE_PIP_VERSION_CHECK=1 MPLCONFIGDIR="$work/matplotlib"
 unset PYTHONPATH
 mkdir "$work/source" "$work/run"
@@ -23,7 +29,7 @@ mkdir "$work/source" "$work/run"
 
 step "wheel and sdist"
 "$python" -m venv "$work/tools"
-"$work/tools/bin/pip" install -q --only-binary=:all: -c "$root/constraints.txt" build twine
+install "$work/tools" build twine
 PIP_CONSTRAINT="" "$work/tools/bin/python" -m build --outdir "$work/dist" "$work/source" >"$work/build.log" 2>&1 || {
     cat "$work/build.log"
     exit 1
@@ -34,7 +40,7 @@ ls -l "$work"/dist
 step "empty environment, wheels alone"
 "$python" -m venv "$work/empty"
 bin="$work/empty/bin"
-"$bin/pip" install -q --only-binary=:all: -c "$root/constraints.txt" "$work"/dist/*.whl
+install "$work/empty" "$work"/dist/*.whl
 "$bin/pip" check
 
 step "sample and stream"

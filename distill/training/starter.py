@@ -96,7 +96,8 @@ def write_pair(
     files = folder / "teacher.yaml", folder / "student.yaml"
     for file in files:
         check_file(file, overwrite)
-    fit = _fit(_absolute(raw), _absolute(labels or _labels_next_to(raw)), resolution)
+    image = open_grey(_absolute(raw), resolution=resolution)
+    fit = _fit(image, _absolute(raw), _absolute(labels or _labels_next_to(raw)), resolution)
     command = f"distill train {files[0]} {files[1]}"
     texts = _GPU_TEACHER if gpu else _CPU_TEACHER, _student_text(fit, gpu, command)
     values: dict[str, Any] = {name: yaml.safe_load(text) for name, text in zip(_NAMES, texts, strict=True)}
@@ -111,10 +112,9 @@ def write_pair(
 _NAMES = ("teacher", "student")
 
 
-def _fit(raw: str, labels: str, resolution: Nanometres | None) -> _Fit:
-    image, truth = open_grey(raw, resolution=resolution), open_labels(labels, resolution=resolution)
+def _fit(image: Volume, raw: str, labels: str, resolution: Nanometres | None) -> _Fit:
     every = _every(image)
-    used, placed = place_labels(image, truth, every)
+    used, placed = place_labels(image, open_labels(labels, resolution=resolution), every)
     span = labelled_sections(used, placed)
     train, validation, test = split(span, used.size)
     invert = has_bright_membranes(*_middle(used, placed, span))

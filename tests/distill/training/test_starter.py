@@ -98,6 +98,8 @@ def test_labels_that_are_missing_are_named(tmp_path: Path) -> None:
         del file["volumes/labels"]
     with pytest.raises(DistillError, match=r"--labels: not given.*expected --labels SOURCE"):
         write_pair(tmp_path / "new", raw)
+    with pytest.raises(DistillError, match=r"b\.h5: (?!.*--labels)"):
+        write_pair(tmp_path / "new", str(tmp_path / "b.h5"))
     assert not (tmp_path / "new").exists()
 
 
