@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -227,3 +228,24 @@ def test_an_unreadable_section_is_bridged_where_it_is_asked_for(run: Path, phant
     labels = open_labels(f"{tmp_path / 'out.zarr'}:segmentation").read()
     assert not labels[3].any()
     assert set(np.unique(labels[2])) & set(np.unique(labels[4])) - {0}
+
+
+def test_a_store_from_before_bad_sections_were_looked_for_is_continued_as_it_was_begun(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting, out = make((5, 40, 40)), tmp_path / "out.zarr"
+    with_gaps(setting, [3], "flood", monkeypatch)
+    setting.known = Known(np.insert(setting.labels, 3, 0, axis=0), "flood")
+    setting.known.fails = {2: 9}
+    with pytest.raises(DistillError, match="block 2"):
+        setting.run(out, on_bad=("use",))
+    job = out / "blocks" / "job.json"
+    settings = json.loads(job.read_text())
+    del settings["on_bad"]
+    job.write_text(json.dumps(settings))
+    setting.known.fails = {}
+    done = len(setting.known.solved)
+    about = setting.run(out, resume=True).about
+    assert setting.known.solved[done:] == [2]
+    assert "bad_sections" not in about
+    assert open_labels(f"{out}:segmentation").read()[3].all()
