@@ -184,7 +184,7 @@ def _in_a_process(asked: argparse.Namespace, method: str, sections: int, threads
         command = [sys.executable, __file__, *words]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise SystemExit(done.stderr)
+            raise SystemExit(f"{method}: exit code {done.returncode}\n{done.stderr}")
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found
 
