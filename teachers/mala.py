@@ -6,6 +6,7 @@ IEEE TPAMI 2019. The loss is in `distill.training.objective.malis`, the network 
 
 A first phase trains by errors of single edges, as the authors' own scripts do for 10,000 steps: MALIS gives gradients
 to few edges, and from random weights affinities stay near 0.5 for more than a thousand steps.
+A narrow network falls back there in the second phase unless `loss.affinity` is above 0, as in `configs/teachers/`.
 
 Legend: B batch, D H W = z y x.
 """
