@@ -25,7 +25,7 @@ from distill.io.readers.array import reason
 
 OnDone = Callable[[TaskReport], None]
 
-_MOST_FAILED = 10  # failed tasks after which the cause is not a single block
+MOST_FAILED = 10  # failed tasks after which the cause is not a single block
 _LOOK = 1.0  # seconds between checks of the scheduler
 _LOST = 10.0  # seconds without contact
 _STARTED = 120.0  # seconds until workers have started, on a busy machine
@@ -68,6 +68,11 @@ class Pool(Protocol):
         """
 
 
+def most_submitted(workers: int) -> int:
+    """Return how many tasks are with a scheduler at a time, so that its load does not grow with the volume."""
+    return max(8, 3 * workers)
+
+
 class Here:
     """Executor that runs tasks one after another in this process."""
 
@@ -87,7 +92,7 @@ class Here:
                 else:
                     on_done(done)
                     break
-            if len(failed) >= _MOST_FAILED:
+            if len(failed) >= MOST_FAILED:
                 break
         return failed
 
@@ -109,7 +114,7 @@ class Workers:
                 if not workers and not told:
                     self._note(f"{self._address}: no worker yet, waiting for one")
                     told = True
-                room = max(8, 3 * workers) - len(running) if len(failed) < _MOST_FAILED else 0
+                room = most_submitted(workers) - len(running) if len(failed) < MOST_FAILED else 0
                 for task in islice(waiting, max(0, room)):
                     key = f"{task.function.__name__}-{'-'.join(map(str, task.arguments[1:]))}-{run}"
                     future = self._client.submit(

@@ -176,8 +176,10 @@ def make_plan(shape: Triple, config: DecoderConfig, block: Triple | None) -> Pla
     """
     sides = zip(config.block[1:], config.overlap[1:], strict=True)
     wanted = block or (config.block[0], *(_usual(side, overlap) for side, overlap in sides))
-    tiles = decoder_tiles((1, *shape[1:]), config)
-    spans = [sorted({(tile.start[axis], tile.stop[axis]) for tile in tiles}) for axis in (1, 2)]
+    strips = decoder_tiles((1, shape[1], 1), config), decoder_tiles((1, 1, shape[2]), config)  # not their product
+    spans = [
+        sorted({(tile.start[axis], tile.stop[axis]) for tile in strip}) for axis, strip in enumerate(strips, start=1)
+    ]
     least = (2, *(min(config.block[axis], shape[axis]) for axis in (1, 2)))
     if any(side < n for side, n in zip(wanted, least, strict=True)):
         raise DistillError(f"--block: found {_text(wanted)}, expected at least {_text(least)}, a tile of the decoder")

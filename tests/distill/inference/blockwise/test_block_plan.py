@@ -16,6 +16,7 @@ from distill.core.geometry import Box, Triple, grid, owned_boxes
 from distill.inference.blockwise.finish import _shard, part, part_count
 from distill.inference.blockwise.plan import Plan, make_plan
 from distill.inference.decode import decoder_tiles
+from distill.segmentation.stitching import MOST_BLOCKS
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 90), st.integers(1, 90))
 CONFIGS = st.builds(
@@ -141,3 +142,22 @@ def test_parts_of_the_final_arrays_are_the_grid(shape: Triple) -> None:
     whole = grid(Box.of_shape(shape), _shard(shape))
     assert part_count(shape) == len(whole)
     assert [part(shape, number) for number in range(len(whole))] == whole
+
+
+def test_a_plan_of_many_blocks_counts_and_does_not_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 Pvoxel has half a million tiles per slab; the plan needs their spans along each axis alone."""
+    config, made = DecoderConfig(block=(17, 272, 272), overlap=(1, 32, 32)), 0
+
+    class Counted(Box):
+        def __new__(cls, *_: Any) -> Any:
+            nonlocal made
+            made += 1
+            return super().__new__(cls)
+
+    monkeypatch.setattr("distill.inference.decode.Box", Counted)
+    plan = make_plan((34_200, 171_000, 171_000), config, None)
+    assert plan.tiles == 713**2
+    assert plan.slabs * plan.tiles < MOST_BLOCKS
+    assert plan.count == 2138 * len(plan.rows) * len(plan.columns)
+    assert made < 3 * 713
+    assert plan.block(plan.count - 1).box.stop == plan.shape
