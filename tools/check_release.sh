@@ -25,7 +25,11 @@ install() {
 export PIP_DISABLE_PIP_VERSION_CHECK=1 MPLCONFIGDIR="$work/matplotlib"
 unset PYTHONPATH
 mkdir "$work/source" "$work/run"
-(cd "$root" && git archive HEAD) | tar -x -C "$work/source"
+if git -C "$root" rev-parse --verify -q HEAD >/dev/null 2>&1; then
+    (cd "$root" && git archive HEAD) | tar -x -C "$work/source"
+else # a copy without its history
+    (cd "$root" && tar -c --exclude=./.venv --exclude=./demo --exclude=./site .) | tar -x -C "$work/source"
+fi
 
 step "wheel and sdist"
 "$python" -m venv "$work/tools"
