@@ -105,7 +105,7 @@ def stream(
         invert: dark and bright are exchanged.
         rescale: compute at the pixel size of the model.
         device: `auto`, `cpu` or `cuda`.
-        precision: `auto`, `32-true` or `bf16-mixed`.
+        precision: see `distill.core.hardware`.
         backend: of the student: `auto`, `eager`, `compile`, `openvino` or `onnxruntime`.
         resume: continue the store.
         overwrite: replace the store.
@@ -380,7 +380,7 @@ def pca(
         invert: dark and bright are exchanged.
         rescale: compute at the pixel size of the student.
         device: `auto`, `cpu` or `cuda`.
-        precision: `auto`, `32-true` or `bf16-mixed`.
+        precision: see `distill.core.hardware`.
 
     Returns:
         Seam scores.

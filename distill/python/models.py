@@ -249,7 +249,7 @@ def load(model: str | Path, *, network: Network = "student", device: str = "auto
             converted by `distill convert` first.
         network: which of a model's two networks.
         device: `auto`, `cpu` or `cuda`.
-        precision: `auto`, `32-true` or `bf16-mixed`.
+        precision: see `distill.core.hardware`.
 
     Returns:
         The model, ready for `affinities` and `segment`.

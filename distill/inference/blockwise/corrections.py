@@ -181,7 +181,7 @@ def join_groups(store: Path, normaliser: Normaliser, volume: Volume, depth: int,
     Raises:
         SourceError: a group is missing or damaged, or all sections are bad.
     """
-    if read_bad(store) is not None or not _group_path(store, 0).is_file():
+    if read_bad(store) is not None or not _group_path(store, 0).parent.is_dir():
         return
     parts = []
     flaws: dict[int, Flaw] = {}

@@ -26,6 +26,7 @@ from distill.core.normalisation import (
 )
 from distill.data.crop_source import FileSource, section_corrections
 from distill.data.crops import as_unit_range
+from distill.inference.blockwise.bad_sections import USE, parse_bad
 from distill.inference.blockwise.corrections import (
     Sections,
     join_groups,
@@ -153,12 +154,15 @@ def test_pictures_show_any_type() -> None:
         assert np.corrcoef(found.ravel(), image.ravel())[0, 1] > 0.99
 
 
+ANY = dict(parse_bad([USE]))  # sections of all kinds are used
+
+
 def write_corrections(store: Path, one: Normaliser, volume: Volume, first: int, depth: int) -> list[int]:
     """Write the corrections of all groups that are missing, in reverse order; return their numbers."""
-    groups = undone_groups(store, one, volume, depth)
+    groups = undone_groups(store, one, volume, depth, ANY)
     for number in reversed(groups):
-        write_group(store, one, volume, first, depth, number)
-    join_groups(store, one, volume, depth)
+        write_group(store, one, volume, first, depth, number, ANY)
+    join_groups(store, one, volume, depth, ANY)
     return groups
 
 
@@ -172,14 +176,14 @@ def test_groups_of_sections_give_what_all_together_give(
         (tmp_path / name / FOLDER).mkdir(parents=True)
     assert write_corrections(tmp_path / "whole", one, volume, 1, 5) == [0]
     monkeypatch.setattr("distill.inference.blockwise.corrections.GROUP", 2)
-    write_group(tmp_path / "parts", one, volume, 1, 5, 1)  # of a run that was interrupted
+    write_group(tmp_path / "parts", one, volume, 1, 5, 1, ANY)  # of a run that was interrupted
     with pytest.raises(SourceError, match=r"00000000.npz: no such file"):
-        join_groups(tmp_path / "parts", one, volume, 5)
+        join_groups(tmp_path / "parts", one, volume, 5, ANY)
     assert write_corrections(tmp_path / "parts", one, volume, 1, 5) == [0, 2]
     assert write_corrections(tmp_path / "parts", one, volume, 1, 5) == []
     files = [tmp_path / name / FOLDER / "grey.npz" for name in ("whole", "parts")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert [path.name for path in files[1].parent.iterdir()] == ["grey.npz"]
+    assert {path.name for path in files[1].parent.iterdir()} == {"bad_sections.json", "grey.npz"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
