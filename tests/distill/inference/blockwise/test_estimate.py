@@ -94,6 +94,7 @@ def test_times_follow_from_computed_voxels() -> None:
     assert few.with_workers == pytest.approx(3 + 8)  # seven have nothing to do
 
 
+@pytest.mark.commands("plan")
 def test_the_command_says_what_to_type(
     run: Path, phantom: Path, cli: Cli, cpu: tuple[str, ...], temporary: Path
 ) -> None:
