@@ -1,4 +1,4 @@
-"""What volumes from 1 Gvoxel to 1 Pvoxel cost, from rates measured on small ones: the tables of docs/scale.md.
+"""What volumes from 1 Gvoxel to 1 Pvoxel cost, from rates measured on small ones: the tables of docs/results/scale.md.
 
     python benchmarks/scale.py --results benchmarks/results
 
@@ -171,7 +171,7 @@ def _latest(results: Path, pattern: str) -> Any:
 
 
 def tables(rates: Rates) -> list[str]:
-    """Return the tables of docs/scale.md, one by one, in Markdown."""
+    """Return the tables of docs/results/scale.md, one by one, in Markdown."""
     counts = [Counts.of(cube(voxels)) for voxels in VOXELS]
     names = [_amount(voxels, "voxel") for voxels in VOXELS]
 

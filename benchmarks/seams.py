@@ -6,7 +6,7 @@
 `real` scores both networks of a run (`distill train`) on sections of a volume, with windows of several sizes, side by
 side and blended over a quarter of their width, and as a control the student run by the same windows.
 `synthetic` plants steps of known strength at the window borders of made embeddings and says what the scores make of
-them: false alarms, coverage of the intervals, detection. Definitions of the scores: docs/seams.md.
+them: false alarms, coverage of the intervals, detection. Definitions of the scores: docs/results/seams.md.
 """
 
 from __future__ import annotations

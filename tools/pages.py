@@ -206,7 +206,8 @@ def python_page() -> str:
     """List the names of `distill`, for mkdocstrings."""
     import distill
 
-    lines = ["# Python reference", "", "The names of `distill`; [Python interface](../python.md) shows their use.", ""]
+    lines = ["# Python reference", ""]
+    lines += ["The names of `distill`; [Python interface](../how-to/python.md) shows their use.", ""]
     for name in distill.__all__:
         lines += [f"::: distill.{name}", ""]
     return "\n".join(lines)

@@ -23,7 +23,7 @@ PrecisionOption = Annotated[
     PrecisionName, typer.Option(help="precision of the networks; auto: the fastest of the device")
 ]
 BackendOption = Annotated[BackendName, typer.Option(help="runtime of the student; auto: the fastest on this machine")]
-PresetOption = Annotated[PresetName, typer.Option(help="convention of the scores, see docs/scores.md")]
+PresetOption = Annotated[PresetName, typer.Option(help="convention of the scores, see docs/reference/scores.md")]
 Resolution = Annotated[
     str | None, typer.Option(metavar="Z,Y,X", help="voxel size in nm, for files that do not state it")
 ]

@@ -47,7 +47,7 @@ class DecoderConfig(Strict):
     """The query decoder. The defaults of seeds, prior, pieces and filling are those with the best scores on real
     affinities.
 
-    See docs/method.md for the measurements; `PUBLISHED_DECODER` contains the published values.
+    See docs/explanation/method.md for the measurements; `PUBLISHED_DECODER` contains the published values.
 
     `queries` selects the kinds of queries, `learned` and `seeds.max_count` their numbers: exactly this many learned
     queries (twice for `double-learned`) and at most this many guided ones. If not set, `learned` is 0 with `queries:

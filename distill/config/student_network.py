@@ -14,8 +14,8 @@ _ONLY_SMP = ("encoder", "depth", "fuse", "encoder_weights")
 class StudentNetwork(Strict):
     """The 2D network: the paper's (`cad`) or the same shape on a library's encoder (`smp`, see `students.smp`).
 
-    The default scored better after the same training time and is faster (docs/students.md). A key of the other kind is
-    refused if it was set, and omitted when the configuration is written.
+    The default scored better after the same training time and is faster (docs/results/students.md). A key of the
+    other kind is refused if it was set, and omitted when the configuration is written.
     """
 
     kind: Literal["cad", "smp"] = "smp"

@@ -56,7 +56,7 @@ AUGMENTATIONS = (
 
 
 class AugmentConfig(Strict):
-    """Augmentation of training volumes: probabilities per volume, and strengths (docs/augmentation.md)."""
+    """Augmentation of training volumes: probabilities per volume, and strengths (docs/explanation/augmentation.md)."""
 
     flips: bool = True
     transposes: bool = True
@@ -131,8 +131,8 @@ class TrainingConfig(Strict):
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(0.0, ge=0)  # maximum gradient norm, 0 = off
     ema: float = Field(0.0, ge=0, lt=1)  # decay of averaged weights, 0 = off
-    precision: Precision = AUTO  # depends on the device, see docs/training.md
-    compile: bool = False  # teacher and student through torch.compile; see docs/training.md
+    precision: Precision = AUTO  # depends on the device, see docs/how-to/training.md
+    compile: bool = False  # teacher and student through torch.compile; see docs/how-to/training.md
     workers: int = Field(2, ge=0)
     seed: int = Field(0, ge=0)
     log_every: int = Field(20, ge=1)

@@ -2,7 +2,7 @@
 
 glibc returns every array above 32 MB to the system when it is freed, and the next array of that size is mapped page by
 page again. Networks allocate and free such arrays constantly; in training on a CPU, this took a seventh of the
-processor time (docs/speed.md).
+processor time (docs/results/speed.md).
 
 OpenMP threads spin while they wait for work, so processes on the same cores take processor time from each other.
 """

@@ -14,7 +14,7 @@ from distill.inference.grey_values import AS_RECORDED, GreyValues
 from distill.models.load import pick_device
 from students.backends.choose import settled
 
-FLOOD_THRESHOLD = 0.3  # mean affinity of a contact; see docs/sweep.md for what it was chosen on
+FLOOD_THRESHOLD = 0.3  # mean affinity of a contact; see docs/how-to/thresholds.md for what it was chosen on
 WATERZ_THRESHOLD = 0.5  # Liu et al., CVPR 2024
 MUTEX_BIAS = 0.5  # affinity above which an edge attracts
 

@@ -294,7 +294,7 @@ def _commented(key: str, why: str) -> str:
     return f"{key:31}  # {why}" if why else key
 
 
-_STUDENT = """kind: smp                        # or cad, the network of Liu et al., CVPR 2024 (docs/students.md)
+_STUDENT = """kind: smp                        # or cad, the network of Liu et al., CVPR 2024 (docs/results/students.md)
 # weights: ac4                   # start from the bundled model or another run instead of random weights
 data:
 {data}
@@ -302,7 +302,7 @@ loss:                            # weights of the terms, 0 = off; distill ablate
   slice: 1.0                     # affinities of the labels
   cross: 1.0                     # the teacher's affinities
   graft: 1.0                     # the teacher's embedding
-# augment: {{missing: 0.1}}        # probability of a blank section; docs/augmentation.md lists the others
+# augment: {{missing: 0.1}}        # probability of a blank section; docs/explanation/augmentation.md lists the others
 training:
 {training}"""
 
@@ -342,7 +342,7 @@ _GPU_TRAINING = """  steps: 8000                    # a first result; more steps
 """
 
 _CPU_TEACHER = """# A narrow 3D teacher for a few cores, and the query decoder that teacher and student share.
-kind: superhuman                 # docs/method.md lists the other kinds; agq is the published one
+kind: superhuman                 # docs/explanation/method.md lists the other kinds; agq is the published one
 filters: [16, 20, 24, 32, 40]    # published 28, 36, 48, 64, 80
 fused: 32                        # published 64
 embedding: 16                    # as published

@@ -1,4 +1,4 @@
-"""The model of cost: counts are those of the plan, rates those of the results, and docs/scale.md shows its tables."""
+"""The model of cost: counts are those of the plan, rates those of the results, and its page shows the tables."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def test_rates_are_those_of_the_results_and_scale_with_the_volume() -> None:
 
 
 def test_the_page_shows_the_tables_of_the_script() -> None:
-    page = (ROOT / "docs" / "scale.md").read_text()
+    page = (ROOT / "docs" / "results" / "scale.md").read_text()
     for table in scale.tables(scale.Rates.read(ROOT / "benchmarks" / "results", "flood")):
         assert table in page

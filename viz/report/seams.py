@@ -45,7 +45,7 @@ def seams(run: RunFolder) -> list[Html]:
             ),
             paragraph(
                 "Without unit. The intervals are over the borders of this one section; other sections were not "
-                "sampled. Definitions and what planted seams show of them: docs/seams.md.",
+                "sampled. Definitions and what planted seams show of them: docs/results/seams.md.",
                 "hint",
             ),
         ]

@@ -6,7 +6,7 @@ there. `distill.evaluation.seams.profile` defines the change and the distance to
 `distill.evaluation.seams.shift` measures the difference between two runs with different windows.
 
 Intervals are Student's t on the logarithm of the ratio, with the standard error of a bootstrap over border segments;
-measured coverage in docs/seams.md.
+measured coverage in docs/results/seams.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Stride score: power of an embedding's change at the stride of the windows.
 
 It requires the stride of the windows, but not the positions of their borders. Intervals are Student's t on the
-logarithm of the ratio, with the standard error of a bootstrap over strips; measured coverage in docs/seams.md.
+logarithm of the ratio, with the standard error of a bootstrap over strips; measured coverage in docs/results/seams.md.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The pass can run at any time and repeatedly, over the completed sections: supervoxels are kept, and the segmentation is
 renamed into place once complete.
 
-Memory: arrays of every supervoxel and contact (see docs/streaming.md), and one shard of voxels.
+Memory: arrays of every supervoxel and contact (see docs/how-to/streaming.md), and one shard of voxels.
 """
 
 from __future__ import annotations
