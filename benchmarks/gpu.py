@@ -179,7 +179,7 @@ def measured(name: str, setup: Setup, seconds: float) -> dict[str, Any]:
     began = time.monotonic()
     try:
         found: dict[str, Any] = {"result": _plain(gpu_stages.STAGES[name](setup, seconds))}
-    except Exception as error:  # noqa: BLE001 - the result of the stage; the others go on
+    except Exception as error:  # noqa: BLE001 - the result of the stage; the other stages run all the same
         traceback.print_exc()
         found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
     return {**found, "seconds": time.monotonic() - began}

@@ -344,7 +344,7 @@ def train_stage(setup: Setup, seconds: float) -> dict[str, Any]:
 
     Args:
         setup: see `Setup`.
-        seconds: twenty seconds before they are over the training is told to stop, and saves its state.
+        seconds: twenty seconds before they are over, the training receives the signal to stop and saves its state.
     """
     from distill.training.train import Progress, train
 

@@ -29,7 +29,7 @@ class Cost:
     Attributes:
         seconds: one for each repetition.
         operations: counted by torch (convolutions, matrix products, attention; a multiply-add counts as two).
-        peak_bytes: most memory held at a time beyond what was held when the stage began; None if it cannot be told.
+        peak_bytes: most memory held at a time beyond what was held when the stage began; None if not reported.
     """
 
     seconds: tuple[float, ...]
@@ -89,7 +89,7 @@ class HostPeak:
         self._start = self._reset()
 
     def lap(self) -> float:
-        """Bytes beyond what was resident at the last lap, at the worst moment since; nan where it cannot be told."""
+        """Bytes beyond what was resident at the last lap, at the worst moment since; nan where not reported."""
         grown = _status("VmHWM") - self._start
         self._start = self._reset()
         return grown

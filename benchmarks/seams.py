@@ -185,7 +185,7 @@ def _trial(
 def _summary(scores: Sequence[Any], contrast: float, scale: NDArray[np.float64]) -> dict[str, float]:
     """Mean, share of intervals above nothing, and share that hold the truth.
 
-    The truth is nothing, or else what all sections have in common: the mean ratio to what lies beside, or the mean
+    The truth is nothing, or else what all sections have in common: the mean ratio to what lies next to it, or the mean
     disagreement in units of the step.
     """
     ratio, low, high = (np.array([getattr(s, key) for s in scores]) for key in ("ratio", "low", "high"))

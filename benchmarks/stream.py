@@ -2,7 +2,7 @@
 
     python benchmarks/stream.py --checkpoint AC34.ckpt --sections SECTIONS --labels VOLUME.h5 --json OUT.json
 
-The plain loop is what the papers' code does: both sections of a pair are encoded anew each time, in float32,
+The plain loop is what the papers' code does: both sections of a pair are encoded each time, in float32,
 contiguous, eager, affinities after that; its time is per section. Backends run as `distill stream` runs them, from a
 section in memory to uint8 affinities in memory; building their functions is timed apart. Accuracy: affinities against
 the plain loop's, and waterz segmentations of labelled sections (threshold of the CAD paper). With

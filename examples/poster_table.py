@@ -4,7 +4,7 @@
 
 Every row is trained with the same steps, crops, augmentation, optimiser and seed, from its file in configs/teachers/.
 Thresholds come from validation sections, scores from test sections. Rows that are there are kept, and an interrupted
-training continues: the same command goes on where it stopped. It writes table.md, table.json and table.png into --out
+training continues: the same command resumes where it stopped. It writes table.md, table.json and table.png into --out
 after every row. `--time` trains a few steps of every row and prints seconds a step instead.
 
 The published numbers are those of AC3 (100 x 1024 x 1024, trained on AC4) at published width; ours are those of narrow

@@ -1,7 +1,7 @@
 #!/bin/sh
 # One stream by several processes on one machine, each with its own GPU where there are some, then the last pass.
 #     sh examples/ranges.sh SOURCE MODEL OUT.zarr PROCESSES [further options of distill stream]
-# Run it again after any interruption: every process goes on where it stopped.
+# Run it again after any interruption: every process resumes where it stopped.
 set -eu
 source=$1 model=$2 out=$3 processes=$4
 shift 4

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A teacher alone, then students beside it, for machines that cannot train both at once:
+# A teacher alone, then students from its saved weights, for machines that cannot train both at once:
 #     sh examples/two_phases.sh configs/ac4_cpu runs/ac4
 # trains the teacher of a pair of configurations into OUT/teacher and, with that teacher frozen, the students of the
 # ablation table into OUT/ablation. TEACHER_STEPS, SEEDS, VARIANTS: see below; BIN: where `distill` lies; DISTILL_DATA: the

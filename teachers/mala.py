@@ -15,13 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from teachers.backbones.mala_unet import MalaUNet
-from teachers.teacher import AffinityHead, Teacher, TeacherOutput
+from teachers.teacher import AffinityTeacher
 
 
-class MALATeacher(Teacher):
+class MALATeacher(AffinityTeacher):
     """The U-Net and an affinity head."""
 
     def __init__(self, *, filters: Sequence[int] = (12, 60, 300, 1500), fused: int = 64, embedding: int = 0) -> None:
@@ -29,19 +27,7 @@ class MALATeacher(Teacher):
 
         Args:
             filters: channels per scale, fine to coarse.
-            fused: channels passed to the decoder (64 in its interface).
-            embedding: channels of the added embedding head; 0 = no head.
+            fused: as for `AffinityTeacher`.
+            embedding: as for `AffinityTeacher`.
         """
-        super().__init__()
-        self.network = MalaUNet(filters)
-        self.head = AffinityHead(filters[0], embedding=embedding, fused=fused)
-        self.embedding_channels = embedding
-
-    def forward(self, volume: Tensor) -> TeacherOutput:
-        """Run a block.
-
-        Args:
-            volume: (B, 1, D, H, W), grey values in [0, 1]; mapped to [-1, 1] internally.
-        """
-        found: TeacherOutput = self.head(self.network((volume - 0.5) / 0.5))
-        return found
+        super().__init__(MalaUNet(filters), filters[0], fused=fused, embedding=embedding)

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from teachers.backbones.residual_unet import AnisotropicUNet
-from teachers.teacher import AffinityHead, Teacher, TeacherOutput
+from teachers.teacher import AffinityTeacher
 
 
-class ResUNetTeacher(Teacher):
+class ResUNetTeacher(AffinityTeacher):
     """Anisotropic residual U-Net and an affinity head."""
 
     def __init__(self, *, filters: Sequence[int] = (28, 36, 48, 64, 80), fused: int = 64, embedding: int = 0) -> None:
@@ -28,19 +26,7 @@ class ResUNetTeacher(Teacher):
 
         Args:
             filters: channels per scale, fine to coarse.
-            fused: channels passed to the decoder (64 in its interface).
-            embedding: channels of the added embedding head; 0 = no head.
+            fused: as for `AffinityTeacher`.
+            embedding: as for `AffinityTeacher`.
         """
-        super().__init__()
-        self.network = AnisotropicUNet(filters)
-        self.head = AffinityHead(filters[0], embedding=embedding, fused=fused)
-        self.embedding_channels = embedding
-
-    def forward(self, volume: Tensor) -> TeacherOutput:
-        """Run a block.
-
-        Args:
-            volume: (B, 1, D, H, W), grey values in [0, 1]; mapped to [-1, 1] internally.
-        """
-        found: TeacherOutput = self.head(self.network((volume - 0.5) / 0.5))
-        return found
+        super().__init__(AnisotropicUNet(filters), filters[0], fused=fused, embedding=embedding)

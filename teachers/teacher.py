@@ -42,6 +42,33 @@ class Teacher(nn.Module, ABC):
         """Run a block of any size: (B, 1, D, H, W), grey values in [0, 1]."""
 
 
+class AffinityTeacher(Teacher):
+    """A backbone with decoder maps and an affinity head on the finest one."""
+
+    def __init__(self, network: nn.Module, channels: int, *, fused: int, embedding: int) -> None:
+        """Build the head.
+
+        Args:
+            network: maps grey values in [-1, 1], (B, 1, D, H, W), to decoder maps, the finest at the block's own size.
+            channels: of the finest map.
+            fused: channels passed to the decoder (64 in its interface).
+            embedding: channels of the added embedding head; 0 = no head.
+        """
+        super().__init__()
+        self.network = network
+        self.head = AffinityHead(channels, embedding=embedding, fused=fused)
+        self.embedding_channels = embedding
+
+    def forward(self, volume: Tensor) -> TeacherOutput:
+        """Run a block.
+
+        Args:
+            volume: (B, 1, D, H, W), grey values in [0, 1]; mapped to [-1, 1] internally.
+        """
+        found: TeacherOutput = self.head(self.network((volume - 0.5) / 0.5))
+        return found
+
+
 class EmbeddingHead(nn.Module):
     """Output head that computes embedding and decoder input from an embedding network's finest map.
 

@@ -30,7 +30,7 @@ class CommandGroup(TyperGroup):
 
 
 class ClaimingCommand(TyperCommand):
-    """A command that holds the name of what it writes, so that nobody else writes it at the same time."""
+    """A command that holds the name of what it writes, so that no other process writes it at the same time."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; one that claims its output itself, or has none, is left to it."""

@@ -125,9 +125,9 @@ PUBLISHED_DECODER: dict[str, Any] = {
 class TeacherLoss(Strict):
     """Weights of the teacher's own loss terms; 0 disables a term."""
 
-    multi_offset: float = Field(1.0, ge=0)  # 0 with `ml-de`
-    affinity: float = Field(1.0, ge=0)  # 0 with `pea`, `mala` and `ml-de`
-    own: float = Field(1.0, ge=0)  # the kind's own loss: `pea`, `mala`, `lsd` and `ml-de`
+    multi_offset: float = Field(1.0, ge=0)  # default 0 with `ml-de` and `inflated`
+    affinity: float = Field(1.0, ge=0)  # default 0 with `pea`, `mala`, `ml-de`, `inflated`
+    own: float = Field(1.0, ge=0)  # the kind's own loss: `pea`, `mala`, `lsd`, `ml-de`, `inflated`
 
 
 class QueryLoss(Strict):
@@ -223,7 +223,9 @@ class TeacherConfig(Strict):
                 f"embedding: found {self.embedding}, expected {self.inflated.network.embedding} as in inflated.network"
             )
         if self.student is not None and self.weights is not None:
-            raise ValueError("student: set beside weights, expected one of them: both say where the teacher starts")
+            raise ValueError(
+                "student: found together with weights, expected only one of them: each initialises the teacher"
+            )
         if self.loss.multi_offset and not self.embedding and not self.frozen:
             raise ValueError(
                 "loss.multi_offset: needs an embedding head, expected embedding > 0 or loss.multi_offset 0"

@@ -161,8 +161,8 @@ def edge_targets(here: Tensor, there: Tensor, *, background_connects: bool = Fal
     same = here == there
     if not background_connects:
         same &= here != 0
-    told = _known_edges(here, there)
-    return (same & told).float(), told
+    known = _known_edges(here, there)
+    return (same & known).float(), known
 
 
 def unknown_edges(labels_DHW: Tensor, offsets: Sequence[Triple] = NEAREST) -> Tensor:
@@ -220,11 +220,11 @@ def widen_borders(labels_HW: Tensor) -> Tensor:
         Labels of the same shape and type.
     """
     info = torch.iinfo(labels_HW.dtype)
-    told = known_voxels(labels_HW)
-    background = (labels_HW == 0) | ~told
+    known = known_voxels(labels_HW)
+    background = (labels_HW == 0) | ~known
     highest = _window(labels_HW.masked_fill(background, info.min), torch.maximum, info.min)
     lowest = _window(labels_HW.masked_fill(background, info.max), torch.minimum, info.max)
-    mixed = (highest != lowest) & (highest != info.min) & told
+    mixed = (highest != lowest) & (highest != info.min) & known
     return labels_HW.masked_fill(mixed, 0)
 
 

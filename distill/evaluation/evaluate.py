@@ -103,7 +103,7 @@ def evaluate_all(source: str, labels: str | None, wanted: EvaluationOptions, on_
         source: segmentation, or affinities (four axes).
         labels: ground truth; a segmentation with skeletons does without.
         wanted: what to score.
-        on_block: called with blocks read and their number, anew for every reading.
+        on_block: called with blocks read and their number, from 0 for every reading.
 
     Raises:
         DistillError: bad input, or options that do not go together.

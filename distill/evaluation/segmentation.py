@@ -120,10 +120,10 @@ def evaluate(
         for part in parts:
             table.update(part)
     if not table.counted:
-        beside = " away from borders" if PRESETS[preset].border_nm is not None else ""
-        beside += "" if known == EVERYWHERE else " where --ignore and --mask leave some"
+        where = " away from borders" if PRESETS[preset].border_nm is not None else ""
+        where += "" if known == EVERYWHERE else " where --ignore and --mask leave some"
         raise DistillError(
-            f"{both.truth.source}: found no ground truth other than 0{beside} among the {table.voxels:,} voxels that "
+            f"{both.truth.source}: found no ground truth other than 0{where} among the {table.voxels:,} voxels that "
             f"{both.found.source} covers, expected some to count"
         )
     scored = None if blocks is None else score_blocks(both, preset, blocks, workers, on_block)

@@ -156,7 +156,7 @@ def test_another_student_is_refused(tmp_path: Path) -> None:
     ("values", "text"),
     [
         ({"embedding": 8}, "embedding: found 8, expected 4 as in inflated.network"),
-        ({"student": "ac4", "weights": "run"}, "student: set beside weights"),
+        ({"student": "ac4", "weights": "run"}, "student: found together with weights"),
         ({"inflated": {"widths": []}}, "inflated.widths"),
         ({"inflated": {"widths": [0]}}, "widths: found .0., expected at least 1"),
     ],

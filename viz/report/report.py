@@ -213,9 +213,9 @@ def _named(source: str, labels: str, run: RunFolder) -> _Segmentation:
     made = node[1].get("made_by")
     made = made if isinstance(made, dict) else {}
     raw = made.get("source")
-    beside = path.with_name(path.name + ".run.json")
+    record = path.with_name(path.name + ".run.json")
     with suppress(OSError, ValueError, TypeError):
-        made |= json.loads(beside.read_text(encoding="utf-8"))
+        made |= json.loads(record.read_text(encoding="utf-8"))
     return _Segmentation(
         path.name, f"{source}:segmentation", labels, raw if isinstance(raw, str) else _setting(run, "raw"), made
     )

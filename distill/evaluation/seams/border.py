@@ -181,7 +181,7 @@ def score_of_changes(
     pairs = np.concatenate([_pairs(*s, axis.borders, axis.near, band) for axis, s in zip(axes, sums, strict=True)])
     if len(pairs) < 2 or pairs[:, 1].sum() <= 0:
         raise DistillError(
-            f"seam_score: {len(pairs)} border segments with a changing embedding {_CLEAR} to {reach} pixels beside "
+            f"seam_score: {len(pairs)} border segments with a changing embedding {_CLEAR} to {reach} pixels next to "
             "them, expected at least 2; borders may lie too close together"
         )
     draws = bootstrap_sums(pairs, rng)
@@ -208,9 +208,9 @@ def _pairs(
         rows = position + band - 1
         rows = rows[(rows >= 0) & (rows < len(total))]
         rows = rows[near[rows] >= _CLEAR]
-        across, beside = count[position - 1], count[rows].sum(axis=0)
-        usable = (across > 0) & (beside > 0)
-        expected = across[usable] * total[rows][:, usable].sum(axis=0) / beside[usable]
+        across, nearby = count[position - 1], count[rows].sum(axis=0)
+        usable = (across > 0) & (nearby > 0)
+        expected = across[usable] * total[rows][:, usable].sum(axis=0) / nearby[usable]
         found.append(np.stack([total[position - 1, usable], expected], axis=1))
     return np.concatenate(found)
 

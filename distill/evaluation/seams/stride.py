@@ -93,7 +93,7 @@ def stride_of_changes(axes: Sequence[Changes], segment: int = 64, grid: int = 1,
         y, x = (axis.borders.tolist() for axis in axes)
         raise DistillError(
             f"borders: found {y} and {x}, expected two or more at one stride, with half a "
-            "window or more beside them, in y or x"
+            "window or more next to them, in y or x"
         )
     rng = np.random.default_rng(seed)
     shares = np.concatenate([_shares(_stretches(signal, run), grid) for signal, run in used])

@@ -105,15 +105,15 @@ class Workers:
 
     def run(self, tasks: Iterable[Task], on_done: OnDone) -> list[Failed]:
         """Run all tasks; see `Pool.run`."""
-        waiting, run, told = iter(tasks), secrets.token_hex(4), False
+        waiting, run, reported = iter(tasks), secrets.token_hex(4), False
         running: dict[Any, Task] = {}
         failed: list[Failed] = []
         try:
             while True:
                 workers = self._count()
-                if not workers and not told:
+                if not workers and not reported:
                     self._note(f"{self._address}: no worker yet, waiting for one")
-                    told = True
+                    reported = True
                 room = most_submitted(workers) - len(running) if len(failed) < MOST_FAILED else 0
                 for task in islice(waiting, max(0, room)):
                     key = f"{task.function.__name__}-{'-'.join(map(str, task.arguments[1:]))}-{run}"

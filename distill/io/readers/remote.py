@@ -1,6 +1,6 @@
 """Where a source lies: a path of this machine, or a folder behind http, S3 or Google Cloud Storage.
 
-Local files are read directly, remote ones by tensorstore, whose threads make a later fork unsafe for whoever uses it
+Local files are read directly, remote ones by tensorstore, whose threads make a later fork of the process unsafe
 in the child.
 """
 
@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from distill.core.errors import SourceError
 from distill.core.reasons import json_object, read_text, reason
 
-# Three attempts, at most some seconds: an address that is wrong has to be told soon.
+# Three attempts, at most some seconds: an address that is wrong should fail soon.
 _RETRIES = {"max_retries": 3, "initial_delay": "500ms", "max_delay": "2s"}
 _CONTEXT = {f"{name}_request_retries": _RETRIES for name in ("http", "s3", "gcs")}
 _KINDS = {"precomputed": "precomputed", "neuroglancer-precomputed": "precomputed", "n5": "n5"}

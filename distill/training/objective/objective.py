@@ -20,7 +20,6 @@ from distill.config import Pair
 from distill.core.affinity import (
     Targets,
     affinity_targets,
-    embedding_affinity,
     half_resolution,
     pair_affinity,
     unknown_edges,
@@ -51,7 +50,7 @@ from distill.training.schedule.phases import Phases
 from students.slab_adapter import SlabAdapter
 from students.student import Student
 from teachers.inflated import InflatedTeacher
-from teachers.orientations import draw_orientation, run_oriented
+from teachers.orientations import draw_orientation, full_affinity, run_oriented
 from teachers.teacher import Teacher, TeacherOutput
 
 
@@ -266,27 +265,25 @@ class Joint(nn.Module):
             embedding = (embedding.detach() if loss.detach_teacher else embedding).float()
         if loss.cross:
             valid = targets.valid[:, :, 1:]
-            if taught.affinity_logits is not None:
-                given, mine = taught.affinity_logits[:, :, 1:].float().sigmoid(), seen.affinity
-                given = given.detach() if loss.detach_teacher else given
-            elif loss.cross_from == "embedding":
-                assert embedding is not None
-                given, mine = embedding_affinity(embedding)[:, :, 1:], seen.affinity
+            if taught.affinity_logits is not None or loss.cross_from == "embedding":
+                full = full_affinity(taught)
+                assert full is not None
+                given, mine = full[:, :, 1:], seen.affinity
             else:
                 given = taught.decoder_input.affinity_logits[:, :, 1:].float().sigmoid()
-                given = given.detach() if loss.detach_teacher else given
                 mine, valid = half_resolution(seen.affinity), half_resolution(valid.float()) > 0
                 if labels is not None:
                     valid &= half_resolution(unknown_edges(labels)[:, :, 1:].float()) == 0
+            given = given.detach() if loss.detach_teacher else given
             terms["cross"] = loss.cross * cross_dimension_loss(mine, given, valid)
-        own = loss.graft_from == "teacher"
-        if loss.graft and (own or labels is not None):
+        without_labels = loss.graft_from == "teacher"
+        if loss.graft and (without_labels or labels is not None):
             assert embedding is not None
             terms["graft"] = loss.graft * grafting_loss(
                 seen.previous.float(),
                 seen.current.float(),
                 embedding,
-                None if own else labels,
+                None if without_labels else labels,
                 loss.graft_distances,
                 known=labels,
             )
