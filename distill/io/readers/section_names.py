@@ -3,7 +3,9 @@
 The number of a section is the part of its name that changes from file to file. A name that continues another one
 (`s_0012_2.png` after `s_0012.png`) is a second image of that section; a name of another form among many alike
 (`overview.png`) is no section. Both are left out and reported. Where numbers count evenly, one that is left out is a
-section that is missing.
+section that is missing. Names in which two numbers change independently (`s001_tile0.png`, `s001_tile1.png`) belong to
+tiles, channels or several series: which of them follow each other along z cannot be known, so a folder of them is
+refused.
 """
 
 from __future__ import annotations
@@ -38,9 +40,10 @@ def in_places(name: str, paths: Sequence[Path]) -> list[Path | None]:
         paths: in natural order, or in the order that the user gives.
 
     Raises:
-        SourceError: a number so far from the others that it is none of theirs.
+        SourceError: a number so far from the others that it is none of theirs, or a folder of several series.
     """
     kept = _without_odd(name, paths)
+    _check_one_series(name, kept)
     numbers = section_numbers(kept)
     if all(number is not None for number in numbers) and len({path.parent for path in kept}) == 1:
         signed = [number for number in numbers if number is not None]
@@ -89,6 +92,37 @@ def _without_odd(name: str, paths: Sequence[Path]) -> list[Path]:
         numbers.add(key)
         kept.append(path)
     return kept
+
+
+def _check_one_series(name: str, paths: Sequence[Path]) -> None:
+    """Refuse a folder whose names count along two numbers; a glob or a list is read in order, with a warning."""
+    alike = _of_one_number(paths)
+    if not alike:
+        return
+    examples = ", ".join(path.name for path in alike[:2])
+    found = f"{name}: found names that count along two numbers ({examples}), as tiles, channels or several series do"
+    if Path(name).is_dir():
+        raise SourceError(
+            f"{found}; expected one image per section: select one series by a glob, or confirm this order by a glob "
+            f"such as '{Path(name) / '*'}'"
+        )
+    warn(f"{found}; the images are read as one series, {paths[0].name} to {paths[-1].name}")
+
+
+def _of_one_number(paths: Sequence[Path]) -> list[Path]:
+    """Return images that share the number that changes last, if nearly every pair of two numbers has an image."""
+    if len(paths) < _FEWEST or len({_form(path) for path in paths}) > 1:
+        return []
+    parts = [_PARTS.findall(path.stem) for path in paths]
+    columns = [column for column in zip(*parts, strict=True) if len(set(column)) > 1]
+    if len(columns) < 2:
+        return []
+    *others, last = columns
+    for other in others:
+        pairs = len(set(zip(other, last, strict=True)))
+        if pairs >= _MANY * max(len(paths), len(set(other)) * len(set(last))):
+            return [path for path, number in zip(paths, last, strict=True) if number == last[0]]
+    return []
 
 
 def _form(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,7 @@ def open_file(path: Path) -> Iterator[tifffile.TiffFile]:
     """Open a TIFF file for itself: other files that its OME metadata name are not looked into."""
     import tifffile
 
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # it prints what the errors here say in full
     with readable(path):
         with tifffile.TiffFile(path) as file:
             several = bool(file.is_ome) and _names_others(file)

@@ -20,9 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from distill.core.errors import DistillError, SourceError
 from distill.core.geometry import Box, Nanometres, Triple
 from distill.core.memory import check_memory
+from distill.core.notes import warn
 from distill.io.readers.array import Attributes, Cut, Index, Opener, Reading, StoredArray
 
 NO_RESOLUTION = "no resolution found"  # in the message of sources without one
+_FINEST = 0.2  # nm; cryo-EM of single molecules reaches this, volumes of tissue do not
 _BLOCK_BYTES = 256 * 2**20
 
 
@@ -211,6 +213,11 @@ def checked_resolution(name: str, found: Sequence[float]) -> Nanometres:
     values = tuple(float(value) for value in found)
     if len(values) != 3 or not all(math.isfinite(value) and value > 0 for value in values):
         raise SourceError(f"{name}: found resolution {values}, expected three positive numbers Z,Y,X in nm")
+    if min(values) < _FINEST:
+        warn(
+            f"{name}: found voxels of {', '.join(f'{value:g}' for value in values)} nm, smaller than any in electron microscopy: micrometres or "
+            "millimetres without their unit? Give nm by --resolution Z,Y,X"
+        )
     return values[0], values[1], values[2]
 
 

@@ -306,6 +306,36 @@ def test_numbers_of_sections() -> None:
         named(*whole, "s_30000000")
 
 
+@pytest.mark.parametrize("name", ["r{0}_s{1:03}", "s{1:03}_ch{0}", "2024_s{1:03}_tile{0}_v2"])
+def test_tiles_and_channels_are_no_stack(tmp_path: Path, name: str) -> None:
+    for one in range(2):
+        for z in range(6):
+            Image.fromarray(RAW[z % 6]).save(tmp_path / f"{name.format(one, z)}.png")
+    with pytest.raises(
+        SourceError, match=r"count along two numbers \(.*\), as tiles.*; expected one image per section"
+    ):
+        open_volume(tmp_path, resolution=NM)
+    one_series = tmp_path / f"{name.replace('{1:03}', '*').format(1)}.png"
+    np.testing.assert_array_equal(open_volume(one_series, resolution=NM).read(), RAW[:6])
+    with lines() as shown:
+        assert open_volume(tmp_path / "*", resolution=NM).size[0] == 12
+    assert any("are read as one series" in line for line in shown)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"2024-01-{day:02}_s{day + 6:03}" for day in range(1, 9)],
+        [f"2024-01-05_12-{n // 60:02}-{n % 60:02}" for n in range(50, 58)],
+        [f"w1_s{n}" for n in range(7)] + ["w2_s7"],
+    ],
+)
+def test_dates_and_times_are_one_series(tmp_path: Path, names: list[str]) -> None:
+    for z, one in enumerate(names):
+        Image.fromarray(RAW[z % 6]).save(tmp_path / f"{one}.png")
+    assert open_volume(tmp_path, resolution=NM).size[0] == 8
+
+
 def test_a_missing_section_is_refused(tmp_path: Path) -> None:
     for z in (0, 1, 2, 4, 5, 6, 7):
         Image.fromarray(RAW[z % 6]).save(tmp_path / f"s{z}.png")
@@ -367,3 +397,17 @@ def test_levels_are_replaced_where_this_program_put_them(tmp_path: Path) -> None
     with pytest.raises(SourceError, match="expected a path inside it"):
         add_levels(f"{tmp_path}/a.zarr:raw", 2, None, True, lambda done, total: None)
     assert os.listdir(precious) == ["chapter.txt"]
+
+
+def test_micrometres_without_a_unit_are_reported() -> None:
+    from distill.io.volume.volume import checked_resolution
+
+    with lines() as shown:
+        assert checked_resolution("a.h5:raw", (0.03, 0.006, 0.006)) == (0.03, 0.006, 0.006)
+    assert shown == [
+        "warning: a.h5:raw: found voxels of 0.03, 0.006, 0.006 nm, smaller than any in electron microscopy: micrometres "
+        "or millimetres without their unit? Give nm by --resolution Z,Y,X"
+    ]
+    with lines() as shown:
+        checked_resolution("a.h5:raw", (4.0, 4.0, 4.0))
+    assert not shown
