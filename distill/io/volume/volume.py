@@ -214,9 +214,10 @@ def checked_resolution(name: str, found: Sequence[float]) -> Nanometres:
     if len(values) != 3 or not all(math.isfinite(value) and value > 0 for value in values):
         raise SourceError(f"{name}: found resolution {values}, expected three positive numbers Z,Y,X in nm")
     if min(values) < _FINEST:
+        found_nm = ", ".join(f"{value:g}" for value in values)
         warn(
-            f"{name}: found voxels of {', '.join(f'{value:g}' for value in values)} nm, smaller than any in electron microscopy: micrometres or "
-            "millimetres without their unit? Give nm by --resolution Z,Y,X"
+            f"{name}: found voxels of {found_nm} nm, smaller than any in electron microscopy: micrometres or millimetres "
+            "without their unit? Give nm by --resolution Z,Y,X"
         )
     return values[0], values[1], values[2]
 

@@ -405,8 +405,8 @@ def test_micrometres_without_a_unit_are_reported() -> None:
     with lines() as shown:
         assert checked_resolution("a.h5:raw", (0.03, 0.006, 0.006)) == (0.03, 0.006, 0.006)
     assert shown == [
-        "warning: a.h5:raw: found voxels of 0.03, 0.006, 0.006 nm, smaller than any in electron microscopy: micrometres "
-        "or millimetres without their unit? Give nm by --resolution Z,Y,X"
+        "warning: a.h5:raw: found voxels of 0.03, 0.006, 0.006 nm, smaller than any in electron microscopy: "
+        "micrometres or millimetres without their unit? Give nm by --resolution Z,Y,X"
     ]
     with lines() as shown:
         checked_resolution("a.h5:raw", (4.0, 4.0, 4.0))
