@@ -33,7 +33,7 @@ PARTS: tuple[PartName, ...] = ("train", "validation", "test")
 class Strict(BaseModel):
     """A frozen group of keys that rejects unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class UnlabelledVolume(Strict):

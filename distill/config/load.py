@@ -24,6 +24,7 @@ from distill.config.pair import Pair, StudentConfig
 from distill.core.errors import ConfigError, SourceError
 from distill.core.reasons import json_kind, read_yaml
 
+_NUMBERS = re.compile(r"\s*-?[\d.]+(\s*,\s*-?[\d.]+)+\s*")  # 6,96,96 as in options of the command line
 _GROUP = r"Input should be a valid dictionary(?: or (?:instance|object) .*)?$"
 
 
@@ -33,7 +34,8 @@ def load_pair(teacher: str | Path, student: str | Path, overrides: Sequence[str]
     Args:
         teacher: teacher.yaml.
         student: student.yaml.
-        overrides: `teacher.KEY=VALUE` or `student.KEY=VALUE`, nested keys with dots, values as YAML.
+        overrides: `teacher.KEY=VALUE` or `student.KEY=VALUE`, nested keys with dots, values as YAML, or numbers
+            separated by commas.
 
     Raises:
         ConfigError: a file is missing or not a mapping, a key is unknown (the nearest known one is suggested), or a
@@ -131,7 +133,7 @@ def _override(found: dict[str, Any], text: str) -> None:
     if isinstance(node, list):
         raise ConfigError(f"{text}: {path[-1]!r} holds a list, expected a number and a key of its entries")
     try:
-        node[last] = yaml.safe_load(value)
+        node[last] = yaml.safe_load(f"[{value}]" if _NUMBERS.fullmatch(value) else value)
     except yaml.YAMLError:
         raise ConfigError(f"{text}: the value is not YAML") from None
 

@@ -186,8 +186,10 @@ class TeacherConfig(Strict):
         if isinstance(found, dict) and isinstance(found.get("kind", "agq"), str):
             published = PUBLISHED.get(found.get("kind", "agq"), {})
             values = {**published, **found}
-            if isinstance(found.get("loss"), dict):
-                values["loss"] = {**published.get("loss", {}), **found["loss"]}
+            if isinstance(values.get("loss", {}), dict):
+                values["loss"] = {**published.get("loss", {}), **values.get("loss", {})}
+                if values.get("embedding") == 0:  # these terms compare embeddings
+                    values["loss"].setdefault("multi_offset", 0.0)
             return values
         return found
 

@@ -190,7 +190,22 @@ def read_yaml(path: Path) -> Any:
     """Read a YAML file.
 
     Raises:
-        SourceError: it is not there, cannot be read, or is no YAML.
+        SourceError: it is not there, cannot be read, is no YAML, or gives a key twice.
     """
     with readable(path):
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which the plain loader keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping."""
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+            if name in seen and name is not None and name[1] != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"found key {name[1]!r} twice", key.start_mark)
+            seen.add(name)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found

@@ -93,7 +93,7 @@ def read_weights(path: Path) -> Weights:
     """Read a weights file of this package.
 
     Raises:
-        CheckpointError: no such file, not safetensors, or not written by this package.
+        CheckpointError: no such file, not safetensors, not written by this package, or not finite.
     """
     header = read_header(path)
     try:
@@ -101,7 +101,17 @@ def read_weights(path: Path) -> Weights:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: its tensors cannot be read: {reason(error)}") from None
+    _check_finite(tensors, str(path))
     return Weights(header.kind, header.config, header.notes, tensors, path)
+
+
+def _check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    for key, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise CheckpointError(
+                f"{source}: {key!r} holds values that are not finite (NaN or infinite), expected finite weights; "
+                "take an earlier checkpoint"
+            )
 
 
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -109,7 +119,7 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
 
     Raises:
         CheckpointError: a tensor is missing, unknown or of another shape, so the weights belong to another
-            architecture.
+            architecture; or it holds values that are not finite, with which every output is wrong.
     """
     wanted = module.state_dict()
     for key, value in wanted.items():
@@ -125,6 +135,7 @@ def load_module(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -
     for key in tensors:
         if key not in wanted:
             raise CheckpointError(f"{source}: of another architecture: unknown tensor {key!r}")
+    _check_finite(tensors, source)
     module.load_state_dict(dict(tensors))
 
 

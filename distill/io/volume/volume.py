@@ -216,8 +216,8 @@ def checked_resolution(name: str, found: Sequence[float]) -> Nanometres:
     if min(values) < _FINEST:
         found_nm = ", ".join(f"{value:g}" for value in values)
         warn(
-            f"{name}: found voxels of {found_nm} nm, smaller than any in electron microscopy: micrometres or millimetres "
-            "without their unit? Give nm by --resolution Z,Y,X"
+            f"{name}: found voxels of {found_nm} nm, smaller than any in electron microscopy: micrometres or "
+            "millimetres without their unit? Give nm by --resolution Z,Y,X"
         )
     return values[0], values[1], values[2]
 

@@ -86,6 +86,8 @@ def test_defaults_are_the_published_settings_but_for_seeds_and_prior(tmp_path: P
         ("student.training.lr=1e-3", 1e-3),
         ("student.training.steps=7", 7),
         ("student.training.crop=[4, 32, 32]", (4, 32, 32)),
+        ("student.training.crop=4,32, 32", (4, 32, 32)),
+        ("teacher.decoder.seeds.thresholds=0.1,.2,0.3", (0.1, 0.2, 0.3)),
         ("student.training.widen_borders=false", False),
         ("student.data.raw=b=c.h5:raw", "b=c.h5:raw"),
         ("student.loss.detach_teacher=true", True),
@@ -118,6 +120,9 @@ def test_a_later_override_wins_and_leaves_its_neighbours(tmp_path: Path) -> None
         ("student.training.steps=[", "the value is not YAML"),
         ("student.training.step=3", "student.yaml: unknown key 'training.step'; did you mean 'training.steps'?"),
         ("student.training.steps=0", "student.yaml: training.steps: "),
+        ("student.training.lr=.inf", "student.yaml: training.lr: "),
+        ("student.loss.slice=.nan", "student.yaml: loss.slice: "),
+        ("teacher.loss.affinity=.inf", "teacher.yaml: loss.affinity: "),
     ],
 )
 def test_bad_overrides(tmp_path: Path, text: str, message: str) -> None:
@@ -288,6 +293,8 @@ def test_the_pairs_that_come_along_survive_a_dump(tmp_path: Path, name: str) -> 
         ("word", "teacher.yaml: found text, expected a mapping of keys"),
         ("a: [1\nb: 2", "teacher.yaml: cannot be read: not valid YAML: "),
         ("a: !!python/object:os.system {}", "teacher.yaml: cannot be read: not valid YAML: "),
+        ("kind: agq\nembedding: 16\nkind: pea", "not valid YAML: found key 'kind' twice"),
+        ("embedding: 16\nloss: {affinity: 1, affinity: 2}", "not valid YAML: found key 'affinity' twice"),
     ],
 )
 def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str) -> None:
@@ -306,7 +313,8 @@ def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
 
 
 def test_an_empty_teacher_is_the_default_one(tmp_path: Path) -> None:
-    assert "loss.multi_offset: needs an embedding head" in refusal(tmp_path, "")
+    assert TeacherConfig().loss.multi_offset == 0
+    assert "loss.multi_offset: needs an embedding head" in refusal(tmp_path, "loss: {multi_offset: 1}")
     assert load(tmp_path, "", STUDENT, "teacher.embedding=16").teacher == TeacherConfig(embedding=16)
 
 

@@ -115,6 +115,19 @@ def test_another_architecture_names_what_does_not_fit_first(changes: dict[str, A
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("key", ["conv.weight", "norm.running_var"])
+def test_weights_that_are_not_finite(tmp_path: Path, key: str, value: float) -> None:
+    tensors = changed(Net())
+    tensors[key] = tensors[key].clone()
+    tensors[key].view(-1)[1] = value
+    with pytest.raises(CheckpointError, match=rf"w.safetensors: '{key}' holds values that are not finite"):
+        load_module(Net(), tensors, "w.safetensors")
+    write_tensors(tmp_path / "w.safetensors", "student", tensors, {}, {})
+    with pytest.raises(CheckpointError, match=rf"w.safetensors: '{key}' holds values that are not finite"):
+        read_weights(tmp_path / "w.safetensors")
+
+
 def test_files_that_are_not_ours(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.safetensors: no such weights file"):
         read_weights(tmp_path / "none.safetensors")
