@@ -2,11 +2,13 @@
 
     >>> import distill
     >>> model = distill.load("ac4")
-    >>> neurons = model.segment(raw, resolution=(30, 6, 6))  # doctest: +SKIP
+    >>> neurons = model.segment(raw, resolution=(30, 6, 6))  # raw: (z, y, x) grey values
+    >>> neurons.labels.shape == raw.shape
+    True
 
 `load` opens a trained model, whose `affinities` and `segment` take arrays; `stream`, `segment`, `evaluate`, `sweep`,
-`train` and `pca` do what the commands of these names do. The names of `__all__` are imported when they are first used,
-so that `import distill` costs nothing.
+`train` and `pca` do what the commands of these names do, and the commands call them. The names of `__all__` are
+imported when they are first used, so that `import distill` costs nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +21,11 @@ from distill.core.version import VERSION
 if TYPE_CHECKING:
     from distill.core.errors import DistillError
     from distill.io.volume import open_labels, open_volume
-    from distill.python.commands import evaluate, pca, segment, stream, sweep, train
+    from distill.python.figures import pca
     from distill.python.models import Model, Segmentation, load
+    from distill.python.running import segment, stream
+    from distill.python.scoring import evaluate, scorecard, sweep
+    from distill.python.training import train
 
 __version__ = VERSION
 __all__ = [
@@ -32,26 +37,28 @@ __all__ = [
     "open_labels",
     "open_volume",
     "pca",
+    "scorecard",
     "segment",
     "stream",
     "sweep",
     "train",
 ]
 
-_COMMANDS, _MODELS = "distill.python.commands", "distill.python.models"
+_MODELS, _RUNNING, _SCORING = "distill.python.models", "distill.python.running", "distill.python.scoring"
 _MODULES = {
     "DistillError": "distill.core.errors",
     "Model": _MODELS,
     "Segmentation": _MODELS,
-    "evaluate": _COMMANDS,
+    "evaluate": _SCORING,
     "load": _MODELS,
     "open_labels": "distill.io.volume",
     "open_volume": "distill.io.volume",
-    "pca": _COMMANDS,
-    "segment": _COMMANDS,
-    "stream": _COMMANDS,
-    "sweep": _COMMANDS,
-    "train": _COMMANDS,
+    "pca": "distill.python.figures",
+    "scorecard": _SCORING,
+    "segment": _RUNNING,
+    "stream": _RUNNING,
+    "sweep": _SCORING,
+    "train": "distill.python.training",
 }
 
 

@@ -30,15 +30,15 @@ from distill.core.errors import DistillError
 from distill.core.hardware import AUTO
 
 if TYPE_CHECKING:
+    from distill.core.geometry import Nanometres, Triple
     from distill.inference.blockwise.options import Blocking
     from distill.inference.options import Options
-    from distill.inference.streaming.options import Streaming
     from distill.inference.streaming.sections.watch import Following
 
 
 @dataclass(frozen=True)
 class RunArguments:
-    """What stream and segment have in common; see `distill.inference.options.Options`."""
+    """What stream and segment have in common; see `distill.python.running`."""
 
     sections: SectionsOption = None
     resolution: Resolution = None
@@ -51,8 +51,26 @@ class RunArguments:
     rescale: Rescale = False
     overwrite: Overwrite = False
 
+    def merge(self, method: str, merge: float | None) -> float | None:
+        """Return the merge threshold, given directly or by a thresholds file; None = the model's own.
+
+        Raises:
+            DistillError: both are given, or the number is not from 0 to 1.
+        """
+        return check_merge(merge_of(merge, self.thresholds, method))
+
+    def nm(self) -> Nanometres | None:
+        """Return the voxel size given by the user.
+
+        Raises:
+            DistillError: it is not three numbers.
+        """
+        from distill.core.geometry import parse_numbers
+
+        return parse_numbers(self.resolution, "--resolution") if self.resolution else None
+
     def options(self, method: str, merge: float | None) -> Options:
-        """Return the options of the function.
+        """Return the options of an estimate.
 
         Args:
             method: of segmentation, by which a thresholds file is read.
@@ -61,16 +79,15 @@ class RunArguments:
         Raises:
             DistillError: options that exclude each other, or a wrong value.
         """
-        from distill.core.geometry import parse_numbers
         from distill.inference.grey_values import GreyValues
         from distill.inference.options import Options
 
         return Options(
-            resolution=parse_numbers(self.resolution, "--resolution") if self.resolution else None,
+            resolution=self.nm(),
             sections=section_range(self.sections),
             device=self.device,
             precision=self.precision,
-            merge=check_merge(merge_of(merge, self.thresholds, method)),
+            merge=self.merge(method, merge),
             overwrite=self.overwrite,
             backend=self.backend,
             grey=GreyValues(self.normalise, self.invert),
@@ -80,7 +97,7 @@ class RunArguments:
 
 @dataclass(frozen=True)
 class StreamArguments:
-    """What a stream computes and how it continues; see `distill.inference.streaming.options.Streaming`."""
+    """What a stream computes and how it continues; see `distill.python.running.stream`."""
 
     no_segment: Annotated[bool, typer.Option("--no-segment", help="write affinities only")] = False
     method: Annotated[
@@ -112,28 +129,15 @@ class StreamArguments:
         typer.Option("--range", metavar="I/N", help="process part I of N (from 0); run distill finish after all parts"),
     ] = None
 
-    def streaming(self, following: Following | None) -> Streaming:
-        """Return the options of the function.
+    def offsets(self) -> tuple[Triple, ...]:
+        """Return the further offsets.
 
         Raises:
-            DistillError: a wrong value.
+            DistillError: one is not three whole numbers.
         """
-        from distill.core.affinity import NEAREST
         from distill.core.geometry import parse_triple
-        from distill.inference.streaming.options import Streaming
-        from distill.inference.streaming.plan import parse_part
 
-        return Streaming(
-            segment=not self.no_segment,
-            method=self.method,
-            offsets=(*NEAREST, *(parse_triple(text, "--offset") for text in self.offset or [])),
-            embedding=self.embedding,
-            on_bad=tuple(self.on_bad or ()),
-            resume=self.resume,
-            following=following,
-            part=parse_part(self.part),
-            tile=self.tile,
-        )
+        return tuple(parse_triple(text, "--offset") for text in self.offset or [])
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class FollowArguments:
 
 @dataclass(frozen=True)
 class BlockArguments:
-    """How a volume is segmented in blocks; see `distill.inference.blockwise.options.Blocking`."""
+    """How a volume is segmented in blocks; see `distill.python.running.segment`."""
 
     network: Annotated[Network, typer.Option(help="network of MODEL that predicts affinities")] = "student"
     method: Annotated[
@@ -212,21 +216,30 @@ class BlockArguments:
     ] = None
     resume: Annotated[bool, typer.Option("--resume", help="continue the segmentation in OUT")] = False
 
-    def blocking(self) -> Blocking:
-        """Return the options of the function.
+    def extent(self) -> Triple | None:
+        """Return the largest block.
 
         Raises:
             DistillError: options that exclude each other, or a wrong value.
         """
         from distill.core.geometry import parse_triple
-        from distill.inference.blockwise.options import Blocking
 
         if self.scheduler is not None and self.workers:
             raise DistillError("--scheduler: found --workers as well, expected one of them")
+        return None if self.block is None else parse_triple(self.block, "--block")
+
+    def blocking(self) -> Blocking:
+        """Return the options of an estimate.
+
+        Raises:
+            DistillError: as `extent`.
+        """
+        from distill.inference.blockwise.options import Blocking
+
         return Blocking(
             network=self.network,
             method=self.method,
-            block=None if self.block is None else parse_triple(self.block, "--block"),
+            block=self.extent(),
             workers=self.workers,
             scheduler=self.scheduler,
             retries=self.retries,

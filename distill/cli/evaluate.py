@@ -71,32 +71,31 @@ def evaluate(
     free_out(listing, overwrite)
     free_out(plot, overwrite)
     from distill.core.geometry import parse_numbers, parse_triple
-    from distill.evaluation.evaluate import EvaluationOptions, evaluate_all
-    from distill.io.truth import Known
-    from viz.scores import draw_scorecard
-    from viz.style import check_figure
+    from distill.python.scoring import scorecard
 
-    if plot is not None:
-        check_figure(plot)
-    wanted = EvaluationOptions(
-        preset=preset,
-        resolution=parse_numbers(resolution, "--resolution") if resolution else None,
-        known=Known(ignore, mask),
-        worst=worst,
-        listing=listing,
-        blocks=parse_triple(blocks, "--blocks") if blocks else None,
-        workers=workers,
-        affinity=affinity,
-        labelled_only=labelled_only,
-        skeletons=skeletons,
-        units=skeleton_units,
-        skeletonize=skeletonize,
-        merge_nodes=merge_nodes,
-    )
+    nm = parse_numbers(resolution, "--resolution") if resolution else None
+    size = parse_triple(blocks, "--blocks") if blocks else None
     with Bar("blocks") as bar:
-        found = evaluate_all(source, labels, wanted, bar.update)
-    if plot is not None:
-        draw_scorecard(found, plot)
+        found = scorecard(
+            source,
+            labels,
+            preset=preset,
+            resolution=nm,
+            ignore=ignore,
+            mask=mask,
+            worst=worst,
+            listing=listing,
+            blocks=size,
+            affinity=affinity,
+            labelled_only=labelled_only,
+            skeletons=skeletons,
+            skeleton_units=skeleton_units,
+            skeletonize=skeletonize,
+            merge_nodes=merge_nodes,
+            plot=plot,
+            workers=workers,
+            progress=bar.update,
+        )
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=2))
         return

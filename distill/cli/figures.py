@@ -76,11 +76,7 @@ def pca(
     free_out(out, overwrite)
     free_out(movie, overwrite)
     from distill.core.geometry import parse_numbers, parse_triple
-    from distill.inference.embeddings import Windows
-    from distill.inference.grey_values import GreyValues
-    from viz.embeddings.figure import FigureOptions, Movie
-    from viz.embeddings.figure import pca as run
-    from viz.embeddings.insets import Inset
+    from distill.python.figures import pca as run
 
     if (teacher is None) != raw_only_student:
         found_text = "neither" if teacher is None else "both"
@@ -93,31 +89,33 @@ def pca(
     if sections is not None and movie is None:
         raise DistillError("--sections: found no --movie, expected it as well")
     check_precision(precision)
-    windows = Windows(
-        parse_triple(window, "--window") if window else None,
-        parse_triple(overlap, "--overlap") if overlap else (0, 0, 0),
-        not no_blend,
-    )
-    drawing = FigureOptions(tuple(Inset.parse(text) for text in inset or []), grid, membranes)
-    through = None if movie is None else Movie(movie, section_range(sections))
+    size = parse_triple(window, "--window") if window else None
+    shared = parse_triple(overlap, "--overlap") if overlap else (0, 0, 0)
+    through = section_range(sections)
     nm = parse_numbers(resolution, "--resolution") if resolution else None
     with Bar("sections") as bar:
         found = run(
             source,
-            teacher,
             student,
-            section,
             out,
-            windows,
-            drawing,
-            through,
+            teacher=teacher,
+            section=section,
+            window=size,
+            overlap=shared,
+            blend=not no_blend,
             shifted=shifted,
+            insets=inset or (),
+            grid=grid,
+            membranes=membranes,
+            movie=movie,
+            sections=through,
+            resolution=nm,
+            normalise=normalise,
+            invert=invert,
+            rescale=rescale,
             device=device,
             precision=precision,
-            resolution=nm,
-            grey=GreyValues(normalise, invert),
-            rescale=rescale,
-            on_section=bar.update,
+            progress=bar.update,
             note=say_error,
         )
     if as_json:

@@ -22,7 +22,7 @@ from distill.cli.arguments import (
 )
 from distill.cli.console import Bar, Recorded, say, say_error
 from distill.cli.groups import grouped
-from distill.cli.options import Merge, Overwrite, Thresholds, check_merge, merge_of
+from distill.cli.options import Merge, Overwrite, Thresholds, check_merge, merge_of, section_range
 from distill.cli.selecting import selects
 from distill.core.choices import ExportFormat
 from distill.core.errors import DistillError
@@ -48,14 +48,40 @@ def stream(
     """Run the student over a stream of sections and write affinities and segments."""
     from distill.inference.options import Callbacks
     from distill.inference.streaming.output.manifest import method_of, read_job
-    from distill.inference.streaming.stream import stream as run_stream
+    from distill.inference.streaming.plan import parse_part
+    from distill.python.running import stream as run_stream
 
     check_resume(wanted.resume, run.overwrite)
     kept = wanted.method is None and wanted.resume and run.thresholds is not None
-    options = run.options(method_of(read_job(out)) if kept else wanted.method or "flood", wanted.merge)
-    streaming = wanted.streaming(follow.following())
+    merge = run.merge(method_of(read_job(out)) if kept else wanted.method or "flood", wanted.merge)
+    nm, sections, part = run.nm(), section_range(run.sections), parse_part(wanted.part)
+    offsets, following = wanted.offsets(), follow.following()
     with Recorded(out, wanted.part) as record, Bar("sections") as bar:
-        found = run_stream(source, model, out, options, streaming, Callbacks(bar.start, bar.update, bar.line))
+        found = run_stream(
+            source,
+            model,
+            out,
+            method=wanted.method,
+            merge=merge,
+            segments=not wanted.no_segment,
+            offsets=offsets,
+            embedding=wanted.embedding,
+            on_bad=wanted.on_bad or (),
+            tile=wanted.tile,
+            part=(part.index, part.of),
+            following=following,
+            sections=sections,
+            resolution=nm,
+            normalise=run.normalise,
+            invert=run.invert,
+            rescale=run.rescale,
+            device=run.device,
+            precision=run.precision,
+            backend=run.backend,
+            resume=wanted.resume,
+            overwrite=run.overwrite,
+            progress=Callbacks(bar.start, bar.update, bar.line),
+        )
         record.update(found.about | found.chosen | {"stages": found.seconds})
     _say_stream(out, found)
 
@@ -89,13 +115,38 @@ def segment(
     run: RunArguments,
 ) -> None:
     """Segment a volume of any size in blocks, with the student or the teacher, on one process or many."""
-    from distill.inference.blockwise.segment import segment as run_segment
     from distill.inference.options import Callbacks
+    from distill.python.running import segment as run_segment
 
     check_resume(blocks.resume, run.overwrite)
-    options, blocking = run.options(blocks.method, blocks.merge), blocks.blocking()
+    merge, nm, sections = run.merge(blocks.method, blocks.merge), run.nm(), section_range(run.sections)
+    block = blocks.extent()
     with Recorded(out) as record, Bar("blocks") as bar:
-        found = run_segment(source, model, out, options, blocking, Callbacks(bar.start, bar.update, bar.line))
+        found = run_segment(
+            source,
+            model,
+            out,
+            network=blocks.network,
+            method=blocks.method,
+            merge=merge,
+            block=block,
+            workers=blocks.workers,
+            scheduler=blocks.scheduler,
+            retries=blocks.retries,
+            on_bad=blocks.on_bad or (),
+            orientations=blocks.orientations,
+            sections=sections,
+            resolution=nm,
+            normalise=run.normalise,
+            invert=run.invert,
+            rescale=run.rescale,
+            device=run.device,
+            precision=run.precision,
+            backend=run.backend,
+            resume=blocks.resume,
+            overwrite=run.overwrite,
+            progress=Callbacks(bar.start, bar.update, bar.line),
+        )
         record.update(found.record())
     _say_result(out, found.about)
     _say_stages(found.timer.seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,11 +56,8 @@ def sweep(
     overwrite: Overwrite = False,
 ) -> None:
     """Compare segmentation methods over a range of thresholds, and select those with the lowest VOI."""
-    from distill.evaluation.sweep import TRIED, SupervoxelModel
-    from distill.evaluation.sweep import sweep as run
-    from distill.inference.grey_values import GreyValues
     from distill.inference.thresholds import parse_thresholds
-    from viz.charts.sweep import draw_sweep
+    from distill.python.scoring import sweep as run
 
     given = {"flood": flood, "query": query, "waterz": waterz, "mws": mws}
     asked = _methods(methods)
@@ -68,14 +66,13 @@ def sweep(
             raise DistillError(f"--{name}: found no {name} in --methods {methods}, expected it there")
     if (model is None) != (source is None) or (model is not None and "query" not in asked):
         raise DistillError("--model, --source: expected both or none of them, for the method query")
-    ranges = {name: given[name] for name in asked}
-    tried = {
-        name: TRIED[name] if text is None else parse_thresholds(text, f"--{name}") for name, text in ranges.items()
-    }
-    network, chosen = None, None
-    if model is not None and source is not None:
-        runtime, chosen = runtime_of(device, precision)
-        network = SupervoxelModel(model, source, runtime, GreyValues(normalise, invert), rescale)
+    thresholds: dict[Method, Sequence[float]] = {}
+    for name in asked:
+        if (text := given[name]) is not None:
+            thresholds[name] = parse_thresholds(text, f"--{name}")
+    chosen = None
+    if model is not None:
+        _, chosen = runtime_of(device, precision)
     elif rescale:
         raise DistillError("--rescale: found no --model, expected --model and --source, or a store made with --rescale")
     if not out.name:
@@ -84,8 +81,23 @@ def sweep(
         free_out(out / name, overwrite)
     with Recorded(out / "sweep") as record, Bar("methods") as bar:
         bar.head(*(() if chosen is None else chosen.lines))
-        curves = run(affinity, labels, out, tried, preset=preset, network=network, on_step=bar.update, note=bar.line)
-        draw_sweep(curves, out / "sweep.png")
+        curves = run(
+            affinity,
+            labels,
+            out,
+            methods=asked,
+            thresholds=thresholds,
+            preset=preset,
+            model=model,
+            source=source,
+            device=device,
+            precision=precision,
+            normalise=normalise,
+            invert=invert,
+            rescale=rescale,
+            progress=bar.update,
+            note=bar.line,
+        )
         record["methods"] = list(asked)
         record.update(chosen.record() if chosen is not None else {})
     _say_table(curves)

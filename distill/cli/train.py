@@ -63,35 +63,39 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train a 3D teacher, a 2D student and the query decoder that they share."""
-    from distill.config import load_pair
+    from distill.python.training import train as run
+    from distill.training.loop.loop import Interrupted, NotFiniteError
     from distill.training.ranks import from_environment
 
-    pair, ranks = load_pair(teacher, student, overrides or []), from_environment()
+    first = from_environment().first
     folder = out or Path("runs") / (student.resolve().parent.name or "run")
-
-    from distill.models.load import pick_device
-    from distill.training.loop.loop import Interrupted, NotFiniteError
-    from distill.training.train import train as run
-
-    pick_device(device)
-    with Bar("steps", shown=ranks.first) as bar:
+    with Bar("steps", shown=first) as bar:
         try:
-            split = run(pair, folder, resume=resume, device=device, progress=_progress(bar), command=sys.argv)
+            found = run(
+                teacher,
+                student,
+                folder,
+                overrides=overrides or [],
+                resume=resume,
+                device=device,
+                progress=_progress(bar),
+            )
         except (Interrupted, NotFiniteError):  # every rank stops in this way; one reports it
-            if ranks.first:
+            if first:
                 raise
             return
-    if split is None:
+    if found.times is None:
         return
-    if split.steps:
-        say(split.line())
+    if found.times.steps:
+        say(found.times.line())
+    pair = found.config
     say(f"run folder: {folder}")
     from distill.config.data import spans
 
     _, volume, part = next(pair.student.data.having("validation"))
-    first, last = spans(part)[0]
+    start, stop = spans(part)[0]
     command = "stream" if pair.student_runs else "segment --network teacher"
-    words = f"{volume.raw} --sections {first}:{last} --model {folder} --out {folder}/validation.zarr"
+    words = f"{volume.raw} --sections {start}:{stop} --model {folder} --out {folder}/validation.zarr"
     say(f"next: distill {command} {words}")
 
 

@@ -29,6 +29,7 @@ from teachers.sliding_window import head_embedding, run_teacher
 from teachers.teacher import TeacherOutput
 
 Ids = NDArray[np.uint64]
+OnSections = Callable[[int, int], None]  # sections done and their number
 
 
 def student_sections(
@@ -70,10 +71,14 @@ class SegmentedVolume:
 
 
 def student_volume(
-    model: TrainedStudent, sections: Iterable[NDArray[np.generic]], shape: Triple, runtime: Runtime
+    model: TrainedStudent,
+    sections: Iterable[NDArray[np.generic]],
+    shape: Triple,
+    runtime: Runtime,
+    on_sections: OnSections | None = None,
 ) -> SegmentedVolume:
-    """Segment a volume that fits in memory with the student and the query decoder."""
-    return student_volumes(model, sections, shape, runtime, [model.decoding])[0]
+    """Segment a volume that fits in memory with the student and the query decoder; see `student_volumes`."""
+    return student_volumes(model, sections, shape, runtime, [model.decoding], on_sections)[0]
 
 
 def student_volumes(
@@ -82,6 +87,7 @@ def student_volumes(
     shape: Triple,
     runtime: Runtime,
     decodings: Sequence[DecoderConfig],
+    on_sections: OnSections | None = None,
 ) -> list[SegmentedVolume]:
     """Segment a volume as `student_volume` does, once per decoder configuration; the student runs only once.
 
@@ -91,11 +97,15 @@ def student_volumes(
         shape: (D, H, W).
         runtime: device and precision.
         decodings: configurations with the same blocks.
+        on_sections: called with the sections done and their number.
     """
     ways = [replace(model, decoding=decoding) for decoding in decodings]
     volume = _Volume(shape, decodings)
     for slab in slabs(student_sections(model, sections, runtime, with_slab=True), decodings[0].block[0]):
-        volume.add(slab.first, slab.affinity(), [decode_slab(way, slab, runtime) for way in ways])
+        affinity = slab.affinity()
+        volume.add(slab.first, affinity, [decode_slab(way, slab, runtime) for way in ways])
+        if on_sections is not None:
+            on_sections(slab.first + affinity.shape[1], shape[0])
     return volume.segmented()
 
 
@@ -109,13 +119,19 @@ def student_affinity(
     return affinity
 
 
-def teacher_volume(model: TrainedTeacher, raw: NDArray[np.generic], runtime: Runtime) -> SegmentedVolume:
-    """Segment a volume that fits in memory with the teacher and the query decoder, block by block."""
-    return teacher_volumes(model, raw, runtime, [model.config.decoder])[0]
+def teacher_volume(
+    model: TrainedTeacher, raw: NDArray[np.generic], runtime: Runtime, on_sections: OnSections | None = None
+) -> SegmentedVolume:
+    """Segment a volume that fits in memory with the teacher and the query decoder; see `teacher_volumes`."""
+    return teacher_volumes(model, raw, runtime, [model.config.decoder], on_sections)[0]
 
 
 def teacher_volumes(
-    model: TrainedTeacher, raw: NDArray[np.generic], runtime: Runtime, decodings: Sequence[DecoderConfig]
+    model: TrainedTeacher,
+    raw: NDArray[np.generic],
+    runtime: Runtime,
+    decodings: Sequence[DecoderConfig],
+    on_sections: OnSections | None = None,
 ) -> list[SegmentedVolume]:
     """Segment a volume as `teacher_volume` does, once per decoder configuration; the teacher runs only once.
 
@@ -124,12 +140,13 @@ def teacher_volumes(
         raw: (D, H, W), whole sections, grey values as recorded.
         runtime: device and precision.
         decodings: configurations with the same blocks.
+        on_sections: called with the sections done and their number.
     """
 
     def decode(box: Box, output: TeacherOutput, decoding: DecoderConfig) -> Ids:
         return decode_tile(model.decoder, output.decoder_input, box, decoding, runtime)
 
-    return _teacher_blocks(model, raw, runtime, decodings, decode)
+    return _teacher_blocks(model, raw, runtime, decodings, decode, on_sections)
 
 
 def teacher_clusters(
@@ -161,7 +178,7 @@ def teacher_affinity(
     model: TrainedTeacher,
     raw: NDArray[np.generic],
     runtime: Runtime,
-    on_sections: Callable[[int, int], None] | None = None,
+    on_sections: OnSections | None = None,
 ) -> Affinity:
     """Compute the teacher's affinities (3, D, H, W) of a volume that fits in memory.
 
@@ -219,6 +236,7 @@ def _teacher_blocks(
     runtime: Runtime,
     decodings: Sequence[DecoderConfig],
     decode: Callable[[Box, TeacherOutput, DecoderConfig], Ids],
+    on_sections: OnSections | None = None,
 ) -> list[SegmentedVolume]:
     """Run the teacher over a volume and turn its output for each block into ids, once per decoder configuration."""
     z, y, x = raw.shape
@@ -233,6 +251,8 @@ def _teacher_blocks(
         volume.add(first, affinity, pieces)
         for found in pieces:
             found.clear()
+        if on_sections is not None:
+            on_sections(first + affinity.shape[1], z)
     return volume.segmented()
 
 

@@ -5,14 +5,12 @@ Legend: D H W = z y x.
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,14 +19,14 @@ from distill.core.affinity import NEAREST
 from distill.core.affinity_conventions import from_uint8
 from distill.core.choices import Method, Network
 from distill.core.errors import DistillError
-from distill.core.geometry import Box, Nanometres, Triple
+from distill.core.geometry import Nanometres, Triple
 from distill.core.hardware import AUTO
 from distill.inference.blockwise.networks import as_uint8
 from distill.inference.grey_values import GreyValues, normaliser_of
 from distill.inference.in_memory import student_sections, student_volume, teacher_affinity, teacher_volume
 from distill.inference.options import Options, Runtime, threshold_of
 from distill.inference.rescaling.voxel_size import on_grid_of, trained_resolution
-from distill.io.volume import Volume, open_grey, volume_from_array
+from distill.io.volume import Volume, checked_resolution, open_grey, volume_from_array
 from distill.models.load import TrainedStudent, TrainedTeacher, load_student, load_teacher, pick_device
 from distill.segmentation.agglomeration import merged_above, waterz
 from distill.segmentation.mutex_watershed import mutex_watershed
@@ -129,8 +127,8 @@ class Model:
         Args:
             raw: (D, H, W) array of any type and memory order, a volume, or its path. Sections must be whole: their grey
                 values are normalised one by one.
-            resolution: voxel size z, y, x in nm, for arrays and files that do not state it; a size other than the
-                model's is reported as a warning.
+            resolution: voxel size z, y, x in nm, for arrays and files that do not state it; replaces the size that a
+                volume or file states. A size other than the model's is reported as a warning.
             normalise: kind of normalisation instead of the model's own.
             invert: dark and bright are exchanged.
             progress: called with the sections done and their number.
@@ -140,6 +138,10 @@ class Model:
 
         Raises:
             DistillError: grey values that cannot be normalised, or too few sections.
+
+        Example:
+            >>> distill.load("ac4", device="cpu").affinities(raw).shape == (3, *raw.shape)
+            True
         """
         return self._affinity(self._opened(raw, resolution), GreyValues(normalise, invert), progress)
 
@@ -169,6 +171,10 @@ class Model:
         Raises:
             DistillError: an unknown method, a threshold out of range, a model without a decoder under `query`, or as
                 for `affinities`.
+
+        Example:
+            >>> distill.load("ac4", device="cpu").segment(raw, method="waterz", merge=0.4)
+            Segmentation(... objects in 3 x 96 x 96 voxels by waterz, merged above 0.4, voxels of 30 x 6 x 6 nm)
         """
         if method not in METHODS:
             raise DistillError(f"method: found {method!r}, expected one of {', '.join(METHODS)}")
@@ -195,7 +201,7 @@ class Model:
         if isinstance(raw, str | Path):
             volume = open_grey(raw, resolution=resolution)
         elif isinstance(raw, Volume):
-            volume = raw
+            volume = raw if resolution is None else replace(raw, resolution=checked_resolution(raw.source, resolution))
         else:
             own = resolution or self.resolution or _UNKNOWN
             volume = volume_from_array(np.asarray(raw), own, source="raw")
@@ -215,9 +221,9 @@ class Model:
     def _affinity(self, volume: Volume, grey: GreyValues, progress: Progress | None) -> NDArray[np.float32]:
         trained = self._with(grey, volume)
         if isinstance(trained, TrainedTeacher):
-            return teacher_affinity(trained, _whole(volume), self._runtime, progress)
+            return teacher_affinity(trained, volume.read(), self._runtime, progress)
         affinity = np.zeros((3, *volume.size), dtype=np.float32)
-        found = student_sections(trained, _sections(volume), self._runtime, with_slab=False)
+        found = student_sections(trained, volume.sections(), self._runtime, with_slab=False)
         for z, section in enumerate(found):
             affinity[:, z] = from_uint8(section.affinity)
             if progress is not None:
@@ -229,15 +235,13 @@ class Model:
     ) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
         trained = self._with(grey, volume)
         if isinstance(trained, TrainedTeacher):
-            found = teacher_volume(trained, _whole(volume), self._runtime)
+            found = teacher_volume(trained, volume.read(), self._runtime, progress)
         else:
             if trained.decoder is None:
                 raise DistillError(
                     f"{trained.path}: found no query decoder, expected one; segment with method flood, waterz or mws"
                 )
-            found = student_volume(
-                trained, _told(_sections(volume), volume.size[0], progress), volume.size, self._runtime
-            )
+            found = student_volume(trained, volume.sections(), volume.size, self._runtime, progress)
         return found.labels(threshold), found.affinity
 
 
@@ -257,6 +261,10 @@ def load(model: str | Path, *, network: Network = "student", device: str = "auto
     Raises:
         CheckpointError: there is no such model; the message lists what there is.
         DistillError: no such device or precision.
+
+    Example:
+        >>> distill.load("ac4", device="cpu", precision="32-true")
+        Model('ac4', student, trained on voxels of 30 x 6 x 6 nm, cpu, 32-true)
     """
     if network not in ("student", "teacher"):
         raise DistillError(f"network: found {network!r}, expected student or teacher")
@@ -272,24 +280,6 @@ def load(model: str | Path, *, network: Network = "student", device: str = "auto
 def _warn(text: str) -> None:
     """Warn of voxels that the model does not know; resampling is a matter of the caller's arrays."""
     warnings.warn(text.removeprefix("warning: ").partition("; --rescale")[0], UserWarning, stacklevel=5)
-
-
-def _sections(volume: Volume) -> Iterator[NDArray[Any]]:
-    """Read sections (H, W) one by one."""
-    depth, height, width = volume.size
-    for z in range(depth):
-        yield volume.read(Box((z, 0, 0), (z + 1, height, width)))[0]
-
-
-def _whole(volume: Volume) -> NDArray[Any]:
-    return volume.read(Box.of_shape(volume.size))
-
-
-def _told(sections: Iterable[NDArray[Any]], depth: int, progress: Progress | None) -> Iterator[NDArray[Any]]:
-    for done, section in zip(itertools.count(), sections):
-        yield section
-        if progress is not None:
-            progress(done + 1, depth)
 
 
 def _size(numbers: Nanometres | Triple) -> str:

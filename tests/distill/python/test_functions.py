@@ -120,7 +120,7 @@ def test_a_training_is_that_of_the_command(
     monkeypatch.setenv("PHANTOM", str(phantom))
     configs = Path(__file__).parents[3] / "configs" / "phantom_cpu"
     steps: list[int] = []
-    with mock.patch("distill.python.commands.report_after_training"):
+    with mock.patch("viz.report.report.report_after_training"):
         found = distill.train(
             configs / "teacher.yaml",
             configs / "student.yaml",

@@ -51,12 +51,14 @@ def test_affinities_have_the_shape_and_range_of_affinities(model: distill.Model,
 
 VARIANTS: dict[str, Callable[[NDArray[np.uint8]], Any]] = {
     "uint16": lambda raw: raw.astype(np.uint16) * 257,
-    "int16": lambda raw: raw.astype(np.int16),
+    "int16": lambda raw: raw.astype(np.int16) - 100,
     "float32": lambda raw: raw.astype(np.float32) / 255,
     "float64": lambda raw: raw / 255,
     "big endian": lambda raw: (raw.astype(np.uint16) * 257).astype(">u2"),
     "Fortran order": np.asfortranarray,
     "reversed twice": lambda raw: np.ascontiguousarray(raw[:, ::-1])[:, ::-1],
+    "every second of twice as many": lambda raw: np.repeat(raw, 2, axis=2)[:, :, ::2],
+    "reversed sections": lambda raw: np.ascontiguousarray(raw[::-1])[::-1],
     "read-only": lambda raw: np.lib.stride_tricks.as_strided(raw, writeable=False),
     "nested lists": lambda raw: raw.astype(np.int64).tolist(),
 }
@@ -111,6 +113,37 @@ def test_segments_are_those_of_the_command(network: Any, method: Any, run: Path,
     wanted = distill.open_labels(f"{out}:segmentation").read()
     assert score(found.labels, wanted).voi_sum == pytest.approx(0, abs=1e-9)
     assert found.objects == len(np.unique(wanted[wanted > 0]))
+
+
+@pytest.mark.parametrize("method", ["flood", "query"])
+@pytest.mark.parametrize("order", ["Fortran order", "reversed twice", "read-only"])
+def test_memory_order_does_not_change_neurons(method: Any, order: str, run: Path, grey: NDArray[np.uint8]) -> None:
+    model = distill.load(run, **PRECISE)  # type: ignore[arg-type]
+    found, wanted = (model.segment(array, method=method) for array in (VARIANTS[order](grey), grey))
+    np.testing.assert_array_equal(found.labels, wanted.labels)
+    np.testing.assert_array_equal(found.affinity, wanted.affinity)
+
+
+def test_booleans_are_refused(model: distill.Model, grey: NDArray[np.uint8]) -> None:
+    with pytest.raises(DistillError, match="bool"):
+        model.affinities(grey > 100)
+
+
+def test_a_resolution_replaces_that_of_a_volume(model: distill.Model, phantom: Path) -> None:
+    volume = distill.open_volume(f"{phantom}:volumes/raw")
+    with pytest.warns(UserWarning, match="has pixels of 12 x 12 nm, the model was trained on 6 x 6 nm"):
+        assert model.segment(volume, resolution=(30, 12, 12)).resolution == (30, 12, 12)
+    with pytest.raises(DistillError, match="found resolution .30.0, 0.0, 6.0."):
+        model.affinities(volume, resolution=(30, 0, 6))
+    assert volume.resolution == (30, 6, 6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_reports_progress(method: Any, model: distill.Model, grey: NDArray[np.uint8]) -> None:
+    seen: list[tuple[int, int]] = []
+    model.segment(grey, method=method, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (5, 5)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
 
 
 def test_progress_counts_sections(model: distill.Model, grey: NDArray[np.uint8]) -> None:
