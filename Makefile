@@ -3,13 +3,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+NEIGHBOURS := .neighbours
 
-.PHONY: demo test commands lint site release-check clean
+.PHONY: demo test commands neighbours lint site release-check clean
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12), (3, 13)) and "found Python %d.%d, expected 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python tools/install.py -c constraints.txt -e '.[baselines,teachers,view,tensorboard,docs,test]'
+	$(BIN)/python tools/install.py -c constraints.txt -e '.[baselines,teachers,view,meshes,skeletons,tensorboard,docs,test]'
 	touch $@
 
 # A real sample segmented by the bundled model and scored; a small teacher and student trained on a phantom; figures.
@@ -24,6 +25,16 @@ test: lint
 # for oneDNN (PyTorch's and OpenVINO's), the second for PyTorch's own kernels.
 commands: $(VENV)/ready
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -n 2 --dist worksteal -m commands
+
+$(NEIGHBOURS)/ready: tests/neighbours/requirements.txt
+	$(PYTHON) -m venv $(NEIGHBOURS)
+	$(NEIGHBOURS)/bin/python -m pip install --quiet --no-deps -r $<
+	touch $@
+
+# What the packages of others read of volumes, objects and labels that distill writes; their versions exclude distill's, so
+# they have an environment of their own.
+neighbours: $(VENV)/ready $(NEIGHBOURS)/ready
+	DISTILL_NEIGHBOURS=$(abspath $(NEIGHBOURS))/bin/python $(BIN)/python -m pytest tests/neighbours
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -41,4 +52,4 @@ release-check:
 	sh tools/check_release.sh $(PYTHON)
 
 clean:
-	rm -rf $(VENV) $(DEMO) site
+	rm -rf $(VENV) $(NEIGHBOURS) $(DEMO) site

@@ -118,6 +118,9 @@ def copy(
         str | None,
         typer.Option(metavar="Z,Y,X", help="position of the first voxel of SOURCE in nm, instead of its metadata"),
     ] = None,
+    webknossos: Annotated[
+        bool, typer.Option("--webknossos", help="Zarr v3: also list the copy as a layer that webKnossos opens")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace TARGET if it exists")] = False,
 ) -> None:
     """Copy a volume to another format, block by block, with resolution and offset."""
@@ -134,6 +137,7 @@ def copy(
         parse_numbers(offset, "--offset") if offset else None,
         overwrite,
         every,
+        webknossos,
     )
     with Bar("parts") as bar:
         found = run(source, target, how, bar.update)
@@ -166,3 +170,43 @@ def pyramid(
     for k, level in enumerate(found):
         nm = ", ".join(f"{n:.10g}" for n in level.resolution)
         say(f"level {k}: {' x '.join(map(str, level.size))}, {nm} nm")
+
+
+@app.command()
+def mesh(
+    folder: Annotated[
+        Path, typer.Argument(metavar="SEG.precomputed", help="segmentation that distill copy has written")
+    ],
+    meshes: Annotated[bool, typer.Option("--meshes/--no-meshes", help="surfaces of all objects; needs zmesh")] = True,
+    skeletons: Annotated[
+        bool, typer.Option("--skeletons", help="skeletons of all objects; needs kimimaro (GPL)")
+    ] = False,
+    level: Annotated[int, typer.Option(min=0, help="level of the pyramid to take objects from; 0: the finest")] = 0,
+    block: Annotated[
+        str | None, typer.Option(metavar="Z,Y,X", help="largest block, in voxels; default: 64,512,512")
+    ] = None,
+    error: Annotated[
+        float, typer.Option(min=0, help="surfaces: nm by which simplification may shift them; 0: none")
+    ] = 40.0,
+    smallest: Annotated[
+        int, typer.Option(min=0, help="skeletons: voxels below which a part of an object in a block has none")
+    ] = 1000,
+    twig: Annotated[float, typer.Option(min=0, help="skeletons: nm below which branches are dropped")] = 900.0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Add surfaces and skeletons of all objects to a precomputed segmentation, for Neuroglancer."""
+    from distill.core.errors import DistillError
+    from distill.core.geometry import parse_triple
+    from distill.io.objects.objects import BLOCK, Kind, Objects, write_objects
+
+    asked: dict[Kind, bool] = {"mesh": meshes, "skeletons": skeletons}
+    kinds = tuple(kind for kind, wanted in asked.items() if wanted)
+    if not kinds:
+        raise DistillError("--no-meshes: found no --skeletons, expected one of meshes and skeletons")
+    size = parse_triple(block, "--block") if block else BLOCK
+    how = Objects(kinds, level, size, error, smallest, twig, overwrite)
+    with Bar("parts") as bar:
+        found = write_objects(folder, how, bar.update)
+    for one in found:
+        unit = "vertices" if one.kind == "mesh" else "nodes"
+        say(f"{one.folder}: {one.count} objects, {one.points} {unit}")

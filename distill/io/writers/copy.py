@@ -28,7 +28,9 @@ from distill.io.volume import (
     some_sections,
 )
 from distill.io.writers.blocks import coarsen, copy_volume, count_blocks, open_levels
+from distill.io.writers.datasource import add_layer, check_layer
 from distill.io.writers.hdf5_tiff import write_hdf5, write_tiff
+from distill.io.writers.label_group import as_label, is_label, list_label
 from distill.io.writers.levels import plan_levels
 from distill.io.writers.metadata import Format, Written, layout, voxel_offset
 from distill.io.writers.target import Target, check_file, check_target, check_writable, parse_target, placing
@@ -50,6 +52,7 @@ class Copying:
         offset: nm of the source's first voxel, overrides that of the source.
         overwrite: replace an existing target.
         every: take every n-th section only, which multiplies the section thickness.
+        webknossos: list the copy as a layer in the store's `datasource-properties.json`.
     """
 
     form: str | None = None
@@ -60,6 +63,7 @@ class Copying:
     offset: Nanometres | None = None
     overwrite: bool = False
     every: int = 1
+    webknossos: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ def _copy(source: str, to: Target, how: Copying, on_part: Callable[[int, int], N
     """See `copy`; the caller has claimed the target."""
     volume, labels = _open(source, how, to.form)
     if to.form in ("hdf5", "tiff"):
+        if how.webknossos:
+            raise SourceError(f"{to}: found {to.form}, expected Zarr v3 on this machine for --webknossos")
         return _copy_file(volume, to, labels, how, on_part)
     place = (
         voxel_offset(str(to), volume.resolution, volume.offset) if to.form == "precomputed" else None
@@ -114,7 +120,10 @@ def _copy(source: str, to: Target, how: Copying, on_part: Callable[[int, int], N
     written = Written(str(to), volume.channels, volume.dtype, labels, levels)
     plan = layout(cast(Format, to.form), written)
     check_target(to, how.overwrite)
-    with placing(to, plan.documents) as folder:
+    if how.webknossos:
+        check_layer(to, written)
+    label = labels and is_label(to)
+    with placing(to, as_label(plan.documents, to.form) if label else plan.documents) as folder:
         opened = open_levels(folder, plan, written)
         total, done = count_blocks(opened, written), 0
 
@@ -125,6 +134,10 @@ def _copy(source: str, to: Target, how: Copying, on_part: Callable[[int, int], N
 
         copy_volume(volume, opened[0], written, step)
         coarsen(opened, written, step)
+    if label:
+        list_label(to)
+    if how.webknossos:
+        add_layer(to, written)
     return Copied(str(to), to.form, volume, labels, tuple(level.size for level in levels))
 
 

@@ -13,6 +13,7 @@ _JUNK = re.compile(
     r"\.DS_Store|Thumbs\.db|desktop\.ini|\._.*|\.nfs[0-9a-f]+|\.lock|.*\.writing|\..*\.(?:lock|new|old|partial)"
 )
 _SHOWN = 4
+_OBJECTS = {"mesh": r"info|\d+:0(?::1)?", "skeletons": r"info|\d+"}
 
 
 def check_only(name: object, folder: Path, ours: Callable[[str], bool]) -> None:
@@ -76,9 +77,20 @@ def is_precomputed_file(keys: set[str]) -> Callable[[str], bool]:
 
     def ours(file: str) -> bool:
         folder, _, name = file.rpartition("/")
+        if file.startswith((".mesh.blocks/", ".skeletons.blocks/")):  # of a run of distill mesh that was stopped
+            return True
         return file in ("info", "provenance") or (folder in keys and chunk.fullmatch(name) is not None)
 
     return ours
+
+
+def is_object_file(kind: str) -> Callable[[str], bool]:
+    """Return a test for files that `distill mesh` makes, by their names in its folder.
+
+    Args:
+        kind: `mesh` or `skeletons`.
+    """
+    return lambda file: re.fullmatch(_OBJECTS[kind], file) is not None
 
 
 def is_store_file(file: str) -> bool:

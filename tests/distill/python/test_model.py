@@ -133,7 +133,7 @@ def test_a_resolution_replaces_that_of_a_volume(model: distill.Model, phantom: P
     volume = distill.open_volume(f"{phantom}:volumes/raw")
     with pytest.warns(UserWarning, match="has pixels of 12 x 12 nm, the model was trained on 6 x 6 nm"):
         assert model.segment(volume, resolution=(30, 12, 12)).resolution == (30, 12, 12)
-    with pytest.raises(DistillError, match="found resolution .30.0, 0.0, 6.0."):
+    with pytest.raises(DistillError, match=r"found resolution .30\.0, 0\.0, 6\.0."):
         model.affinities(volume, resolution=(30, 0, 6))
     assert volume.resolution == (30, 6, 6)
 

@@ -182,10 +182,18 @@ def embedding_attributes(kept: StoredEmbedding) -> dict[str, Any]:
     return {"scale": 1.0, "shift": 0.0, "normalised": True}
 
 
+_SHOWN_FIRST = ("segmentation", "supervoxels", "affinity", "embedding").index
+
+
 def ome(names: Sequence[str], resolution: Nanometres, offset: Nanometres) -> dict[str, Any]:
-    """Build OME-Zarr 0.5 metadata of arrays (z, y, x) or (c, z, y, x), one multiscale image each, in nm."""
+    """Build OME-Zarr 0.5 metadata of arrays (z, y, x) or (c, z, y, x), one multiscale image each, in nm.
+
+    Viewers open the first image of a group: the segmentation where there is one.
+    """
     whole = [Level((1, 1, 1), (1, 1, 1), (0, 0, 0), (1, 1, 1), resolution, offset)]
-    images = [ome_image(name, [name], whole, name in ("affinity", "embedding")) for name in names]
+    images = [
+        ome_image(name, [name], whole, name in ("affinity", "embedding")) for name in sorted(names, key=_SHOWN_FIRST)
+    ]
     return {"version": "0.5", "multiscales": images}
 
 

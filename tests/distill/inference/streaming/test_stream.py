@@ -151,9 +151,9 @@ def test_finish_leaves_no_levels_of_what_was_there(whole: Path) -> None:
     assert not (whole / "levels").exists()
     images = json.loads((whole / "zarr.json").read_text())["attributes"]["ome"]["multiscales"]
     assert [[one["path"] for one in image["datasets"]] for image in images] == [
-        ["affinity"],
-        ["supervoxels"],
         ["segmentation"],
+        ["supervoxels"],
+        ["affinity"],
     ]
 
 

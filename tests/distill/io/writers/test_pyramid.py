@@ -144,7 +144,7 @@ def test_broken_off(store: Path, monkeypatch: pytest.MonkeyPatch, at: str) -> No
     with pytest.raises((SourceError, OSError), match="No space left on device"):
         add_levels(f"{store}:segmentation", 3, None, False, quiet)
     images = json.loads((store / "zarr.json").read_text())["attributes"]["ome"]["multiscales"]
-    assert [[one["path"] for one in image["datasets"]] for image in images] == [["affinity"], ["segmentation"]]
+    assert [[one["path"] for one in image["datasets"]] for image in images] == [["segmentation"], ["affinity"]]
     assert [p.name for p in store.iterdir() if p.name.startswith(".")] == []
     monkeypatch.undo()
     assert len(add_levels(f"{store}:segmentation", 3, None, False, quiet)) == 3

@@ -1,0 +1,1 @@
+"""Surfaces and skeletons of segmented objects in Neuroglancer precomputed, block by block."""
