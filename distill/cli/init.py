@@ -30,6 +30,7 @@ def init(
 ) -> None:
     """Write a commented teacher.yaml and student.yaml that fit your labelled sections."""
     from distill.core.geometry import parse_numbers
+    from distill.io.writers.output import check_folder
     from distill.models.load import pick_device
     from distill.training.starter import write_pair
 
@@ -37,6 +38,7 @@ def init(
     if raw is None and labels is not None:
         raise DistillError("--labels: found no --raw, expected the sections that these labels belong to: --raw SOURCE")
     gpu = pick_device(device).type == "cuda"
+    check_folder(folder)
     if raw is None:
         raw, labels = _sample(folder, overwrite)
     made = write_pair(folder, raw, labels, resolution=nm, gpu=gpu, overwrite=overwrite)

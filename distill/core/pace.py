@@ -37,7 +37,7 @@ def each(seconds: float, unit: str) -> str:
         seconds: per item.
         unit: plural name of the items.
     """
-    one = unit[:-1] if unit.endswith("s") else unit
+    one = unit.removesuffix("es") if unit.endswith("xes") else unit.removesuffix("s")
     for name, length in (("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{number(seconds / length)} {name} per {one}"

@@ -24,6 +24,7 @@ from distill.data.download import OnBytes, fetch, verify
 from distill.io.readers.array import readable
 from distill.io.volume import Volume, open_grey, open_labels
 from distill.io.writers.cremi import write_cremi
+from distill.io.writers.output import check_folder
 from distill.io.writers.store import writing
 
 RAW, LABELS = "volumes/raw", "volumes/labels/neuron_ids"
@@ -55,6 +56,7 @@ def get(data: PublicData, out: Path, given: Path | None, *, on_bytes: OnBytes, n
         raise DistillError(by_hand(data, out))
     if given is not None and not given.exists():
         raise SourceError(f"{given}: no such file or folder, expected {expected(data)}")
+    check_folder(out)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     if not data.cuts:

@@ -27,6 +27,7 @@ from distill.core.known import counted_truth
 from distill.io.selection import split_selection
 from distill.io.truth import Truth
 from distill.io.volume import LABELS_DATASET, Volume, open_grey, open_labels
+from distill.io.writers.output import check_folder
 from distill.io.writers.target import check_file
 from distill.training.data import open_data, place_labels
 from distill.training.finetune import crop_of, split_sections
@@ -93,6 +94,7 @@ def write_pair(
         DistillError: a file exists, a source cannot be read, the labels do not fit the image, or fewer than two
             sections are labelled; nothing is written in these cases.
     """
+    check_folder(folder)
     files = folder / "teacher.yaml", folder / "student.yaml"
     for file in files:
         check_file(file, overwrite)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distill.core.choices import Method, Network
+from distill.core.errors import DistillError
 from distill.core.geometry import Triple
 
 
@@ -46,6 +47,11 @@ class Blocking:
     method: Method = "flood"
     on_bad: Sequence[str] = ()
     orientations: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.block is not None and min(self.block) < 1:
+            found = ",".join(map(str, self.block))
+            raise DistillError(f"--block: found {found}, expected voxels of a block such as 17,1024,1024")
 
 
 DEFAULT_BLOCKING = Blocking()

@@ -79,6 +79,27 @@ def replaced(out: Path) -> Path:
     return out.with_name(out.name + ".replaced")
 
 
+_FILES = {
+    ".safetensors": "weights",
+    ".pt": "weights",
+    ".pth": "weights",
+    ".onnx": "weights",
+    ".csv": "a table",
+    ".json": "JSON",
+    ".jsonl": "JSON",
+    ".yaml": "YAML",
+    ".yml": "YAML",
+    ".svg": "a figure",
+    ".pdf": "a figure",
+    ".html": "a page",
+    ".md": "text",
+    ".txt": "text",
+    ".swc": "a skeleton",
+    ".zip": "an archive",
+    ".ipynb": "a notebook",
+}
+
+
 def check_folder(out: Path) -> None:
     """Check that a folder can be made at `out`, and that its name does not promise a file.
 
@@ -86,10 +107,8 @@ def check_folder(out: Path) -> None:
         SourceError: see `check_place`, or the name has the extension of a file format.
     """
     check_place(out)
-    if (form := other_format(out)) is not None or out.suffix == ".safetensors":
-        raise SourceError(
-            f"{out}: found the extension of {form or 'weights'}, expected a folder such as {out.with_suffix('').name}"
-        )
+    if (form := other_format(out) or _FILES.get(out.suffix.lower())) is not None:
+        raise SourceError(f"{out}: found the extension of {form}, expected a folder such as {out.with_suffix('').name}")
 
 
 def check_place(out: Path) -> None:

@@ -239,6 +239,24 @@ def test_a_folder_is_not_named_as_a_file(cli: Cli, tmp_path: Path, name: str) ->
     assert {one.name for one in tmp_path.iterdir()} == {"a.h5"}
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.json", "x.yaml", "x.HTML", "x.pdf"])
+def test_folders_are_not_named_as_other_files(cli: Cli, tmp_path: Path, name: str) -> None:
+    for words in (("init", tmp_path / name), ("export", "ac4", "--out", tmp_path / name)):
+        said = cli(*words)
+        assert said.code == 2, words
+        assert f"{name}: found the extension of" in said.err, said.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("block", ["0,0,0", "17,-1,1024"])
+def test_blocks_without_voxels(cli: Cli, tmp_path: Path, block: str) -> None:
+    path = hdf5(tmp_path / "a.h5", "volumes/raw", RAW)
+    said = cli("segment", path, "--model", "ac4", "--block", block, "--out", tmp_path / "x.zarr")
+    assert said.code == 2
+    assert f"--block: found {block}, expected" in said.err
+    assert not (tmp_path / "x.zarr").exists()
+
+
 def test_a_stream_that_reads_no_section_fails(cli: Cli, tmp_path: Path) -> None:
     """With any policy for bad sections: a result that nothing went into is none."""
     (tmp_path / "bad").mkdir()

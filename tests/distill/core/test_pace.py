@@ -53,6 +53,7 @@ def test_span(seconds: float, text: str) -> None:
             (1, "steps", "1.00 s per step"),
             (2.345, "sections", "2.35 s per section"),
             (119, "blocks", "119 s per block"),
+            (3, "boxes", "3.00 s per box"),
         ),
         *((120, "blocks", "2.00 min per block"), (7300, "MB", "2.03 h per MB"), (1e9, "steps", "278000 h per step")),
     ],
