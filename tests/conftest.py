@@ -44,6 +44,14 @@ def allocator_as_it_is() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_of_networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Converted networks are kept in a folder of this run of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Callable[[str], Path]:
     """Path of a real file or folder; skips where the data are absent.

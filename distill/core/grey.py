@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter
 
 from distill.core.errors import ShapeError
 
 Bools = NDArray[np.bool_]
 
+_AT_ONCE = 2**16  # bins whose neighbours are compared at a time
 _STRIP = 2**22  # pixels counted at a time
 _FLOAT_BITS = 20  # leading bits of a float32 that define its bin: steps of 0.05 % of the value
 _SPIKE_SHARE, _SPIKE_RATIO, _NEIGHBOURS = 0.005, 8.0, 17
@@ -93,7 +93,7 @@ class Histogram:
         counts = self.counts[at]
         if not len(at):
             return self.counts > 0
-        usual = median_filter(counts, size=_NEIGHBOURS, mode="nearest")
+        usual = _median_of_neighbours(counts)
         kept = (counts < _SPIKE_SHARE * counts.sum()) | (counts < _SPIKE_RATIO * usual)
         for end, next_one in ((0, 1), (-1, -2)) if len(at) > 1 else ():
             clipped = counts[end] >= _END_SHARE * counts.sum() and counts[end] >= _END_RATIO * counts[next_one]
@@ -131,6 +131,18 @@ class Statistics:
         running = np.cumsum(counts)
         ends = (min(len(at) - 1, int(np.searchsorted(running, percent / 100 * total))) for percent in (low, high))
         return cls(mean, std, *(float(values[end]) for end in ends))
+
+
+def _median_of_neighbours(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the median of each count and its 16 nearest neighbours; beyond an end its own count is repeated."""
+    reach = _NEIGHBOURS // 2
+    padded = np.pad(counts, reach, mode="edge")
+    found = np.empty_like(counts)
+    for first in range(0, len(counts), _AT_ONCE):
+        stop = min(first + _AT_ONCE, len(counts))
+        windows = np.lib.stride_tricks.sliding_window_view(padded[first : stop + 2 * reach], _NEIGHBOURS)
+        found[first:stop] = np.partition(windows, reach, axis=1)[:, reach]
+    return found
 
 
 def empty_pixels(section: NDArray[Any]) -> int:

@@ -15,7 +15,6 @@ import cc3d
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from distill.core.labels import compact
@@ -95,6 +94,8 @@ def absorb(labels: NDArray[np.integer[Any]], min_voxels: int) -> NDArray[np.inte
     blocked = lost | (labels == 0)
     if blocked.all():
         return np.zeros_like(labels)
+    from scipy import ndimage
+
     nearest = ndimage.distance_transform_edt(
         blocked, sampling=_SECTION_STEP, return_distances=False, return_indices=True
     )

@@ -15,7 +15,6 @@ import cc3d
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from distill.core.devices import to_device
@@ -180,6 +179,8 @@ def surroundings(seeds: Seeds, sampling: Sequence[float]) -> Surroundings:
     """
     if seeds.components.device.type == "cuda":
         return Surroundings(*nearest_labels(seeds.components, sampling))
+    from scipy import ndimage
+
     nearest, distance = [], []
     for block, count in zip(seeds.components.cpu().numpy(), seeds.counts, strict=True):
         if count == 0:

@@ -43,7 +43,7 @@ def student_sections(
 ) -> Iterator[SectionOutput]:
     """Stream sections (H, W) through the student, with one output per section."""
     runner = SectionRunner(
-        model.student,
+        model.network,
         model.slab if with_slab else None,
         device=runtime.device,
         precision=runtime.precision,

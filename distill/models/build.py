@@ -9,6 +9,7 @@ from distill.config.teacher_kinds import TeacherKind
 from distill.core.geometry import Nanometres
 from distill.decoder.decoder import QueryDecoder
 from distill.decoder.queries import SeedRule
+from students.deferred import StudentForm
 from students.slab_adapter import SlabAdapter
 from students.smp import SmpYShape
 from students.student import Student
@@ -142,7 +143,7 @@ def build_student(config: StudentNetwork, *, weights: str | None = None) -> Stud
     )
 
 
-def build_slab(student: Student, fused: int) -> SlabAdapter:
+def build_slab(student: Student | StudentForm, fused: int) -> SlabAdapter:
     """Build the student's adapter to the decoder."""
     return SlabAdapter(half=student.half_channels, full=student.full_channels, features=fused)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from distill.decoder.decoder import QueryDecoder
 from distill.models.build import build_decoder, build_slab, build_student, build_teacher
 from distill.models.checkpoint import Weights, load_module, read_weights
 from distill.models.header import NetworkKind, bundled_models
+from students.backends.cache import cached
+from students.deferred import DeferredStudent, StudentForm, form_of, network_of
 from students.slab_adapter import SlabAdapter
 from students.student import Student
 from teachers.inflated import InflatedTeacher
@@ -101,13 +105,23 @@ def _fill_where_it_fits(modules: Mapping[str, nn.Module], found: Weights) -> boo
 class TrainedStudent:
     """A student ready for inference, with its adapter and decoder if the file contains them."""
 
-    student: Student
+    network: Student | DeferredStudent
     slab: SlabAdapter | None
     decoder: QueryDecoder | None
     decoding: DecoderConfig
     notes: dict[str, Any]
     path: Path
     normaliser: Normaliser = UNCHANGED  # normalises the sections of a source as in training
+
+    @property
+    def student(self) -> Student:
+        """Return the network, which is built at its first use."""
+        return network_of(self.network)
+
+    @property
+    def form(self) -> StudentForm:
+        """Return the form of the network without building it."""
+        return form_of(self.network)
 
 
 @dataclass(frozen=True)
@@ -184,22 +198,58 @@ def load_student(model: str, device: torch.device) -> TrainedStudent:
     if weights.kind != "student":
         raise CheckpointError(f"{weights.path}: holds a {weights.kind}, expected a student")
     config, source = weights.config, str(weights.path)
+    student = _deferred(weights, device)
     try:
-        network = {name: config[name] for name in StudentNetwork.model_fields if name in config}
-        student = build_student(StudentNetwork.model_validate(network))
         decoding = DecoderConfig.model_validate(config.get("decoder") or {})
         normaliser = Normaliser(_normalisation(config))
         slab = decoder = None
         if weights.part("decoder"):
-            slab = build_slab(student, config["fused"])
+            slab = build_slab(student.form, config["fused"])
             decoder = build_decoder(decoding, config["fused"], tuple(config["resolution"]))
     except (KeyError, TypeError, ValidationError, DistillError) as error:
-        raise CheckpointError(f"{source}: its configuration is not a student's: {error}") from None
-    for name, module in (("student", student), ("slab", slab), ("decoder", decoder)):
+        raise _not_a_student(source, error) from None
+    for name, module in (("slab", slab), ("decoder", decoder)):
         if module is not None:
             _fill(module, weights.part(name), f"{source} ({name})", device)
-    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TrainedStudent(student, slab, decoder, decoding, _notes(weights), weights.path, normaliser)
+
+
+def _deferred(weights: Weights, device: torch.device) -> DeferredStudent:
+    """Return the student of a weights file, which is built now unless its form is known from an earlier process.
+
+    Raises:
+        CheckpointError: it cannot be built. It could be once if the form is known.
+    """
+    digest = hashlib.sha256(weights.path.read_bytes()).hexdigest()
+    built: list[Student] = []
+
+    def described() -> dict[str, bytes]:
+        built.append(_student_of(weights, device))
+        return {"form.json": json.dumps(StudentForm.of(built[0]).to_dict()).encode()}
+
+    files = cached({"kind": "form", "weights": digest}, described)
+    form = StudentForm(**json.loads(files["form.json"]))
+    return DeferredStudent(lambda: built[0] if built else _student_of(weights, device), digest, form)
+
+
+def _student_of(weights: Weights, device: torch.device) -> Student:
+    """Build the student of a weights file in evaluation mode.
+
+    Raises:
+        CheckpointError: the file belongs to another architecture.
+    """
+    network = {name: weights.config[name] for name in StudentNetwork.model_fields if name in weights.config}
+    try:
+        student = build_student(StudentNetwork.model_validate(network))
+    except (KeyError, TypeError, ValidationError, DistillError) as error:
+        raise _not_a_student(str(weights.path), error) from None
+    _fill(student, weights.part("student"), f"{weights.path} (student)", device)
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return student
+
+
+def _not_a_student(source: str, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{source}: its configuration is not a student's: {error}")
 
 
 def load_teacher(model: str, device: torch.device) -> TrainedTeacher:

@@ -20,11 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from skimage.morphology import local_maxima
-from skimage.segmentation import watershed
 
 from distill.core.errors import DistillError, ShapeError
 from distill.core.labels import Integers, Relabelling, compact, concatenate, distinct_ids, ranks, sum_pairs
@@ -206,6 +201,9 @@ class Merges:
 
 def groups_of(ids: NDArray[np.uint64], keeps: NDArray[np.int32], goes: NDArray[np.int32]) -> NDArray[np.uint64]:
     """Return the smallest id of the group of each id (N,), ascending, after merges given by places in `ids`."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(keeps), np.int8), (keeps, goes)), shape=(len(ids),) * 2)
     members = connected_components(graph, directed=False)[1]
     _, first, where = np.unique(members, return_index=True, return_inverse=True)
@@ -305,6 +303,10 @@ def merged_above(
 
 
 def _all_sections(affinity: Affinity) -> NDArray[np.uint64]:
+    from scipy import ndimage
+    from skimage.morphology import local_maxima
+    from skimage.segmentation import watershed
+
     _check_affinity(affinity, affinity.shape[1:])
     boundary = 1.0 - 0.5 * (affinity[1] + affinity[2])
     result: NDArray[np.uint64] = np.empty(boundary.shape, np.uint64)

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from distill.core.labels import Integers, Relabelling, concatenate, ranks, sum_pairs
 
@@ -61,6 +59,9 @@ def unite(ids: NDArray[np.uint64], shares: Shares, threshold: float = 0.5) -> Re
     Returns:
         For every id its final id; final ids are 1..n, in order of the smallest id of an object.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     agreed = shares.share >= threshold
     a, b = (np.searchsorted(ids, ends[agreed]) for ends in (shares.a, shares.b))
     graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(len(ids), len(ids)))

@@ -13,6 +13,7 @@ from distill.core.hardware import AUTO, FULL, Precision, check_precision, has_bf
 from students.backends.base import Backend
 from students.backends.functions import ExtraOutputs
 from students.backends.torch import TorchBackend
+from students.deferred import DeferredStudent, network_of
 from students.slab_adapter import SlabAdapter
 from students.student import Student
 
@@ -21,7 +22,7 @@ BACKENDS = ("auto", "eager", "compile", "openvino", "onnxruntime")
 
 def make_backend(
     name: str,
-    student: Student,
+    student: Student | DeferredStudent,
     slab: SlabAdapter | None,
     wanted: ExtraOutputs,
     *,
@@ -43,13 +44,15 @@ def make_backend(
     """
     name, precision = settled(name, precision, device)
     if name in ("eager", "compile"):
-        return TorchBackend(student, slab, wanted, device=device, precision=precision, compiled=name == "compile")
+        return TorchBackend(
+            network_of(student), slab, wanted, device=device, precision=precision, compiled=name == "compile"
+        )
     if device.type != "cpu":
         raise DistillError(f"--backend: found {name!r} with --device {device.type}, expected eager or compile there")
     if name == "onnxruntime":
         from students.backends.onnx import OnnxBackend
 
-        return OnnxBackend(student, slab, wanted, precision=precision)
+        return OnnxBackend(network_of(student), slab, wanted, precision=precision)
     from students.backends.openvino import OpenVINOBackend
 
     return OpenVINOBackend(student, slab, wanted, precision=precision)

@@ -28,7 +28,7 @@ from distill.core.errors import DistillError
 from students.backends.functions import Decode, Encode, ExtraOutputs
 from students.backends.fuse import fused
 from students.backends.onnx import load_onnx, load_runtime
-from students.backends.openvino import load_openvino
+from students.backends.openvino_models import load_openvino
 from students.student import Student
 
 EXPORT_FORMATS = ("onnx", "openvino", "torch")

@@ -114,17 +114,22 @@ class Decode(nn.Module):
 
     def named(self, found: tuple[Tensor, ...]) -> Decoded:
         """Name the outputs of `forward`."""
-        rest = iter(found[1:])
-        return Decoded(
-            found[0],
-            next(rest) if self.wanted.current else None,
-            next(rest) if self.wanted.previous else None,
-            *((next(rest), next(rest)) if self.wanted.features else (None, None)),
-        )
+        return name_outputs(self.wanted, found)
 
     def _total(self, values: Tensor) -> Tensor:
         """Compute `channel_sum` as a convolution, which is faster on a CPU than a sum over few channels."""
         return F.conv2d(values, self.ones.to(values.dtype))
+
+
+def name_outputs(wanted: ExtraOutputs, found: tuple[Tensor, ...]) -> Decoded:
+    """Name the outputs of `Decode.forward`."""
+    rest = iter(found[1:])
+    return Decoded(
+        found[0],
+        next(rest) if wanted.current else None,
+        next(rest) if wanted.previous else None,
+        *((next(rest), next(rest)) if wanted.features else (None, None)),
+    )
 
 
 def flat(samples: Sequence[Samples]) -> tuple[Tensor, ...]:

@@ -6,25 +6,27 @@ converted back and forth. Models are built once per size and cached.
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distill.core.errors import DistillError
 from distill.core.hardware import MIXED, has_bfloat16
 from distill.core.signals import signals_held
 from students.backends.base import Maps
-from students.backends.functions import Decode, Decoded, Encode, ExtraOutputs, flat
+from students.backends.functions import Decode, Decoded, ExtraOutputs, flat, name_outputs
 from students.backends.fuse import fused, take_entry
+from students.backends.openvino_models import FreeModels, free_models, load_openvino, to_openvino
 from students.backends.signal_stack import signal_stack_kept
+from students.deferred import DeferredStudent, form_of, network_of
 from students.slab_adapter import SlabAdapter
 from students.student import Samples, Student, pad_to_stride
 
+Decoder = tuple[Callable[[tuple[Tensor, ...]], Decoded], Any]
 _KEPT_SIZES = 8  # compiled models: tiles at borders have sizes of their own
 
 
@@ -37,7 +39,9 @@ class OpenVINOBackend:
     batch = 1
 
     @signal_stack_kept()
-    def __init__(self, student: Student, slab: SlabAdapter | None, wanted: ExtraOutputs, *, precision: str) -> None:
+    def __init__(
+        self, student: Student | DeferredStudent, slab: SlabAdapter | None, wanted: ExtraOutputs, *, precision: str
+    ) -> None:
         """Load the library; models are built when sizes are known.
 
         Args:
@@ -52,32 +56,34 @@ class OpenVINOBackend:
         """
         self._ov = load_openvino()
         self._core = self._ov.Core()
-        self._student, self._slab, self._wanted = student, slab, wanted
+        self._source, self._slab, self._wanted = student, slab, wanted
         able = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         able = able and has_bfloat16(torch.device("cpu"))  # oneDNN's limit counts in OpenVINO, which does not report it
         self._half_precision = precision == MIXED and able
+        self._stride, entry = form_of(student).stride, form_of(student).entry
         self._entry: nn.Module | None = None  # OpenVINO has one precision per model, so torch runs this layer
-        if self._half_precision and student.entry is not None:
-            self._student = fused(student)
-            self._entry = take_entry(self._student)
+        self._taken: Student | None = None  # the student without that layer
+        if self._half_precision and entry is not None:
+            self._taken = fused(network_of(student))
+            self._entry = take_entry(self._taken)
             if self._entry is not None:
                 self._entry.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._encoders: dict[tuple[int, ...], _Encoder] = {}
-        self._decoders: dict[tuple[Any, ...], tuple[Decode, Any]] = {}
+        self._decoders: dict[tuple[Any, ...], tuple[Decoder, tuple[int, int] | None]] = {}
 
     @signal_stack_kept()
     def encode(self, grey: Tensor) -> Maps:
         """See `Backend.encode`."""
+        grey = pad_to_stride(grey, self._stride)
         if self._entry is not None:
             with torch.inference_mode():
-                padded = pad_to_stride(grey, self._student.stride)
-                grey = self._entry(padded.contiguous(memory_format=torch.channels_last))
+                grey = self._entry(grey.contiguous(memory_format=torch.channels_last))
         shape = tuple(grey.shape)
         if shape not in self._encoders:
             _make_room(self._encoders)
             self._encoders[shape] = self._encoder(shape)
-        given = grey if self._entry is None else grey.permute(0, 2, 3, 1).contiguous()
-        return self._encoders[shape](given)
+        given = grey if self._entry is None else grey.permute(0, 2, 3, 1)
+        return self._encoders[shape](given.contiguous())
 
     @signal_stack_kept()
     def decode(
@@ -88,11 +94,13 @@ class OpenVINOBackend:
         if key not in self._decoders:
             _make_room(self._decoders)
             self._decoders[key] = self._decoder(current, size, samples)
-        decode, request = self._decoders[key]
+        (named, request), crop = self._decoders[key]
         given = [linked.numpy(), *previous, *current, *(part.numpy() for part in flat(samples))]
         request.infer(dict(enumerate(given)), share_inputs=True)
-        outputs = range(len(request.model_outputs))
-        return decode.named(tuple(torch.from_numpy(request.get_output_tensor(n).data.copy()) for n in outputs))
+        outputs = [request.get_output_tensor(n).data for n in range(len(request.model_outputs))]
+        if crop is not None:
+            outputs = [part[..., : crop[0], : crop[1]] for part in outputs]
+        return named(tuple(torch.from_numpy(part.copy()) for part in outputs))
 
     def previous(self, last: Maps | None, current: Maps) -> Maps:
         """See `Backend.previous`."""
@@ -102,37 +110,66 @@ class OpenVINOBackend:
         """See `Backend.last`."""
         return current
 
+    @cached_property
+    def _models(self) -> FreeModels:
+        """Return the two functions for any size."""
+        digest = self._source.digest if isinstance(self._source, DeferredStudent) else None
+        wanted = ExtraOutputs(self._wanted.current, self._wanted.previous)
+        key = None if digest is None else {"weights": digest, "entry": "torch" if self._entry is not None else "model"}
+        return free_models(self._network, wanted, key)
+
+    def _network(self) -> tuple[Student, int]:
+        """Return the student that is converted, and the channels of its input."""
+        if self._entry is None:
+            return network_of(self._source), 1
+        assert self._taken is not None
+        return self._taken, int(next(self._entry.parameters()).shape[0])
+
     def _encoder(self, shape: tuple[int, ...]) -> _Encoder:
-        # Traced on a small section if that is sufficient: a large one takes seconds and gigabytes.
-        stride = self._student.stride
-        whole = self._entry is not None or not any(size % stride for size in shape[-2:])
-        small = (*shape[:-2], 2 * stride, 2 * stride) if whole else shape
-        model = to_openvino(Encode(self._student), (torch.zeros(small, device="cpu"),), [list(shape)])
-        steps = self._ov.preprocess.PrePostProcessor(model)
+        steps = self._ov.preprocess.PrePostProcessor(self._models.encoder(shape))
         if self._entry is not None:
             steps.input(0).tensor().set_layout(self._ov.Layout("NHWC"))
             steps.input(0).model().set_layout(self._ov.Layout("NCHW"))
-        for n in range(len(model.outputs)):
+        for n in range(len(self._models.encode.outputs)):
             self._kept_as_is(steps.output(n))
         return _Encoder(self._ov, self._compiled(steps.build()))
 
-    def _decoder(self, maps: Maps, size: tuple[int, int], samples: Sequence[Samples]) -> tuple[Decode, Any]:
-        decode = Decode(self._student, self._slab, size, self._wanted, maps=len(maps)).eval()
-        shapes = [(n, c, h, w) for n, h, w, c in (tuple(part.shape) for part in maps)] * 2
+    def _decoder(
+        self, maps: Maps, size: tuple[int, int], samples: Sequence[Samples]
+    ) -> tuple[Decoder, tuple[int, int] | None]:
+        """Return how the outputs of a pair are named, its compiled model, and the size to crop to, if it has to be."""
+        shapes = [(n, c, h, w) for n, h, w, c in (tuple(part.shape) for part in maps)]
+        if samples or self._wanted.features:  # what is looked up, or averaged at the border, depends on the size
+            network = network_of(self._source) if self._taken is None else self._taken
+            decode = Decode(network, self._slab, size, self._wanted, maps=len(maps)).eval()
+            model, crop = self._of_size(decode, [*shapes, *shapes], size, samples), None
+        else:
+            model, crop = self._models.decoder(shapes), size
+        steps = self._ov.preprocess.PrePostProcessor(model)
+        for n in range(1, 1 + 2 * len(maps)):
+            self._kept_as_is(steps.input(n))
+        named = functools.partial(name_outputs, self._wanted)
+        return (named, self._compiled(steps.build()).create_infer_request()), crop
+
+    def _of_size(
+        self,
+        decode: Decode,
+        shapes: Sequence[tuple[int, ...]],
+        size: tuple[int, int],
+        samples: Sequence[Samples],
+    ) -> Any:
+        """Convert a function for maps of these shapes (B, C, H', W')."""
         small = shapes
-        if not samples and not any(length % self._student.stride for length in size):  # nothing is cropped or looked up
-            side = 2 * self._student.stride
+        if not samples and not any(length % self._stride for length in size):  # nothing is cropped or looked up
+            side = 2 * self._stride  # a large section takes seconds and gigabytes
             small = [(n, c, side * h // size[0], side * w // size[1]) for n, c, h, w in shapes]
-        example = [
+        example = (
             torch.ones(1, 1, 1, 1, device="cpu"),
             *(torch.zeros(shape, device="cpu") for shape in small),
             *flat(samples),
-        ]
+        )
         sizes = [[1, 1, 1, 1], *map(list, shapes), *(list(part.shape) for part in flat(samples))]
-        steps = self._ov.preprocess.PrePostProcessor(to_openvino(decode, tuple(example), sizes))
-        for n in range(1, 1 + 2 * len(maps)):
-            self._kept_as_is(steps.input(n))
-        return decode, self._compiled(steps.build()).create_infer_request()
+        return to_openvino(decode, example, sizes)
 
     def _kept_as_is(self, port: Any) -> None:
         """Keep a map channels last, in the precision of the computation, at the model's input or output."""
@@ -156,7 +193,7 @@ class OpenVINOBackend:
         """Return kind and seconds of every layer in the last run of either function, if profiling is enabled."""
         last = {
             "encode": [encoder.request for encoder in self._encoders.values()][-1:],
-            "decode": [request for _, request in self._decoders.values()][-1:],
+            "decode": [request for (_, request), _ in self._decoders.values()][-1:],
         }
         return {
             name: [(node.node_type, node.real_time.total_seconds()) for node in request.profiling_info]
@@ -186,39 +223,3 @@ def _make_room(kept: dict[Any, Any]) -> None:
     """Discard the oldest model, because each holds buffers of its size."""
     if len(kept) >= _KEPT_SIZES:
         del kept[next(iter(kept))]
-
-
-def to_openvino(module: nn.Module, example: tuple[Tensor, ...], shapes: Sequence[Any] | None = None) -> Any:
-    """Convert a module to an OpenVINO model.
-
-    Args:
-        module: in evaluation mode, in float32.
-        example: its inputs.
-        shapes: partial shapes of the inputs; those of the example by default.
-    """
-    ov = load_openvino()
-    wanted = [list(part.shape) for part in example] if shapes is None else shapes
-    with signals_held(), warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-        warnings.simplefilter("ignore")  # tracing warns that sizes become constants, which is intended
-        # without torch's check of the trace, which would run it twice more
-        traced = torch.jit.trace(module, example, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
-        return ov.convert_model(traced, example_input=example, input=wanted)
-
-
-def load_openvino() -> ModuleType:
-    """Import the library without its package that sends usage statistics from every importing process.
-
-    Raises:
-        DistillError: it is not installed.
-    """
-    if "openvino" not in sys.modules:
-        cast(dict[str, ModuleType | None], sys.modules).setdefault("openvino_telemetry", None)  # as if not installed
-    try:
-        import openvino
-        import openvino.preprocess
-    except ModuleNotFoundError as error:
-        if error.name != "openvino":
-            raise
-        raise DistillError("openvino: not installed, expected `pip install openvino`") from None
-    found: ModuleType = openvino
-    return found

@@ -21,6 +21,7 @@ from distill.core.geometry import Triple
 from distill.core.normalisation import UNCHANGED, Correction, Normaliser
 from students.backends.choose import make_backend
 from students.backends.functions import ExtraOutputs
+from students.deferred import DeferredStudent, form_of, network_of
 from students.slab_adapter import SlabAdapter
 from students.streaming.modes import SectionRegion, Steps, TiledSections, WholeSections
 from students.streaming.outputs import EmbeddingType, SectionOutput
@@ -40,7 +41,7 @@ class SectionRunner:
 
     def __init__(
         self,
-        student: Student,
+        student: Student | DeferredStudent,
         slab: SlabAdapter | None,
         *,
         device: torch.device,
@@ -82,11 +83,11 @@ class SectionRunner:
             normaliser,
             further,
             embedding,
-            student.stride,
-            student.aligned_levels,
+            form_of(student).stride,
+            form_of(student).aligned_levels,
             samples_edges=wanted.features,
         )
-        self.halo = None if tile is None else halo(student, offsets)
+        self.halo = None if tile is None else halo(network_of(student), offsets)
         most = self._steps.backend.batch
         if batch is not None and not 1 <= batch <= most:
             raise DistillError(f"batch: found {batch}, expected 1 to {most} with {self.backend}")

@@ -79,14 +79,14 @@ class StudentBlocks:
     ) -> None:
         self._trained, self._runtime, self._method, self._threshold = trained, runtime, method, threshold
         self._runner = SectionRunner(
-            trained.student,
+            trained.network,
             trained.slab,
             device=runtime.device,
             precision=runtime.precision,
             backend=runtime.backend,
         )
         self._size = plan.shape[1:]
-        self._regions = regions(plan, halo, trained.student.stride)
+        self._regions = regions(plan, halo, trained.form.stride)
 
     def solve(self, block: Block, sections: Sections, timer: StageTimer) -> Solved:
         """Segment a block; see `Instances.solve`."""

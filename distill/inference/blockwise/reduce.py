@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from distill.core.atomic import new_folder, replacing
 from distill.core.geometry import Triple
@@ -146,6 +144,9 @@ def write_part(store: Path, plan: Plan, digest: str, part: Part, threshold: floa
 
 def final_ids_of_parts(store: Path, plan: Plan, digest: str) -> Relabelling:
     """Compute final ids 1..n of the supervoxels that own a voxel, from the merges of all parts."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     found = [read_ids(table_path(store, index)) for index in range(plan.count)]
     ids, seen = (np.concatenate([one[k] for one in found]) for k in (0, 1))
     order = np.argsort(ids, kind="stable")

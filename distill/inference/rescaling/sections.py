@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 
 from distill.inference.rescaling.results import Rescaling
@@ -71,6 +70,8 @@ def _weights(rescaling: Rescaling, axis: int, start: int, stop: int) -> tuple[sl
     """Return the source pixels that contribute to a range of model pixels, and the weights, a sparse matrix (model,
     source).
     """
+    import scipy.sparse
+
     size, factor = rescaling.recorded[axis], rescaling.factor[axis]
     reach = max(1.0, factor)
     centres = (np.arange(start, stop) + 0.5) * factor

@@ -287,7 +287,7 @@ def _run(request: StreamRequest, job: _Job, callbacks: Callbacks, stages: StageT
 
 def _runner(trained: TrainedStudent, runtime: Runtime, streaming: Streaming) -> SectionRunner:
     return SectionRunner(
-        trained.student,
+        trained.network,
         trained.slab if streaming.segment else None,
         device=runtime.device,
         precision=runtime.precision,
@@ -347,7 +347,7 @@ def _open(request: StreamRequest, known: Sequence[str | None], note: Note) -> So
 def _layout(kind: SectionKind, trained: TrainedStudent, streaming: Streaming, *, in_pieces: bool) -> StreamLayout:
     step = trained.decoding.block[0] - 1 if streaming.segment else None
     embedding = streaming.embedding
-    channels = trained.student.embedding_channels
+    channels = trained.form.embedding_channels
     layout = StreamLayout(
         size=kind.size,
         depth=1,
