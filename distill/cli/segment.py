@@ -26,6 +26,7 @@ from distill.cli.options import Merge, Overwrite, Thresholds, check_merge, merge
 from distill.cli.selecting import selects
 from distill.core.choices import ExportFormat
 from distill.core.errors import DistillError
+from distill.core.hardware import EXACT, ExportPrecision
 
 if TYPE_CHECKING:
     from distill.inference.streaming.output.manifest import Line
@@ -246,18 +247,27 @@ def export(
     form: Annotated[ExportFormat, typer.Option("--format", help="runtime of the exported functions")] = "onnx",
     sample: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="volume to compare on, its first two sections; default: a phantom"),
+        typer.Option(
+            metavar="SOURCE",
+            help="volume to compare on, its first two sections; default: a phantom; int8 takes its ranges from it",
+        ),
     ] = None,
+    precision: Annotated[
+        ExportPrecision, typer.Option(help="of the convolutions; int8 with --format openvino only")
+    ] = EXACT,
     overwrite: Overwrite = False,
 ) -> None:
     """Export a student's two functions, encode and decode, to another runtime, and compare them with PyTorch."""
     from distill.inference.export import export as run
 
-    found = run(model, form, out, sample, overwrite=overwrite)
+    found = run(model, form, out, sample, overwrite=overwrite, precision=precision)
     for file in found.files:
         say(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
     say(f"height and width: multiples of {found.stride}")
     d = found.difference
+    if isinstance(d, float):
+        say(f"int8: affinities differ from float32 by {d:.4f} on average on windows of {found.sample}")
+        return
     say(
         f"largest difference from torch on {found.sample}: maps {d.maps:.1e} of their largest value, "
         f"affinity {d.affinity:.1e}, embedding {d.embedding:.1e}"

@@ -12,7 +12,7 @@ from pydantic import (
 
 from distill.config.data import Strict
 from distill.core.geometry import Triple
-from distill.core.hardware import AUTO, Precision
+from distill.core.hardware import TrainingPrecision
 
 # the teacher's offsets beyond the nearest neighbours (`distill.core.affinity.MULTI`)
 LONG_RANGE: tuple[Triple, ...] = (
@@ -131,7 +131,7 @@ class TrainingConfig(Strict):
     weight_decay: float = Field(0.0, ge=0)
     clip: float = Field(0.0, ge=0)  # maximum gradient norm, 0 = off
     ema: float = Field(0.0, ge=0, lt=1)  # decay of averaged weights, 0 = off
-    precision: Precision = AUTO  # depends on the device, see docs/how-to/training.md
+    precision: TrainingPrecision = "auto"  # depends on the device, see docs/how-to/training.md
     compile: bool = False  # teacher and student through torch.compile; see docs/how-to/training.md
     workers: int = Field(2, ge=0)
     seed: int = Field(0, ge=0)

@@ -20,10 +20,14 @@ from distill.core.errors import DistillError
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["auto", "32-true", "bf16-mixed"]
+Precision = Literal["auto", "32-true", "bf16-mixed", "int8"]
+TrainingPrecision = Literal["auto", "32-true", "bf16-mixed"]
+ExportPrecision = Literal["32-true", "int8"]
 AUTO: Precision = "auto"
 FULL: Precision = "32-true"
+EXACT: ExportPrecision = "32-true"
 MIXED: Precision = "bf16-mixed"
+INT8: Precision = "int8"  # of the student on OpenVINO; everything else computes in float32 then
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # oneDNN's names of instruction sets
@@ -39,7 +43,7 @@ class Chosen:
     """A selected precision and the reason for it.
 
     Attributes:
-        precision: `FULL` or `MIXED`.
+        precision: `FULL`, `MIXED` or `INT8`.
         reason: `auto`, `as asked for` or `as the run began`.
         device: description of the device.
         warning: cost of the precision on this device; None if there is none.
@@ -97,7 +101,7 @@ def choose(precision: str, device: torch.device, *, begun: str | None = None) ->
     where = describe_device(device)
     if asked != AUTO:
         reason = "as asked for"
-    elif begun in (FULL, MIXED):
+    elif begun in (FULL, MIXED, INT8):
         asked, reason = check_precision(str(begun)), "as the run began"
     else:
         return Chosen(MIXED if native else FULL, "auto", where)
@@ -105,7 +109,7 @@ def choose(precision: str, device: torch.device, *, begun: str | None = None) ->
 
 
 def resolved(precision: str, device: torch.device) -> Precision:
-    """Resolve any of `PRECISIONS` to `FULL` or `MIXED`.
+    """Resolve `auto` to `FULL` or `MIXED`; `INT8` is never chosen by it.
 
     Raises:
         DistillError: an unknown precision.

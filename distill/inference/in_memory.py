@@ -48,6 +48,7 @@ def student_sections(
         device=runtime.device,
         precision=runtime.precision,
         backend=runtime.backend,
+        calibration=runtime.calibration,
         offsets=offsets,
         embedding=embedding,
         normaliser=model.normaliser,

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from distill.core.hardware import AUTO, FULL, MIXED, Chosen, check_precision, choose
+from distill.core.errors import DistillError
+from distill.core.hardware import AUTO, FULL, INT8, MIXED, Chosen, check_precision, choose
 from distill.core.notes import Note
 from distill.inference.grey_values import AS_RECORDED, GreyValues
 from distill.models.load import pick_device
 from students.backends.choose import settled
+from students.backends.int8 import Calibration
 
 FLOOD_THRESHOLD = 0.3  # mean affinity of a contact; see docs/how-to/thresholds.md for what it was chosen on
 WATERZ_THRESHOLD = 0.5  # Liu et al., CVPR 2024
@@ -126,6 +128,8 @@ def start(options: Options, begun: Mapping[str, Any], *, elsewhere: bool = False
     backend = kept_backend if options.backend == "auto" else options.backend
     full = options.precision == AUTO and (elsewhere or backend == "onnxruntime")
     asked, kept = FULL if full else options.precision, begun.get("precision")
+    if elsewhere and INT8 in (asked, kept):
+        raise DistillError(f"--precision: found {INT8} with --scheduler, expected --workers, or --precision 32-true")
     if elsewhere:
         asked = check_precision(kept if kept and options.precision == AUTO else asked)
         reason = "auto: what every worker can do" if full else "as asked for"
@@ -151,11 +155,13 @@ class Runtime:
         precision: see `distill.core.hardware`.
         backend: of the student, see `students.backends.choose`; others than `eager` are worth their start for long
             streams.
+        calibration: sections from which the precision `int8` takes its ranges.
     """
 
     device: torch.device
     precision: str = AUTO
     backend: str = "eager"
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         """Resolve values that are `auto`."""

@@ -20,6 +20,7 @@ class Backend(Protocol):
     """Runs `Encode` and `Decode` for sections of any size; deterministic to the bit."""
 
     name: str
+    difference: float | None  # of affinities from float32 on average, as measured for int8
     batch: int  # maximum number of sections per step
 
     def encode(self, grey: Tensor) -> Maps:

@@ -9,9 +9,10 @@ import shutil
 import torch
 
 from distill.core.errors import DistillError
-from distill.core.hardware import AUTO, FULL, Precision, check_precision, has_bfloat16, resolved
+from distill.core.hardware import AUTO, FULL, INT8, Precision, check_precision, has_bfloat16, resolved
 from students.backends.base import Backend
 from students.backends.functions import ExtraOutputs
+from students.backends.int8 import Calibration
 from students.backends.torch import TorchBackend
 from students.deferred import DeferredStudent, network_of
 from students.slab_adapter import SlabAdapter
@@ -28,6 +29,7 @@ def make_backend(
     *,
     device: torch.device,
     precision: str,
+    calibration: Calibration | None = None,
 ) -> Backend:
     """Build the backend of a student.
 
@@ -38,9 +40,11 @@ def make_backend(
         wanted: outputs in addition to the affinities.
         device: computing device.
         precision: see `distill.core.hardware`.
+        calibration: sections from which `int8` takes its ranges.
 
     Raises:
-        DistillError: the name or precision is unknown, a package is missing, or the combination is not supported.
+        DistillError: the name or precision is unknown, a package is missing, the combination is not supported, or
+            `int8` has no sections or differs too much from float32.
     """
     name, precision = settled(name, precision, device)
     if name in ("eager", "compile"):
@@ -55,7 +59,14 @@ def make_backend(
         return OnnxBackend(network_of(student), slab, wanted, precision=precision)
     from students.backends.openvino import OpenVINOBackend
 
-    return OpenVINOBackend(student, slab, wanted, precision=precision)
+    if precision != INT8:
+        calibration = None
+    elif calibration is None:
+        raise DistillError(
+            "--precision int8: found no sections to take ranges from, expected `distill stream` or `distill segment` "
+            "of a source, or `distill export --sample SOURCE`"
+        )
+    return OpenVINOBackend(student, slab, wanted, precision=precision, calibration=calibration)
 
 
 def settled(name: str, precision: str, device: torch.device) -> tuple[str, Precision]:
@@ -75,7 +86,20 @@ def settled(name: str, precision: str, device: torch.device) -> tuple[str, Preci
         raise DistillError(f"--backend: found {name!r}, expected {', '.join(BACKENDS)}")
     only = FULL if name == "onnxruntime" and check_precision(precision) == AUTO else precision
     chosen = resolved(only, device)
+    if chosen == INT8:
+        return _of_int8(name, device), chosen
     return (_fastest(device, chosen) if name == "auto" else name), chosen
+
+
+def _of_int8(name: str, device: torch.device) -> str:
+    if name not in ("auto", "openvino"):
+        raise DistillError(
+            f"--precision: found {INT8} with backend {name}, expected the backend openvino (distill stream, segment or "
+            f"export), or {FULL}"
+        )
+    if device.type != "cpu":
+        raise DistillError(f"--precision: found {INT8} with --device {device.type}, expected --device cpu")
+    return "openvino"
 
 
 def _fastest(device: torch.device, precision: Precision) -> str:

@@ -106,12 +106,15 @@ def write(student: Student, function: ExportedFunction, form: ExportFormat, fold
         elif form == "onnx":
             _onnx(function, exported).save(path)
         else:
-            ov = load_openvino()
-            model = ov.convert_model(exported)
-            for port, name in zip((*model.inputs, *model.outputs), (*function.inputs, *function.outputs), strict=True):
-                port.get_tensor().set_names({name})
-            ov.save_model(model, path, compress_to_fp16=False)
+            save_named(load_openvino().convert_model(exported), function, folder)
     return path
+
+
+def save_named(model: Any, function: ExportedFunction, folder: Path) -> None:
+    """Write an OpenVINO model of a function with the names of its inputs and outputs."""
+    for port, name in zip((*model.inputs, *model.outputs), (*function.inputs, *function.outputs), strict=True):
+        port.get_tensor().set_names({name})
+    load_openvino().save_model(model, folder / f"{function.name}.xml", compress_to_fp16=False)
 
 
 def _onnx(function: ExportedFunction, exported: ExportedProgram) -> ONNXProgram:

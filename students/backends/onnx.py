@@ -27,6 +27,7 @@ class OnnxBackend:
 
     name = "onnxruntime"
     batch = 1
+    difference: float | None = None
 
     def __init__(self, student: Student, slab: SlabAdapter | None, wanted: ExtraOutputs, *, precision: str) -> None:
         """Load the library; models are built when sizes are known.

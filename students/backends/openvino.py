@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.core.hardware import MIXED, has_bfloat16
+from distill.core.errors import DistillError
+from distill.core.hardware import INT8, MIXED, has_bfloat16
 from distill.core.signals import signals_held
 from students.backends.base import Maps
 from students.backends.functions import Decode, Decoded, ExtraOutputs, flat, name_outputs
 from students.backends.fuse import fused, take_entry
+from students.backends.int8 import Calibration, quantised
 from students.backends.openvino_models import FreeModels, free_models, load_openvino, to_openvino
 from students.backends.signal_stack import signal_stack_kept
 from students.deferred import DeferredStudent, form_of, network_of
@@ -40,7 +42,13 @@ class OpenVINOBackend:
 
     @signal_stack_kept()
     def __init__(
-        self, student: Student | DeferredStudent, slab: SlabAdapter | None, wanted: ExtraOutputs, *, precision: str
+        self,
+        student: Student | DeferredStudent,
+        slab: SlabAdapter | None,
+        wanted: ExtraOutputs,
+        *,
+        precision: str,
+        calibration: Calibration | None = None,
     ) -> None:
         """Load the library; models are built when sizes are known.
 
@@ -48,11 +56,11 @@ class OpenVINOBackend:
             student: in evaluation mode, on the CPU.
             slab: its adapter, if features are needed.
             wanted: outputs in addition to the affinities.
-            precision: `FULL` or `MIXED`, see `distill.core.hardware`; a CPU without support for `MIXED` computes in
-                float32.
+            precision: see `distill.core.hardware`; a CPU without support for `MIXED` computes in float32.
+            calibration: sections from which the ranges of `INT8` are taken; None for any other precision.
 
         Raises:
-            DistillError: OpenVINO is not installed.
+            DistillError: OpenVINO is not installed; or NNCF is not, `INT8` differs too much, or features are wanted.
         """
         self._ov = load_openvino()
         self._core = self._ov.Core()
@@ -68,6 +76,13 @@ class OpenVINOBackend:
             self._entry = take_entry(self._taken)
             if self._entry is not None:
                 self._entry.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.difference: float | None = None
+        self._int8: FreeModels | None = None
+        if calibration is not None:
+            if wanted.features:
+                raise DistillError(f"--method: found query with --precision {INT8}, expected flood, waterz or mws")
+            found = quantised(student, ExtraOutputs(wanted.current, wanted.previous), calibration)
+            self._int8, self.difference = found.models, found.difference
         self._encoders: dict[tuple[int, ...], _Encoder] = {}
         self._decoders: dict[tuple[Any, ...], tuple[Decoder, tuple[int, int] | None]] = {}
 
@@ -113,6 +128,8 @@ class OpenVINOBackend:
     @cached_property
     def _models(self) -> FreeModels:
         """Return the two functions for any size."""
+        if self._int8 is not None:
+            return self._int8
         digest = self._source.digest if isinstance(self._source, DeferredStudent) else None
         wanted = ExtraOutputs(self._wanted.current, self._wanted.previous)
         key = None if digest is None else {"weights": digest, "entry": "torch" if self._entry is not None else "model"}
@@ -139,6 +156,7 @@ class OpenVINOBackend:
     ) -> tuple[Decoder, tuple[int, int] | None]:
         """Return how the outputs of a pair are named, its compiled model, and the size to crop to, if it has to be."""
         shapes = [(n, c, h, w) for n, h, w, c in (tuple(part.shape) for part in maps)]
+        assert not samples or self._int8 is None, "see check_parts"
         if samples or self._wanted.features:  # what is looked up, or averaged at the border, depends on the size
             network = network_of(self._source) if self._taken is None else self._taken
             decode = Decode(network, self._slab, size, self._wanted, maps=len(maps)).eval()

@@ -60,10 +60,11 @@ def free_models(
     """
     about = {"current": str(wanted.current), "previous": str(wanted.previous)}
     full = None if key is None else {"kind": "openvino", **key, **about}
-    return models_of(cached(full, lambda: files_of(_converted(network(), wanted))))
+    return models_of(cached(full, lambda: files_of(converted(network(), wanted))))
 
 
-def _converted(network: tuple[Student, int], wanted: ExtraOutputs) -> FreeModels:
+def converted(network: tuple[Student, int], wanted: ExtraOutputs) -> FreeModels:
+    """Convert a student, in evaluation mode, on the CPU, with this number of input channels."""
     student, channels = network
     assert not wanted.features, "features depend on the size of the section"
     side = 2 * student.stride

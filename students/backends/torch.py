@@ -49,6 +49,7 @@ class TorchBackend:
                 sections takes milliseconds, so that launch overhead is negligible, and results would be overwritten.
         """
         self.name = "compile" if compiled else "eager"
+        self.difference: float | None = None
         self.batch = 8 if device.type == "cuda" else 1
         self._student = fused(student).to(device)
         if precision == MIXED:

@@ -21,6 +21,7 @@ from distill.core.geometry import Triple
 from distill.core.normalisation import UNCHANGED, Correction, Normaliser
 from students.backends.choose import make_backend
 from students.backends.functions import ExtraOutputs
+from students.backends.int8 import Calibration
 from students.deferred import DeferredStudent, form_of, network_of
 from students.slab_adapter import SlabAdapter
 from students.streaming.modes import SectionRegion, Steps, TiledSections, WholeSections
@@ -52,6 +53,7 @@ class SectionRunner:
         embedding: EmbeddingType | None = None,
         batch: int | None = None,
         normaliser: Normaliser = UNCHANGED,
+        calibration: Calibration | None = None,
     ) -> None:
         """Start before the first section.
 
@@ -68,6 +70,7 @@ class SectionRunner:
             batch: maximum number of sections at once; by default chosen for the device.
             normaliser: normalises whole sections as in training. Regions of sections (`at`) must be given normalised,
                 because the correction does not follow from their pixels alone.
+            calibration: sections from which the precision `int8` takes its ranges.
 
         Raises:
             DistillError: the offsets do not begin with the nearest neighbours, one leads to a later section, or the
@@ -78,7 +81,7 @@ class SectionRunner:
         earlier = any(z < 0 for z, _, _ in further)
         wanted = ExtraOutputs(bool(embedding or further), earlier, slab is not None)
         self._steps = Steps(
-            make_backend(backend, student, slab, wanted, device=device, precision=precision),
+            make_backend(backend, student, slab, wanted, device=device, precision=precision, calibration=calibration),
             Transfer(device),
             normaliser,
             further,
@@ -101,6 +104,13 @@ class SectionRunner:
     def backend(self) -> str:
         """Name of the backend, never `auto`."""
         return self._steps.backend.name
+
+    @property
+    def difference(self) -> float | None:
+        """Return the mean absolute difference of affinities from float32 that was measured for `int8`; None for other
+        precisions.
+        """
+        return self._steps.backend.difference
 
     @property
     def reach(self) -> int:

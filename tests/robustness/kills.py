@@ -3,6 +3,9 @@
 The result must be that of an unbroken run with the last settings, byte by byte (of a training: weights and log).
 
     python tests/robustness/kills.py stream segment segment2 train --seed 0 --count 20
+    python tests/robustness/kills.py stream segment --precision int8 --backend openvino --model ac4
+
+Converted networks are kept in a cache that begins empty; a process may be killed while it writes there.
 """
 
 from __future__ import annotations
@@ -27,7 +30,6 @@ CONFIGS = REPO / "configs" / "phantom_cpu"
 COMMANDS = ("stream", "segment", "segment2", "train")
 MERGES = ("0.2", "0.5", "0.9")
 _PICTURES = (".png", ".svg", ".html")
-EXACT = ("--device", "cpu", "--precision", "32-true", "--backend", "eager")
 TRAINING = (
     *("student.training.steps=8", "student.training.save_every=2", "student.training.log_every=3"),
     *("student.training.validate_every=5", "student.training.batch=2", "student.training.workers=0"),
@@ -60,6 +62,7 @@ class Case:
         model: trained student; of no use to `train`.
         folder: for outputs.
         words: further words of a training that make its networks tiny.
+        computing: words for precision and backend of a stream or segmentation.
     """
 
     command: str
@@ -67,6 +70,7 @@ class Case:
     model: Path
     folder: Path
     words: tuple[str, ...] = ()
+    computing: tuple[str, ...] = ()
     killed: list[float] = field(default_factory=list)  # seconds after the start
 
     def typed(self, out: Path, merge: str) -> list[str]:
@@ -79,7 +83,7 @@ class Case:
         more = ["--block", "4,48,48"] if name == "segment" else []
         more += ["--workers", "2"] if self.command == "segment2" else []
         fixed = ["--model", str(self.model), "--out", str(out), "--resume", "--merge", merge]
-        return [name, f"{self.source}:volumes/raw", *fixed, *EXACT, *more]
+        return [name, f"{self.source}:volumes/raw", *fixed, "--device", "cpu", *self.computing, *more]
 
     def run(self, out: Path, merge: str, kill_after: float | None = None) -> tuple[int | None, float]:
         """Run the command, and kill it after so many seconds where it still runs.
@@ -90,7 +94,11 @@ class Case:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["distill.training.train", "distill.inference.blockwise.segment", "distill.cli"])
         said = str(self.folder / "said.txt")
-        given = (self.typed(out, merge), {"PHANTOM": str(self.source)}, said)
+        given = (
+            self.typed(out, merge),
+            {"PHANTOM": str(self.source), "DISTILL_CACHE": str(self.source.parent / "cache")},
+            said,
+        )
         process = context.Process(target=command_line, args=given)
         began = time.monotonic()
         process.start()
@@ -178,6 +186,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--model", type=Path, help="run folder of a small student; trained where none is given")
+    parser.add_argument("--precision", default="32-true", help="of stream and segment")
+    parser.add_argument("--backend", default="eager", help="of stream and segment")
     parser.add_argument("--words", nargs="*", default=[], help="words of `distill train` that make the networks small")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -196,7 +206,8 @@ def main() -> None:
         for command in given.commands:
             own = folder / command
             own.mkdir()
-            say(check(Case(command, phantom, first.model, own, first.words), given.seed, given.count))
+            computing = ("--precision", given.precision, "--backend", given.backend)
+            say(check(Case(command, phantom, first.model, own, first.words, computing), given.seed, given.count))
 
 
 if __name__ == "__main__":

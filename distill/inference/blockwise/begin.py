@@ -52,6 +52,7 @@ def settings_of(work: Work, frame: Frame, volume: Volume, chosen: Chosen, create
         "precision": work.precision,
         "precision_by": chosen.reason,
         "backend": work.backend,
+        **({} if work.ranges is None else {"calibration": work.ranges.digest}),
         **({"orientations": work.orientations} if work.network == "teacher" else {}),
         **grey_settings(work.normaliser),
         "on_bad": dict(work.policies),

@@ -84,6 +84,7 @@ class StudentBlocks:
             device=runtime.device,
             precision=runtime.precision,
             backend=runtime.backend,
+            calibration=runtime.calibration,
         )
         self._size = plan.shape[1:]
         self._regions = regions(plan, halo, trained.form.stride)

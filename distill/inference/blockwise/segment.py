@@ -47,6 +47,7 @@ from distill.inference.blockwise.merge import (
 )
 from distill.inference.blockwise.options import DEFAULT_BLOCKING, Blocking
 from distill.inference.blockwise.plan import Plan, make_plan
+from distill.inference.blockwise.ranges import with_ranges
 from distill.inference.blockwise.scratch import NAMES
 from distill.inference.blockwise.tables import FOLDER, pair_is_of, pair_path
 from distill.inference.blockwise.worker import TaskReport, Work, gather_group, reduce_contacts, solve_block, solve_pair
@@ -192,7 +193,7 @@ def _work(request: SegmentRequest, volume: Volume, frame: Frame, begun: Start, n
     shape = frame.shape if rescaling is None else (frame.shape[0], *rescaling.model)
     plan, around = block_plan(trained, decoding, shape, blocking)
     single = blocking.workers > 1 and blocking.scheduler is None
-    return Work(
+    work = Work(
         source=request.source,
         resolution=options.resolution,
         first=frame.first,
@@ -213,6 +214,7 @@ def _work(request: SegmentRequest, volume: Volume, frame: Frame, begun: Start, n
         policies=parse_bad(blocking.on_bad),
         orientations=_orientations(trained, blocking.orientations),
     )
+    return with_ranges(work, trained, note)
 
 
 def _orientations(trained: TrainedStudent | TrainedTeacher, asked: int | None) -> int:

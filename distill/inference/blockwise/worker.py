@@ -48,6 +48,7 @@ from distill.inference.blockwise.tables import (
     write_evidence,
     write_table,
 )
+from distill.inference.calibration import Ranges, again
 from distill.inference.decode import by_method
 from distill.inference.options import Runtime
 from distill.inference.rescaling.results import Rescaling
@@ -86,6 +87,7 @@ class Work:
         policies: for bad sections, by kind.
         remaining: sections of the plan, where bad ones are left out.
         orientations: of a block, whose affinities the teacher averages.
+        ranges: sections from which the precision `int8` takes its ranges; None for other precisions.
     """
 
     source: str
@@ -109,6 +111,7 @@ class Work:
     policies: Policies = ()
     remaining: Remaining | None = None
     orientations: int = 1
+    ranges: Ranges | None = None
 
     @property
     def shape(self) -> Triple:
@@ -172,14 +175,16 @@ def _tools(work: Work) -> _Tools:
         keep_freed_memory(whatever_is_set=True)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     device = pick_device(device_of(work.device, name, count))
-    runtime = Runtime(device, work.precision, work.backend)
     volume = work.volume()
+    runtime = Runtime(device, work.precision, work.backend)
     corrections = read_corrections(Path(work.store), work.normaliser, volume)
     sections = Sections(volume, work.first, corrections, work.remaining)
     if work.network == "teacher":
         teacher = load_teacher(work.weights, device)
         return _Tools(sections, TeacherBlocks(teacher, runtime, work.method, work.threshold, work.orientations))
     student = by_method(load_student(work.weights, device), work.method)
+    if work.ranges is not None:
+        runtime = replace(runtime, calibration=again(work.ranges, volume, work.normaliser, student.form.stride))
     instances = StudentBlocks(student, runtime, work.plan, work.halo, work.method, work.threshold)
     return _Tools(sections, instances)
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from distill.core.claim import claim
 from distill.core.errors import DistillError, SourceError
-from distill.core.hardware import check_precision
+from distill.core.hardware import INT8, check_precision
 from distill.core.notes import Note
 from distill.core.pace import rate
 from distill.core.timing import StageTimer
 from distill.inference.aside import forget_replaced, take_back
+from distill.inference.calibration import from_stream, int8_line
 from distill.inference.decode import by_method
 from distill.inference.grey_values import check_grey, normaliser_of
 from distill.inference.options import SILENT, Callbacks, Options, Runtime, start
@@ -56,6 +57,7 @@ from distill.io.source import source_kind
 from distill.io.volume import open_grey
 from distill.io.writers.output import check_free, check_place
 from distill.models.load import TrainedStudent, load_student
+from students.backends.int8 import check_parts, key_of
 from students.streaming.runner import SectionRunner, check_stream_offsets
 
 _SOON = 1_000_000  # sections: a limit below this is reported while the number is unknown
@@ -202,7 +204,15 @@ def _open_job(request: StreamRequest, note: Note) -> _Job:
     if rescaling is not None:
         check_carried(streaming.offsets)
         sections = RescaledSource(sections, rescaling)
+    if runtime.precision == INT8:
+        if streaming.segment and method == "query":
+            raise DistillError(f"--method: found query with --precision {INT8}, expected --method flood")
+        if streaming.tile is not None:
+            check_parts(trained.form)
+        runtime = replace(runtime, calibration=from_stream(sections, trained.normaliser, trained.form.stride))
     runner = _runner(trained, runtime, streaming)
+    if runner.difference is not None and runtime.calibration is not None:
+        held.append(int8_line(runner.difference, runtime.calibration))
     layout = _layout(
         recorded,
         trained,
@@ -212,6 +222,7 @@ def _open_job(request: StreamRequest, note: Note) -> _Job:
     if layout.segment:
         _check_numbers(sections, trained, layout, note)
     settings = job_of(request.source, trained, options, streaming, sections, layout, begun, runner)
+    settings |= key_of(runtime.calibration)
     settings["rescaled"] = record_of(rescaling, recorded.resolution)
     created = prepare_stream(out, layout, settings, sections.total, streaming, options)
     _say(note, held if following else (*begun.lines, *held))
@@ -292,6 +303,7 @@ def _runner(trained: TrainedStudent, runtime: Runtime, streaming: Streaming) -> 
         device=runtime.device,
         precision=runtime.precision,
         backend=runtime.backend,
+        calibration=runtime.calibration,
         tile=streaming.tile,
         offsets=streaming.offsets,
         embedding=None if streaming.embedding == "none" else streaming.embedding,

@@ -110,8 +110,8 @@ def test_a_gpu_without_native_bfloat16_computes_in_float32(monkeypatch: pytest.M
 
 
 def test_unknown_names_are_refused_in_one_place() -> None:
-    assert [check_precision(name) for name in hardware.PRECISIONS] == ["auto", "32-true", "bf16-mixed"]
-    with pytest.raises(DistillError, match=r"^--precision: found 'fp8', expected auto, 32-true or bf16-mixed$"):
+    assert [check_precision(name) for name in hardware.PRECISIONS] == ["auto", "32-true", "bf16-mixed", "int8"]
+    with pytest.raises(DistillError, match=r"^--precision: found 'fp8', expected auto, 32-true, bf16-mixed or int8$"):
         Runtime(CPU, "fp8")
 
 

@@ -116,7 +116,7 @@ def test_offset_moves_by_the_first_section(
 
 def test_wrong_precision_is_found_before_anything_is_written(run: Path, phantom: Path, tmp_path: Path) -> None:
     for command in (run_stream, run_segment):
-        with pytest.raises(DistillError, match=r"--precision: found '16', expected auto, 32-true or bf16-mixed"):
+        with pytest.raises(DistillError, match=r"--precision: found '16', expected auto, 32-true, bf16-mixed or int8"):
             command(phantom, run, tmp_path / "out.zarr", Options(device="cpu", precision="16"))
     assert not list(tmp_path.iterdir())
 

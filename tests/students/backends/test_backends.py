@@ -315,7 +315,7 @@ def test_the_halves_of_a_student_are_one_graph_each(student: Build) -> None:
     ("backend", "precision", "device", "message"),
     [
         ("tensorrt", "32-true", "cpu", "--backend: found 'tensorrt', expected auto, eager, compile, openvino, onnx"),
-        ("eager", "16", "cpu", "--precision: found '16', expected auto, 32-true or bf16-mixed"),
+        ("eager", "16", "cpu", "--precision: found '16', expected auto, 32-true, bf16-mixed or int8"),
         ("onnxruntime", "bf16-mixed", "cpu", "--precision: found 'bf16-mixed', expected 32-true with --backend onnx"),
         ("openvino", "32-true", "cuda", "--backend: found 'openvino' with --device cuda, expected eager or compile"),
     ],
