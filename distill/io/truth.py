@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from distill.core.errors import ShapeError
 from distill.core.geometry import Box, Nanometres, Triple
 from distill.core.known import OTHER_ID, UNKNOWN_ID
+from distill.core.notes import note
 from distill.io.readers.array import Cut, Index, Opener
 from distill.io.volume import Volume, every_section, open_labels, open_volume, some_sections, voxel_shift
 
@@ -133,6 +134,7 @@ def open_truth(
 def _placed(inner: Volume, raw: Volume, image: Volume, every: int) -> Placed:
     """Position a volume on the grid of the image's sections used."""
     if inner.size == raw.size and (not any(inner.offset) or not any(raw.offset)):
+        note_offset(inner, raw)
         inner = replace(inner, offset=raw.offset)
     first = -voxel_shift(inner, raw)[0] % every  # its first section that is used
     if first >= inner.size[0]:
@@ -141,6 +143,16 @@ def _placed(inner: Volume, raw: Volume, image: Volume, every: int) -> Placed:
         inner = some_sections(inner, first, inner.size[0])
     inner = every_section(inner, every)
     return Placed(inner, voxel_shift(inner, image))
+
+
+def note_offset(inner: Volume, raw: Volume) -> None:
+    """Report that a volume of the image's size is placed on the image although only one of them states an offset."""
+    if inner.offset != raw.offset:
+        which, nm = (inner, inner.offset) if any(inner.offset) else (raw, raw.offset)
+        note(
+            f"{inner.source}: has the size of {raw.source} and is placed on it; the offset of {which.source}, "
+            f"{', '.join(f'{value:g}' for value in nm)} nm, which the other one lacks, is not used"
+        )
 
 
 def masked_labels(labels: Volume, mask: Volume) -> Volume:

@@ -19,7 +19,7 @@ from distill.core.normalisation import Normaliser
 from distill.core.notes import note
 from distill.data.crop_source import CropSource, FileSource, section_corrections
 from distill.data.crops import Crops, Items, MixedCrops, PooledCrops
-from distill.io.truth import Truth, open_truth
+from distill.io.truth import Truth, note_offset, open_truth
 from distill.io.volume import Volume, check_pair, every_section, on_grid, open_grey, open_labels, open_volume
 from distill.models.header import NetworkKind
 from distill.models.load import weights_normalisation
@@ -155,7 +155,8 @@ def place_labels(raw: Volume, labels: Volume, every: int) -> tuple[Volume, Truth
 
 
 def _as_lies(labels: Volume, raw: Volume) -> Volume:
-    """Place labels of the same size as their image on the image, unless both state different offsets."""
+    """Place labels of the same size as their image on the image; `check_pair` refuses two different offsets."""
+    note_offset(labels, raw)
     return replace(labels, offset=raw.offset, resolution=raw.resolution)
 
 
@@ -180,6 +181,7 @@ def open_parts(config: Pair) -> TrainingParts:
                 + (f" of {one.key}" if data.volumes else "")
             )
         box = _worth_drawing(one.box("train"), one.truth, crop)
+        _check_image(one)
         files.append(FileSource(one.raw, one.truth, box))
         weights.append(one.entry.weight or float(one.box("train").voxels))
     kept = keeps_in_memory(config, files)
@@ -192,6 +194,20 @@ def open_parts(config: Pair) -> TrainingParts:
         tuple(weights),
         tuple(read_part(one, "validation", data.normaliser) for one in opened if one.entry.validation is not None),
         first.raw.resolution,
+    )
+
+
+def _check_image(one: Labelled) -> None:
+    """Refuse a training part whose first, middle and last section have a single grey value."""
+    box = one.box("train")
+    (first, *corner), (stop, *end) = box.start, box.stop
+    for z in {first, (first + stop) // 2, stop - 1}:
+        section = one.raw.read(Box((z, corner[0], corner[1]), (z + 1, end[0], end[1])))
+        if section.min() != section.max():
+            return
+    raise ConfigError(
+        f"{one.key}.train: found the single grey value {section.flat[0]} in sections {first}, {(first + stop) // 2} "
+        f"and {stop - 1} of {one.entry.raw}, expected an image"
     )
 
 

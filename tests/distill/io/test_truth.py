@@ -74,14 +74,17 @@ def test_labels_are_where_their_offset_says(
     np.testing.assert_array_equal(truth.read(part), found[part.slices])
 
 
-def test_labels_of_the_images_size_lie_where_it_lies() -> None:
+def test_labels_of_the_images_size_lie_where_it_lies(caplog: pytest.LogCaptureFixture) -> None:
     """Many files give an offset to one of the two alone."""
     labels = numbers(SIZE)
     for image, truth in (
         (placed(np.zeros(SIZE, np.uint8), (4, 0, 0)), placed(labels, (0, 0, 0))),
         (placed(np.zeros(SIZE, np.uint8), (4, 0, 0)), placed(labels, (4, 0, 0))),
     ):
+        caplog.clear()
         np.testing.assert_array_equal(open_truth(image, truth, ignores=False)[1].read(IMAGE.box), labels)
+        assert len(caplog.messages) == (image.offset != truth.offset)
+        assert all("120, 0, 0 nm, which the other one lacks, is not used" in line for line in caplog.messages)
     moved = open_truth(placed(np.zeros(SIZE, np.uint8), (4, 0, 0)), placed(labels, (6, 0, 0)), ignores=False)[1]
     assert (moved.read(IMAGE.box)[:2] == UNKNOWN_ID).all()
 

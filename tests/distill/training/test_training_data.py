@@ -212,6 +212,7 @@ def test_padded_labels(load: Load, tmp_path: Path) -> None:
         ({"mask": "MASK"}, ConfigError, r"volumes\.0\.validation: .* have no labels; .* cover \[0, 0, 0\] to \[2, 24"),
         ({"labels": "EMPTY"}, ConfigError, r"volumes\.0\.validation: found no labelled neuron there"),
         ({"labels": "FAR"}, ShapeError, r"covers nothing of .*a\.h5"),
+        ({"raw": "FLAT"}, ConfigError, r"volumes\.0\.train: found the single grey value 7 in sections 0, 3 and 5 of"),
     ],
 )
 def test_what_does_not_fit_names_the_key(
@@ -221,8 +222,9 @@ def test_what_does_not_fit_names_the_key(
     write_cremi(tmp_path / "mask.h5", raw=np.ones((2, 24, 28), np.uint8), resolution=NM)
     write_cremi(tmp_path / "empty.h5", labels=np.zeros(SIZE, np.uint64), resolution=NM)
     write_cremi(tmp_path / "far.h5", labels=np.ones((2, 2, 2), np.uint64), resolution=NM, offset=(3000, 0, 0))
+    write_cremi(tmp_path / "flat.h5", raw=np.full(SIZE, 7, np.uint8), resolution=NM)
     np.save(tmp_path / "small.npy", np.ones(SIZE, np.uint8))
-    files = {"SMALL": "small.npy", "MASK": "mask.h5", "EMPTY": "empty.h5", "FAR": "far.h5"}
+    files = {"SMALL": "small.npy", "MASK": "mask.h5", "EMPTY": "empty.h5", "FAR": "far.h5", "FLAT": "flat.h5"}
     change |= {key: str(tmp_path / files[value]) for key, value in change.items() if str(value) in files}
     if "ignore" in change:
         change["resolution"] = list(NM)
