@@ -17,9 +17,10 @@ from distill.core.normalisation import as_picture
 from distill.training.data import LabelledPart
 from distill.training.validation import Judged
 from viz.section import section_figure
-from viz.style import COLOURS, MARKERS, STYLE, dress, save_figure
+from viz.style import COLOURS, MARKERS, STYLE, colour_of, dress, save_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _NO_LOSS = ("step", "lr", "seconds", "waited", "validation_seconds")
@@ -46,6 +47,7 @@ def run_figures(run: Path, judged: Mapping[str, Judged], part: LabelledPart) -> 
             part.counted[middle],
             (resolution[1], resolution[2]),
             folder / f"validation_{name}.png",
+            title=f"Section {part.box.start[0] + middle}",
         )
 
 
@@ -95,6 +97,7 @@ def build_curves_figure(rows: Sequence[Mapping[str, Any]], dpi: int = 300) -> Fi
     shown = [kind for kind in kinds if curves[kind]]
     if not shown:
         raise DistillError(f"curves_figure: found no finite `loss` or `voi` value in {len(rows)} rows")
+    last = max(max(steps) for found in curves.values() for steps, _ in found.values())
     with rc_context(STYLE):
         fig = Figure(figsize=(3.5 * len(shown), 2.6), dpi=dpi, layout="constrained")
         for ax, kind in zip(fig.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
@@ -103,22 +106,40 @@ def build_curves_figure(rows: Sequence[Mapping[str, Any]], dpi: int = 300) -> Fi
                 ax.plot(
                     steps,
                     values,
-                    color=COLOURS[which],
+                    color=colour_of(name, which) if kind == "voi" else COLOURS[which],
                     linestyle=("-", "--", ":")[turn % 3],
                     marker=MARKERS[which] if len(steps) <= 40 else None,
                     markersize=3,
-                    label=name.replace("_", " ").removesuffix(" loss"),
+                    label=name.replace("_", " ").removesuffix(" loss").removesuffix(" VOI"),
                 )
             positive = [float(np.nanmax(values)) > 0 for _, values in curves[kind].values()]
             ax.set_yscale("log" if kind == "loss" and any(positive) else "linear")
             dress(ax, "Training step", kinds[kind])
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            ax.set_xlim(0, 1.03 * last or 1)
+            _plain_ticks(ax)
             if len(shown) > 1:
                 ax.set_title("ab"[shown.index(kind)], loc="left", fontsize=8, fontweight="bold", pad=4)
             ax.legend(
                 frameon=False, handlelength=2.0, fontsize=6, loc="upper center", ncol=2, bbox_to_anchor=(0.5, -0.2)
             )
     return fig
+
+
+def _plain_ticks(ax: Axes) -> None:
+    """Label a logarithmic axis at 1, 2 and 5 times powers of ten with plain numbers; a linear one from zero on."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if ax.get_yscale() != "log":
+        ax.set_ylim(bottom=0)
+        return
+    low, high = ax.get_ylim()
+    within = (1.0, 2.0, 5.0) if high / low < 200 else (1.0,)
+    ax.yaxis.set_major_locator(LogLocator(subs=within))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    if high / low < 4:  # at least two labels
+        ax.set_ylim(low / 1.6, high * 1.6)
 
 
 def _curves(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, tuple[list[float], list[float]]]:

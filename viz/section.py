@@ -14,7 +14,7 @@ from distill.core.geometry import Box
 from distill.core.normalisation import as_picture
 from distill.evaluation.segmentation import position_in_truth
 from distill.io.volume import Volume
-from viz.style import STYLE, check_figure, image_grid, overlay, save_figure, scale_bar, show
+from viz.style import STYLE, check_figure, image_grid, matched_ids, outlined, overlay, save_figure, scale_bar, show
 from viz.viewer.view import Sources, open_layers
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def section(store: Path, sources: Sources, number: int, out: Path) -> list[str]:
         found.get("ground truth"),
         (image.resolution[1], image.resolution[2]),
         out,
+        title=f"Section {number}",
     )
     return ["raw", *found]
 
@@ -87,13 +88,14 @@ def section_figure(
     resolution: tuple[float, float],
     out: Path,
     dpi: int = 300,
+    title: str = "Section",
 ) -> None:
     """Write the figure of `build_section_figure` to `out` (.png, .svg or .pdf) atomically.
 
     Raises:
         DistillError: as `build_section_figure`, or an `out` that cannot be written.
     """
-    save_figure(build_section_figure(raw, affinity, segmentation, labels, resolution, dpi), out)
+    save_figure(build_section_figure(raw, affinity, segmentation, labels, resolution, dpi, title), out)
 
 
 def build_section_figure(
@@ -103,8 +105,12 @@ def build_section_figure(
     labels: npt.NDArray[Any] | None,
     resolution: tuple[float, float],
     dpi: int = 300,
+    title: str = "Section",
 ) -> Figure:
     """Draw one section with its segmentation, ground truth and affinities, as far as available.
+
+    With both, the largest segment of a neuron takes the colour of the neuron, and every other segment one of its own: a
+    second colour in a neuron is a split, one colour in two neurons a merge.
 
     Args:
         raw: (Y, X) uint8.
@@ -113,6 +119,7 @@ def build_section_figure(
         labels: (Y, X) ground truth ids, or none.
         resolution: nm per voxel in y and x.
         dpi: device pixels per inch of the layout.
+        title: of the first image.
 
     Returns:
         Figure whose axes are raw, segmentation and ground truth if any, the affinities below them, their colour bar.
@@ -122,10 +129,11 @@ def build_section_figure(
     """
     from matplotlib import rc_context
 
-    images: list[tuple[str, npt.NDArray[Any]]] = [("Section", raw)]
+    matched = segmentation if segmentation is None or labels is None else matched_ids(segmentation, labels)
+    images: list[tuple[str, npt.NDArray[Any]]] = [(title, raw)]
     images += [
-        (title, overlay(raw, ids))
-        for title, ids in (("Segmentation", segmentation), ("Ground truth", labels))
+        (name, outlined(overlay(raw, ids), ids))
+        for name, ids in (("Segmentation", matched), ("Ground truth", labels))
         if ids is not None
     ]
     first = len(images)
@@ -133,7 +141,10 @@ def build_section_figure(
         images += [(f"Affinity {axis}", c) for axis, c in zip("zyx", _unit_affinity(affinity, raw.shape), strict=True)]
     with rc_context(STYLE):
         titles, below = [title for title, _ in images], 0.0 if affinity is None else 0.42
-        fig, axes = image_grid(titles, [""] * len(titles), raw.shape, resolution, 3, dpi, below, first)
+        notes = [""] * len(titles)
+        if segmentation is not None and labels is not None:
+            notes[1] = "colours of the neurons in c; a second colour in a neuron is a split"
+        fig, axes = image_grid(titles, notes, raw.shape, resolution, 3, dpi, below, first)
         shown = [show(ax, image, resolution) for ax, (_, image) in zip(axes, images, strict=True)]
         scale_bar(axes[0], raw.shape[1], resolution[1])
         if affinity is not None:

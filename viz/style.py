@@ -36,6 +36,16 @@ STYLE = {
 _UNDATED: dict[str, dict[str, None]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito, 2008
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# One colour for each network and each method in every figure; found by a word of the name.
+_NAMED = {
+    "teacher": "#D55E00",
+    "student": "#0072B2",
+    "quer": "#E69F00",
+    "waterz": "#56B4E9",
+    "flood": "#009E73",
+    "mutex": "#CC79A7",
+    "mws": "#CC79A7",
+}
 
 # Odd 64-bit multipliers. The first is 2^64 divided by the golden ratio: consecutive ids lie 137 degrees of hue apart.
 # The second keeps ids of close hue (a Fibonacci number apart: 8, 13, 21, ...) on different lightness.
@@ -43,6 +53,7 @@ _HUE_STEP = np.uint64(0x9E3779B97F4A7C15)
 _LIGHTNESS_STEP = np.uint64(0x9A544E4C70A3B001)
 _LIGHTNESS = (0.54, 0.86)
 _CHROMA = 0.135
+_OUTLINE = 0.45  # brightness of the pixels between two labels
 
 _OKLAB_TO_CONE = np.array(
     [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.291485548]]
@@ -148,6 +159,14 @@ def scale_bar(ax: Axes, width_px: float, nm_per_px: float) -> float:
     label = ax.annotate(text, (left + bar, y), (0, 1.5), textcoords="offset points", ha="right", va="bottom")
     label.set(color="white", path_effects=[withStroke(linewidth=1.4, foreground="black")])
     return length
+
+
+def colour_of(name: str, position: int) -> str:
+    """Return the colour of a network or method, the same in every figure; of other names one by their position."""
+    for word, colour in _NAMED.items():
+        if word in name.lower():
+            return colour
+    return COLOURS[position % len(COLOURS)]
 
 
 def dress(ax: Axes, x: str, y: str) -> None:
@@ -269,6 +288,49 @@ def overlay(raw_YX: npt.NDArray[np.uint8], labels_YX: npt.NDArray[Any], alpha: f
     blend = raw_YX[..., None] * (1 - weight)[where][..., None] + paint[where]
     painted: npt.NDArray[np.uint8] = np.rint(blend).astype(np.uint8)
     return painted
+
+
+def outlined(painted_YXC: npt.NDArray[np.uint8], labels_YX: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Darken the pixels of a painted section at which one label meets another, so that close colours stay apart.
+
+    Args:
+        painted_YXC: (Y, X, 3) uint8 from `overlay`.
+        labels_YX: (Y, X) labels of any integer type.
+
+    Returns:
+        (Y, X, 3) uint8; the first pixel of the next label along y or x has `_OUTLINE` of its brightness.
+    """
+    edge = np.zeros(labels_YX.shape, bool)
+    edge[1:] |= labels_YX[1:] != labels_YX[:-1]
+    edge[:, 1:] |= labels_YX[:, 1:] != labels_YX[:, :-1]
+    made: npt.NDArray[np.uint8] = np.where(edge[..., None], (painted_YXC * _OUTLINE).astype(np.uint8), painted_YXC)
+    return made
+
+
+def matched_ids(segmentation: npt.NDArray[Any], labels: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """Give the largest segment of every ground-truth object the id, and so the colour, of that object.
+
+    Args:
+        segmentation: segment ids of any shape, 0 = background.
+        labels: ground-truth ids of the same shape, 0 = ignored.
+
+    Returns:
+        uint64 ids of the same shape. A segment takes the id of the object it overlaps most if it is the largest segment
+        of that object; all others get ids above every object's.
+    """
+    found, segments = np.unique(_as_ids(segmentation), return_inverse=True)
+    known, objects = np.unique(_as_ids(labels), return_inverse=True)
+    counts = np.zeros((len(found), len(known)), np.int64)
+    np.add.at(counts, (segments.reshape(-1), objects.reshape(-1)), 1)
+    counts[:, known == 0] = 0
+    counts[found == 0] = 0
+    ids = found + (known.max() + np.uint64(1))
+    own = counts.argmax(axis=1)
+    mutual = (counts.argmax(axis=0)[own] == np.arange(len(found))) & (counts.max(axis=1) > 0)
+    ids[mutual] = known[own[mutual]]
+    ids[found == 0] = 0
+    matched: npt.NDArray[np.uint64] = ids[segments].reshape(segmentation.shape)
+    return matched
 
 
 def _as_ids(ids: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:

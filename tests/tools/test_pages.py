@@ -86,11 +86,10 @@ def test_every_name_of_python_is_described(pages: ModuleType) -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-    named = {
-        one if isinstance(one, str) else next(iter(one.values()))
-        for g in settings["nav"]
-        for one in next(iter(g.values()))
-    }
+    groups = [next(iter(group.values())) for group in settings["nav"]]
+    named = {page for group in groups for page in ([group] if isinstance(group, str) else group)}
     made = {"index.md", "reference/commands.md", "reference/configuration.md", "reference/python.md"}
-    there = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    there = {
+        str(path.relative_to(ROOT / "docs")) for kind in ("md", "ipynb") for path in (ROOT / "docs").rglob(f"*.{kind}")
+    }
     assert named == there | made

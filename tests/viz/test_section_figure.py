@@ -41,7 +41,7 @@ def store(tmp_path: Path, phantom: Path) -> Path:
 def test_every_layer_of_the_section(store: Path, phantom: Path, tmp_path: Path) -> None:
     given: list[Any] = []
     sources = Sources(raw=str(phantom), labels=str(phantom))
-    with mock.patch("viz.section.section_figure", side_effect=lambda *some: given.append(some)):
+    with mock.patch("viz.section.section_figure", side_effect=lambda *some, **named: given.append(some)):
         shown = section(store, sources, 14, tmp_path / "a.png")
     assert shown == ["raw", "segmentation", "affinity z y x", "ground truth"]
     [(raw, affinity, segmentation, labels, resolution, _)] = given

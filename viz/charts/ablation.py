@@ -12,13 +12,14 @@ import numpy as np
 
 from distill.core.errors import DistillError
 from distill.training.ablation.table import SCORED_METHODS, Row
-from viz.style import STYLE, dress, legend, save_figure
+from viz.style import STYLE, colour_of, dress, legend, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_BARS = ("#B3B3B3", "#0072B2", "#E69F00", "#009E73")  # light, dark, light, mid: distinguishable in greyscale
+_LIGHTER = 0.45  # share of white in the bars of a method's second series
+_WIDEST = 2.0  # the axis ends at this multiple of the longest bar; lines beyond are named in the legend only
 _SCORES = {"voi": "VOI (bits)", "voi_split": "VOI split (bits)", "voi_merge": "VOI merge (bits)", "arand": "ARAND"}
 
 
@@ -128,10 +129,14 @@ def build_ablation_figure(runs: Sequence[RunScore], baselines: Sequence[RunScore
         for k, (ax, score) in enumerate(zip(axes, scores, strict=True)):
             _bars(ax, [run for run in runs if run.score == score], variants, series)
             lines = [level for level in baselines if level.score == score]
+            longest = max((run.value for run in runs if run.score == score), default=0.0)
             for level, style in zip(lines, ("--", ":", "-.", (0, (1, 4))) * len(lines), strict=False):
-                ax.axvline(level.value, color="black", lw=0.8, ls=style, label=level.variant, gid=level.variant)
+                beyond = f" ({level.value:.2f}, beyond the axis)" if level.value > _WIDEST * longest > 0 else ""
+                name = level.variant + (beyond if score == scores[0] else "")
+                ax.axvline(level.value, color="black", lw=0.8, ls=style, label=name, gid=level.variant)
             dress(ax, _SCORES.get(score, score.replace("_", " ")), "")
-            ax.set_xlim(left=0)
+            within = [level.value for level in lines if level.value <= _WIDEST * longest]
+            ax.set_xlim(0, 1.05 * max([longest, *within]) or 1)
             ax.tick_params(axis="y", length=0)
             if len(scores) > 1:
                 ax.set_title(chr(ord("a") + k), loc="left", fontsize=8, fontweight="bold", pad=4)
@@ -154,8 +159,17 @@ def _bars(ax: Axes, runs: Sequence[RunScore], variants: Sequence[str], series: S
                 means.append(float(np.mean(values)))
                 _seeds(ax, values, [y] * len(values))
         label = f"mean, {name}" if name else "mean"
-        ax.barh(places, means, thick * 0.92, color=_BARS[k % len(_BARS)], label=label)
+        ax.barh(places, means, thick * 0.92, color=_shade(series, k), label=label)
     _seeds(ax, [], [], label="one seed")
+
+
+def _shade(series: Sequence[str], k: int) -> str:
+    """Return the colour of a method, lighter for its second series, such as another threshold."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    colours = [colour_of(name, position + 5) for position, name in enumerate(series)]
+    light = _LIGHTER * colours[:k].count(colours[k])
+    return to_hex([1 - (1 - part) * (1 - min(light, 0.8)) for part in to_rgb(colours[k])])
 
 
 def _seeds(ax: Axes, x: Sequence[float], y: Sequence[float], label: str | None = None) -> None:

@@ -15,14 +15,14 @@ import numpy.typing as npt
 from distill.core.choices import Method
 from distill.core.errors import DistillError
 from distill.evaluation.sweep import MethodCurve
-from viz.style import COLOURS, MARKERS, STYLE, dress, legend, save_figure
+from viz.style import MARKERS, STYLE, colour_of, dress, legend, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
-_DRAWN = 2.5  # points above this multiple of the lowest VOI sum are omitted
+_DRAWN = 1.6  # points above this multiple of the lowest VOI sum are omitted
 NAMES: dict[Method, str] = {
     "flood": "flooding + contacts",
     "query": "query decoder",
@@ -100,11 +100,11 @@ def build_sweep_figure(
     marked = _marked(methods, chosen)
     rated = any(point.arand is not None for point in points)
     with rc_context(STYLE):
-        fig = Figure(figsize=(6.4 if rated else 3.4, 3.0), dpi=dpi, layout="constrained")
+        fig = Figure(figsize=(6.6 if rated else 3.5, 3.3), dpi=dpi, layout="constrained")
         axes = fig.subplots(1, 1 + rated, squeeze=False)[0]
         drawn = []
         for k, (method, row) in enumerate(methods.items()):
-            colour, marker = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
+            colour, marker = colour_of(method, k), MARKERS[k % len(MARKERS)]
             style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 3, "label": method}
             drawn += axes[0].plot([p.split for p in row], [p.merge for p in row], **style)
             if rated:
@@ -112,17 +112,18 @@ def build_sweep_figure(
                     [p.threshold for p in row], [math.nan if p.arand is None else p.arand for p in row], **style
                 )
             best = marked[method]
-            _ring(axes[0], best.split, best.merge)
+            _ring(axes[0], best.split, best.merge, k)
             if best.arand is not None:
-                _ring(axes[1], best.threshold, best.arand)
+                _ring(axes[1], best.threshold, best.arand, k)
         dress(axes[0], "VOI split (bits)", "VOI merge (bits)")
         _sum_contours(axes[0], points)
         if rated:
             dress(axes[1], "Threshold", "ARAND")
             highest = max(point.arand for point in points if point.arand is not None)
             axes[1].set_ylim(0, 1.08 * highest or 1)
-            for ax, letter in zip(axes, "ab", strict=True):
+            for ax, letter, title in zip(axes, "ab", ("Splits and mergers", "Rand error"), strict=True):
                 ax.set_title(letter, loc="left", fontsize=8, fontweight="bold", pad=4)
+                ax.set_title(title, fontsize=7, pad=4)
         what = ring if chosen is not None else "lowest sum of these scores"
         rings = axes[0].plot([], [], "o", markersize=7, markerfacecolor="none", color="black", label=what)
         equal = axes[0].plot([], [], color=_CONTOUR, lw=0.5, label="equal sum (bits)")
@@ -161,23 +162,34 @@ def _marked(methods: Mapping[str, Sequence[SweepPoint]], chosen: Mapping[str, fl
     return marked
 
 
-def _ring(ax: Axes, x: float, y: float) -> None:
-    ax.plot([x], [y], "o", markersize=7, markerfacecolor="none", color="black", gid="chosen", zorder=3)
+def _ring(ax: Axes, x: float, y: float, k: int) -> None:
+    """Ring a point; rings of later methods are wider, so that all are seen where they coincide."""
+    ax.plot([x], [y], "o", markersize=7 + 3 * k, markerfacecolor="none", color="black", mew=0.8, gid="chosen", zorder=3)
 
 
 def _sum_contours(ax: Axes, points: Sequence[SweepPoint]) -> None:
     """Draw lines of equal sum at round numbers of bits, each labelled where it leaves the plot."""
     from matplotlib.ticker import MaxNLocator
 
-    x = max(p.split for p in points) * 1.12 or 1.0
-    y = max(p.merge for p in points) * 1.12 or 1.0
-    ax.set(xlim=(0, x), ylim=(0, y))
-    for total in MaxNLocator(8).tick_values(0, x + y)[1:]:
-        if total < x + y:
-            ax.plot([0, total], [total, 0], color=_CONTOUR, lw=0.5, zorder=0, gid="sum")
-            at = (total, 0.0) if total <= x else (x, total - x)
+    left, x = _span([p.split for p in points])
+    low, y = _span([p.merge for p in points])
+    side = max(x - left, y - low)  # a square of bits, in which lines of equal sum fall at 45 degrees
+    x, y = left + side, low + side
+    ax.set(xlim=(left, x), ylim=(low, y), aspect="equal")
+    for total in MaxNLocator(8).tick_values(left + low, x + y):
+        if left + low < total < x + y:
+            ends = (max(left, total - y), min(x, total - low))
+            ax.plot(ends, [total - end for end in ends], color=_CONTOUR, lw=0.5, zorder=0, gid="sum")
+            at = (ends[1], total - ends[1])
             text = ax.annotate(f"{total:g}", at, (-1, 2), textcoords="offset points", ha="right", va="bottom")
             text.set(fontsize=5, color=_NUMBER, gid="sum")
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis around values, with a margin; never below zero."""
+    low, high = min(values), max(values)
+    margin = 0.12 * (high - low) or 0.12 * high or 0.5
+    return max(0.0, low - margin), high + margin
 
 
 def _threshold_labels(
@@ -197,7 +209,7 @@ def _threshold_labels(
         key=lambda item: (item[0] != marked[item[0].method], item[0] not in (item[2][0], item[2][-1])),
     )
     for point, k, _ in order:
-        for text in _candidates(ax, point, COLOURS[k % len(COLOURS)]):
+        for text in _candidates(ax, point, colour_of(point.method, k)):
             box = text.get_window_extent(renderer)
             inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.bbox.x1 and ax.bbox.y0 <= box.y0 and box.y1 <= ax.bbox.y1
             clear = not ((inked >= box.min) & (inked <= box.max)).all(axis=1).any()
@@ -207,7 +219,7 @@ def _threshold_labels(
             text.remove()
         else:
             if point == marked[point.method]:  # is labelled anyway
-                next(iter(_candidates(ax, point, COLOURS[k % len(COLOURS)])))
+                next(iter(_candidates(ax, point, colour_of(point.method, k))))
 
 
 def _trace(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

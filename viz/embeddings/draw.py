@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from distill.core.errors import ShapeError
 from viz.embeddings.insets import check_insets, draw_insets, rows_height
-from viz.style import COLOURS, MARKERS, STYLE, dress, image_grid, save_figure, scale_bar, show
+from viz.style import MARKERS, STYLE, colour_of, dress, image_grid, save_figure, scale_bar, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,13 +49,16 @@ def pca_figure(
     grid: bool = False,
     region: str = "",
     basis: str = "",
+    kind: str = "",
 ) -> None:
     """Write the figure of `build_pca_figure` to `out` (.png, .svg or .pdf) atomically.
 
     Raises:
         DistillError: as `build_pca_figure`, or an `out` that cannot be written.
     """
-    save_figure(build_pca_figure(raw, panels, resolution, windows, profile, dpi, insets, grid, region, basis), out)
+    save_figure(
+        build_pca_figure(raw, panels, resolution, windows, profile, dpi, insets, grid, region, basis, kind), out
+    )
 
 
 def build_pca_figure(
@@ -69,6 +72,7 @@ def build_pca_figure(
     grid: bool = False,
     region: str = "",
     basis: str = "",
+    kind: str = "",
 ) -> Figure:
     """Draw a section and its embeddings as colours side by side, and below them the change by distance to the borders.
 
@@ -83,6 +87,7 @@ def build_pca_figure(
         grid: also draw the windows' borders as lines across the panels.
         region: pixels that colours and curves are based on, such as `inside neurites`; stated above the plot.
         basis: the same as a sentence, below the section.
+        kind: of the windows, in words, after their ticks.
 
     Returns:
         Figure whose axes are raw, the panels in order, the insets panel by panel, then the plot.
@@ -101,7 +106,7 @@ def build_pca_figure(
         size = f"{resolution[1]:g}" if resolution[0] == resolution[1] else f"y {resolution[0]:g}, x {resolution[1]:g}"
         says = [
             f"{size} nm per pixel",
-            *([] if windows is None else ["ticks: window borders"]),
+            *([] if windows is None else [f"ticks: window borders{f' ({kind})' if kind else ''}"]),
             *([basis] if basis else []),
         ]
         notes = ["; ".join(says), *(p.note for p in panels)]
@@ -149,10 +154,10 @@ def _seam_plot(fig: Figure, profile: Sequence[Profile], letter: str, region: str
     width, height = fig.get_size_inches()
     left, bottom, right, tall = 0.52, 0.36, 2.25, 1.16
     ax = fig.add_axes((left / width, bottom / height, (width - left - right) / width, tall / height))
-    for (label, curve, score), colour, marker in zip(profile, _cycle(COLOURS), _cycle(MARKERS), strict=False):
+    for k, ((label, curve, score), marker) in enumerate(zip(profile, _cycle(MARKERS), strict=False)):
         text = f"{label}\nseam score {score.ratio:.2f} (95 % CI {score.low:.2f}–{score.high:.2f})"
         text += f"\nshuffled borders {score.null:.2f}"
-        ax.plot(curve.distance, curve.pooled, color=colour, marker=marker, markersize=3, label=text)
+        ax.plot(curve.distance, curve.pooled, color=colour_of(label, k), marker=marker, markersize=3, label=text)
     dress(ax, "Distance to nearest window border (pixels)", "Embedding change (L2)")
     highest = max(float(np.nanmax(curve.pooled, initial=1e-6)) for _, curve, _ in profile)
     ax.set_ylim(0, 1.1 * highest)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from distill.core.errors import DistillError
 from distill.core.geometry import Box
@@ -46,6 +47,8 @@ from viz.embeddings.pca import Palette, fit_palettes
 from viz.style import check_figure
 
 _SAMPLE = 50_000  # pixels that the colours are fitted on
+_DEPTH, _ENOUGH = 4, 2_000  # pixels from a membrane, and the fewest such pixels, to fit colours to
+_LOOK = {"Teacher": "look for straight lines at the ticks: seams", "Student": "look for one colour within a neurite"}
 _NEURITES = "inside neurites"
 _BASIS = "colours and scores: pixels inside neurites (student's in-plane affinity above 0.5)"
 _DIM = 0.55  # grey values outside neurites, next to colours inside
@@ -251,6 +254,16 @@ def look(volume: Volume, networks: Networks, section: int, windows: Windows) -> 
     return Looked(pair, embeddings, inside, sliding, windows.kind, (volume.resolution[1], volume.resolution[2]))
 
 
+def _deep(inside: Mask) -> Mask:
+    """Return the pixels well inside neurites, whose embeddings differ less than those at membranes.
+
+    Colours fitted to them show differences between neurites; fitted to all pixels, they show membranes only, and every
+    neurite is the same. All pixels inside where few are that deep.
+    """
+    deep: Mask = ndimage.binary_erosion(inside, iterations=_DEPTH)
+    return deep if np.count_nonzero(deep) >= _ENOUGH else inside
+
+
 def draw_pca(looked: Looked, out: Path, drawing: FigureOptions = PLAIN) -> tuple[Seams, Painter, list[Panel]]:
     """Fit the colours, score the borders, write the figure.
 
@@ -258,7 +271,7 @@ def draw_pca(looked: Looked, out: Path, drawing: FigureOptions = PLAIN) -> tuple
         DistillError: colours or scores that cannot be had, or an `out` that cannot be written.
     """
     inside, borders, region = looked.inside, looked.borders, looked.region
-    sample = np.random.default_rng(0).permutation(np.flatnonzero(inside))[:_SAMPLE]
+    sample = np.random.default_rng(0).permutation(np.flatnonzero(_deep(inside)))[:_SAMPLE]
     palettes = fit_palettes([e.reshape(len(e), -1)[:, sample] for e in looked.embeddings])
     painter = Painter(_titles(looked), palettes, region, drawing.membranes)
     panels = painter.panels(looked.embeddings, inside, looked.pair[1])
@@ -280,6 +293,7 @@ def draw_pca(looked: Looked, out: Path, drawing: FigureOptions = PLAIN) -> tuple
         grid=drawing.grid,
         region=region,
         basis=_BASIS if region == _NEURITES else "",
+        kind="" if looked.sliding is None else looked.kind,
     )
     names = ("student",) if looked.sliding is None else ("teacher", "student")
     explained = {n: [float(v) for v in p.basis.explained] for n, p in zip(names, palettes, strict=True)}
@@ -317,7 +331,7 @@ class Painter:
             dim = np.round(as_picture(section) * _DIM).astype(np.uint8)[..., None]
             images = [np.where(inside[..., None], image, dim) for image in images]
         return [
-            Panel(title, image, f"{palette.basis.note} {self.region}")
+            Panel(title, image, f"{palette.basis.note} {self.region}; {_LOOK[title.partition(',')[0]]}")
             for title, image, palette in zip(self.titles, images, self.palettes, strict=True)
         ]
 
@@ -326,7 +340,7 @@ def _titles(looked: Looked) -> list[str]:
     student = "Student, whole section"
     if looked.sliding is None:
         return [student]
-    return [f"Teacher, {looked.sliding.size[1]} × {looked.sliding.size[2]} windows, {looked.kind}", student]
+    return [f"Teacher, {looked.sliding.size[1]} × {looked.sliding.size[2]} windows", student]
 
 
 def _grey(section: NDArray[Any]) -> GreyImage:

@@ -282,7 +282,7 @@ def _score_table(scored: Sequence[_Scored]) -> list[Html]:
         s = one.scores
         made = one.of.made.get("method") and f"{one.of.made.get('network', 'student')}, {one.of.made['method']}"
         first, last = one.sections
-        span = f"{first} to {last - 1}" if last - first > 1 else f"{first} alone"
+        span = f"{first}:{last}"
         scores = (s.preset, s.voi_split, s.voi_merge, s.voi_sum, s.arand, s.n_true, s.n_pred)
         rows.append((one.of.name, made or None, span, *scores))
     return [table("Segmentations against ground truth", (*head, "Found"), rows)]

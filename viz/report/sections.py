@@ -31,7 +31,8 @@ _MEASURES = (
     "VOI: variation of information in bits, the sum of split and merge. ARAND: adapted Rand error. For both, lower is "
     "better. F1: of the edges that must be cut, along each axis; 1 is best."
 )
-_COLOURS = "One colour is one segment; the colours of segmentation and ground truth do not correspond."
+_COLOURS = "The largest segment of a neuron has the neuron's colour; a second colour in a neuron is a split."
+_FEW = 4  # validation sections
 
 _MOST_FIGURES = 24
 _ELSEWHERE = ("pca",)  # shown with the seam scores
@@ -58,12 +59,21 @@ _FIGURES = {
 
 def lead(run: RunFolder) -> str:
     """Describe the run in a sentence."""
-    kinds = [str(run.setting(f"{one}.yaml", "kind") or "?") for one in ("teacher", "student")]
+    kinds = {one: str(run.setting(f"{one}.yaml", "kind") or "?") for one in _NETWORKS}
     planned = run.setting("student.yaml", "training", "steps")
     steps = f"{run.steps:,} steps" if planned in (None, run.steps) else f"{run.steps:,} of {planned:,} steps"
     seconds = seconds_in_all(run)
     took = f" in {duration(seconds)}" if seconds else ""
-    return f"Teacher {kinds[0]}, student {kinds[1]}: {steps}{took}, {_ended(run)}."
+    taught = (
+        f"Teacher {kinds['teacher']}, student {kinds['student']}" if _taught(run) else f"Student {kinds['student']}"
+    )
+    return f"{taught}: {steps}{took}, {_ended(run)}."
+
+
+def _taught(run: RunFolder) -> bool:
+    """Whether a teacher took part: it was trained, or distilled into the student."""
+    from_teacher = ("cross", "graft", "masks", "unlabelled")
+    return "teacher" in run.validations() or any(name.startswith(("teacher_", *from_teacher)) for name in run.terms())
 
 
 def first_numbers(run: RunFolder) -> Html:
@@ -96,7 +106,7 @@ def what_was_run(run: RunFolder) -> list[Html]:
     for name in ("train", "validation"):
         span = run.data.get(name)
         if isinstance(span, list) and len(span) == 2 and all(isinstance(n, int) for n in span):
-            pairs.append((f"Sections, {name}", f"{span[0]} to {span[1] - 1}"))
+            pairs.append((f"Sections, {name}", f"{span[0]}:{span[1]} (the last one excluded)"))
     volumes = run.setting("student.yaml", "data", "volumes")
     if isinstance(volumes, list) and len(volumes) > 1:
         pairs.append(("Labelled volumes", f"{len(volumes)}, see the configuration"))
@@ -146,10 +156,22 @@ def validation_scores(run: RunFolder) -> list[Html]:
         table(f"Validation, preset {', '.join(sorted(presets))}", (*head, "Seeds above"), rows),
         paragraph(
             "The best step and the thresholds of seeds and merging were chosen on these sections: expect somewhat "
-            "worse on others.",
+            "worse on others." + _few(run),
             "hint",
         ),
     ]
+
+
+def _few(run: RunFolder) -> str:
+    span = run.data.get("validation")
+    if not (isinstance(span, list) and len(span) == 2 and all(isinstance(n, int) for n in span)):
+        return ""
+    count = span[1] - span[0]
+    if count >= _FEW:
+        return ""
+    return (
+        f" There are {count} of them, too few to tell one threshold or step from the next: validate on {_FEW} at least."
+    )
 
 
 def figures(run: RunFolder) -> list[Html]:
@@ -194,7 +216,7 @@ def curves(run: RunFolder) -> list[Html]:
             heading("Training loss"),
             paragraph("Weighted as they are summed, each point the mean since the one before it.", "hint"),
             Html(whole),
-            columns(small, "charts"),
+            *([columns(small, "charts")] if len(terms) > 1 else []),
         ]
     return parts
 

@@ -70,10 +70,16 @@ def _split_table(splits: Sequence[tuple[str, dict[str, float]]]) -> list[Html]:
     for label, found in splits:
         whole = sum(found.values())
         if whole > 0:
-            cells = (f"{found[n]:.3g} s ({100 * found[n] / whole:.0f} %)" if n in found else None for n in names)
+            cells = (_share(found[n], whole) if n in found else None for n in names)
             rows.append((label, *cells))
     head = ("Part", *(name.capitalize() for name in names))
     return [table("Where the time of a step goes, means", head, rows)] if rows else []
+
+
+def _share(seconds: float, whole: float) -> str:
+    """Format the seconds of a part with its share of the whole."""
+    shown = f"{seconds:.3g} s" if seconds >= 0.001 else "below 0.001 s"
+    return f"{shown} ({100 * seconds / whole:.0f} %)"
 
 
 def duration(seconds: float) -> str:
