@@ -135,9 +135,14 @@ def _say_errors(card: Scorecard, found: Evaluation) -> None:
         where = ", ".join(map(str, spot.voxel))
         nm = "" if card.segmentation is None else ", ".join(f"{p:.0f}" for p in place_nm(spot, card.segmentation))
         counts = (f"{spot.error.bits:.4f}", f"{spot.error.voxels:,}", str(spot.error.pieces))
-        rows.append((str(number), spot.kind, str(spot.error.id), *counts, partners, where, nm))
+        rows.append((str(number), spot.kind, spot.name or str(spot.error.id), *counts, partners, where, nm))
     head = ("", "error", "id", "bits", "voxels", "pieces", "largest partners", "at voxel z, y, x", "nm z, y, x")
     _say_table("worst objects (split: ground-truth id in segments; merge: segment over objects)", head, rows)
+    if card.pieces is not None and card.pieces.parts:
+        say(
+            f"bound  {card.pieces.bound:.4f} bits of VOI split cannot be avoided: {card.pieces.neurons} neurons lie in "
+            "pieces that do not meet inside the volume; the list has the pieces"
+        )
 
 
 def _say_blocks(found: BlockScores) -> None:

@@ -184,7 +184,7 @@ def errors(
         own, other = ("object", "segment") if one.kind == "split" else ("segment", "object")
         spans = ", ".join(f"{a}:{b}" for a, b in zip(one.piece.start, one.piece.stop, strict=True))
         say(
-            f"{number}. {one.kind}: {own} {one.error.id}, {one.error.bits:.4f} bits in {one.error.pieces} pieces, "
+            f"{number}. {one.kind}: {own} {one.name or one.error.id}, {one.error.bits:.4f} bits in {one.error.pieces} pieces, "
             f"{one.bits_here:.4f} in this section; largest wrong piece in {other} {one.partner} at {spans} (z, y, x)"
         )
     say(f"figure: {out}")
@@ -218,7 +218,7 @@ def render(
         pieces = ", ".join(f"{p.segment} ({100 * p.voxels / one.voxels:.1f} %)" for p in one.pieces[:5])
         merged = ", ".join(f"{f.object} ({f.voxels:,} voxels)" for f in one.foreign)
         count = f"{len(one.pieces)} segment{'s' if len(one.pieces) > 1 else ''}"
-        say(f"neuron {one.neuron}: in {count}: {pieces}; merged to it: {merged or 'nothing'}")
+        say(f"neuron {one.name}: in {count}: {pieces}; merged to it: {merged or 'nothing'}")
     say(f"figure: {out}")
 
 

@@ -12,6 +12,7 @@ merge = H(ground truth | segmentation), bits lost to under-segmentation.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -172,6 +173,16 @@ class Contingency:
         self._voxels += other._voxels
         self._parts += other._parts
         self._shorten()
+
+    def relabelled(self, neuron: Callable[[int], int]) -> Contingency:
+        """Return the table with other ground-truth ids, which may coincide: `neuron` is called with each once."""
+        pairs = self.pairs()
+        ids, which = np.unique(pairs.u, return_inverse=True)
+        named = np.array([neuron(int(one)) for one in ids], np.uint64)[which]
+        made = Contingency(self.preset, resolution=self._resolution)
+        made._voxels = self._voxels
+        made._parts = [sum_pairs(named, pairs.v, count=pairs.count)]
+        return made
 
     @property
     def voxels(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from distill.core.geometry import Nanometres, Triple
 from distill.core.notes import warn
 from distill.evaluation.affinities import AffinityScores, evaluate_affinity
 from distill.evaluation.aligned import OnBlock, overlapping
+from distill.evaluation.metrics import WorstObjects
 from distill.evaluation.run_length.evaluate_skeletons import evaluate_run_length, open_skeletons, skeletonize
 from distill.evaluation.run_length.scores import RunLength
 from distill.evaluation.segmentation import Evaluation, evaluate
+from distill.evaluation.worst_objects.connected import Pieces, worst_pieces
 from distill.evaluation.worst_objects.error_list import check_list, error_rows, write_list
 from distill.evaluation.worst_objects.locate import Spot, find_spots
 from distill.io.arrange import arrange
@@ -69,6 +71,7 @@ class Scorecard:
         spots: where the worst objects lie, the most expensive first.
         run_length: of the segmentation.
         affinity: scores of its channels.
+        pieces: connected pieces of the ground truth, over which the worst objects were found.
     """
 
     segmentation: Volume | None = None
@@ -76,6 +79,7 @@ class Scorecard:
     spots: tuple[Spot, ...] = ()
     run_length: RunLength | None = None
     affinity: AffinityScores | None = None
+    pieces: Pieces | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers by name, ready for JSON; volume scores are at the top level."""
@@ -85,6 +89,8 @@ class Scorecard:
             found |= {**one.scores.to_dict(), "worst": asdict(one.worst), "box": asdict(one.box)}
             found |= {"errors": error_rows(self.spots, self.segmentation)}
             found |= {"blocks": one.blocks.to_dict() if one.blocks else None}
+            if self.pieces is not None:
+                found["disconnected"] = {"neurons": self.pieces.neurons, "voi_split_bound": self.pieces.bound}
         found["run_length"] = self.run_length.to_dict() if self.run_length else None
         found["affinity"] = self.affinity.to_dict() if self.affinity else None
         return found
@@ -123,18 +129,19 @@ def evaluate_all(source: str, labels: str | None, wanted: EvaluationOptions, on_
     segmentation = open_labels(source, resolution=wanted.resolution)
     evaluation: Evaluation | None = None
     spots: tuple[Spot, ...] = ()
+    pieces: Pieces | None = None
     if labels is not None:
         if is_result(labels) and not is_result(source):
             warn(
                 f"{labels}: is a segmentation that distill made, given as ground truth; expected the segmentation "
                 "first: distill evaluate SEGMENTATION LABELS"
             )
-        evaluation, spots = _volume_scores(source, labels, segmentation, wanted, on_block)
+        evaluation, spots, pieces = _volume_scores(source, labels, segmentation, wanted, on_block)
     run = _run_length(source, labels, segmentation, wanted, on_block)
     affinity = None
     if wanted.affinity is not None and labels is not None:
         affinity = _affinity(wanted.affinity, labels, wanted, on_block)
-    return Scorecard(segmentation, evaluation, spots, run, affinity)
+    return Scorecard(segmentation, evaluation, spots, run, affinity, pieces)
 
 
 def _check(wanted: EvaluationOptions) -> None:
@@ -173,24 +180,57 @@ def _affinity(source: str, labels: str, wanted: EvaluationOptions, on_block: OnB
 
 def _volume_scores(
     source: str, labels: str, segmentation: Volume, wanted: EvaluationOptions, on_block: OnBlock
-) -> tuple[Evaluation, tuple[Spot, ...]]:
+) -> tuple[Evaluation, tuple[Spot, ...], Pieces | None]:
     evaluation = evaluate(
         source,
         labels,
         wanted.preset,
         wanted.resolution,
-        wanted.worst,
+        0,
         blocks=wanted.blocks,
         known=wanted.known,
         workers=wanted.workers,
         on_block=on_block,
     )
     found, truth = overlapping(segmentation, open_known(labels, wanted.known, resolution=wanted.resolution))
-    first = voxel_shift(found, segmentation)
-    spots = tuple(one.moved(first) for one in find_spots(found, truth, evaluation.worst, on_block, wanted.workers))
+    if wanted.worst == 0:
+        if wanted.listing is not None:
+            write_list(wanted.listing, (), segmentation)
+        return evaluation, (), None
+    worst, here, pieces = find_worst(found, truth, wanted.preset, wanted.worst, on_block, wanted.workers)
+    spots = tuple(one.moved(voxel_shift(found, segmentation)) for one in here)
     if wanted.listing is not None:
         write_list(wanted.listing, spots, segmentation)
-    return evaluation, spots
+    return replace(evaluation, worst=worst), spots, pieces
+
+
+def find_worst(
+    segmentation: Volume,
+    labels: Volume,
+    preset: str,
+    n: int,
+    on_block: OnBlock = lambda done, total: None,
+    workers: int = 1,
+) -> tuple[WorstObjects, list[Spot], Pieces]:
+    """Find and locate the worst objects: split errors of connected pieces, merge errors between whole neurons.
+
+    Args:
+        segmentation: as it was evaluated.
+        labels: ground truth on the same voxel grid, of the same size or larger.
+        preset: see `distill.evaluation.contingency`.
+        n: number of objects of each kind.
+        on_block: called with blocks read and their number.
+        workers: reading processes.
+
+    Returns:
+        The objects, under the ids of their neurons; where they lie, largest error first; and the pieces.
+    """
+    worst, pieces = worst_pieces(segmentation, labels, preset, n, workers)
+    split = find_spots(segmentation, pieces.labels, replace(worst, merged=()), on_block, 1 if pieces.parts else workers)
+    merged = find_spots(segmentation, labels, replace(worst, split=()), on_block, workers)
+    both = sorted([*split, *merged], key=lambda spot: -spot.error.bits)
+    named = replace(worst, split=tuple(map(pieces.named, worst.split)))
+    return named, [one.of_piece(pieces) for one in both], pieces
 
 
 def _run_length(

@@ -50,13 +50,14 @@ def main_partners(table: Contingency) -> Partners:
     return Partners(truth, segment_of, segments, truth_of)
 
 
-def error_codes(segmentation: Integers, labels: Integers, partners: Partners) -> Codes:
+def error_codes(segmentation: Integers, labels: Integers, partners: Partners, neurons: Integers | None = None) -> Codes:
     """Mark erroneous voxels.
 
     Args:
         segmentation: segment ids of any shape.
         labels: ground-truth ids of the same shape, 0 = ignored.
         partners: of the volume that contains both arrays.
+        neurons: ground truth of the merges, where `labels` are connected pieces of its ids; by default the labels.
 
     Returns:
         Same shape, uint8: 0 = correct or ignored, `SPLIT` where the voxel lies outside the largest segment of its
@@ -68,24 +69,31 @@ def error_codes(segmentation: Integers, labels: Integers, partners: Partners) ->
     if segmentation.shape != labels.shape:
         raise ShapeError(f"segmentation: found shape {segmentation.shape}, expected that of labels {labels.shape}")
     split = _look_up(labels, partners.truth, partners.segment_of[:, 0]) != segmentation
-    merge = _look_up(segmentation, partners.segments, partners.truth_of[:, 0]) != labels
+    merge = _look_up(segmentation, partners.segments, partners.truth_of[:, 0]) != (
+        labels if neurons is None else neurons
+    )
     return _codes(split, merge, labels)
 
 
-def largest_wrong_pieces(segmentation: Integers, labels: Integers, partners: Partners) -> Codes:
+def largest_wrong_pieces(
+    segmentation: Integers, labels: Integers, partners: Partners, neurons: Integers | None = None
+) -> Codes:
     """Mark the erroneous voxels in the second largest fragment of their object or segment.
 
     Args:
         segmentation: as for `error_codes`.
         labels: as for `error_codes`.
         partners: as for `error_codes`.
+        neurons: as for `error_codes`.
 
     Returns:
         Codes as in `error_codes`, with fewer bits set.
     """
     split = _look_up(labels, partners.truth, partners.segment_of[:, 1]) == segmentation
-    merge = _look_up(segmentation, partners.segments, partners.truth_of[:, 1]) == labels
-    return _codes(split, merge, labels) & error_codes(segmentation, labels, partners)
+    merge = _look_up(segmentation, partners.segments, partners.truth_of[:, 1]) == (
+        labels if neurons is None else neurons
+    )
+    return _codes(split, merge, labels) & error_codes(segmentation, labels, partners, neurons)
 
 
 def _largest(ids: Ids, partners: Ids, count: npt.NDArray[np.int64]) -> tuple[Ids, Ids]:

@@ -17,7 +17,7 @@ from distill.core.labels import Integers
 from distill.evaluation.metrics import ObjectError
 from distill.evaluation.partners import MERGE, SPLIT, Partners, error_codes
 from distill.evaluation.worst_objects.locate import ErrorKind
-from viz.style import STYLE, image_grid, label_colours, overlay, save_figure, scale_bar, show
+from viz.style import STYLE, image_grid, label_colours, outlined, overlay, save_figure, scale_bar, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ _LEGEND_COLUMN = 2.3  # inches
 _CHARACTER = 0.054  # inches that a digit takes at 6 points
 _HEADERS = (
     ("", "", "", "", "VOI (bits)", "", "", "extent (voxels)", "", "", "largest wrong piece", "", "", ""),
-    ("", "error", "", "of", "volume", "here", "pieces", "z", "y", "x", "in", "z", "y", "x"),
+    ("", "error", "", "of", "volume", "section", "parts", "z", "y", "x", "in", "z", "y", "x"),
 )
 
 
@@ -54,6 +54,8 @@ class WrongObject:
         box: its counted voxels.
         partner: the segment or ground-truth object that contains its largest erroneous fragment.
         piece: voxels of that fragment.
+        neuron: id as in the files, where `error.id` is that of a connected piece; none: the same.
+        name: of the object, with the number of the piece; empty: its id.
     """
 
     kind: ErrorKind
@@ -62,6 +64,8 @@ class WrongObject:
     box: Box
     partner: int
     piece: Box
+    neuron: int | None = None
+    name: str = ""
 
 
 def errors_figure(
@@ -74,13 +78,16 @@ def errors_figure(
     out: Path,
     title: str = "Section",
     dpi: int = 300,
+    *,
+    neurons: Integers | None = None,
 ) -> None:
     """Write the figure of `build_errors_figure` to `out` (.png, .svg or .pdf) atomically.
 
     Raises:
         DistillError: as `build_errors_figure`, or an `out` that cannot be written.
     """
-    save_figure(build_errors_figure(raw, labels, segmentation, partners, objects, resolution, title, dpi), out)
+    made = build_errors_figure(raw, labels, segmentation, partners, objects, resolution, title, dpi, neurons=neurons)
+    save_figure(made, out)
 
 
 def build_errors_figure(
@@ -92,6 +99,8 @@ def build_errors_figure(
     resolution: tuple[float, float],
     title: str = "Section",
     dpi: int = 300,
+    *,
+    neurons: Integers | None = None,
 ) -> Figure:
     """Draw one section, its ground truth, its segmentation and its erroneous voxels, with the worst objects outlined
     and
@@ -106,6 +115,7 @@ def build_errors_figure(
         resolution: nm per voxel in y and x.
         title: of the first image.
         dpi: device pixels per inch of the layout.
+        neurons: (Y, X) whole neurons, where `labels` are their connected pieces.
 
     Returns:
         Figure whose axes are section, ground truth, segmentation and errors; the table and legend are texts and
@@ -120,15 +130,22 @@ def build_errors_figure(
         raise ShapeError(
             f"raw: found {raw.shape} {raw.dtype} with labels {labels.shape}, expected one (Y, X) shape and uint8"
         )
-    codes = error_codes(segmentation, labels, partners)
+    codes = error_codes(segmentation, labels, partners, neurons)
     images = {
         title: raw,
-        "Ground truth": overlay(raw, labels),
-        "Segmentation": overlay(raw, segmentation),
+        "Ground truth": outlined(overlay(raw, labels), labels),
+        "Segmentation": outlined(overlay(raw, segmentation), segmentation),
         "Errors": _paint(raw, codes),
     }
     size = f"{resolution[1]:g}" if resolution[0] == resolution[1] else f"y {resolution[0]:g}, x {resolution[1]:g}"
-    notes = [f"{size} nm per pixel", "", "", _shares(codes, labels)]
+    listed = ("numbers: worst objects, listed below", "parts: segments of an object, or objects of a segment")
+    about = ("colours of b and c do not correspond", *(listed if objects else ()))
+    notes = [
+        f"{size} nm per pixel",
+        about[1] if objects else "",
+        "; ".join([about[0], *about[2:]]),
+        _shares(codes, labels),
+    ]
     # The legend has two or three lines, depending on the width of the images.
     below = _ROW_INCHES * (3.5 + (len(objects) + len(_HEADERS) if objects else 0))
     with rc_context(STYLE):
@@ -144,7 +161,8 @@ def build_errors_figure(
                 for ax in (axes[1 if found.kind == "split" else 2], axes[3]):
                     _outline(ax, mask, found.kind, number)
                 taken.append(_place(mask & (codes & bit > 0), mask, taken))
-                _number(axes[3], taken[-1], number)
+                for ax in (axes[1 if found.kind == "split" else 2], axes[3]):
+                    _number(ax, taken[-1], number)
         lines = _legend(fig, below)
         if objects:
             _table(fig, objects, below - _ROW_INCHES * (lines + 0.3))
@@ -186,7 +204,7 @@ def _place(
     """Choose the position of the number (y, x): deep in the erroneous part, away from previous numbers."""
     inside = wrong if wrong.any() else mask
     depth = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
-    apart = 0.04 * max(mask.shape)
+    apart = 0.06 * max(mask.shape)  # of the section: the width of a number
     y, x = np.nonzero(inside)
     near = np.zeros(len(y))
     for other in taken:
@@ -253,4 +271,13 @@ def _row(number: int, found: WrongObject) -> tuple[str, ...]:
     )
     error = found.error
     costs = f"{error.bits:.4f}", f"{found.bits_here:.4f}", str(error.pieces)
-    return (str(number), found.kind, "", f"{own} {error.id}", *costs, *spans, f"{other} {found.partner}", *piece)
+    return (
+        str(number),
+        found.kind,
+        "",
+        f"{own} {found.name or error.id}",
+        *costs,
+        *spans,
+        f"{other} {found.partner}",
+        *piece,
+    )

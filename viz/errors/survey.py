@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from distill.evaluation.contingency import Contingency, Scores
 from distill.evaluation.metrics import ObjectError, worst_objects
 from distill.evaluation.partners import MERGE, SPLIT, Partners, error_codes, largest_wrong_pieces, main_partners
 from distill.evaluation.segmentation import position_in_truth
+from distill.evaluation.worst_objects.connected import Pieces, connected_pieces
 from distill.evaluation.worst_objects.locate import ErrorKind
 from distill.io.volume import Volume, open_grey, open_labels
 from viz.errors.figure import WrongObject, errors_figure
@@ -56,9 +57,10 @@ class Survey:
 
     Attributes:
         segmentation: the source.
-        labels: its ground truth.
+        pieces: its ground truth, cut into connected pieces.
         box: position of the segmentation in the labels.
-        table: contingency table of objects and segments.
+        table: contingency table of pieces and segments.
+        neurons: contingency table of neurons and segments.
         partners: matched objects and segments.
         wrong: (Z,) number of erroneous voxels of every section of the segmentation.
         truth: boxes of the ground-truth objects.
@@ -68,15 +70,21 @@ class Survey:
     """
 
     segmentation: Volume
-    labels: Volume
+    pieces: Pieces
     box: Box
     table: Contingency
+    neurons: Contingency
     partners: Partners
     wrong: NDArray[np.int64]
     truth: dict[int, Box]
     segments: dict[int, Box]
     split: dict[int, Box]
     merged: dict[int, Box]
+
+    @property
+    def labels(self) -> Volume:
+        """Ground truth with ids of pieces."""
+        return self.pieces.labels
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,7 @@ class Errors:
         both: in both.
         scores: of the whole volume.
         objects: as numbered in the figure, from 1.
+        pieces: connected pieces of the ground truth, of which the split objects are.
     """
 
     section: int
@@ -100,17 +109,30 @@ class Errors:
     both: int
     scores: Scores
     objects: tuple[WrongObject, ...]
+    pieces: Pieces
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values for JSON."""
         listed = [
-            {"number": number, "kind": found.kind, **asdict(found.error), "bits_here": found.bits_here}
+            {
+                "number": number,
+                "kind": found.kind,
+                **asdict(found.error),
+                "id": found.error.id if found.neuron is None else found.neuron,
+                "bits_here": found.bits_here,
+            }
             | {"box": asdict(found.box), "largest_wrong_piece": {"in": found.partner, **asdict(found.piece)}}
             for number, found in enumerate(self.objects, start=1)
         ]
         section = {"section": self.section, "labelled_pixels": self.counted}
         wrong = {"split_pixels": self.split, "merge_pixels": self.merge, "split_and_merge_pixels": self.both}
-        return {**section, **wrong, "volume": self.scores.to_dict(), "objects": listed}
+        return {
+            **section,
+            **wrong,
+            "volume": self.scores.to_dict(),
+            "voi_split_bound": self.pieces.bound,
+            "objects": listed,
+        }
 
 
 def errors(
@@ -154,42 +176,50 @@ def errors(
             f"--section: found {section}, expected {box.start[0]} to {box.stop[0] - 1}: the sections of {labels} that "
             f"{segmentation} covers"
         )
-    found = survey(seen, truth, on_section)
+    pieces = connected_pieces(truth, box)
+    found = survey(seen, pieces, on_section)
     z = int(found.wrong.argmax()) if section is None else section - box.start[0]
     ids, true = _section(found, z)
-    codes = error_codes(ids, true, found.partners)
+    neurons = pieces.whole(true)
+    codes = error_codes(ids, true, found.partners, neurons)
     grey = as_picture(image.read(_slice(in_raw, z))[0])
     objects = _worst(found, ids, true, worst)
     number = box.start[0] + z
-    errors_figure(grey, true, ids, found.partners, objects, image.resolution[1:], out, f"Section {number}")
+    errors_figure(
+        grey, true, ids, found.partners, objects, image.resolution[1:], out, f"Section {number}", neurons=neurons
+    )
     split, merge, both = (int(np.count_nonzero(codes == code)) for code in (SPLIT, MERGE, SPLIT | MERGE))
-    return Errors(number, int(np.count_nonzero(true)), split, merge, both, found.table.scores(), objects)
+    return Errors(number, int(np.count_nonzero(true)), split, merge, both, found.neurons.scores(), objects, pieces)
 
 
-def survey(segmentation: Volume, labels: Volume, on_section: OnSection = lambda done, total: None) -> Survey:
+def survey(segmentation: Volume, pieces: Pieces, on_section: OnSection = lambda done, total: None) -> Survey:
     """Find the errors of every section of a segmentation.
 
     Args:
         segmentation: segment ids.
-        labels: ground truth, of the same size or larger.
+        pieces: ground truth, of the same size or larger, whose splits are those of connected pieces.
         on_section: called with the number of sections read and their total; each is read twice.
 
     Raises:
         ShapeError: voxel sizes differ, or the segmentation extends beyond the labels.
         DistillError: there is no ground truth within the segmentation, or a source cannot be read.
     """
+    labels = pieces.labels
     box = position_in_truth(segmentation, labels)
     depth = segmentation.size[0]
     table = Contingency("skimage")
     for z, ids, true in _sections(segmentation, labels, box):
         table.add(ids, true)
         on_section(z + 1, 2 * depth)
-    partners = main_partners(table)
+    neurons = table.relabelled(pieces.neuron)
+    split_partners, merge_partners = main_partners(table), main_partners(neurons)
+    partners = replace(split_partners, segments=merge_partners.segments, truth_of=merge_partners.truth_of)
     truth, segments, split, merged = (Extents() for _ in range(4))
     wrong = np.zeros(depth, np.int64)
     for z, ids, true in _sections(segmentation, labels, box):
-        wrong[z] = np.count_nonzero(error_codes(ids, true, partners))
-        codes = largest_wrong_pieces(ids, true, partners)
+        whole = pieces.whole(true)
+        wrong[z] = np.count_nonzero(error_codes(ids, true, partners, whole))
+        codes = largest_wrong_pieces(ids, true, partners, whole)
         at = box.start[0] + z
         truth.add(at, true, true != 0)
         segments.add(at, ids, true != 0)
@@ -201,7 +231,7 @@ def survey(segmentation: Volume, labels: Volume, on_section: OnSection = lambda 
         {number: one.shift((0, y, x)) for number, one in extents.boxes.items()}
         for extents in (truth, segments, split, merged)
     ]
-    return Survey(segmentation, labels, box, table, partners, wrong, *shifted)
+    return Survey(segmentation, pieces, box, table, neurons, partners, wrong, *shifted)
 
 
 def hull(one: Box, other: Box) -> Box:
@@ -230,16 +260,18 @@ def _section(found: Survey, z: int) -> tuple[NDArray[np.uint64], NDArray[np.uint
 
 def _worst(found: Survey, ids: NDArray[np.uint64], true: NDArray[np.uint64], n: int) -> tuple[WrongObject, ...]:
     """Return the objects with the largest errors in the section."""
-    ranked, partners = worst_objects(found.table, _EVERY), found.partners
+    partners, pieces = found.partners, found.pieces
+    split, merged = worst_objects(found.table, _EVERY).split, worst_objects(found.neurons, _EVERY).merged
     rows = []
-    cost = _costs_here(found, ids, true, "split", ranked.split)
-    for error in ranked.split:
+    cost = _costs_here(found, ids, true, "split", split)
+    for error in split:
         if error.id in cost:
             other = int(partners.segment_of[np.searchsorted(partners.truth, np.uint64(error.id)), 1])
             box, piece = found.truth[error.id], found.split[error.id]
-            rows.append(WrongObject("split", error, cost[error.id], box, other, piece))
-    cost = _costs_here(found, ids, true, "merge", ranked.merged)
-    for error in ranked.merged:
+            named = pieces.neuron(error.id), pieces.name(error.id)
+            rows.append(WrongObject("split", error, cost[error.id], box, other, piece, *named))
+    cost = _costs_here(found, ids, true, "merge", merged)
+    for error in merged:
         if error.id in cost:
             other = int(partners.truth_of[np.searchsorted(partners.segments, np.uint64(error.id)), 1])
             box, piece = found.segments[error.id], found.merged[error.id]
@@ -252,8 +284,10 @@ def _costs_here(
 ) -> dict[int, float]:
     """Return each object's contribution to the volume's VOI from its erroneous voxels in a section, in bits."""
     bit = SPLIT if kind == "split" else MERGE
-    wrong = error_codes(ids, true, found.partners) & bit > 0
-    here, known = sum_pairs(true[wrong], ids[wrong]), found.table.pairs()
+    neurons = found.pieces.whole(true)
+    wrong = error_codes(ids, true, found.partners, neurons) & bit > 0
+    own_labels, table = (true, found.table) if kind == "split" else (neurons, found.neurons)
+    here, known = sum_pairs(own_labels[wrong], ids[wrong]), table.pairs()
     size, voxels = {error.id: error.voxels for error in listed}, int(known.count.sum())
     costs: dict[int, float] = {}
     for u, v, count in zip(here.u, here.v, here.count, strict=True):

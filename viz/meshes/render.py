@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -21,6 +21,8 @@ from distill.core.geometry import Box, Nanometres, Triple
 from distill.evaluation.aligned import overlapping
 from distill.evaluation.metrics import worst_objects
 from distill.evaluation.partners import MERGE
+from distill.evaluation.segmentation import position_in_truth
+from distill.evaluation.worst_objects.connected import Pieces, connected_pieces
 from distill.io.volume import open_labels
 from viz.errors.figure import COLOUR_OF
 from viz.errors.survey import OnSection, Survey, hull, survey
@@ -63,6 +65,7 @@ class Rendered:
         box: region drawn, in voxels of the labels.
         pieces: segments that cover the neuron, the largest first; 0 = no segment.
         foreign: objects merged with it, the largest first.
+        name: of the neuron, with the number of its connected piece if there are several.
     """
 
     neuron: int
@@ -70,6 +73,7 @@ class Rendered:
     box: Box
     pieces: tuple[SharedVoxels, ...]
     foreign: tuple[Foreign, ...]
+    name: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values for JSON."""
@@ -101,22 +105,31 @@ def render(
     seen, truth = overlapping(
         open_labels(segmentation, resolution=resolution), open_labels(labels, resolution=resolution)
     )
-    found = survey(seen, truth, on_section)
+    box = position_in_truth(seen, truth)
+    # Named neurons are drawn whole; the worst are looked for among connected pieces.
+    pieces = Pieces(truth, {}, 0.0) if neurons else connected_pieces(truth, box)
+    found = survey(seen, pieces, on_section)
     chosen = tuple(neurons) or _worst(found)
     for neuron in chosen:
         if neuron not in found.truth:
             raise DistillError(f"--neuron: found {neuron}, expected an id of {labels} where {segmentation} lies")
     shown = [_contents(found, neuron) for neuron in chosen]
     meshes_figure([_neuron(found, one) for one in shown], out)
-    return tuple(shown)
+    return tuple(_as_neurons(one, pieces) for one in shown)
+
+
+def _as_neurons(one: Rendered, pieces: Pieces) -> Rendered:
+    """Return what was drawn with ids of neurons in place of those of their pieces."""
+    foreign = tuple(replace(f, object=pieces.neuron(f.object)) for f in one.foreign)
+    return replace(one, neuron=pieces.neuron(one.neuron), name=pieces.name(one.neuron), foreign=foreign)
 
 
 def _worst(found: Survey) -> tuple[int, ...]:
     """Return the neurons with the largest split or merge errors, then the largest neurons."""
-    ranked = worst_objects(found.table, _EVERY)
+    split, merged = worst_objects(found.table, _EVERY).split, worst_objects(found.neurons, _EVERY).merged
     owners = dict(zip(found.partners.segments.tolist(), found.partners.truth_of[:, 0].tolist(), strict=True))
-    costs = [(error.bits, error.id) for error in ranked.split]
-    costs += [(error.bits, owners[error.id]) for error in ranked.merged if error.id]
+    costs = [(error.bits, error.id) for error in split]
+    costs += [(error.bits, owners[error.id]) for error in merged if error.id]
     pairs = found.table.pairs()
     ids, where = np.unique(pairs.u, return_inverse=True)
     by_size = ids[np.argsort(-np.bincount(where, weights=pairs.count), kind="stable")].tolist()
@@ -132,8 +145,10 @@ def _contents(found: Survey, neuron: int) -> Rendered:
     pieces = tuple(SharedVoxels(int(pairs.v[k]), int(pairs.count[k])) for k in inside)
     voxels = sum(piece.voxels for piece in pieces)
     main = partners.segment_of[np.searchsorted(partners.truth, np.uint64(neuron)), 0]
-    own = np.union1d(partners.segments[partners.truth_of[:, 0] == neuron], [main])
-    joined = np.isin(pairs.v, own[own != 0]) & (pairs.u != neuron) & (pairs.count >= _SHOWN * voxels)
+    whole = found.pieces.neuron(neuron)
+    own = np.union1d(partners.segments[partners.truth_of[:, 0] == whole], [main])
+    other = found.pieces.whole(pairs.u) != whole
+    joined = np.isin(pairs.v, own[own != 0]) & other & (pairs.count >= _SHOWN * voxels)
     order = np.flatnonzero(joined)[np.argsort(-pairs.count[joined], kind="stable")]
     foreign = tuple(Foreign(int(pairs.u[k]), int(pairs.v[k]), int(pairs.count[k])) for k in order)
     box = found.truth[neuron]
@@ -156,7 +171,8 @@ def _neuron(found: Survey, one: Rendered) -> Neuron:
         solid = Solid(surface(shares[k], cell, (z, y, x)), (red, green, blue), hatched) if shares[k].any() else None
         return DrawnObject(label, (red, green, blue), solid, hatched)
 
-    truth = part(0, f"object {one.neuron}: {one.voxels:,} voxels", label_colours([one.neuron])[0])
+    name = found.pieces.name(one.neuron)
+    truth = part(0, f"object {name}: {one.voxels:,} voxels", label_colours([one.neuron])[0])
     parts = [
         part(k, f"{_named(piece.segment)}: {100 * piece.voxels / one.voxels:.1f} %", _colour(piece.segment))
         for k, piece in enumerate(one.pieces[: len(shown)], start=1)
@@ -167,13 +183,13 @@ def _neuron(found: Survey, one: Rendered) -> Neuron:
         share = sum(piece.voxels for piece in rest) / one.voxels
         parts.append(part(len(shown) + 1, f"{count}: {100 * share:.1f} %", _REST))
     if one.foreign:
-        objects = dict.fromkeys(f.object for f in one.foreign)
+        objects = dict.fromkeys(found.pieces.neuron(f.object) for f in one.foreign)
         named = f"object{'s' if len(objects) > 1 else ''} {', '.join(map(str, objects))}"
         label = f"merged: {sum(f.voxels for f in one.foreign):,} voxels of {named}"
         colour = [int(COLOUR_OF[MERGE][k : k + 2], 16) for k in (1, 3, 5)]
         parts.append(part(len(shown) + 2, "\n".join(wrap(label, 40)), colour, hatched=True))
     far = tuple(stop * size for stop, size in zip(one.box.stop, resolution, strict=True))
-    return Neuron(f"Neuron {one.neuron}", truth, tuple(parts), ((z, y, x), (far[0], far[1], far[2])))
+    return Neuron(f"Neuron {name}", truth, tuple(parts), ((z, y, x), (far[0], far[1], far[2])))
 
 
 def _named(segment: int) -> str:

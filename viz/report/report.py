@@ -15,9 +15,11 @@ from distill.core.errors import DistillError, SourceError
 from distill.core.geometry import Box
 from distill.core.notes import Note
 from distill.core.version import VERSION
+from distill.evaluation.aligned import overlapping
 from distill.evaluation.contingency import Scores
+from distill.evaluation.evaluate import find_worst
 from distill.evaluation.segmentation import evaluate
-from distill.evaluation.worst_objects.locate import Spot, find_spots
+from distill.evaluation.worst_objects.locate import Spot
 from distill.inference.options import Runtime
 from distill.io.readers.zarr import zarr_node, zarr_ranks
 from distill.io.volume import Volume, open_grey, open_labels
@@ -249,13 +251,13 @@ def _score_those_there(those: Sequence[_Segmentation], run: RunFolder, preset: s
 
 def _score(one: _Segmentation, run: RunFolder, preset: str) -> _Scored:
     nm = _resolution(run)
-    found = evaluate(one.source, one.labels, preset, nm, worst=_WORST)
+    found = evaluate(one.source, one.labels, preset, nm, worst=0)
     segmentation, labels = open_labels(one.source, resolution=nm), open_labels(one.labels, resolution=nm)
     try:
         raw = open_grey(one.raw, resolution=nm) if one.raw else None
     except DistillError:  # the errors can be seen without the image
         raw = None
-    spots = find_spots(segmentation, labels, found.worst)
+    _, spots, _ = find_worst(*overlapping(segmentation, labels), preset, _WORST)
     place = found.box.shift((int(labels.attributes.get(_SECTION, 0)), 0, 0))
     errors = [_error(spot, segmentation, labels, raw, place.start) for spot in spots]
     return _Scored(one, found.scores, (place.start[0], place.stop[0]), errors)

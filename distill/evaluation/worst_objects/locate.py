@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from distill.evaluation.aligned import Aligned, OnBlock, chunk_blocks, over_bloc
 from distill.evaluation.metrics import ObjectError, WorstObjects
 from distill.evaluation.worst_objects.pieces import PieceRows, collect, pieces_in
 from distill.io.volume import Volume, voxel_shift
+
+if TYPE_CHECKING:
+    from distill.evaluation.worst_objects.connected import Pieces
 
 ErrorKind = Literal["split", "merge"]
 
@@ -39,6 +42,7 @@ class Spot:
         extent: bounding box of both fragments in the voxel's section.
         piece: bounding box of the second largest fragment (or of the only one).
         piece_voxels: number of its voxels.
+        name: the id as it is shown, with the number of the piece where a neuron has several; empty: the id alone.
     """
 
     kind: ErrorKind
@@ -48,6 +52,13 @@ class Spot:
     extent: Box
     piece: Box
     piece_voxels: int
+    name: str = ""
+
+    def of_piece(self, pieces: Pieces) -> Spot:
+        """Return the same error with ids of neurons in place of those of their connected pieces."""
+        if self.kind == "split":
+            return replace(self, error=pieces.named(self.error), name=pieces.name(self.error.id))
+        return self
 
     def moved(self, by: Triple) -> Spot:
         """Return the same place in a volume that begins this many voxels into the volume of this one."""
@@ -58,7 +69,7 @@ class Spot:
     def short(self) -> str:
         """Describe the error in a few words."""
         what = "object" if self.kind == "split" else "segment"
-        return f"{self.kind} {self.error.bits:.3f} bits: {what} {self.error.id}"
+        return f"{self.kind} {self.error.bits:.3f} bits: {what} {self.name or self.error.id}"
 
     @property
     def text(self) -> str:

@@ -21,7 +21,7 @@ from distill.evaluation.contingency import Contingency
 from distill.evaluation.metrics import ObjectError, worst_objects
 from distill.evaluation.partners import MERGE, SPLIT, Partners, main_partners
 from viz.errors.figure import COLOUR_OF, WrongObject, build_errors_figure, errors_figure
-from viz.style import label_colours, overlay
+from viz.style import label_colours, outlined, overlay
 
 RAW = np.random.default_rng(0).integers(60, 200, (128, 128), dtype=np.uint8)
 
@@ -64,8 +64,8 @@ def test_planted_errors_have_their_colour_at_their_place_and_none_elsewhere() ->
     fig = build_errors_figure(RAW, labels, segmentation, who, objects, (6, 6))
     section, truth, found, wrong = (np.asarray(ax.images[0].get_array()) for ax in fig.axes)
     assert np.array_equal(section, RAW)
-    assert np.array_equal(truth, overlay(RAW, labels))
-    assert np.array_equal(found, overlay(RAW, segmentation))
+    assert np.array_equal(truth, outlined(overlay(RAW, labels), labels))
+    assert np.array_equal(found, outlined(overlay(RAW, segmentation), segmentation))
     split = np.zeros((128, 128), bool)
     split[4:20, 4:14] = split[10:14, 50:65] = True
     for mask, code in ((split, SPLIT), (labels == 6, MERGE)):
@@ -94,6 +94,7 @@ def test_worst_objects_are_outlined_numbered_and_listed() -> None:
     assert corners.max(axis=0).tolist() == [41.5, 41.5]
     for number, inside in ((1, labels == 6), (2, segmentation == 150)):
         (text,) = drawn(wrong, f"number {number}")
+        assert len(drawn(found if number == 1 else truth, f"number {number}")) == 1
         assert isinstance(text, Text)
         x, y = text.get_position()
         assert text.get_text() == str(number)

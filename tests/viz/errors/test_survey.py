@@ -15,6 +15,7 @@ from distill.core.errors import DistillError
 from distill.core.geometry import Box
 from distill.evaluation.metrics import score, worst_objects
 from distill.evaluation.partners import MERGE, error_codes
+from distill.evaluation.worst_objects.connected import Pieces
 from distill.io.volume import volume_from_array
 from distill.io.writers.cremi import write_cremi
 from viz.errors.survey import Extents, errors, hull, survey
@@ -54,7 +55,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What is given to the figure, which is tested with `viz`."""
     kept: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(recipe, "errors_figure", lambda *given: kept.append(given))
+    monkeypatch.setattr(recipe, "errors_figure", lambda *given, **named: kept.append(given))
     return kept
 
 
@@ -102,7 +103,7 @@ def test_survey_equals_a_look_at_the_whole() -> None:
     segmentation = segmentation[:, : labels.shape[1]]
     seen: list[tuple[int, int]] = []
     made = [volume_from_array(v, RESOLUTION) for v in (segmentation, labels)]
-    found = survey(made[0], made[1], lambda done, total: seen.append((done, total)))
+    found = survey(made[0], Pieces(made[1], {}, 0.0), lambda done, total: seen.append((done, total)))
     assert seen == [(k, 8) for k in range(1, 9)]
     assert found.table.scores() == score(segmentation, labels)
     codes = error_codes(segmentation, labels, found.partners)
