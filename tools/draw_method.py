@@ -11,7 +11,7 @@ from pathlib import Path
 OUT = Path(__file__).resolve().parents[1] / "docs" / "figures" / "method.svg"
 _INK = "#737d88"  # legible on white and on near-black
 _SHEET, _CELL, _EDGE = "#8b949e", "#b6bec7", "#57606a"  # a section, a neurite in it, outlines
-_BLUE, _ORANGE, _GREEN, _PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+_BLUE, _ORANGE, _GREEN, _PINK = "#56B4E9", "#D55E00", "#009E73", "#CC79A7"
 _SIZE = (960, 330)
 
 

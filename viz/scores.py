@@ -99,23 +99,25 @@ def build_scores_figure(
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    panels: list[Callable[[Axes], None]] = []
+    panels: list[tuple[str, Callable[[Axes], None]]] = []
     if objects is not None:
-        panels.append(lambda ax: _draw_objects(ax, objects))
+        panels.append(("Objects", lambda ax: _draw_objects(ax, objects)))
     if run is not None:
-        panels.append(lambda ax: _draw_runs(ax, run))
+        panels.append(("Run length", lambda ax: _draw_runs(ax, run)))
     if channels:
-        panels += [lambda ax: _draw_roc(ax, channels), lambda ax: _draw_precision(ax, channels)]
+        panels.append(("ROC of affinities", lambda ax: _draw_roc(ax, channels)))
+        panels.append(("Precision of affinities", lambda ax: _draw_precision(ax, channels)))
     if not panels:
         raise DistillError("scores: found neither objects, skeletons nor channels with both classes, expected some")
     with rc_context(STYLE):
         size = (max(2, len(panels)) * _INCHES if len(panels) > 1 else 1.5 * _INCHES, 1.08 * _INCHES)
         fig = Figure(figsize=size, dpi=dpi, layout="constrained")
         axes = fig.subplots(1, len(panels), squeeze=False)[0]
-        for ax, draw, letter in zip(axes, panels, "abcd", strict=False):
+        for ax, (title, draw), letter in zip(axes, panels, "abcd", strict=False):
             draw(ax)
             if len(panels) > 1:
                 ax.set_title(letter, loc="left", fontsize=8, fontweight="bold", pad=4)
+                ax.annotate(title, (0, 1), (10, 4), xycoords="axes fraction", textcoords="offset points", va="baseline")
     return fig
 
 
@@ -143,7 +145,7 @@ def _draw_objects(ax: Axes, objects: ObjectBits) -> None:
             place, right = (float(objects.split[k]), float(objects.merge[k])), x > 0.8
             text = ax.annotate(str(objects.id[k]), place, (-5 if right else 5, 2), textcoords="offset points")
             text.set(fontsize=5.5, ha="right" if right else "left", gid="id")
-    dress(ax, f"VOI split of an object (bits), n = {len(cost)}", "VOI merge (bits)")
+    dress(ax, f"VOI split (bits, square-root axes), n = {len(cost)}", "VOI merge (bits)")
     _say(ax, f"split {objects.split.sum():.3f}, merge {objects.merge.sum():.3f} bits")
 
 

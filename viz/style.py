@@ -39,9 +39,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # One colour for each network and each method in every figure; found by a word of the name.
 _NAMED = {
     "teacher": "#D55E00",
-    "student": "#0072B2",
+    "student": "#56B4E9",
     "quer": "#E69F00",
-    "waterz": "#56B4E9",
+    "waterz": "#0072B2",
     "flood": "#009E73",
     "mutex": "#CC79A7",
     "mws": "#CC79A7",

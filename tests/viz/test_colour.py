@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from distill.core.errors import DistillError
-from viz.style import label_colours, overlay
+from viz.style import COLOURS, colour_of, label_colours, matched_ids, outlined, overlay
 
 
 def test_golden_colours() -> None:
@@ -80,3 +80,32 @@ def test_bad_overlays_are_refused() -> None:
         overlay(raw.astype(np.float32), labels)
     with pytest.raises(DistillError, match="alpha"):
         overlay(raw, labels, 1.5)
+
+
+def test_outlines_lie_between_labels_and_nowhere_else() -> None:
+    labels = np.zeros((8, 10), np.uint64)
+    labels[:4, :5], labels[4:, :5], labels[:, 5:] = 1, 2, 3
+    painted = np.full((8, 10, 3), 200, np.uint8)
+    dark = (outlined(painted, labels) < 200).all(axis=2)
+    expected = np.zeros((8, 10), bool)
+    expected[4, :5] = expected[:, 5] = True
+    assert np.array_equal(dark, expected)
+    assert (outlined(painted, labels)[~expected] == 200).all()
+
+
+def test_the_largest_segment_of_a_neuron_takes_its_colour() -> None:
+    labels = np.repeat(np.array([[4, 4, 4, 7, 7, 9, 0]], np.uint64), 3, axis=0)
+    segmentation = np.repeat(np.array([[1, 1, 2, 3, 3, 3, 0]], np.uint64), 3, axis=0)
+    found = matched_ids(segmentation, labels)
+    assert (found[:, :2] == 4).all()  # the largest part of 4
+    assert len(set(found[:, 2]) & {0, 4, 7, 9}) == 0  # its second part
+    assert (found[:, 3:6] == 7).all()  # a merge of 7 and 9: one colour over both
+    assert (found[:, 6] == 0).all()
+    assert np.array_equal(matched_ids(labels + np.uint64(50) * (labels > 0), labels), labels)
+
+
+def test_a_network_and_a_method_have_one_colour_in_every_figure() -> None:
+    assert colour_of("Teacher", 5) == colour_of("teacher + queries VOI", 0)
+    assert colour_of("query decoder", 1) == colour_of("queries", 3)
+    assert len({colour_of(name, 0) for name in ("teacher", "student", "query", "waterz", "flood", "mws")}) == 6
+    assert colour_of("slice", 1) == COLOURS[1]

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
-_DRAWN = 1.6  # points above this multiple of the lowest VOI sum are omitted
+_DRAWN = 1.6  # points above this multiple of the lowest VOI sum are omitted,
+_OWN = 1.2  # unless they are below this multiple of their method's lowest
 NAMES: dict[Method, str] = {
     "flood": "flooding + contacts",
     "query": "query decoder",
@@ -50,7 +51,7 @@ def draw_sweep(curves: Sequence[MethodCurve], out: Path) -> None:
         SweepPoint(NAMES[curve.method], one.threshold, one.scores.voi_split, one.scores.voi_merge, one.scores.arand)
         for curve in curves
         for one in curve.tried
-        if one is curve.best or one.scores.voi_sum <= _DRAWN * least
+        if one.scores.voi_sum <= max(_DRAWN * least, _OWN * curve.best.scores.voi_sum)
     ]
     sweep_figure(points, out, {NAMES[c.method]: c.best.threshold for c in curves}, ring="chosen")
 

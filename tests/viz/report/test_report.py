@@ -103,7 +103,7 @@ def test_training_ends_with_a_report(run: Path, phantom: Path) -> None:
     facts = dict(zip(found.text_of("dt"), found.text_of("dd"), strict=True))
     assert facts["Seed"] == "1"
     assert facts["Image"] == f"{phantom}:volumes/raw"
-    assert facts["Sections, train"] == "0 to 11"
+    assert facts["Sections, train"] == "0:12 (the last one excluded)"
     assert "torch" in facts["Versions"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     scored = {row["step"]: row["validation_student"] for row in rows if "validation_student" in row}
@@ -134,7 +134,7 @@ def test_training_keeps_its_last_section(run: Path, phantom: Path) -> None:
         scores = evaluate(f"{kept}:{name}", str(phantom), "skimage").scores
         assert row[3:] == ["skimage", *(f"{n:.3f}" for n in (scores.voi_split, scores.voi_merge, scores.voi_sum)),
                            f"{scores.arand:.3f}", str(scores.n_true), str(scores.n_pred)]  # fmt: skip
-        assert row[2] == "14 alone"
+        assert row[2] == "14:15"
     errors = [text for text in read(run / "report.html").text_of("figcaption") if text.startswith(("Merge", "Split"))]
     assert errors
     assert all("; section 14, y " in text for text in errors)
@@ -149,9 +149,9 @@ def test_stores_in_the_run_folder_are_scored(copy: Path, phantom: Path) -> None:
     found = written(copy)
     rows = table(found, "Segmentations against ground truth")
     assert [row[0] for row in rows] == ["Segmentation", "right.zarr", "wrong.zarr"]
-    assert rows[1][1:8] == ["–", "12 to 15", "skimage", "0.000", "0.000", "0.000", "0.000"]
+    assert rows[1][1:8] == ["–", "12:16", "skimage", "0.000", "0.000", "0.000", "0.000"]
     scores = evaluate(f"{wrong}:segmentation", str(phantom), "skimage").scores
-    assert rows[2][1:4] == ["teacher, query", "12 to 15", "skimage"]
+    assert rows[2][1:4] == ["teacher, query", "12:16", "skimage"]
     assert rows[2][5] == f"{scores.voi_merge:.3f}"
     errors = [text for text in found.text_of("figcaption") if text.startswith(("Merge", "Split"))]
     assert len(errors) == 1
