@@ -185,7 +185,8 @@ def errors(
         spans = ", ".join(f"{a}:{b}" for a, b in zip(one.piece.start, one.piece.stop, strict=True))
         say(
             f"{number}. {one.kind}: {own} {one.name or one.error.id}, {one.error.bits:.4f} bits in {one.error.pieces} "
-            f"pieces, {one.bits_here:.4f} in this section; largest wrong piece in {other} {one.partner} at {spans} (z, y, x)"
+            f"pieces, {one.bits_here:.4f} in this section; largest wrong piece in {other} {one.partner} at {spans} "
+            "(z, y, x)"
         )
     say(f"figure: {out}")
 
