@@ -39,7 +39,7 @@ from distill.core.affinity_conventions import from_uint8
 from distill.core.geometry import Box
 from distill.core.timing import StageTimer
 from distill.inference.blockwise.corrections import Sections
-from distill.inference.blockwise.networks import Solved, instances_of
+from distill.inference.blockwise.networks import Cutting, Solved, instances_of
 from distill.inference.blockwise.options import Blocking
 from distill.inference.blockwise.plan import Block
 from distill.inference.blockwise.segment import segment
@@ -74,7 +74,7 @@ class StoredBlocks:
                 ]
                 found = [(number, box, ids.astype(np.uint64)) for number, box, ids in pieces]
             else:
-                found = [(block.index, block.box, instances_of(self._method, affinity, self._threshold))]
+                found = [(block.index, block.box, instances_of(Cutting(self._method, self._threshold), affinity))]
         return Solved(found, affinity, stored, 0)
 
 

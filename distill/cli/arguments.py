@@ -184,7 +184,7 @@ class BlockArguments:
         Method,
         typer.Option(
             help="flood merges supervoxels by their contacts; query uses the query decoder; waterz is watershed and "
-            "agglomeration; mws is the mutex watershed"
+            "agglomeration; mws is the mutex watershed; fragments merges watershed fragments by a trained transformer"
         ),
     ] = "flood"
     merge: MergeOfMethod = None
@@ -213,6 +213,10 @@ class BlockArguments:
             help="--network teacher: average affinities over this many flips and transposes of a block, 1, 2, 4, 8 or "
             "16; takes as many times as long; default: 1, or as the model says"
         ),
+    ] = None
+    fragments: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="--method fragments: the transformer that distill fragments has trained"),
     ] = None
     resume: Annotated[bool, typer.Option("--resume", help="continue the segmentation in OUT")] = False
 
@@ -246,6 +250,7 @@ class BlockArguments:
             resume=self.resume,
             on_bad=tuple(self.on_bad or ()),
             orientations=self.orientations,
+            fragments=self.fragments,
         )
 
 

@@ -46,7 +46,7 @@ MergeOfMethod = Annotated[
     float | None,
     typer.Option(
         help="flood, query: merge objects whose contact exceeds this mean affinity; waterz: below this score; mws: its "
-        "bias; default: the model's own"
+        "bias; fragments: above this score; default: the model's own"
     ),
 ]
 Thresholds = Annotated[

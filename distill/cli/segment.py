@@ -136,6 +136,7 @@ def segment(
             retries=blocks.retries,
             on_bad=blocks.on_bad or (),
             orientations=blocks.orientations,
+            fragments=blocks.fragments,
             sections=sections,
             resolution=nm,
             normalise=run.normalise,

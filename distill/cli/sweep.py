@@ -38,11 +38,18 @@ def sweep(
     affinity: Annotated[str, typer.Argument(metavar="AFFINITY", help="such as OUT.zarr:affinity")],
     labels: Annotated[str, typer.Argument(metavar="LABELS", help="ground truth that was not used for training")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="folder for sweep.json, thresholds.yaml and sweep.png")],
-    methods: Annotated[str, typer.Option(help="comma-separated: flood, query, waterz, mws")] = "flood,waterz,mws",
+    methods: Annotated[str, typer.Option(help="comma-separated: flood, query, waterz, mws, fragments")] = "flood,waterz,mws",
     flood: Range = None,
     query: Range = None,
     waterz: Range = None,
     mws: Range = None,
+    scores: Annotated[
+        str | None, typer.Option(metavar="FIRST:LAST:STEP", help="fragments: scores to try, or a list with commas")
+    ] = None,
+    fragments: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="fragments: the transformer that distill fragments has trained"),
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="query: model that predicts supervoxels; default: those in the stream's store")
     ] = None,
@@ -59,17 +66,17 @@ def sweep(
     from distill.inference.thresholds import parse_thresholds
     from distill.python.scoring import sweep as run
 
-    given = {"flood": flood, "query": query, "waterz": waterz, "mws": mws}
-    asked = _methods(methods)
+    given = {"flood": flood, "query": query, "waterz": waterz, "mws": mws, "fragments": scores}
+    asked = _methods(methods if fragments is None or "fragments" in methods.split(",") else f"{methods},fragments")
     for name, text in given.items():
         if text is not None and name not in asked:
-            raise DistillError(f"--{name}: found no {name} in --methods {methods}, expected it there")
+            raise DistillError(f"{_option(name)}: found no {name} in --methods {methods}, expected it there")
     if (model is None) != (source is None) or (model is not None and "query" not in asked):
         raise DistillError("--model, --source: expected both or none of them, for the method query")
     thresholds: dict[Method, Sequence[float]] = {}
     for name in asked:
         if (text := given[name]) is not None:
-            thresholds[name] = parse_thresholds(text, f"--{name}")
+            thresholds[name] = parse_thresholds(text, _option(name))
     chosen = None
     if model is not None:
         _, chosen = runtime_of(device, precision)
@@ -90,6 +97,7 @@ def sweep(
             preset=preset,
             model=model,
             source=source,
+            fragments=fragments,
             device=device,
             precision=precision,
             normalise=normalise,
@@ -105,6 +113,11 @@ def sweep(
     say(f"next: distill segment SOURCE --model MODEL --thresholds {out / 'thresholds.yaml'} --out OUT.zarr")
 
 
+def _option(method: str) -> str:
+    """Return the option that sets the thresholds to try; --fragments is a file."""
+    return "--scores" if method == "fragments" else f"--{method}"
+
+
 def _methods(text: str) -> tuple[Method, ...]:
     from distill.core.choices import METHODS
 
@@ -116,12 +129,12 @@ def _methods(text: str) -> tuple[Method, ...]:
 
 
 def _say_table(curves: tuple[MethodCurve, ...]) -> None:
-    say("method  threshold  VOI split  merge    sum  ARAND  objects   (VOI in bits; * = chosen)")
+    say("method     threshold  VOI split  merge    sum  ARAND  objects   (VOI in bits; * = chosen)")
     for curve in curves:
         for one in curve.tried:
             s, mark = one.scores, "*" if one is curve.best else " "
             scores = f"{s.voi_split:9.3f}  {s.voi_merge:5.3f}  {s.voi_sum:5.3f}  {s.arand:5.3f}"
-            say(f"{curve.method:6}  {one.threshold:8g}{mark}  {scores}  {one.objects:7d}")
+            say(f"{curve.method:9}  {one.threshold:8g}{mark}  {scores}  {one.objects:7d}")
     for curve in curves:
         chosen, rate = curve.chosen(), curve.alone / curve.voxels * 1e6
         what = "merging contacts alone" if curve.method == "query" else "from affinities to segments"
@@ -136,5 +149,5 @@ def _warning(method: str, threshold: float, edge: str) -> str:
     way = "below" if edge == "lowest" else "above"
     return (
         f"warning: {method}: {threshold:g} is the {edge} threshold that was tried, the best one may lie {way}; "
-        f"widen --{method}"
+        f"widen {_option(method)}"
     )

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 BackendName = Literal["auto", "eager", "compile", "openvino", "onnxruntime"]
 Network = Literal["student", "teacher"]
 StreamMethod = Literal["flood", "query"]
-Method = Literal["flood", "query", "waterz", "mws"]
+Method = Literal["flood", "query", "waterz", "mws", "fragments"]
 METHODS: tuple[Method, ...] = get_args(Method)
 StoredEmbedding = Literal["none", "uint8", "float16"]
 NormalisationKind = Literal["none", "percentile", "mean-std", "local"]

@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from distill.core.errors import DistillError, ShapeError
 from distill.core.geometry import Nanometres
-from distill.core.labels import Integers, PairSums, concatenate, sum_pairs
+from distill.core.labels import Integers, PairSums, Relabelling, concatenate, sum_pairs
 
 Beyond = tuple[tuple[int, int], tuple[int, int]]
 
@@ -183,6 +183,18 @@ class Contingency:
         made._voxels = self._voxels
         made._parts = [sum_pairs(named, pairs.v, count=pairs.count)]
         return made
+
+    def renamed(self, segments: Relabelling) -> Contingency:
+        """Return the table of the same voxels after segments have got other ids, such as those of what they merge into.
+
+        Raises:
+            DistillError: a segment is not listed, or no ground-truth voxel has been counted.
+        """
+        found = Contingency(self.preset, resolution=self._resolution)
+        pairs = self.pairs()
+        found._parts = [sum_pairs(pairs.u, segments.apply(pairs.v), count=pairs.count)]
+        found._voxels = self._voxels
+        return found
 
     @property
     def voxels(self) -> int:

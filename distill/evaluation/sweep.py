@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from distill.core.affinity_conventions import from_uint8, stored_offsets, to_waterz
@@ -29,9 +30,11 @@ from distill.evaluation.metrics import score
 from distill.evaluation.segmentation import position_in_truth
 from distill.inference.blockwise.bad_sections import read_bad
 from distill.inference.blockwise.begin import is_blocks
+from distill.inference.fragments import given_file, segment_fragments
 from distill.inference.grey_values import AS_RECORDED, GreyValues, check_grey, normaliser_of
 from distill.inference.in_memory import student_volume
 from distill.inference.options import Runtime
+from distill.inference.origin import model_of_store
 from distill.inference.rescaling.sections import resampled
 from distill.inference.rescaling.voxel_size import grid_for
 from distill.inference.streaming.finish import final_ids
@@ -41,6 +44,7 @@ from distill.io.selection import split_selection
 from distill.io.volume import Volume, open_grey, open_labels, open_volume, voxel_shift
 from distill.io.writers.output import check_folder
 from distill.io.writers.store import writing
+from distill.models.fragment_file import check_model, load_fragments
 from distill.models.load import load_student
 from distill.segmentation.agglomeration import merged_above, waterz
 from distill.segmentation.mutex_watershed import mutex_watershed
@@ -48,6 +52,7 @@ from distill.segmentation.supervoxels import supervoxels
 
 Labels = NDArray[np.uint64]
 Affinity = NDArray[np.float32]
+_CPU = torch.device("cpu")
 OnStep = Callable[[int, int], None]
 
 TRIED: dict[Method, tuple[float, ...]] = {
@@ -55,6 +60,7 @@ TRIED: dict[Method, tuple[float, ...]] = {
     "query": tuple(round(0.05 * n, 2) for n in range(1, 21)),  # to 1: nothing merged
     "waterz": tuple(round(0.05 * n, 2) for n in range(1, 20)),
     "mws": (0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9),
+    "fragments": tuple(round(0.02 * n, 2) for n in range(1, 50)),
 }
 
 
@@ -158,6 +164,7 @@ def sweep(
     *,
     preset: str,
     network: SupervoxelModel | None,
+    fragments: Path | None = None,
     on_step: OnStep,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[MethodCurve, ...]:
@@ -170,6 +177,7 @@ def sweep(
         tried: thresholds by method.
         preset: see `distill.evaluation.metrics`.
         network: for `query`; None takes supervoxels and contacts of the store of a stream that holds the affinities.
+        fragments: file of the transformer for `fragments`.
         on_step: called with methods done and their number.
         note: called with lines that the user should see.
 
@@ -183,6 +191,7 @@ def sweep(
         "flood": lambda: partial(_without_gaps, given, _flood),
         "waterz": lambda: partial(_without_gaps, given, lambda one, t: waterz(to_waterz(one.affinity, one.offsets), t)),
         "mws": lambda: partial(_without_gaps, given, _mutex),
+        "fragments": lambda: partial(_without_gaps, given, _fragments(fragments, affinity)),
     }
     curves = []
     for done, (method, thresholds) in enumerate(tried.items()):
@@ -265,6 +274,14 @@ def _mutex(given: Inputs, thresholds: Sequence[float]) -> dict[float, Labels]:
     return {bias: mutex_watershed(given.affinity, given.offsets, bias=bias) for bias in thresholds}
 
 
+def _fragments(file: Path | None, affinity: str) -> Callable[[Inputs, Sequence[float]], dict[float, Labels]]:
+    """Return a function that merges watershed fragments by the scores of a transformer."""
+    model = load_fragments(given_file(file))
+    name, digest = model_of_store(_store(affinity))
+    check_model(model, digest, name or affinity)
+    return lambda one, t: segment_fragments(to_waterz(one.affinity, one.offsets), model, t, _CPU)
+
+
 def _curve(
     method: Method,
     run: Callable[[Sequence[float]], dict[float, Labels]],
@@ -273,7 +290,7 @@ def _curve(
     preset: str,
 ) -> MethodCurve:
     """Score a method at every threshold: in one run where the method allows it, otherwise one run per threshold."""
-    together = method in ("flood", "waterz")
+    together = method in ("flood", "waterz", "fragments")
     groups = [thresholds] if together else [[one] for one in thresholds]
     tried, whole = [], 0.0
     for group in groups:

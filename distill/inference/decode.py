@@ -33,7 +33,7 @@ def by_method(model: TrainedStudent, method: str, block: Triple | None = None) -
 
     Args:
         model: as it was loaded.
-        method: `flood`, `query`, `waterz` or `mws`.
+        method: `flood`, `query`, `waterz`, `mws` or `fragments`.
         block: voxels of a tile of `flood`; by default the decoder's depth and `FLOOD_TILE`.
     """
     if method == "query":

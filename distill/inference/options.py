@@ -75,13 +75,15 @@ def merge_threshold(options: Options, notes: dict[str, Any]) -> float | None:
 
 
 def threshold_of(method: str, options: Options, notes: dict[str, Any]) -> float | None:
-    """Return the threshold of a method: the user's, the model's own (flood, query), or the default of the method."""
+    """Return the threshold of a method: the user's, the model's own (flood, query, fragments), or the method's."""
     if method == "query":
         return merge_threshold(options, notes)
     if options.merge is not None:
         return options.merge
     if method == "flood" and notes.get("flood_threshold") is not None:
         return float(notes["flood_threshold"])  # chosen on the model's validation part
+    if method == "fragments":
+        return float(notes["fragments_threshold"])  # that of the fragment transformer
     return {"flood": FLOOD_THRESHOLD, "waterz": WATERZ_THRESHOLD, "mws": MUTEX_BIAS}[method]
 
 

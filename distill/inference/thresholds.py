@@ -27,7 +27,7 @@ class ChosenThreshold:
 
     Attributes:
         threshold: in [0, 1]; flood, query: merge above this mean affinity (1 = nothing), waterz: below this score,
-            mws: bias.
+            mws: bias, fragments: merge above this score.
         edge: whether it is the lowest or the highest that was tried; the best one may lie beyond.
         voi_split: bits.
         voi_merge: bits.

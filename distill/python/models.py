@@ -9,6 +9,7 @@ import warnings
 from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from distill.core.affinity import NEAREST
 from distill.core.affinity_conventions import from_uint8
-from distill.core.choices import Method, Network
+from distill.core.choices import METHODS, Method, Network
 from distill.core.errors import DistillError
 from distill.core.geometry import Nanometres, Triple
 from distill.core.hardware import AUTO
 from distill.inference.blockwise.networks import as_uint8
+from distill.inference.fragments import fragments_for, segment_fragments, threshold_note
 from distill.inference.grey_values import GreyValues, normaliser_of
 from distill.inference.in_memory import student_sections, student_volume, teacher_affinity, teacher_volume
 from distill.inference.options import Options, Runtime, threshold_of
@@ -37,7 +39,6 @@ Progress = Callable[[int, int], None]  # sections done and their number
 
 _SHOWN = 512  # pixels
 _UNKNOWN: Nanometres = (1.0, 1.0, 1.0)
-METHODS: tuple[Method, ...] = ("flood", "query", "waterz", "mws")
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,7 @@ class Model:
         *,
         method: Method = "flood",
         merge: float | None = None,
+        fragments: str | Path | None = None,
         resolution: Nanometres | None = None,
         normalise: str | None = None,
         invert: bool = False,
@@ -161,8 +163,9 @@ class Model:
         Args:
             raw: as for `affinities`.
             method: `flood` (supervoxels merged by their contacts), `query` (the query decoder), `waterz` (watershed and
-                agglomeration), or `mws` (mutex watershed).
+                agglomeration), `mws` (mutex watershed), or `fragments` (watershed fragments merged by a transformer).
             merge: threshold; None = the model's own, chosen on its validation sections, or the method's default.
+            fragments: file of `distill fragments`, for the method `fragments`.
             resolution: as for `affinities`.
             normalise: as for `affinities`.
             invert: as for `affinities`.
@@ -181,7 +184,9 @@ class Model:
         if merge is not None and not 0 <= merge <= 1:
             raise DistillError(f"merge: found {merge}, expected 0 to 1")
         volume, grey = self._opened(raw, resolution), GreyValues(normalise, invert)
-        threshold = threshold_of(method, Options(merge=merge), self._trained.notes)
+        digest = sha256(self.path.read_bytes()).hexdigest() if method == "fragments" else None
+        scorer = fragments_for(method, None if fragments is None else Path(fragments), digest, str(self.path))
+        threshold = threshold_of(method, Options(merge=merge), self._trained.notes | threshold_note(scorer))
         known = None if volume.resolution == _UNKNOWN else volume.resolution
         if method == "query":
             labels, affinity = self._query(volume, grey, threshold, progress)
@@ -191,6 +196,8 @@ class Model:
         if method == "flood":
             grown = supervoxels(as_uint8(affinity))
             labels = merged_above(grown, affinity, [threshold])[threshold]
+        elif scorer is not None:
+            labels = segment_fragments(affinity, scorer, [threshold], self._runtime.device)[threshold]
         elif method == "waterz":
             labels = waterz(affinity, [threshold])[threshold]
         else:

@@ -137,6 +137,7 @@ def segment(
     retries: int = 2,
     on_bad: Sequence[str] = (),
     orientations: int | None = None,
+    fragments: Where | None = None,
     sections: tuple[int, int | None] | None = None,
     resolution: Nanometres | None = None,
     normalise: str | None = None,
@@ -158,7 +159,7 @@ def segment(
         model: bundled model, run folder or weights file.
         out: store to write.
         network: which of the model's two networks predicts affinities.
-        method: `flood`, `query`, `waterz` or `mws`.
+        method: `flood`, `query`, `waterz`, `mws` or `fragments`.
         merge: threshold; None = the model's own, or the method's default.
         block: largest block z, y, x in voxels; None = the decoder's depth, 1024 x 1024.
         workers: processes; 0 or 1 = this one. Scripts that ask for more need `if __name__ == "__main__":`.
@@ -166,6 +167,7 @@ def segment(
         retries: attempts to repeat a block that fails.
         on_bad: policies for bad sections, with `fail`, `skip`, `bridge` or `use`.
         orientations: flips and transposes of a block whose affinities the teacher averages; None = as the model says.
+        fragments: file of `distill fragments`, for the method `fragments`.
         sections: first section and one past the last.
         resolution: voxel size in nm.
         normalise: kind of normalisation.
@@ -217,6 +219,7 @@ def segment(
         method=method,
         on_bad=tuple(on_bad),
         orientations=orientations,
+        fragments=None if fragments is None else Path(fragments),
     )
     return run(str(source), str(model), Path(out), options, blocking, _callbacks(progress))
 

@@ -172,6 +172,7 @@ def sweep(
     preset: str = "skimage",
     model: Where | None = None,
     source: Where | None = None,
+    fragments: Where | None = None,
     device: str = "auto",
     precision: str = AUTO,
     normalise: str | None = None,
@@ -191,6 +192,7 @@ def sweep(
         preset: see `evaluate`.
         model: for `query`, predicts supervoxels; None = those in the stream's store.
         source: for `query`, sections for `model`.
+        fragments: for `fragments`, the file of `distill fragments`.
         device: of the model.
         precision: of the model.
         normalise: see `stream`.
@@ -220,7 +222,15 @@ def sweep(
         network = _supervoxel_model(model, source, device, precision, normalise, invert, rescale)
     on_step = (lambda done, total: None) if progress is None else progress
     curves = run(
-        str(affinity), str(labels), Path(out), tried, preset=preset, network=network, on_step=on_step, note=note
+        str(affinity),
+        str(labels),
+        Path(out),
+        tried,
+        preset=preset,
+        network=network,
+        fragments=None if fragments is None else Path(fragments),
+        on_step=on_step,
+        note=note,
     )
     draw_sweep(curves, Path(out) / "sweep.png")
     return curves

@@ -29,6 +29,7 @@ NAMES: dict[Method, str] = {
     "query": "query decoder",
     "waterz": "watershed + waterz",
     "mws": "mutex watershed",
+    "fragments": "fragment transformer",
 }
 _CONTOUR, _NUMBER = "0.7", "0.35"  # grey of contours and of their numbers
 

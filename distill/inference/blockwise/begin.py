@@ -26,7 +26,7 @@ from distill.io.writers.store import write_json, writing
 
 FORMAT = 1
 # may differ when a segmentation is resumed
-FREE = ("created", "source", "model", "device", "hardware", "precision_by", "threshold")
+FREE = ("created", "source", "model", "fragments", "device", "hardware", "precision_by", "threshold")
 
 
 def settings_of(work: Work, frame: Frame, volume: Volume, chosen: Chosen, created: str) -> dict[str, Any]:
@@ -53,6 +53,7 @@ def settings_of(work: Work, frame: Frame, volume: Volume, chosen: Chosen, create
         "precision_by": chosen.reason,
         "backend": work.backend,
         **({} if work.ranges is None else {"calibration": work.ranges.digest}),
+        **({"fragments": work.fragments[0], "fragments_sha256": work.fragments[1]} if work.fragments else {}),
         **({"orientations": work.orientations} if work.network == "teacher" else {}),
         **grey_settings(work.normaliser),
         "on_bad": dict(work.policies),

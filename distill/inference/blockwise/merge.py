@@ -22,6 +22,8 @@ from distill.inference.blockwise.tables import FOLDER, pair_path, read_evidence,
 from distill.io.readers.array import readable
 from distill.io.writers.store import write_json, writing
 
+BORDER_OF_FRAGMENTS = 0.5  # that of waterz at its default
+
 
 def merge_blocks(store: Path, plan: Plan, method: str, threshold: float | None) -> Relabelling:
     """Compute final ids 1..n of the supervoxels that own a voxel, from the tables of all blocks.
@@ -62,6 +64,8 @@ def read_block_tables(store: Path, plan: Plan) -> SupervoxelTables:
 def border_threshold(method: str, threshold: float | None) -> float:
     """Mean affinity that a contact across blocks must exceed where a method has its own scale inside them."""
     assert threshold is not None, "methods without a decoder have a threshold"
+    if method == "fragments":  # its threshold is a score of the transformer, which saw no contact across blocks
+        return BORDER_OF_FRAGMENTS
     return 1 - threshold if method == "waterz" else threshold
 
 

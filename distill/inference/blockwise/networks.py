@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from distill.core.affinity import NEAREST
@@ -21,7 +22,9 @@ from distill.inference.blockwise.corrections import Sections
 from distill.inference.blockwise.options import merges_contacts
 from distill.inference.blockwise.plan import Block, Plan
 from distill.inference.decode import decode_slab, decode_tile
+from distill.inference.fragments import segment_fragments
 from distill.inference.options import Runtime
+from distill.models.fragment_file import FragmentModel
 from distill.models.load import TrainedStudent, TrainedTeacher
 from distill.segmentation.agglomeration import waterz
 from distill.segmentation.mutex_watershed import mutex_watershed
@@ -33,6 +36,8 @@ from teachers.teacher import TeacherOutput
 
 Ids = NDArray[np.uint64]
 Affinity = NDArray[np.float32]
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,23 @@ class Instances(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Cutting:
+    """How affinities become instances.
+
+    Attributes:
+        method: see `distill.inference.blockwise.options.Blocking`.
+        threshold: of the method.
+        fragments: the transformer of the method `fragments`.
+        device: of the transformer.
+    """
+
+    method: str
+    threshold: float | None
+    fragments: FragmentModel | None = None
+    device: torch.device = _CPU
+
+
 class StudentBlocks:
     """Run the student on regions of sections, with the same affinities and decoder inputs as on whole sections."""
 
@@ -74,10 +96,9 @@ class StudentBlocks:
         runtime: Runtime,
         plan: Plan,
         halo: tuple[int, int],
-        method: str,
-        threshold: float | None,
+        cut: Cutting,
     ) -> None:
-        self._trained, self._runtime, self._method, self._threshold = trained, runtime, method, threshold
+        self._trained, self._runtime, self._cut = trained, runtime, cut
         self._runner = SectionRunner(
             trained.network,
             trained.slab,
@@ -108,14 +129,14 @@ class StudentBlocks:
         stored = np.stack([output.affinity for output in outputs], 1)
         affinity = from_uint8(stored)
         with timer.timed("decode"):
-            if merges_contacts(self._method):
+            if merges_contacts(self._cut.method):
                 tiles = [box.relative_to(block.box.start) for _, box in block.tiles]
                 pieces = decode_slab(self._trained, Slab(0, outputs), self._runtime, tiles)
                 numbers = [number for number, _ in block.tiles]
                 boxes = [box for _, box in block.tiles]
                 found = list(zip(numbers, boxes, [piece.labels for piece in pieces], strict=True))
             else:
-                labels = instances_of(self._method, affinity, self._threshold)
+                labels = instances_of(self._cut, affinity)
                 found = [(block.index, block.box, labels)]
         return Solved(found, affinity, stored, empty)
 
@@ -123,15 +144,12 @@ class StudentBlocks:
 class TeacherBlocks:
     """The teacher in windows of its decoder's tiles, with affinities blended within a block."""
 
-    def __init__(
-        self, trained: TrainedTeacher, runtime: Runtime, method: str, threshold: float | None, orientations: int
-    ) -> None:
-        self._trained, self._runtime, self._method, self._threshold = trained, runtime, method, threshold
-        self._orientations = orientations
+    def __init__(self, trained: TrainedTeacher, runtime: Runtime, cut: Cutting, orientations: int) -> None:
+        self._trained, self._runtime, self._cut, self._orientations = trained, runtime, cut, orientations
 
     def solve(self, block: Block, sections: Sections, timer: StageTimer) -> Solved:
         """Segment a block; see `Instances.solve`."""
-        trained, runtime, method = self._trained, self._runtime, self._method
+        trained, runtime, method = self._trained, self._runtime, self._cut.method
         with timer.timed("read"):
             unit, empty = sections.read_counted(block.box, block.owned)
         labels: list[Ids] = []
@@ -161,18 +179,21 @@ class TeacherBlocks:
             found = [(number, box, ids) for (number, box), ids in zip(block.tiles, labels, strict=True)]
         else:
             with timer.timed("decode"):
-                found = [(block.index, block.box, instances_of(method, affinity, self._threshold))]
+                found = [(block.index, block.box, instances_of(self._cut, affinity))]
         return Solved(found, affinity, as_uint8(affinity), empty)
 
 
-def instances_of(method: str, affinity: Affinity, threshold: float | None) -> Ids:
+def instances_of(cut: Cutting, affinity: Affinity) -> Ids:
     """Segment a block (D, H, W) from its affinities (3, D, H, W) only.
 
     Raises:
         DistillError: the method's package is missing.
     """
+    threshold = cut.threshold
     assert threshold is not None, "methods without a decoder have a threshold"
-    if method == "waterz":
+    if cut.fragments is not None:
+        return segment_fragments(affinity, cut.fragments, [threshold], cut.device)[threshold]
+    if cut.method == "waterz":
         return waterz(affinity, [threshold])[threshold]
     return mutex_watershed(affinity, NEAREST, bias=threshold)
 

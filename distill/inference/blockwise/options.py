@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from distill.core.choices import Method, Network
 from distill.core.errors import DistillError
@@ -32,10 +33,12 @@ class Blocking:
         resume: continue an existing store.
         network: which of a model's two networks predicts affinities.
         method: `flood` = supervoxels merged by their contacts, `query` = shared query decoder, `waterz` = watershed and
-            agglomeration of the papers, `mws` = mutex watershed.
+            agglomeration of the papers, `mws` = mutex watershed, `fragments` = watershed fragments merged by a
+            transformer.
         on_bad: policies for bad sections, see `distill.inference.blockwise.bad_sections.parse_bad`.
         orientations: flips and transposes of a block whose affinities the teacher averages, 1, 2, 4, 8 or 16; None =
             as the model's configuration says.
+        fragments: file of the transformer, for the method `fragments` alone.
     """
 
     block: Triple | None = None
@@ -47,6 +50,7 @@ class Blocking:
     method: Method = "flood"
     on_bad: Sequence[str] = ()
     orientations: int | None = None
+    fragments: Path | None = None
 
     def __post_init__(self) -> None:
         if self.block is not None and min(self.block) < 1:

@@ -52,6 +52,7 @@ from distill.inference.blockwise.scratch import NAMES
 from distill.inference.blockwise.tables import FOLDER, pair_is_of, pair_path
 from distill.inference.blockwise.worker import TaskReport, Work, gather_group, reduce_contacts, solve_block, solve_pair
 from distill.inference.decode import by_method
+from distill.inference.fragments import fragments_for, named, threshold_note
 from distill.inference.grey_values import check_grey, normaliser_of
 from distill.inference.options import SILENT, Callbacks, Options, Start, start, threshold_of
 from distill.inference.rescaling.voxel_size import grid_for, record_of
@@ -179,6 +180,8 @@ def _work(request: SegmentRequest, volume: Volume, frame: Frame, begun: Start, n
     """Load the model and describe the work on blocks for all processes."""
     options, blocking, method = request.options, request.blocking, request.blocking.method
     trained, decoding = load_network(request)
+    digest = hashlib.sha256(trained.path.read_bytes()).hexdigest()
+    scorer = fragments_for(method, blocking.fragments, digest, str(trained.path))
     normaliser = normaliser_of(trained, options.grey)
     check_grey(normaliser, volume.dtype, volume.source, note)
     rescaling = grid_for(
@@ -198,10 +201,10 @@ def _work(request: SegmentRequest, volume: Volume, frame: Frame, begun: Start, n
         resolution=options.resolution,
         first=frame.first,
         weights=str(trained.path),
-        weights_sha256=hashlib.sha256(trained.path.read_bytes()).hexdigest(),
+        weights_sha256=digest,
         network=blocking.network,
         method=method,
-        threshold=threshold_of(method, options, trained.notes),
+        threshold=threshold_of(method, options, trained.notes | threshold_note(scorer)),
         store=str(request.out.absolute()),
         plan=plan,
         halo=around,
@@ -213,6 +216,7 @@ def _work(request: SegmentRequest, volume: Volume, frame: Frame, begun: Start, n
         rescaling=rescaling,
         policies=parse_bad(blocking.on_bad),
         orientations=_orientations(trained, blocking.orientations),
+        fragments=named(scorer),
     )
     return with_ranges(work, trained, note)
 

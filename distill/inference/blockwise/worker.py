@@ -32,7 +32,7 @@ from distill.inference.blockwise.bad_sections import BadSection, Policies, Remai
 from distill.inference.blockwise.corrections import Sections, read_corrections, write_group
 from distill.inference.blockwise.faces import Laid, compare_blocks, faces
 from distill.inference.blockwise.gpus import device_of, worker_name
-from distill.inference.blockwise.networks import Instances, Solved, StudentBlocks, TeacherBlocks
+from distill.inference.blockwise.networks import Cutting, Instances, Solved, StudentBlocks, TeacherBlocks
 from distill.inference.blockwise.options import compares_pieces, merges_contacts
 from distill.inference.blockwise.plan import Block, Plan
 from distill.inference.blockwise.reduce import Part, write_part
@@ -55,6 +55,7 @@ from distill.inference.rescaling.results import Rescaling
 from distill.inference.rescaling.sections import resampled
 from distill.inference.settings import read_settings
 from distill.io.volume import Volume, open_grey
+from distill.models.fragment_file import FragmentModel, load_fragments
 from distill.models.load import load_student, load_teacher, pick_device
 from distill.segmentation.agglomeration import region_graph
 from distill.segmentation.shared_voxels import Shares
@@ -72,7 +73,7 @@ class Work:
         weights: file of the network.
         weights_sha256: checksum of that file, verified by every worker.
         network: `student` or `teacher`.
-        method: `flood`, `query`, `waterz` or `mws`.
+        method: `flood`, `query`, `waterz`, `mws` or `fragments`.
         threshold: of the method.
         store: Zarr store.
         plan: division into blocks, on the model's grid.
@@ -88,6 +89,7 @@ class Work:
         remaining: sections of the plan, where bad ones are left out.
         orientations: of a block, whose affinities the teacher averages.
         ranges: sections from which the precision `int8` takes its ranges; None for other precisions.
+        fragments: file of the fragment transformer and its checksum; None for other methods.
     """
 
     source: str
@@ -112,6 +114,7 @@ class Work:
     remaining: Remaining | None = None
     orientations: int = 1
     ranges: Ranges | None = None
+    fragments: tuple[str, str] | None = None
 
     @property
     def shape(self) -> Triple:
@@ -179,14 +182,25 @@ def _tools(work: Work) -> _Tools:
     runtime = Runtime(device, work.precision, work.backend)
     corrections = read_corrections(Path(work.store), work.normaliser, volume)
     sections = Sections(volume, work.first, corrections, work.remaining)
+    cut = Cutting(work.method, work.threshold, _transformer(work.fragments), device)
     if work.network == "teacher":
         teacher = load_teacher(work.weights, device)
-        return _Tools(sections, TeacherBlocks(teacher, runtime, work.method, work.threshold, work.orientations))
+        return _Tools(sections, TeacherBlocks(teacher, runtime, cut, work.orientations))
     student = by_method(load_student(work.weights, device), work.method)
     if work.ranges is not None:
         runtime = replace(runtime, calibration=again(work.ranges, volume, work.normaliser, student.form.stride))
-    instances = StudentBlocks(student, runtime, work.plan, work.halo, work.method, work.threshold)
+    instances = StudentBlocks(student, runtime, work.plan, work.halo, cut)
     return _Tools(sections, instances)
+
+
+def _transformer(of: tuple[str, str] | None) -> FragmentModel | None:
+    """Load the fragment transformer of a method that has one."""
+    if of is None:
+        return None
+    model = load_fragments(Path(of[0]))
+    if model.sha256 != of[1]:
+        raise CheckpointError(f"{of[0]}: found SHA-256 {model.sha256} on this machine, expected {of[1]}")
+    return model
 
 
 def solve_block(work: Work, index: int) -> TaskReport:
