@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ def scored(model: FragmentModel, affinity: Any, labels: Any) -> dict[str, Any]:
     times.append(time.process_time())
     found = merged_by_scores(pieces, graph, merge, model.threshold)
     times.append(time.process_time())
-    seconds = dict(zip(("cut", "features", "network", "merge"), (b - a for a, b in zip(times, times[1:])), strict=True))  # noqa: RUF007
+    names = ("cut", "features", "network", "merge")
+    seconds = {name: after - before for name, (before, after) in zip(names, pairwise(times), strict=True)}
     validation = model.notes["validation"]["voi_sum"]
     size = {"fragments": len(graph.ids), "contacts": len(graph.u)}
     return {

@@ -18,6 +18,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -90,7 +91,7 @@ def _best(asked: argparse.Namespace, rows: Rows) -> list[str]:
     return sorted(scores, key=lambda kind: scores[kind])[: asked.best]
 
 
-def _asked() -> argparse.Namespace:
+def _asked(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volume", help="HDF5 file with volumes/raw and volumes/labels/neuron_ids")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
@@ -105,7 +106,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--box", type=_numbers, default=[512, 1024, 512, 1024], metavar="Y0,Y1,X0,X1")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="more overrides, for every row")
     parser.add_argument("--time", type=int, metavar="STEPS", help="print seconds a step instead")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def _numbers(text: str) -> list[int]:

@@ -291,7 +291,7 @@ def test_resume_takes_the_same_file_alone(cli: Callable[..., Any], phantom: Path
         "segment",
         f"{phantom}:volumes/raw",
         "--model",
-        run,
+        "ac4",
         "--out",
         out,
         "--device",
