@@ -23,7 +23,7 @@ def fragments(
         str,
         typer.Option(metavar="Z,Y,X:Z,Y,X", help="voxels of AFFINITY that choose step and threshold; none of --box"),
     ],
-    steps: Annotated[int, typer.Option(help="steps of the optimiser")] = 1000,
+    steps: Annotated[int, typer.Option(help="steps of the optimiser")] = 500,
     batch: Annotated[int, typer.Option(help="contacts in a step")] = 512,
     neighbours: Annotated[int, typer.Option(help="strongest other neighbours on each side of a contact")] = 4,
     width: Annotated[int, typer.Option(help="width of the tokens, a multiple of 4")] = 32,

@@ -38,7 +38,9 @@ def sweep(
     affinity: Annotated[str, typer.Argument(metavar="AFFINITY", help="such as OUT.zarr:affinity")],
     labels: Annotated[str, typer.Argument(metavar="LABELS", help="ground truth that was not used for training")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="folder for sweep.json, thresholds.yaml and sweep.png")],
-    methods: Annotated[str, typer.Option(help="comma-separated: flood, query, waterz, mws, fragments")] = "flood,waterz,mws",
+    methods: Annotated[
+        str, typer.Option(help="comma-separated: flood, query, waterz, mws, fragments")
+    ] = "flood,waterz,mws",
     flood: Range = None,
     query: Range = None,
     waterz: Range = None,

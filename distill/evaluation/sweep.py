@@ -44,7 +44,7 @@ from distill.io.selection import split_selection
 from distill.io.volume import Volume, open_grey, open_labels, open_volume, voxel_shift
 from distill.io.writers.output import check_folder
 from distill.io.writers.store import writing
-from distill.models.fragment_file import check_model, load_fragments
+from distill.models.fragment_file import FragmentModel, check_model, load_fragments
 from distill.models.load import load_student
 from distill.segmentation.agglomeration import merged_above, waterz
 from distill.segmentation.mutex_watershed import mutex_watershed
@@ -185,13 +185,14 @@ def sweep(
         DistillError: a method that cannot run here, or a source that does not fit.
     """
     check_folder(out)
+    scorer = _scorer(fragments, affinity) if "fragments" in tried else None
     given = read_inputs(affinity, labels)
     prepare: dict[Method, Callable[[], Callable[[Sequence[float]], dict[float, Labels]]]] = {
         "query": lambda: _query(given, affinity, network, note),
         "flood": lambda: partial(_without_gaps, given, _flood),
         "waterz": lambda: partial(_without_gaps, given, lambda one, t: waterz(to_waterz(one.affinity, one.offsets), t)),
         "mws": lambda: partial(_without_gaps, given, _mutex),
-        "fragments": lambda: partial(_without_gaps, given, _fragments(fragments, affinity)),
+        "fragments": lambda: partial(_without_gaps, given, lambda one, t: _scored(one, t, scorer)),
     }
     curves = []
     for done, (method, thresholds) in enumerate(tried.items()):
@@ -274,12 +275,17 @@ def _mutex(given: Inputs, thresholds: Sequence[float]) -> dict[float, Labels]:
     return {bias: mutex_watershed(given.affinity, given.offsets, bias=bias) for bias in thresholds}
 
 
-def _fragments(file: Path | None, affinity: str) -> Callable[[Inputs, Sequence[float]], dict[float, Labels]]:
-    """Return a function that merges watershed fragments by the scores of a transformer."""
-    model = load_fragments(given_file(file))
+def _scorer(file: Path | None, affinity: str) -> FragmentModel:
+    """Load the transformer of the method `fragments`, trained on affinities of the same model."""
+    found = load_fragments(given_file(file))
     name, digest = model_of_store(_store(affinity))
-    check_model(model, digest, name or affinity)
-    return lambda one, t: segment_fragments(to_waterz(one.affinity, one.offsets), model, t, _CPU)
+    check_model(found, digest, name or affinity)
+    return found
+
+
+def _scored(given: Inputs, thresholds: Sequence[float], scorer: FragmentModel | None) -> dict[float, Labels]:
+    assert scorer is not None, "loaded before the first method"
+    return segment_fragments(to_waterz(given.affinity, given.offsets), scorer, thresholds, _CPU)
 
 
 def _curve(

@@ -48,7 +48,7 @@ class FragmentTraining:
         seed: of the weights and the order of contacts.
     """
 
-    steps: int = 1000
+    steps: int = 500
     batch: int = 512
     lr: float = 2e-3
     weight_decay: float = 0.01
