@@ -134,7 +134,7 @@ def scored(model: FragmentModel, affinity: Any, labels: Any) -> dict[str, Any]:
     times.append(time.process_time())
     names = ("cut", "features", "network", "merge")
     seconds = {name: after - before for name, (before, after) in zip(names, pairwise(times), strict=True)}
-    validation = model.notes["validation"]["voi_sum"]
+    validation = model.notes["validation"]["voi"]
     size = {"fragments": len(graph.ids), "contacts": len(graph.u)}
     return {
         **{"threshold": model.threshold, "validation": validation, **_scores(found, labels), "seconds": seconds},

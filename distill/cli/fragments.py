@@ -46,7 +46,7 @@ def fragments(
         save_fragments(out, found)
         record.update({"threshold": found.threshold, **found.notes})
     scores = found.notes["validation"]
-    voi = f"VOI {scores['voi_sum']:.3f} (split {scores['voi_split']:.3f}, merge {scores['voi_merge']:.3f})"
+    voi = f"VOI {scores['voi']:.3f} (split {scores['voi_split']:.3f}, merge {scores['voi_merge']:.3f})"
     say(f"{out}: step {found.notes['step']}, merges above {found.threshold:g}")
     say(f"validation part: {voi}, ARAND {scores['arand']:.3f}; step and threshold were chosen on it")
     model = found.notes["model"] or "MODEL"

@@ -66,19 +66,10 @@ def write_tensors(
         "config": json.dumps(dict(config)),
         "notes": json.dumps(dict(notes)),
     }
-    write_safetensors(path, tensors, metadata)
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write named tensors under a temporary name, then rename; equal contents are equal byte by byte.
-
-    Raises:
-        CheckpointError: the file cannot be written.
-    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            save_file(dict(tensors), temporary, dict(metadata))
+            save_file(dict(tensors), temporary, metadata)
             _sort_header(temporary)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from None

@@ -37,6 +37,7 @@ def _lines(path: Path, header: WeightsHeader) -> Iterator[tuple[str, str]]:
     yield "scores", _scores(notes.get("validation"))
     for key, name in (("merge_threshold", "query"), ("flood_threshold", "flood")):
         yield f"threshold of {name}", _text(notes.get(key))
+    yield "threshold of fragments", _text(config.get("threshold") if header.kind == "fragments" else None)
     yield from _training(notes)
     yield "published as", " ".join(_text(notes[key]) for key in ("published", "method") if notes.get(key))
     yield "version", _text(notes.get("version"))

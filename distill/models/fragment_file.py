@@ -7,22 +7,18 @@ what it was trained on.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from distill.core.errors import CheckpointError, DistillError
-from distill.core.reasons import reason, shown
+from distill.core.reasons import shown
 from distill.core.version import VERSION
 from distill.decoder.fragment_transformer import FragmentTransformer
-from distill.models.checkpoint import load_module, write_safetensors
+from distill.models.checkpoint import load_module, read_weights, write_tensors
 from distill.segmentation.fragment_features import CONTACT_FEATURES, FRAGMENT_FEATURES
-
-FORMAT = "affinity-distill fragments 1"
 
 
 @dataclass(frozen=True)
@@ -97,8 +93,7 @@ def save_fragments(path: Path, model: FragmentModel) -> None:
         "contact_features": CONTACT_FEATURES,
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.network.state_dict().items()}
-    notes = {"version": VERSION, **model.notes}
-    write_safetensors(path, tensors, {"format": FORMAT, "config": json.dumps(config), "notes": json.dumps(notes)})
+    write_tensors(path, "fragments", tensors, config, {"version": VERSION, **model.notes})
 
 
 def load_fragments(path: Path) -> FragmentModel:
@@ -107,21 +102,10 @@ def load_fragments(path: Path) -> FragmentModel:
     Raises:
         CheckpointError: no such file, or none that `distill fragments` of this version wrote.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file, expected one that distill fragments has written")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: not a safetensors file ({reason(error)}), expected one that distill fragments has written"
-        ) from None
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: found format {shown(metadata.get('format'))}, expected {FORMAT!r}, as distill fragments writes it"
-        )
-    config, notes = (_object(path, metadata, key) for key in ("config", "notes"))
+    weights = read_weights(path)
+    if weights.kind != "fragments":
+        raise CheckpointError(f"{path}: holds a {weights.kind}, expected a file that distill fragments has written")
+    config = weights.config
     for key, own in (("fragment_features", FRAGMENT_FEATURES), ("contact_features", CONTACT_FEATURES)):
         if config.get(key) != list(own):
             raise CheckpointError(f"{path}: found other {key} than this version computes; train it again")
@@ -131,8 +115,8 @@ def load_fragments(path: Path) -> FragmentModel:
     except DistillError as error:
         raise CheckpointError(f"{path}: {error}") from None
     network = architecture.build()
-    load_module(network, tensors, str(path))
-    for key, tensor in tensors.items():
+    load_module(network, weights.tensors, str(path))
+    for key, tensor in weights.tensors.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: found values in {key!r} that are not finite; train it again")
     threshold, digest = config.get("threshold"), config.get("model_sha256")
@@ -142,7 +126,7 @@ def load_fragments(path: Path) -> FragmentModel:
         raise CheckpointError(f"{path}: found model_sha256 {shown(digest)}, expected text or null")
     network.eval().requires_grad_(False)
     of_file = hashlib.sha256(path.read_bytes()).hexdigest()
-    return FragmentModel(network, architecture, float(threshold), digest, notes, path, of_file)
+    return FragmentModel(network, architecture, float(threshold), digest, weights.notes, path, of_file)
 
 
 def check_model(fragments: FragmentModel, sha256: str | None, model: str) -> None:
@@ -162,13 +146,3 @@ def check_model(fragments: FragmentModel, sha256: str | None, model: str) -> Non
             f"{fragments.path}: was trained on affinities of {trained} (SHA-256 {fragments.model_sha256}), found those "
             f"of {model} (SHA-256 {sha256}); expected the same weights, or train it by distill fragments on these"
         )
-
-
-def _object(path: Path, metadata: dict[str, str], key: str) -> dict[str, Any]:
-    try:
-        found = json.loads(metadata.get(key, "null"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its {key} cannot be read as JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: found {key} {shown(found)}, expected a JSON object")
-    return found

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from distill.core.errors import CheckpointError
 from distill.core.reasons import json_kind, reason, shown
 
-NetworkKind = Literal["teacher", "student"]
+NetworkKind = Literal["teacher", "student", "fragments"]
 WEIGHTS_FORMAT = "affinity-distill 1"
 _BUNDLED = Path(__file__).parent / "bundled"  # one folder per model, as written by `distill bundle`
 
@@ -53,8 +53,8 @@ def read_header(path: Path) -> WeightsHeader:
     kind = metadata.get("kind")
     if metadata.get("format") != WEIGHTS_FORMAT:
         raise CheckpointError(f"{path}: format {metadata.get('format')!r}, expected {WEIGHTS_FORMAT!r}")
-    if kind not in ("teacher", "student"):
-        raise CheckpointError(f"{path}: found kind {shown(kind)}, expected teacher or student")
+    if kind not in ("teacher", "student", "fragments"):
+        raise CheckpointError(f"{path}: found kind {shown(kind)}, expected teacher, student or fragments")
     return WeightsHeader(kind, _object(path, metadata, "config"), _object(path, metadata, "notes"), shapes)
 
 

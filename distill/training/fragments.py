@@ -128,7 +128,10 @@ def train_fragments(
         "step": step,
         "training": {name: getattr(training, name) for name in training.__dataclass_fields__},
         "contacts": len(parts[0].known),
-        "validation": chosen.scores.to_dict(),
+        "validation": {
+            **{"voi": chosen.scores.voi_sum, "voi_split": chosen.scores.voi_split},
+            **{"voi_merge": chosen.scores.voi_merge, "arand": chosen.scores.arand},
+        },
     }
     return FragmentModel(network, architecture, chosen.threshold, digest, notes)
 

@@ -25,7 +25,7 @@ def asked(*words: str) -> Any:
         return poster_table._asked()
 
 
-@pytest.mark.parametrize("kind", poster_table.KINDS)
+@pytest.mark.parametrize("kind", [*poster_table.KINDS, poster_table.STARTED])
 def test_every_row_is_a_teacher_trained_alone_and_alike(kind: str) -> None:
     found = asked("some.h5", "--out", "out", "--steps", "40", "--crop", "4,64,64")
     folder = EXAMPLES.parent / "configs" / "teachers"
@@ -44,6 +44,8 @@ def test_every_row_is_a_teacher_trained_alone_and_alike(kind: str) -> None:
 
 def test_there_is_a_row_for_every_published_kind() -> None:
     assert set(poster_table.KINDS) == set(KINDS) - {"inflated"}  # ours, and it starts as a trained student
+    assert poster_table.STARTED not in asked("some.h5", "--out", "out").methods
+    assert asked("some.h5", "--out", "out", "--methods", "inflated").methods == ["inflated"]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -82,5 +84,8 @@ def test_rows_are_trained_scored_and_kept(
     run(monkeypatch, *words, "--seeds", "0", "5", "--best", "1")
     again = json.loads((tmp_path / "out" / "table.json").read_text(encoding="utf-8"))["rows"]
     assert [(row["kind"], row["seed"]) for row in again] == [("resunet", 0), ("ml-de", 0), (best, 5)]
+    run(monkeypatch, *words, "--methods", "inflated")
+    table = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
+    assert "its row may not be compared with the others" in " ".join(table.split())
     with pytest.raises(DistillError, match="steps"):
         run(monkeypatch, *words, "--steps", "3")

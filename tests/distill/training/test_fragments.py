@@ -190,7 +190,8 @@ def changed(path: Path, *, config: dict[str, Any] | None = None, **metadata: str
         ({"config": {"model_sha256": 3}}, "model_sha256"),
         ({"notes": "[1]"}, "notes"),
         ({"notes": "{"}, "notes cannot be read"),
-        ({"format": "affinity-distill 1"}, "format"),
+        ({"format": "2"}, "format"),
+        ({"kind": "student"}, "holds a student, expected a file that distill fragments has written"),
     ],
 )
 def test_files_that_do_not_fit(trained: FragmentModel, tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -203,7 +204,7 @@ def test_files_that_do_not_fit(trained: FragmentModel, tmp_path: Path, change: d
 
 
 def test_files_that_are_none(trained: FragmentModel, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such file"):
+    with pytest.raises(CheckpointError, match="no such weights file"):
         load_fragments(tmp_path / "none")
     path = tmp_path / "text"
     path.write_text("weights")
@@ -254,6 +255,10 @@ def test_from_affinities_to_neurons(
     model = load_fragments(file)
     assert record["threshold"] == model.threshold
     assert model.notes["trained_on"]["validation"].endswith("#box=10,0,0:16,96,96")
+    said = cli("info", file)
+    assert f"threshold of fragments  {model.threshold:g}" in said.out, said.err
+    said = cli("stream", f"{phantom}:volumes/raw", "--model", file, "--out", tmp_path / "none.zarr")
+    assert (said.code, "holds a fragments, expected a student" in said.err) == (2, True), said.err
     out = tmp_path / "swept"
     said = cli(
         *("sweep", f"{stored}:affinity", f"{phantom}:{LABELS}", "--box", "10,0,0:16,96,96", "--out", out),
@@ -263,7 +268,7 @@ def test_from_affinities_to_neurons(
     methods = json.loads((out / "sweep.json").read_text())["methods"]
     assert list(methods) == ["flood", "fragments"]
     swept = {row["threshold"]: row["voi"] for row in methods["fragments"]["thresholds"]}
-    assert swept[model.threshold] == pytest.approx(model.notes["validation"]["voi_sum"], abs=1e-9)
+    assert swept[model.threshold] == pytest.approx(model.notes["validation"]["voi"], abs=1e-9)
     where = ("segment", f"{phantom}:volumes/raw", "--model", "ac4", "--device", "cpu", "--precision", "32-true")
     words = (*where, "--backend", "eager", "--method", "fragments", "--fragments", file, "--block", "20,96,96")
     whole = tmp_path / "whole.zarr"
@@ -332,7 +337,7 @@ def test_a_file_of_another_model_is_refused(
     [
         (("--method", "flood", "--fragments", "FILE"), "found it with --method flood"),
         (("--method", "fragments"), "--fragments: found none"),
-        (("--method", "fragments", "--fragments", "nothing"), "nothing: no such file"),
+        (("--method", "fragments", "--fragments", "nothing"), "nothing: no such weights file"),
     ],
 )
 def test_wrong_use_of_segment(
