@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distill.core.edge_products import edge_products
 from distill.core.errors import ShapeError
 from distill.core.geometry import Triple
 from distill.core.known import OTHER, UNKNOWN
@@ -263,7 +264,7 @@ def embedding_affinity(
     """
     normed = unit(embedding)
     there = normed if other is None else unit(other)
-    found = _at_offsets(normed, there, offsets, lambda one, two: (one * two).sum(1))
+    found = edge_products(normed, there, [edge_slices(offset, normed.shape[-3:]) for offset in offsets])
     return found.clamp(0, 1) if clamp else found
 
 

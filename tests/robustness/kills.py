@@ -3,7 +3,7 @@
 The result must be that of an unbroken run with the last settings, byte by byte (of a training: weights and log).
 
     python tests/robustness/kills.py stream segment segment2 train --seed 0 --count 20
-    python tests/robustness/kills.py stream segment --precision int8 --backend openvino --model ac4
+    python tests/robustness/kills.py stream segment --precision int8 --backend openvino --model ac4 --source CROP.h5
 
 Converted networks are kept in a cache that begins empty; a process may be killed while it writes there.
 """
@@ -96,7 +96,7 @@ class Case:
         said = str(self.folder / "said.txt")
         given = (
             self.typed(out, merge),
-            {"PHANTOM": str(self.source), "DISTILL_CACHE": str(self.source.parent / "cache")},
+            {"PHANTOM": str(self.source), "DISTILL_CACHE": str(self.folder.parent / "cache")},
             said,
         )
         process = context.Process(target=command_line, args=given)
@@ -188,6 +188,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="run folder of a small student; trained where none is given")
     parser.add_argument("--precision", default="32-true", help="of stream and segment")
     parser.add_argument("--backend", default="eager", help="of stream and segment")
+    parser.add_argument(
+        "--source", type=Path, help="small volume of stream and segment, volumes/raw; default: a phantom"
+    )
     parser.add_argument("--words", nargs="*", default=[], help="words of `distill train` that make the networks small")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -207,7 +210,8 @@ def main() -> None:
             own = folder / command
             own.mkdir()
             computing = ("--precision", given.precision, "--backend", given.backend)
-            say(check(Case(command, phantom, first.model, own, first.words, computing), given.seed, given.count))
+            source = phantom if command == "train" or given.source is None else given.source.absolute()
+            say(check(Case(command, source, first.model, own, first.words, computing), given.seed, given.count))
 
 
 if __name__ == "__main__":
