@@ -1,7 +1,7 @@
-"""Measure peak memory and processor time of `distill segment` by block, of `distill stream` by tile, and of the same calls
-from Python.
+"""Measure peak memory and processor time of `distill segment` by block, `distill stream` by tile, and calls from Python.
 
-    python benchmarks/block_memory.py --source AC4.h5:volumes/raw#box=80,0,0:97,1024,1024 --json OUT.json
+    python benchmarks/block_memory.py --source AC4.h5:volumes/raw#box=80,0,0:97,1024,1024 --blocks 17,256,256 17,512,512 \
+        17,1024,1024 --tiles 256 512 0 --json OUT.json
     python benchmarks/block_memory.py --source sample.h5:volumes/raw --python --repeat 3 --json OUT.json
 
 Every run is a process of its own that writes to a new folder, without a warm-up: processor time hardly depends on the
@@ -25,8 +25,6 @@ import torch
 from hardware import machine
 from tables import provenance, table, write_json
 
-BLOCKS = ("17,256,256", "17,512,512", "17,1024,1024")
-TILES = ("256", "512", "")
 CALL = "import distill, sys; distill.segment(sys.argv[1], 'ac4', sys.argv[2], device='cpu', precision='32-true')"
 EXACT = ("--model", "ac4", "--device", "cpu", "--precision", "32-true")
 
@@ -50,17 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, write JSON."""
     argv = sys.argv[1:] if argv is None else argv
     options = _parser().parse_args(argv)
-    tasks = _pair(options.source) if options.python else _sizes(options.source, options.methods.split(","))
+    tasks = _pair(options.source) if options.python else _sizes(options)
     runs, load = [], os.getloadavg()[0]
+    about = {"machine": machine(torch.device("cpu")), "threads": torch.get_num_threads(), "load": round(load, 1)}
     for _ in range(options.repeat):
         for name, words in tasks.items():
             ran = run(name, words)
             runs.append(ran)
-            print(f"{time.strftime('%H:%M')} {name}: {ran.cpu_seconds:.1f} s, {ran.peak_bytes / 1e9:.2f} GB", flush=True)
+            print(
+                f"{time.strftime('%H:%M')} {name}: {ran.cpu_seconds:.1f} s, {ran.peak_bytes / 1e9:.2f} GB", flush=True
+            )
+            if options.json is not None:
+                found = {**provenance(Path(__file__).name, argv), **about, "runs": list(map(asdict, runs))}
+                write_json(options.json, found)
     print(table(("", "processor time (s)", "peak memory (GB)"), rows(runs)))
-    if options.json is not None:
-        about = {"machine": machine(torch.device("cpu")), "threads": torch.get_num_threads(), "load": round(load, 1)}
-        write_json(options.json, {**provenance(Path(__file__).name, argv), **about, "runs": list(map(asdict, runs))})
     return 0
 
 
@@ -94,16 +95,14 @@ def rows(runs: Sequence[Ran]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _sizes(source: str, methods: Sequence[str]) -> dict[str, list[str]]:
+def _sizes(options: argparse.Namespace) -> dict[str, list[str]]:
     tasks: dict[str, list[str]] = {}
-    for method in methods:
-        for block in BLOCKS:
-            words = ["-m", "distill", "segment", source, *EXACT, "--method", method, "--block", block]
-            tasks[f"segment --method {method} --block {block}"] = [*words, "--out", "{new}/out.zarr"]
-        for tile in TILES if method in ("flood", "query") else ():
-            given = ["--tile", tile] if tile else []
-            words = ["-m", "distill", "stream", source, *EXACT, "--method", method, *given]
-            tasks[" ".join([f"stream --method {method}", *given])] = [*words, "--out", "{new}/out.zarr"]
+    common = [options.source, *EXACT, "--method", options.method, "--out", "{new}/out.zarr"]
+    for block in options.blocks:
+        tasks[f"segment --block {block}"] = ["-m", "distill", "segment", *common, "--block", block]
+    for tile in options.tiles:
+        given = ["--tile", tile] if int(tile) else []
+        tasks[" ".join(["stream", *given])] = ["-m", "distill", "stream", *common, *given]
     return tasks
 
 
@@ -117,7 +116,9 @@ def _pair(source: str) -> dict[str, list[str]]:
 def _parser() -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", required=True)
-    parser.add_argument("--methods", default="flood")
+    parser.add_argument("--method", default="flood")
+    parser.add_argument("--blocks", nargs="*", default=[], metavar="Z,Y,X")
+    parser.add_argument("--tiles", nargs="*", default=[], metavar="N", help="0 = whole sections")
     parser.add_argument("--python", action="store_true", help="the command against the function")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--json", type=Path)

@@ -24,7 +24,7 @@ from distill.cli.console import Bar, Recorded, say, say_error
 from distill.cli.groups import grouped
 from distill.cli.options import Merge, Overwrite, Thresholds, check_merge, merge_of, section_range
 from distill.cli.selecting import selects
-from distill.core.choices import ExportFormat
+from distill.core.choices import PackageFormat
 from distill.core.errors import DistillError
 from distill.core.hardware import EXACT, ExportPrecision
 
@@ -245,7 +245,9 @@ def convert(
 def export(
     model: Annotated[str, typer.Argument(help="run folder or weights file of a student")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="folder to write")],
-    form: Annotated[ExportFormat, typer.Option("--format", help="runtime of the exported functions")] = "onnx",
+    form: Annotated[
+        PackageFormat, typer.Option("--format", help="runtime of the exported functions; bioimageio: a package for it")
+    ] = "onnx",
     sample: Annotated[
         str | None,
         typer.Option(
@@ -256,9 +258,28 @@ def export(
     precision: Annotated[
         ExportPrecision, typer.Option(help="of the convolutions; int8 with --format openvino only")
     ] = EXACT,
+    licence: Annotated[
+        str | None, typer.Option("--license", metavar="SPDX", help="bioimageio: of the weights, such as CC-BY-4.0")
+    ] = None,
+    author: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="bioimageio: who trained the model; may be repeated")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Export a student's two functions, encode and decode, to another runtime, and compare them with PyTorch."""
+    if form == "bioimageio" and precision != EXACT:
+        raise DistillError(f"--precision: found {precision}, expected {EXACT} for --format bioimageio")
+    if form == "bioimageio":
+        from distill.inference.bioimageio import export_bioimageio
+
+        made = export_bioimageio(model, out, sample, licence=licence, authors=author or [], overwrite=overwrite)
+        for file in made.files:
+            say(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
+        say(f"height and width: multiples of {made.stride}")
+        say(f"largest difference from torch on {made.sample}: affinity {made.difference:.1e}")
+        return
+    if licence is not None or author:
+        raise DistillError(f"--license, --author: found --format {form}, expected bioimageio")
     from distill.inference.export import export as run
 
     found = run(model, form, out, sample, overwrite=overwrite, precision=precision)

@@ -123,7 +123,7 @@ def _write_exact(
     Raises:
         DistillError: it is too large.
     """
-    pair = _sections(sample, trained.normaliser)
+    pair = sample_sections(sample, trained.normaliser)
     encode, decode = (write(trained.student, one, form, folder) for one in both)
     difference = compare(trained.student, encode, decode, form, pair)
     if not max(difference.maps, difference.embedding) <= _TOLERANCE:
@@ -144,7 +144,12 @@ def _write_int8(trained: TrainedStudent, both: Functions, sample: str, folder: P
     return found.difference, {"precision": INT8, "calibration": calibration.digest, "difference": found.difference}
 
 
-def _sections(sample: str | None, normaliser: Normaliser) -> NDArray[np.float32]:
+def sample_sections(sample: str | None, normaliser: Normaliser) -> NDArray[np.float32]:
+    """Return two normalised sections (2, H, W) of a source; of a phantom by default.
+
+    Raises:
+        DistillError: it has fewer.
+    """
     if sample is None:
         return normaliser.sections(make_phantom((2, 256, 320), _NM, seed=0).raw)
     volume = open_grey(sample, resolution=_NM)

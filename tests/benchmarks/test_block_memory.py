@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from block_memory import BLOCKS, TILES, Ran, _pair, _sizes, rows, run
+from block_memory import Ran, _pair, _parser, _sizes, rows, run
 
 
 def test_every_size_is_a_task() -> None:
-    tasks = _sizes("raw.h5", ["flood", "waterz"])
-    assert len(tasks) == 2 * len(BLOCKS) + len(TILES)
-    assert all(words[-2:] == ["--out", "{new}/out.zarr"] for words in tasks.values())
+    words = ["--source", "raw.h5", "--blocks", "4,64,64", "8,64,64", "--tiles", "64", "0"]
+    tasks = _sizes(_parser().parse_args(words))
+    assert list(tasks) == ["segment --block 4,64,64", "segment --block 8,64,64", "stream --tile 64", "stream"]
+    assert tasks["stream --tile 64"][-2:] == ["--tile", "64"]
+    assert "--tile" not in tasks["stream"]
     assert set(_pair("raw.h5")) == {"distill segment", "distill.segment"}
 
 
