@@ -1,7 +1,7 @@
-"""Measure peak memory and processor time of `distill segment` by block, `distill stream` by tile, and calls from Python.
+"""Measure memory and processor time of `distill segment` by block, of `distill stream` by tile, and of Python calls.
 
-    python benchmarks/block_memory.py --source AC4.h5:volumes/raw#box=80,0,0:97,1024,1024 --blocks 17,256,256 17,512,512 \
-        17,1024,1024 --tiles 256 512 0 --json OUT.json
+    python benchmarks/block_memory.py --source AC4.h5:volumes/raw#box=80,512,512:89,1024,1024 \
+        --blocks 9,512,512 9,384,384 9,256,256 --tiles 0 256 128 --json OUT.json
     python benchmarks/block_memory.py --source sample.h5:volumes/raw --python --repeat 3 --json OUT.json
 
 Every run is a process of its own that writes to a new folder, without a warm-up: processor time hardly depends on the

@@ -1,4 +1,4 @@
-"""Run `distill segment` on Kubernetes: dask-kubernetes starts one pod per worker. Not tested on a cluster; its pods and its
+"""Run `distill segment` on Kubernetes: dask-kubernetes starts one pod per worker. Not tested on a cluster; pods and
 service were checked against Kubernetes' schema (docs/how-to/blocks.md).
 
     pip install dask-kubernetes    # and its operator in the cluster

@@ -1,10 +1,10 @@
 """Run `distill segment` on SLURM: dask-jobqueue submits one job per worker.
 
     pip install dask-jobqueue
-    python examples/dask_slurm.py SOURCE MODEL OUT.zarr 16 [--gpus 1 --cpus 8 --memory 32GB] [options of distill segment]
+    python examples/dask_slurm.py SOURCE MODEL OUT.zarr 16 [--gpus 1 --cpus 8 --memory 32GB] [options of segment]
 
-Runs on a login node; needs a disk that all nodes share. After any interruption start it again. Tried on a cluster of one
-node without a GPU; docs/how-to/blocks.md states how.
+Runs on a login node; needs a disk that all nodes share. After any interruption start it again. Tried on a cluster of
+one node without a GPU; docs/how-to/blocks.md states how.
 """
 
 import argparse

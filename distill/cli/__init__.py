@@ -11,7 +11,7 @@ import sys
 import typer
 
 # They register their commands:
-from distill.cli import bench, data, evaluate, figures, fragments, init, review, segment, sweep, train  # noqa: F401
+from distill.cli import bench, data, evaluate, figures, fragments, init, plan, review, segment, sweep, train  # noqa: F401
 from distill.cli.app import CommandInterrupted, app
 from distill.cli.console import say_error
 from distill.cli.stopping import leaving_at_once, say_how_to_continue, signals_end_the_command

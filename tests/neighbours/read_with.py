@@ -78,9 +78,24 @@ def webknossos(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return arrays, about
 
 
+def bioimageio(source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The result of bioimage.io's test of a package, and its affinities of other sections than the test's."""
+    import bioimageio.core as core
+    from bioimageio.core.digest_spec import create_sample_for_model
+
+    model = core.load_model_description(Path(source) / "rdf.yaml", format_version="latest")
+    checked = core.test_model(model, weight_format="onnx", devices=["cpu"])
+    sections = np.random.default_rng(1).random((1, 2, 192, 224), dtype=np.float32)
+    with core.create_prediction_pipeline(model, weight_format="onnx") as pipeline:
+        given = create_sample_for_model(model, inputs={"sections": sections})
+        affinity = pipeline.predict_sample_without_blocking(given).members["affinity"].data.to_numpy()
+    return {"sections": sections, "affinity": affinity}, {"status": checked.status, "report": checked.format()}
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     kind, source, out = sys.argv[1:]
     ways = {"cloud-volume": cloud_volume, "ome-zarr": ome_zarr, "napari": napari, "webknossos": webknossos}
+    ways["bioimageio"] = bioimageio
     found, about = ways[kind](source)
     np.savez(out, about=json.dumps(about), **found)

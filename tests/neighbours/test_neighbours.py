@@ -1,4 +1,4 @@
-"""What CloudVolume, ome-zarr-py, napari's plugin and webKnossos' library read of what distill writes, voxel by voxel.
+"""What the packages of others read and compute of what distill writes, voxel by voxel.
 
 `make neighbours` names their interpreter in DISTILL_NEIGHBOURS; without it these tests are skipped.
 """
@@ -14,9 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from distill.io.volume import open_labels
+from distill.models.load import load_student
+from students.backends.pair import pair_function
 
 INTERPRETER = os.environ.get("DISTILL_NEIGHBOURS", "")
 pytestmark = pytest.mark.skipif(not INTERPRETER, reason="make neighbours runs it")
@@ -161,3 +164,17 @@ def test_webknossos(raw: NDArray[np.uint8], labels: NDArray[np.uint64], tmp_path
     np.testing.assert_array_equal(found["zarr3_1"], raw)
     np.testing.assert_array_equal(found["neurons_1"], labels)
     assert found["zarr3_2-2-1"].shape == found["neurons_2-2-1"].shape == (14, 20, 30)
+
+
+@pytest.mark.commands("export")
+def test_bioimageio(tmp_path: Path, cli: Cli, read: Read) -> None:
+    for name in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+    out, words = tmp_path / "package", ("--license", "CC-BY-4.0", "--author", "The distill contributors")
+    done(cli("export", "ac4", "--format", "bioimageio", "--out", out, *words))
+    found, about = read("bioimageio", out)
+    assert about["status"] == "passed", about["report"]
+    trained = load_student("ac4", torch.device("cpu"))
+    with torch.no_grad():
+        wanted = pair_function(trained.student)(torch.from_numpy(found["sections"])).numpy()
+    np.testing.assert_allclose(found["affinity"], wanted, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -140,3 +141,20 @@ def test_a_figure_of_embeddings(run: Path, phantom: Path, tmp_path: Path) -> Non
     found = distill.pca(f"{phantom}:volumes/raw", run, out, teacher=run, section=3, window=(4, 48, 48), **PRECISE)
     assert out.stat().st_size > 10_000
     assert found.teacher is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "beneath"),
+    [
+        ("segment.py", {"distill.inference.streaming.stream", "distill.inference.blockwise.segment"}),
+        ("evaluate.py", {"distill.evaluation.evaluate", "viz.scores"}),
+        ("sweep.py", {"distill.evaluation.sweep", "viz.charts.sweep"}),
+        ("figures.py", {"viz.embeddings.figure"}),
+    ],
+)
+def test_commands_call_the_interface_and_nothing_beneath(name: str, beneath: set[str]) -> None:
+    path = Path(distill.__file__).parent / "cli" / name
+    functions = [one for one in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(one, ast.FunctionDef)]
+    inside = {one.module for function in functions for one in ast.walk(function) if isinstance(one, ast.ImportFrom)}
+    assert any(str(module).startswith("distill.python.") for module in inside)
+    assert not inside & beneath

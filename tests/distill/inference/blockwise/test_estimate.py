@@ -6,12 +6,15 @@ import json
 import math
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from distill.cli.arguments import BlockArguments, RunArguments
+from distill.cli.plan import commands
 from distill.core.geometry import Box
 from distill.inference.blockwise.estimate import Estimate, Trial, estimate
 from distill.inference.blockwise.options import Blocking
@@ -92,6 +95,21 @@ def test_times_follow_from_computed_voxels() -> None:
     assert found.disk == 10_000
     few = Estimate((10, 100, 100), 1, 100_000, trial(4, 6.0), trial(2, 8.0), 8)
     assert few.with_workers == pytest.approx(3 + 8)  # seven have nothing to do
+
+
+def test_commands_for_one_process_workers_and_a_slurm_array() -> None:
+    """The memory of a job is a quarter more than what a trial held."""
+    peak = 3 * 2**30
+    shared = replace(trial(2, 8.0), threads=2, peak=peak)
+    blocks, run = BlockArguments(workers=4, method="waterz"), RunArguments(device="cpu")
+    lines = commands("raw.h5:raw", "my model", blocks, run, Estimate((10, 100, 100), 6, 10**6, shared, shared, 4))
+    segment = "distill segment raw.h5:raw --model 'my model' --out OUT.zarr --method waterz --device cpu"
+    assert lines[:2] == [f"next: {segment}", f"4 workers: {segment} --workers 4"]
+    assert "sbatch --array=1-4 --cpus-per-task=2 --mem=4G" in lines[4]
+    assert lines[5].strip() == f"{segment} --scheduler scheduler.json"
+    assert commands("a", "b", BlockArguments(), run, Estimate((1, 9, 9), 1, 81, shared, None, 0)) == [
+        "next: distill segment a --model b --out OUT.zarr --device cpu"
+    ]
 
 
 @pytest.mark.commands("plan")
