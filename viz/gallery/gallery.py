@@ -28,8 +28,8 @@ _CHOICE = 5  # draws that change the section shown, of which the most pronounced
 _LINED = ("rotate", "rescale", "elastic", "misalign")
 _LINES = 26  # pixels between lines
 _WHAT = {
-    "flips": "mirrored in z, y, x",
-    "transposes": "y and x swapped",
+    "flips": "mirrored in z, y, x; p\u00a0=\u00a00.5 each",
+    "transposes": "y and x swapped; p\u00a0=\u00a00.5",
     "rotate": "turned by up to {rotate_degrees:g}° in the section",
     "rescale": "larger or smaller by up to {rescale_by:.0%}",
     "elastic": "places moved by up to {elastic_pixels:g} pixels",
