@@ -10,7 +10,7 @@ NEIGHBOURS := .neighbours
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v not in ((3, 11), (3, 12), (3, 13)) and "found Python %d.%d, expected 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python tools/install.py -c constraints.txt -e '.[baselines,teachers,view,export,meshes,skeletons,tensorboard,docs,test]'
+	$(BIN)/python tools/install.py -c constraints.txt -e '.[baselines,int8,teachers,view,export,meshes,skeletons,tensorboard,docs,test]'
 	touch $@
 
 # A real sample segmented by the bundled model and scored; a small teacher and student trained on a phantom; figures.
