@@ -98,8 +98,9 @@ def test_training_steps(tiny: tuple[str, ...], batch: tuple[Tensor, Tensor], run
     wanted, _ = steps_on(CPU, pair, batch, steps)
     with second_device() as (device, mode):
         found, there = steps_on(device, pair, batch, steps, mode)
-        # Per step: two or three looks each at whether seeds, flooding and instances have settled, and eight more.
-        assert mode.read <= 16 * len(steps)
+        # Per step: two to four looks each at whether seeds, flooding and instances have settled, which depends on the
+        # last digits of the arithmetic, and eight more.
+        assert mode.read <= 18 * len(steps)
         assert mode.sent == 0
         assert {value.device for value in there.values.values()} == {device}
     for a, b in zip(found, wanted, strict=True):
