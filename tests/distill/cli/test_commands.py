@@ -72,7 +72,7 @@ CHOICES = {
     "segment SOURCE": RUN | {"--backend", "--method", "--network"},
     "evaluate SEGMENTATION": {"--preset", "--skeleton-units", "--missing"},
     "sweep AFFINITY LABELS": RUN | {"--preset"},
-    "export MODEL": {"--format"},
+    "export MODEL": {"--format", "--precision"},
     "copy SOURCE TARGET": {"--format", "--missing"},
     "report RUN": {"--preset", "--precision"},
 }
