@@ -98,7 +98,7 @@ def test_every_method_segments(method: str, model: distill.Model, grey: NDArray[
 
 
 def test_fragments_need_their_file(model: distill.Model, grey: NDArray[np.uint8]) -> None:
-    with pytest.raises(DistillError, match="fragments: .*expected"):
+    with pytest.raises(DistillError, match=r"fragments: .*expected"):
         model.segment(grey, method="fragments")
 
 

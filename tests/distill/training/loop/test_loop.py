@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 from distill.config import AugmentConfig, TrainingConfig
@@ -84,7 +85,7 @@ class Run:
     def __init__(self, path: Path, config: TrainingConfig, seed: int = 0, module: nn.Module | None = None) -> None:
         torch.manual_seed(seed)
         self.path, self.config = path, config
-        self.fabric = Fabric(accelerator="cpu", devices=1)
+        self.fabric = Fabric(accelerator="cpu", devices=1, plugins=[LightningEnvironment()])
         self.module = module or Toy()
         optimizer = make_optimizer(self.module, config)
         self.objective, wrapped = self.fabric.setup(self.module, optimizer)
