@@ -318,7 +318,7 @@ def test_seams_are_measured_on_demand(copy: Path, cli: Cli) -> None:
     said = cli("report", copy, "--seams", "--precision", "fp16")
     assert (said.code, said.err) == (
         2,
-        "distill: Invalid value for '--precision': 'fp16' is not one of 'auto', '32-true', 'bf16-mixed'.\n",
+        "distill: Invalid value for '--precision': 'fp16' is not one of 'auto', '32-true', 'bf16-mixed', 'int8'.\n",
     )
 
 
