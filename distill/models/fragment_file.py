@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from distill.core.errors import CheckpointError, DistillError
 from distill.core.reasons import shown
 from distill.core.version import VERSION
@@ -116,9 +114,6 @@ def load_fragments(path: Path) -> FragmentModel:
         raise CheckpointError(f"{path}: {error}") from None
     network = architecture.build()
     load_module(network, weights.tensors, str(path))
-    for key, tensor in weights.tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: found values in {key!r} that are not finite; train it again")
     threshold, digest = config.get("threshold"), config.get("model_sha256")
     if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
         raise CheckpointError(f"{path}: found threshold {shown(threshold)}, expected a number from 0 to 1")
