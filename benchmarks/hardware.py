@@ -34,9 +34,7 @@ class Peak:
 
 
 def peak_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> Peak:
-    """Measure the best rate of a matrix product and of 3x3 convolutions in both memory formats, large enough to fill
-    the
-    cores.
+    """Measure the best rate of a large matrix product and of 3x3 convolutions in both memory formats.
 
     In float32 a GPU may round the factors of convolutions to TF32, as torch's default is: then that is the peak.
     """
@@ -66,14 +64,6 @@ def copy_rate(device: torch.device, size: int | None = None) -> float:
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
     return 2 * size / _least(lambda: target.copy_(source), device)
-
-
-def available_bytes() -> int | None:
-    """Return the available memory of the system, None if unknown (Linux only)."""
-    try:
-        return int(re.findall(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[0]) * 1024
-    except OSError:
-        return None
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import gpu
+import gpu_inputs
+import gpu_limits
 import gpu_stages
+import gpu_training
 import numpy as np
 import pytest
 import torch
@@ -75,7 +78,7 @@ def test_out_of_memory_is_answered_by_a_smaller_size(capsys: pytest.CaptureFixtu
         if side > 40:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
 
-    found = gpu_stages.largest(square, (10, 20, 40, 60, 80), CPU, end=time.monotonic() + 60, free=2**60)
+    found = gpu_limits.largest(square, (10, 20, 40, 60, 80), CPU, end=time.monotonic() + 60, free=2**60)
     assert ran == [10, 80, 60, 40]
     assert (found["predicted"], found["largest"]) == (80, 40)
     assert [one["side"] for one in found["tried"] if "error" in one] == [80, 60]
@@ -91,7 +94,7 @@ def test_a_size_is_predicted_from_the_memory_of_the_smallest() -> None:
     def square(side: int) -> None:
         held[:] = [np.ones((side, side, 64))]
 
-    found = gpu_stages.largest(square, (256, 512, 4096), CPU, end=time.monotonic() + 60, free=400 * 2**20)
+    found = gpu_limits.largest(square, (256, 512, 4096), CPU, end=time.monotonic() + 60, free=400 * 2**20)
     needed = found["tried"][0]["bytes"]
     if needed is None:
         pytest.skip("the peak of memory cannot be read on this system")
@@ -114,9 +117,9 @@ def test_stages_on_a_second_device_mix_none(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """As on a GPU, nothing is made on one device and used on another."""
-    for module in (gpu_stages, hardware):
+    for module in (gpu_inputs, hardware):
         monkeypatch.setattr(module, "has_bfloat16", lambda device: False)
-    monkeypatch.setattr(gpu_stages, "DevicePeak", KnownPeak)
+    monkeypatch.setattr(gpu_inputs, "DevicePeak", KnownPeak)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**33, 2**34))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a second one")
@@ -135,9 +138,9 @@ def test_files_of_a_training_that_are_too_large_are_halved_or_cut(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights, state = run / "best" / "student.safetensors", run / "checkpoints" / "state.pt"
-    monkeypatch.setattr(gpu_stages, "KEPT", int(0.6 * weights.stat().st_size))
-    kept = gpu_stages.keep(run, tmp_path / "kept")
-    assert max(one["bytes"] for one in kept) <= gpu_stages.KEPT
+    monkeypatch.setattr(gpu_training, "KEPT", int(0.6 * weights.stat().st_size))
+    kept = gpu_training.keep(run, tmp_path / "kept")
+    assert max(one["bytes"] for one in kept) <= gpu_training.KEPT
     parts = sorted((tmp_path / "kept" / "checkpoints").glob("state.pt.part-*"))
     assert len(parts) > 1
     assert b"".join(part.read_bytes() for part in parts) == state.read_bytes()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +17,6 @@ from viz.charts import (
     RunScore,
     SweepPoint,
     ablation_figure,
-    ablation_rows,
     build_ablation_figure,
     build_sweep_figure,
     sweep_figure,
@@ -30,20 +27,19 @@ POINTS = [
     for method, shift in (("waterz", 0.1), ("queries", 0.3))
     for t in (0.7, 0.3, 0.5)
 ]
-FOUND: dict[str, Any] = {
-    "steps": 3,
-    "watershed + waterz": {"at_0.5": {"voi": 0.7, "arand": 0.08}, "chosen": {"voi": 0.6, "arand": 0.07}},
-    "variants": {
-        name: {
-            "parameters": 9,
-            "runs": [
-                {"plain": {"voi": v + s, "arand": v / 9}, "merged": {"voi": v / 2 + s, "arand": v / 20}}
-                for s in (0.0, 0.3)
-            ],
-        }
-        for name, v in (("learned queries", 2.0), ("guided + learned (published)", 1.6), ("K-Net", 1.0))
-    },
-}
+VARIANTS = {"learned queries": 2.0, "guided + learned (published)": 1.6, "K-Net": 1.0}
+RUNS = [
+    RunScore(name, score, value, series)
+    for name, v in VARIANTS.items()
+    for s in (0.0, 0.3)
+    for series, voi, arand in (("plain", v + s, v / 9), ("merged", v / 2 + s, v / 20))
+    for score, value in (("voi", voi), ("arand", arand))
+]
+BASELINES = [
+    RunScore(f"watershed + waterz, {name}", score, value)
+    for name, scores in (("at 0.5", {"voi": 0.7, "arand": 0.08}), ("chosen", {"voi": 0.6, "arand": 0.07}))
+    for score, value in scores.items()
+]
 
 
 def rings(ax: Axes) -> list[list[float]]:
@@ -135,31 +131,18 @@ def test_bad_sweeps_are_refused() -> None:
         build_sweep_figure(POINTS, {"waterz": 0.5})
 
 
-def test_ablation_rows_read_what_the_benchmark_writes() -> None:
-    runs, baselines = ablation_rows(json.loads(json.dumps(FOUND)))
-    assert len(runs) == 3 * 2 * 2 * 2
-    assert RunScore("K-Net", "voi", 1.3, "plain") in runs
-    assert RunScore("learned queries", "arand", 0.1, "merged") in runs
-    assert baselines[0] == RunScore("watershed + waterz, at 0.5", "voi", 0.7)
-    assert len(baselines) == 4
-    with pytest.raises(DistillError, match="'variants'"):
-        ablation_rows({})
-    with pytest.raises(DistillError, match="'merged'"):
-        ablation_rows({"variants": {"a": {"runs": [{"plain": {"voi": 1, "arand": 1}}]}}})
-
-
 def test_ablation_bars_are_means_and_every_seed_is_a_point() -> None:
-    fig = build_ablation_figure(*ablation_rows(FOUND))
+    fig = build_ablation_figure(RUNS, BASELINES)
     left, right = fig.axes
     assert (left.get_xlabel(), right.get_xlabel()) == ("VOI (bits)", "ARAND")
-    assert [tick.get_text() for tick in left.get_yticklabels()] == list(FOUND["variants"])
+    assert [tick.get_text() for tick in left.get_yticklabels()] == list(VARIANTS)
     assert left.get_ylim()[0] > left.get_ylim()[1]  # the first variant on top
     plain, merged = left.containers
     assert [bar.get_width() for bar in plain] == pytest.approx([2.15, 1.75, 1.15])
     assert [bar.get_width() for bar in merged] == pytest.approx([1.15, 0.95, 0.65])
     assert all(bar.get_x() == 0 for bar in (*plain, *merged))
     seeds = np.concatenate([np.asarray(dots.get_offsets()) for dots in left.collections])
-    assert sorted(seeds[:, 0]) == pytest.approx(sorted(r.value for r in ablation_rows(FOUND)[0] if r.score == "voi"))
+    assert sorted(seeds[:, 0]) == pytest.approx(sorted(r.value for r in RUNS if r.score == "voi"))
     for bar, row in zip((*plain, *merged), (0, 1, 2, 0, 1, 2), strict=True):
         middle = bar.get_y() + bar.get_height() / 2
         assert abs(middle - row) < 0.5
@@ -185,13 +168,13 @@ def test_general_rows_make_bars_too(texts_inside: Callable[..., None]) -> None:
 
 def test_legends_stay_inside(texts_inside: Callable[..., None]) -> None:
     texts_inside(build_sweep_figure(POINTS))
-    texts_inside(build_ablation_figure(*ablation_rows(FOUND)))
+    texts_inside(build_ablation_figure(RUNS, BASELINES))
     longer = [SweepPoint(p.method + ", a long name " * 3, p.threshold, p.split, p.merge) for p in POINTS]
     texts_inside(build_sweep_figure(longer))
 
 
 def test_files_are_written(tmp_path: Path) -> None:
     sweep_figure(POINTS, tmp_path / "sweep.svg")
-    ablation_figure(ablation_rows(FOUND)[0], tmp_path / "ablation.pdf")
+    ablation_figure(RUNS, tmp_path / "ablation.pdf")
     assert (tmp_path / "sweep.svg").read_text().startswith("<?xml")
     assert (tmp_path / "ablation.pdf").read_bytes().startswith(b"%PDF")

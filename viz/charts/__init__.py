@@ -3,7 +3,6 @@
 from viz.charts.ablation import (
     RunScore,
     ablation_figure,
-    ablation_rows,
     build_ablation_figure,
     draw_ablation,
 )
@@ -13,7 +12,6 @@ __all__ = [
     "RunScore",
     "SweepPoint",
     "ablation_figure",
-    "ablation_rows",
     "build_ablation_figure",
     "build_sweep_figure",
     "draw_ablation",

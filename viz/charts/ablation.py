@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -54,38 +54,6 @@ def bars(rows: Sequence[Row]) -> tuple[list[RunScore], list[RunScore]]:
                     mean = float(np.mean([getattr(one, key) for one in picked]))
                     lines.append(RunScore(f"{name}, {method}", key, mean))
     return runs, lines
-
-
-def ablation_rows(found: Mapping[str, Any]) -> tuple[list[RunScore], list[RunScore]]:
-    """Extract runs and baselines from the output of `benchmarks/decoder_ablation.py`.
-
-    Args:
-        found: `variants` by name, each with `runs` that hold scores under `plain` and `merged`; `watershed + waterz`
-            with scores under a name each.
-
-    Returns:
-        VOI and ARAND of every run, the series being `plain` or `merged`; and of every baseline.
-
-    Raises:
-        DistillError: the keys differ.
-    """
-    try:
-        runs = [
-            RunScore(variant, score, float(run[series][score]), series)
-            for variant, entry in found["variants"].items()
-            for run in entry["runs"]
-            for series in ("plain", "merged")
-            for score in ("voi", "arand")
-        ]
-        baseline = "watershed + waterz"
-        levels = [
-            RunScore(f"{baseline}, {name.replace('_', ' ')}", score, float(scores[score]))
-            for name, scores in found.get(baseline, {}).items()
-            for score in ("voi", "arand")
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DistillError(f"ablation: found no {error} where expected; see benchmarks/decoder_ablation.py") from None
-    return runs, levels
 
 
 def ablation_figure(runs: Sequence[RunScore], out: Path, baselines: Sequence[RunScore] = (), dpi: int = 300) -> None:
