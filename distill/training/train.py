@@ -33,6 +33,7 @@ from distill.training.loop.event_files import FOLDER as EVENTS
 from distill.training.loop.event_files import check_tensorboard
 from distill.training.loop.loop import MetricsLog, Objective, StepReport, fit, make_optimizer
 from distill.training.loop.state import Average, State, restored
+from distill.training.loop.step_memory import StepMemory
 from distill.training.loop.step_times import StepClock, StepTimes
 from distill.training.objective.objective import Joint
 from distill.training.ranks import from_environment
@@ -162,7 +163,7 @@ def _train(
             progress.note(line)
         for what in joint.not_started:
             logger.warning("%s of the shapes that teacher.decoder asks for; that part starts from random weights", what)
-    joint.clock = StepClock(fabric.device)
+    joint.clock, memory = StepClock(fabric.device), StepMemory(training, fabric.device)
     runtime = Runtime(fabric.device, training.precision)
     trial = None
     if training.minutes is not None:
@@ -188,7 +189,7 @@ def _train(
         return None
     events = out / EVENTS if training.tensorboard else None
     log = MetricsLog(out / "metrics.jsonl", state.step, state.validated, events)
-    book = _Bookkeeping(config, parts, out, log, runtime, progress, state, trial)
+    book = _Bookkeeping(config, parts, out, log, runtime, progress, state, trial, memory)
     with log, RunRecord(out / "run.json", command, config, state.step, ranks.size, book.times, chosen):
         follow(on_step=book.step, on_validate=lambda s: book.validation(s, joint, compiled=training.compile))
         leave()
@@ -303,9 +304,10 @@ class _Bookkeeping:
         progress: Progress,
         state: State,
         trial: Trial | None,
+        memory: StepMemory,
     ) -> None:
         self.config, self.parts, self.out, self.log = config, parts, out, log
-        self.runtime, self.progress, self.state = runtime, progress, state
+        self.runtime, self.progress, self.state, self.memory = runtime, progress, state, memory
         self.times = StepTimes()
         self.last: dict[str, Judged] = {}
         self.forecast = Forecast(config, state.step, trial)
@@ -329,6 +331,7 @@ class _Bookkeeping:
             self.log.write({"step": report.step, "lr": report.lr, **row, "parts": parts})
             pending.clear()
         self.times.add(report.seconds, report.parts)
+        self._say(self.memory.after(report.step, self.forecast.phases.kind(report.step - 1)))
         self._say(self.forecast.add(report.step, report.seconds))
         self.progress.on_step(report, training.steps, self.forecast.left(report.step))
 
@@ -349,6 +352,7 @@ class _Bookkeeping:
         if self.config.teacher_runs and "teacher" not in judged and teacher.weights is not None:
             put_best(self.out, "teacher", find_weights(teacher.weights, "teacher"))  # so that the run folder is whole
         self.last = judged
+        self.memory.skip()
         self.forecast.validated(seconds)
         self.progress.on_validation(state.step, judged, seconds)
 

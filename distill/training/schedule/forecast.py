@@ -22,7 +22,7 @@ class Forecast:
             first: steps done already.
             trial: timings from before the first step, if any.
         """
-        self._config, self._phases, self._first, self._trial = config, Phases(config), first, trial
+        self._config, self.phases, self._first, self._trial = config, Phases(config), first, trial
         self._steps = config.student.training.steps
         self._sums: dict[StepKind, tuple[float, int]] = {}
         self._validations: list[float] = []
@@ -56,12 +56,12 @@ class Forecast:
         done = step - self._first
         if done <= _LEFT_OUT:
             return ""
-        kind = self._phases.kind(step - 1)
+        kind = self.phases.kind(step - 1)
         before, count = self._sums.get(kind, (0.0, 0))
         self._sums[kind] = before + seconds, count + 1
         if self._trial is not None or done != _LEFT_OUT + _TIMED or step == self._steps:
             return ""
-        left, known = self._steps - step, all(kind in self._sums for kind in self._phases.counts(step, self._steps))
+        left, known = self._steps - step, all(kind in self._sums for kind in self.phases.counts(step, self._steps))
         seconds_left = self._of_steps(step)
         text = (
             f"about {span(seconds_left)} left: {left} steps at {number(seconds_left / left)} s, timed over steps "
@@ -97,7 +97,7 @@ class Forecast:
         means = dict(self._trial.seconds) if self._trial is not None else {}
         means |= {kind: total / count for kind, (total, count) in self._sums.items()}
         dearest = max(means.values())
-        counts = self._phases.counts(step, self._steps)
+        counts = self.phases.counts(step, self._steps)
         return sum(count * means.get(kind, dearest) for kind, count in counts.items())
 
     def _begin_later(self, step: int) -> list[str]:
