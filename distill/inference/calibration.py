@@ -19,11 +19,25 @@ from distill.inference.streaming.sections.sources import Source
 from distill.io.volume import Volume
 from students.backends.int8 import Calibration, with_digest
 
-PAIRS = 8  # of neighbouring sections, spread over the source
-SIDE = 384  # of the window that is taken from each, in pixels
 _TURNS = (0.618, 0.382)  # of the window's place from one pair to the next, as a part of the section along y and x
 
 Read = Callable[[int], NDArray[Any] | None]  # section by number as recorded; None where it cannot be used
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of neighbouring sections, spread over a source.
+
+    Attributes:
+        pairs: of sections, at most.
+        side: of the window that is taken from each, in pixels.
+    """
+
+    pairs: int = 8
+    side: int = 384
+
+
+WINDOWS = Windows()
 
 
 @dataclass(frozen=True)
@@ -34,11 +48,13 @@ class Ranges:
         digest: of the pairs.
         first: first section of the range that they are spread over.
         depth: number of sections of the range.
+        windows: that were taken.
     """
 
     digest: str
     first: int
     depth: int
+    windows: Windows
 
 
 def from_stream(source: Source, normaliser: Normaliser, stride: int) -> Calibration:
@@ -62,29 +78,29 @@ def from_stream(source: Source, normaliser: Normaliser, stride: int) -> Calibrat
         section = source.read(z)
         return None if section is None or section.flaw is not None else section.image
 
-    return _calibration(source.name, read, source.total, normaliser, stride)
+    return with_digest(source.name, _stacked(source.name, read, source.total, normaliser, stride, WINDOWS), stride)
 
 
-def from_volume(volume: Volume, first: int, depth: int, normaliser: Normaliser, stride: int) -> Calibration:
+def from_volume(
+    volume: Volume, first: int, depth: int, normaliser: Normaliser, stride: int
+) -> tuple[Calibration, Ranges]:
     """Choose sections of a part of a volume; arguments as of `from_stream`.
+
+    Returns:
+        The calibration, and what other processes need to choose the same sections.
 
     Raises:
         SourceError: no two neighbouring sections can be used.
     """
-
-    def read(z: int) -> NDArray[Any] | None:
-        with suppress(SourceError):
-            return next(iter(volume.sections(first + z, first + z + 1)))
-        return None
-
-    return _calibration(volume.source, read, depth, normaliser, stride)
+    calibration = _of_volume(volume, first, depth, normaliser, stride, WINDOWS)
+    return calibration, Ranges(calibration.digest, first, depth, WINDOWS)
 
 
 def again(ranges: Ranges, volume: Volume, normaliser: Normaliser, stride: int) -> Calibration:
     """Return the calibration of another process, whose sections are read only if its models are not in the cache."""
 
     def pairs() -> NDArray[np.float32]:
-        found = from_volume(volume, ranges.first, ranges.depth, normaliser, stride)
+        found = _of_volume(volume, ranges.first, ranges.depth, normaliser, stride, ranges.windows)
         if found.digest != ranges.digest:
             raise SourceError(f"{volume.source}: differs from what the segmentation was begun with, expected the same")
         return found.pairs()
@@ -100,19 +116,35 @@ def int8_line(difference: float, calibration: Calibration) -> str:
     )
 
 
-def _calibration(name: str, read: Read, depth: int, normaliser: Normaliser, stride: int) -> Calibration:
-    pairs = list(_pairs(name, read, depth, normaliser))
+def _of_volume(
+    volume: Volume, first: int, depth: int, normaliser: Normaliser, stride: int, windows: Windows
+) -> Calibration:
+    def read(z: int) -> NDArray[Any] | None:
+        with suppress(SourceError):
+            return next(iter(volume.sections(first + z, first + z + 1)))
+        return None
+
+    name = volume.source
+    return with_digest(name, _stacked(name, read, depth, normaliser, stride, windows), stride)
+
+
+def _stacked(
+    name: str, read: Read, depth: int, normaliser: Normaliser, stride: int, windows: Windows
+) -> NDArray[np.float32]:
+    pairs = list(_pairs(name, read, depth, normaliser, windows))
     if not pairs or min(pairs[0].shape[1:]) < 2 * stride:
         raise SourceError(
             f"--precision int8: {name}: found no two neighbouring sections of at least {2 * stride} pixels a side that "
             "can be used to take ranges from, expected one such pair or more; or use --precision 32-true"
         )
-    return with_digest(name, np.stack(pairs), stride)
+    return np.stack(pairs)
 
 
-def _pairs(name: str, read: Read, depth: int, normaliser: Normaliser) -> Iterator[NDArray[np.float32]]:
+def _pairs(
+    name: str, read: Read, depth: int, normaliser: Normaliser, windows: Windows
+) -> Iterator[NDArray[np.float32]]:
     """Iterate over windows (2, H, W) of neighbouring sections, normalised as whole sections are."""
-    count = min(PAIRS, depth - 1)
+    count = min(windows.pairs, depth - 1)
     for number in range(count):
         z = (2 * number + 1) * (depth - 1) // (2 * count)
         try:
@@ -121,15 +153,15 @@ def _pairs(name: str, read: Read, depth: int, normaliser: Normaliser) -> Iterato
             raise
         except SourceError:
             continue
-        window = [_window(image, number, normaliser, name) for image in images if image is not None]
+        window = [_window(image, number, normaliser, name, windows.side) for image in images if image is not None]
         if len(window) == 2 and window[0].shape == window[1].shape and min(float(one.std()) for one in window) > 0:
             yield np.stack(window)
 
 
-def _window(image: NDArray[Any], number: int, normaliser: Normaliser, name: str) -> NDArray[np.float32]:
+def _window(image: NDArray[Any], number: int, normaliser: Normaliser, name: str, most: int) -> NDArray[np.float32]:
     places = []
     for length, turn in zip(image.shape, _TURNS, strict=True):
-        side = min(SIDE, length)
+        side = min(most, length)
         start = int((number * turn) % 1 * (length - side))
         places.append(slice(start, start + side))
     try:

@@ -137,7 +137,7 @@ def _write_exact(
 def _write_int8(trained: TrainedStudent, both: Functions, sample: str, folder: Path) -> tuple[float, dict[str, object]]:
     """Write both functions quantised to int8, and return their difference from float32 and what is recorded of them."""
     volume = open_grey(sample, resolution=_NM)
-    calibration = from_volume(volume, 0, volume.size[0], trained.normaliser, trained.form.stride)
+    calibration, _ = from_volume(volume, 0, volume.size[0], trained.normaliser, trained.form.stride)
     found = quantised(trained.network, ExtraOutputs(current=True), calibration)
     for one, model in zip(both, (found.models.encode, found.models.decode), strict=True):
         save_named(model, one, folder)

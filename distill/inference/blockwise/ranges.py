@@ -8,7 +8,7 @@ from distill.core.errors import DistillError
 from distill.core.hardware import INT8
 from distill.core.notes import Note
 from distill.inference.blockwise.worker import Work
-from distill.inference.calibration import Ranges, from_volume, int8_line
+from distill.inference.calibration import from_volume, int8_line
 from distill.models.load import TrainedStudent, TrainedTeacher
 from students.backends.functions import ExtraOutputs
 from students.backends.int8 import check_parts, quantised
@@ -33,6 +33,6 @@ def with_ranges(work: Work, trained: TrainedStudent | TrainedTeacher, note: Note
         raise DistillError(f"--method: found query with --precision {INT8}, expected flood, waterz or mws")
     check_parts(trained.form)
     depth = work.plan.shape[0]
-    calibration = from_volume(work.volume(), work.first, depth, work.normaliser, trained.form.stride)
+    calibration, ranges = from_volume(work.volume(), work.first, depth, work.normaliser, trained.form.stride)
     note(int8_line(quantised(trained.network, ExtraOutputs(), calibration).difference, calibration))
-    return replace(work, ranges=Ranges(calibration.digest, work.first, depth))
+    return replace(work, ranges=ranges)

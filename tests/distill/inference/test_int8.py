@@ -36,8 +36,7 @@ def tissue(tmp_path_factory: pytest.TempPathFactory, phantom: Path) -> str:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranges from few small windows."""
-    monkeypatch.setattr(calibration, "PAIRS", 3)
-    monkeypatch.setattr(calibration, "SIDE", 64)
+    monkeypatch.setattr(calibration, "WINDOWS", calibration.Windows(pairs=3, side=64))
 
 
 def affinity(store: Path) -> NDArray[np.uint8]:
