@@ -146,7 +146,8 @@ def _none_listed(path: Place) -> SourceError:
 
 
 def _choose(path: Place, ranks: Mapping[str, int], preferred: str) -> str:
-    for name in (preferred, "s0"):  # the finest level of a pyramid in N5
+    # The neurons of a store that stream or segment wrote; the finest level of a pyramid in N5.
+    for name in (preferred, *(["segmentation"] if "labels" in preferred else []), "s0"):
         if name in ranks:
             return name
     volumes = [name for name, rank in ranks.items() if rank >= 3]

@@ -6,11 +6,9 @@ Legend: D H W = z y x.
 from __future__ import annotations
 
 import warnings
-from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +35,6 @@ from distill.segmentation.supervoxels import supervoxels
 Grey = ArrayLike | Volume | str | Path
 Progress = Callable[[int, int], None]  # sections done and their number
 
-_SHOWN = 512  # pixels
 _UNKNOWN: Nanometres = (1.0, 1.0, 1.0)
 
 
@@ -74,18 +71,10 @@ class Segmentation:
 
     def _repr_html_(self) -> str:
         """Show the middle section in a notebook, at most 512 pixels wide."""
-        from matplotlib.image import imsave
+        from distill.python.pictures import ids_html
 
-        from viz.style import label_colours
-
-        section = self.labels[len(self.labels) // 2]
-        step = -(-max(section.shape) // _SHOWN)
-        image = BytesIO()
-        imsave(image, label_colours(section[::step, ::step]), format="png")
-        data = b64encode(image.getvalue()).decode("ascii")
-        caption = f"section {len(self.labels) // 2} of {self!r}"
-        shown = f'<img src="data:image/png;base64,{data}" alt="{caption}">'
-        return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+        middle = len(self.labels) // 2
+        return ids_html(self.labels[middle], f"section {middle} of {self!r}")
 
 
 class Model:

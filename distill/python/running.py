@@ -16,10 +16,9 @@ from distill.core.geometry import Nanometres, Triple
 from distill.core.hardware import AUTO
 
 if TYPE_CHECKING:
-    from distill.inference.blockwise.segment import Segmented
     from distill.inference.options import Callbacks, Options
     from distill.inference.streaming.sections.watch import Following
-    from distill.inference.streaming.stream import Streamed
+    from distill.python.stored import StoredBlocks, StoredStream
 
 Where = str | Path
 Progress = Callable[[int, int | None], None]  # sections, blocks or steps done, and their number if it is known
@@ -50,7 +49,7 @@ def stream(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | Callbacks | None = None,
-) -> Streamed:
+) -> StoredStream:
     """Run the student over a stream of sections and write affinities and neurons to a Zarr store.
 
     Args:
@@ -79,7 +78,7 @@ def stream(
         progress: called with the sections done and their number; `Callbacks` also receive lines for the user.
 
     Returns:
-        Summary of the run; the results are in the store.
+        Summary of the run, with a picture in notebooks; the results are in the store.
 
     Raises:
         DistillError: wrong options, bad input, a bad section under `fail`, or the disk refuses.
@@ -120,7 +119,10 @@ def stream(
         part=StreamPart(*part),
         tile=tile,
     )
-    return run(str(source), str(model), Path(out), options, streaming, _callbacks(progress))
+    from distill.python.stored import StoredStream
+
+    found = run(str(source), str(model), Path(out), options, streaming, _callbacks(progress))
+    return StoredStream(**vars(found), out=Path(out))
 
 
 def segment(
@@ -149,7 +151,7 @@ def segment(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | Callbacks | None = None,
-) -> Segmented:
+) -> StoredBlocks:
     """Segment a volume of any size in blocks, and write neurons and affinities to a Zarr store.
 
     Arguments that are not listed are those of `stream`.
@@ -181,7 +183,7 @@ def segment(
         progress: called with the blocks done and their number; `Callbacks` also receive lines for the user.
 
     Returns:
-        Summary of the run; the results are in the store.
+        Summary of the run, with a picture in notebooks; the results are in the store.
 
     Raises:
         DistillError: wrong options, bad input, a block that fails repeatedly, or the disk refuses.
@@ -221,7 +223,10 @@ def segment(
         orientations=orientations,
         fragments=None if fragments is None else Path(fragments),
     )
-    return run(str(source), str(model), Path(out), options, blocking, _callbacks(progress))
+    from distill.python.stored import StoredBlocks
+
+    found = run(str(source), str(model), Path(out), options, blocking, _callbacks(progress))
+    return StoredBlocks(**vars(found), out=Path(out))
 
 
 def _options(

@@ -334,6 +334,8 @@ def test_hdf5_default_dataset(tmp_path: Path) -> None:
     cremi = save_hdf5(tmp_path / "c.h5", volumes__raw=ramp(2, 3, 4), volumes__labels__neuron_ids=ramp(2, 3, 4))
     assert open_volume(cremi).source.endswith(":volumes/raw")
     assert open_labels(cremi).source.endswith(":volumes/labels/neuron_ids")
+    names = {"affinity": ramp(3, 2, 3, 4), "segmentation": ramp(2, 3, 4), "supervoxels": ramp(2, 3, 4)}
+    assert open_labels(save_hdf5(tmp_path / "s.h5", **names)).source.endswith("s.h5:segmentation")
     with pytest.raises(SourceError, match=r"f\.h5: found no 3D or 4D array, expected one among: flat"):
         open_volume(save_hdf5(tmp_path / "f.h5", flat=ramp(3)))
 

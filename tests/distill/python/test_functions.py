@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ast
 import json
+import re
+from base64 import b64decode
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
+from numpy.typing import NDArray
 
 import distill
 from distill.core.errors import DistillError
@@ -28,6 +33,14 @@ def same_arrays(one: Path, other: Path) -> bool:
     return bool(kept[0]) and kept[0] == kept[1]
 
 
+def picture(found: Any) -> NDArray[np.uint8]:
+    """Colours (H, W, 3) of the image that a notebook shows."""
+    shown = re.search('base64,([^"]+)', found._repr_html_())
+    assert shown is not None
+    image = imread(BytesIO(b64decode(shown[1])))
+    return np.rint(image[..., :3] * 255).astype(np.uint8)
+
+
 def test_a_stream_is_that_of_the_command(
     run: Path, phantom: Path, cli: Cli, cpu: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -41,17 +54,30 @@ def test_a_stream_is_that_of_the_command(
     assert (found.sections, found.finished) == (7, True)
     assert seen[-1] == (7, 7)
     assert same_arrays(mine, theirs)
+    assert repr(found) == f"StoredStream({str(mine)!r}, 7 sections, 0 bad, {found.objects} objects, finished)"
+    assert found.objects == np.count_nonzero(np.unique(distill.open_labels(f"{mine}:segmentation").read()))
+    assert picture(found).shape == (96, 96, 3)
 
 
 def test_blocks_are_those_of_the_command(
     run: Path, phantom: Path, cli: Cli, cpu: tuple[str, ...], tmp_path: Path
 ) -> None:
     source, mine, theirs = f"{phantom}:volumes/raw", tmp_path / "mine.zarr", tmp_path / "theirs.zarr"
-    distill.segment(source, run, mine, method="waterz", merge=0.4, sections=(0, 6), **PRECISE)
+    found = distill.segment(source, run, mine, method="waterz", merge=0.4, sections=(0, 6), **PRECISE)
     words = ("--method", "waterz", "--merge", "0.4", "--sections", "0:6")
     said = cli("segment", source, "--model", run, "--out", theirs, *words, *cpu)
     assert said.code == 0, said.err
     assert same_arrays(mine, theirs)
+    assert repr(found) == f"StoredBlocks({str(mine)!r}, {found.about['objects']} objects by waterz, 2 x 1 x 1 blocks)"
+    ids = distill.open_labels(f"{mine}:segmentation").read()[3]
+    assert len(np.unique(picture(found).reshape(-1, 3), axis=0)) == len(np.unique(ids))
+
+
+def test_a_store_without_neurons_has_no_picture(run: Path, phantom: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    found = distill.stream(f"{phantom}:volumes/raw", run, out, segments=False, sections=(0, 3), **PRECISE)
+    assert found._repr_html_() is None
+    assert "3 sections, 0 bad, no neurons, finished" in repr(found)
 
 
 def test_stores_are_continued_or_replaced_only_if_asked(run: Path, phantom: Path, tmp_path: Path) -> None:
