@@ -139,9 +139,11 @@ def plain(value: Any) -> Any:
 
 
 def numbers(value: Any) -> tuple[float, ...] | None:
-    """Floats of an attribute; one NaN, which no check lets pass, where it holds anything else."""
+    """Floats of an attribute, or of its text; one NaN, which no check lets pass, where it holds anything else."""
     if value is None:
         return None
+    if isinstance(value, str):
+        value = value.strip(" []()").replace(",", " ").split()
     try:
         return tuple(float(number) for number in value)
     except (TypeError, ValueError):

@@ -285,6 +285,14 @@ def test_resolution_from_attributes(
     assert open_volume(tmp_path / "a.h5", resolution=(9, 8, 7), offset=(1, 1, 1)).offset == (1, 1, 1)
 
 
+@pytest.mark.parametrize("text", ["30, 6, 6", "30,6,6", "[30.0 6.0 6.0]", b"(30, 6, 6)"])
+def test_resolution_as_text(tmp_path: Path, text: str | bytes) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("raw", data=ramp(2, 3, 4)).attrs["resolution"] = text
+    assert open_volume(f"{path}:raw").resolution == (30.0, 6.0, 6.0)
+
+
 @pytest.mark.parametrize("bad", [[0, 1, 1], [1, -1, 1], [np.nan, 1, 1], [np.inf, 1, 1], [1, 1], "nonsense", 4.0])
 def test_resolution_must_be_three_positive_numbers(tmp_path: Path, bad: Any) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
