@@ -119,7 +119,7 @@ def waterz(
     except ModuleNotFoundError as error:
         if error.name != "waterz":
             raise
-        raise DistillError("waterz: not installed, expected `pip install affinity-distill[baselines]`") from None
+        raise DistillError("waterz: not installed, expected `pip install 'affinity-distill[baselines]'`") from None
     labels = _all_sections(affinity) if fragments is None else compact(fragments)
     _check_affinity(affinity, labels.shape)
     function, bins = _SCORING[scoring]

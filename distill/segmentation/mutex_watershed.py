@@ -63,7 +63,7 @@ def mutex_watershed(
     except ModuleNotFoundError as error:
         if error.name != "mwatershed":
             raise
-        raise DistillError("mwatershed: not installed, expected `pip install affinity-distill[baselines]`") from None
+        raise DistillError("mwatershed: not installed, expected `pip install 'affinity-distill[baselines]'`") from None
     shape = affinity.shape[1:]
     inside = [k for k, offset in enumerate(offsets) if any(offset) and _has_edges(offset, shape)]
     if not inside:

@@ -132,7 +132,7 @@ def load_onnx() -> None:
     """
     for name in ("onnx", "onnxscript"):
         if importlib.util.find_spec(name) is None:
-            raise DistillError(f"{name}: not installed, expected `pip install affinity-distill[export]`")
+            raise DistillError(f"{name}: not installed, expected `pip install 'affinity-distill[export]'`")
 
 
 def load_runtime() -> ModuleType:
@@ -146,6 +146,6 @@ def load_runtime() -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "onnxruntime":
             raise
-        raise DistillError("onnxruntime: not installed, expected `pip install affinity-distill[export]`") from None
+        raise DistillError("onnxruntime: not installed, expected `pip install 'affinity-distill[export]'`") from None
     found: ModuleType = onnxruntime
     return found
