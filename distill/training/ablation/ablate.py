@@ -138,7 +138,7 @@ def ablate(
         find_weights(config.teacher.weights, "teacher")
     with_waterz = waterz_is_here()
     if not with_waterz:
-        note("waterz is not installed: the table has the query decoder alone; pip install 'affinity-distill[baselines]'")
+        note("waterz is not installed: the table has no row of it; pip install 'affinity-distill[baselines]'")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
