@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -21,11 +21,10 @@ from distill.cli.options import (
     Resolution,
     SectionsOption,
     Thresholds,
-    check_merge,
     merge_of,
     section_range,
 )
-from distill.core.choices import Method, Network, StoredEmbedding, StreamMethod
+from distill.core.choices import Method, Network, StoredEmbedding, StreamMethod, check_merge
 from distill.core.errors import DistillError
 from distill.core.hardware import AUTO
 
@@ -34,6 +33,20 @@ if TYPE_CHECKING:
     from distill.inference.blockwise.options import Blocking
     from distill.inference.options import Options
     from distill.inference.streaming.sections.watch import Following
+
+
+class RunKeywords(TypedDict):
+    """Keywords that `distill.python.running.stream` and `segment` have in common."""
+
+    sections: tuple[int, int | None] | None
+    resolution: Nanometres | None
+    normalise: str | None
+    invert: bool
+    rescale: bool
+    device: str
+    precision: str
+    backend: str
+    overwrite: bool
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,7 @@ class RunArguments:
         Raises:
             DistillError: both are given, or the number is not from 0 to 1.
         """
-        return check_merge(merge_of(merge, self.thresholds, method))
+        return check_merge(merge_of(merge, self.thresholds, method), "--merge")
 
     def nm(self) -> Nanometres | None:
         """Return the voxel size given by the user.
@@ -68,6 +81,24 @@ class RunArguments:
         from distill.core.geometry import parse_numbers
 
         return parse_numbers(self.resolution, "--resolution") if self.resolution else None
+
+    def keywords(self) -> RunKeywords:
+        """Return the keywords of `stream` and `segment`, checked.
+
+        Raises:
+            DistillError: sections or voxel size that cannot be read.
+        """
+        return {
+            "resolution": self.nm(),
+            "sections": section_range(self.sections),
+            "normalise": self.normalise,
+            "invert": self.invert,
+            "rescale": self.rescale,
+            "device": self.device,
+            "precision": self.precision,
+            "backend": self.backend,
+            "overwrite": self.overwrite,
+        }
 
     def options(self, method: str, merge: float | None) -> Options:
         """Return the options of an estimate.

@@ -65,17 +65,6 @@ def merge_of(merge: float | None, thresholds: Path | None, method: str) -> float
     return threshold_from_file(thresholds, method)
 
 
-def check_merge(merge: float | None) -> float | None:
-    """Return a merge threshold if it is one.
-
-    Raises:
-        DistillError: it is not from 0 to 1.
-    """
-    if merge is not None and not 0 <= merge <= 1:
-        raise DistillError(f"--merge: found {merge}, expected a number from 0 to 1")
-    return merge
-
-
 def runtime_of(device: str, precision: str) -> tuple[Runtime, Chosen]:
     """Return device and precision of a command without a store."""
     from distill.core.hardware import choose

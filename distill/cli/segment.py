@@ -19,9 +19,9 @@ from distill.cli.arguments import (
 )
 from distill.cli.console import Bar, Recorded, say
 from distill.cli.groups import grouped
-from distill.cli.options import Merge, Overwrite, Thresholds, check_merge, merge_of, section_range
+from distill.cli.options import Merge, Overwrite, Thresholds, merge_of
 from distill.cli.selecting import selects
-from distill.core.choices import PackageFormat
+from distill.core.choices import PackageFormat, check_merge
 from distill.core.errors import DistillError
 from distill.core.hardware import EXACT, ExportPrecision
 
@@ -52,7 +52,7 @@ def stream(
     check_resume(wanted.resume, run.overwrite)
     kept = wanted.method is None and wanted.resume and run.thresholds is not None
     merge = run.merge(method_of(read_job(out)) if kept else wanted.method or "flood", wanted.merge)
-    nm, sections, part = run.nm(), section_range(run.sections), parse_part(wanted.part)
+    keywords, part = run.keywords(), parse_part(wanted.part)
     offsets, following = wanted.offsets(), follow.following()
     with Recorded(out, wanted.part) as record, Bar("sections") as bar:
         found = run_stream(
@@ -68,17 +68,9 @@ def stream(
             tile=wanted.tile,
             part=(part.index, part.of),
             following=following,
-            sections=sections,
-            resolution=nm,
-            normalise=run.normalise,
-            invert=run.invert,
-            rescale=run.rescale,
-            device=run.device,
-            precision=run.precision,
-            backend=run.backend,
             resume=wanted.resume,
-            overwrite=run.overwrite,
             progress=Callbacks(bar.start, bar.update, bar.line),
+            **keywords,
         )
         record.update(found.about | found.chosen | {"stages": found.seconds})
     _say_stream(out, found)
@@ -96,7 +88,7 @@ def finish(
 
     if thresholds is not None:
         merge = merge_of(merge, thresholds, method_of(read_job(out)))
-    found = run(out, check_merge(merge))
+    found = run(out, check_merge(merge, "--merge"))
     _say_bad(found.bad)
     say(f"{out}: {found.sections} sections")
     _say_result(out, found.about)
@@ -117,7 +109,7 @@ def segment(
     from distill.python.running import segment as run_segment
 
     check_resume(blocks.resume, run.overwrite)
-    merge, nm, sections = run.merge(blocks.method, blocks.merge), run.nm(), section_range(run.sections)
+    merge, keywords = run.merge(blocks.method, blocks.merge), run.keywords()
     block = blocks.extent()
     with Recorded(out) as record, Bar("blocks") as bar:
         found = run_segment(
@@ -134,17 +126,9 @@ def segment(
             on_bad=blocks.on_bad or (),
             orientations=blocks.orientations,
             fragments=blocks.fragments,
-            sections=sections,
-            resolution=nm,
-            normalise=run.normalise,
-            invert=run.invert,
-            rescale=run.rescale,
-            device=run.device,
-            precision=run.precision,
-            backend=run.backend,
             resume=blocks.resume,
-            overwrite=run.overwrite,
             progress=Callbacks(bar.start, bar.update, bar.line),
+            **keywords,
         )
         record.update(found.record())
     _say_result(out, found.about)

@@ -368,31 +368,6 @@ def fill_frame(affinity: NDArray[np.float32]) -> None:
     affinity[2, :, :, 0] = affinity[2, :, :, min(2, width - 1)] if width > 1 else 1
 
 
-def slice_pairs(volume: Tensor) -> tuple[Tensor, Tensor]:
-    """Return all pairs of adjacent sections of a volume, for the 2D student.
-
-    Args:
-        volume: (B, C, D, H, W).
-
-    Returns:
-        Previous and current sections, each (B * (D - 1), C, H, W), pair (z - 1, z) of sample b at b * (D - 1) + z - 1.
-
-    Raises:
-        ShapeError: there is only one section.
-    """
-    if volume.shape[2] < 2:
-        raise ShapeError(f"slice pairs: found {volume.shape[2]} section, expected at least 2")
-    rows = volume.transpose(1, 2)
-    return rows[:, :-1].flatten(0, 1), rows[:, 1:].flatten(0, 1)
-
-
-def pairs_of(affinity: Tensor) -> Tensor:
-    """Rearrange 3D affinities (B, K, D, H, W) to the rows of `slice_pairs`: (B * (D - 1), K, H, W), sections 1 to
-    D-1.
-    """
-    return affinity[:, :, 1:].transpose(1, 2).flatten(0, 1)
-
-
 def half_resolution(affinity: Tensor) -> Tensor:
     """Average 2x2 in-plane windows: (..., H, W) to (..., ceil(H/2), ceil(W/2)).
 

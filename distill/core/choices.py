@@ -1,8 +1,10 @@
-"""Closed sets of names that options accept, shared by the command line and the functions behind it."""
+"""Values that options accept, shared by the command line and the functions behind it."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
+
+from distill.core.errors import DistillError
 
 BackendName = Literal["auto", "eager", "compile", "openvino", "onnxruntime"]
 Network = Literal["student", "teacher"]
@@ -17,3 +19,18 @@ ExportFormat = Literal["onnx", "openvino", "torch"]
 PackageFormat = Literal["onnx", "openvino", "torch", "bioimageio"]
 PresetName = Literal["skimage", "cremi", "agq", "cad"]
 SkeletonUnits = Literal["nm", "um", "voxel"]
+
+
+def check_merge(merge: float | None, name: str = "merge") -> float | None:
+    """Return a merge threshold if it is one, or None for the model's own.
+
+    Args:
+        merge: the threshold.
+        name: of the argument or option, for the message.
+
+    Raises:
+        DistillError: it is not from 0 to 1.
+    """
+    if merge is not None and not 0 <= merge <= 1:
+        raise DistillError(f"{name}: found {merge}, expected a number from 0 to 1")
+    return merge

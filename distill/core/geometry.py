@@ -16,6 +16,7 @@ from distill.core.errors import DistillError
 Triple = tuple[int, int, int]
 Nanometres = tuple[float, float, float]
 Span = tuple[int, int]  # start and stop along an axis
+WHOLE = 1e-3  # of a voxel, by which whole voxels may be missed
 
 
 @dataclass(frozen=True, order=True)
@@ -133,6 +134,14 @@ def parse_numbers(text: str, name: str) -> Nanometres:
         z, y, x = (float(part) for part in text.split(","))
     except ValueError:
         raise DistillError(f"{name}: found {text!r}, expected three numbers Z,Y,X such as 30,6,6") from None
+    return z, y, x
+
+
+def whole_voxels(exact: Sequence[float]) -> Triple | None:
+    """Round a position in voxels, z, y, x; None if an axis is further than `WHOLE` from a whole voxel."""
+    z, y, x = (round(e) for e in exact)
+    if any(abs(e - n) > WHOLE for e, n in zip(exact, (z, y, x), strict=True)):
+        return None
     return z, y, x
 
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from distill.core.affinity import NEAREST
 from distill.core.affinity_conventions import from_uint8
-from distill.core.choices import METHODS, Method, Network
+from distill.core.choices import METHODS, Method, Network, check_merge
 from distill.core.errors import DistillError
 from distill.core.geometry import Nanometres, Triple
 from distill.core.hardware import AUTO
@@ -170,8 +170,7 @@ class Model:
         """
         if method not in METHODS:
             raise DistillError(f"method: found {method!r}, expected one of {', '.join(METHODS)}")
-        if merge is not None and not 0 <= merge <= 1:
-            raise DistillError(f"merge: found {merge}, expected 0 to 1")
+        check_merge(merge)
         volume, grey = self._opened(raw, resolution), GreyValues(normalise, invert)
         digest = sha256(self.path.read_bytes()).hexdigest() if method == "fragments" else None
         scorer = fragments_for(method, None if fragments is None else Path(fragments), digest, str(self.path))

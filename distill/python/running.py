@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill.core.choices import Method, Network, StoredEmbedding, StreamMethod
+from distill.core.choices import Method, Network, StoredEmbedding, StreamMethod, check_merge
 from distill.core.errors import DistillError
 from distill.core.geometry import Nanometres, Triple
 from distill.core.hardware import AUTO
@@ -249,14 +249,12 @@ def _options(
 
     if resume and overwrite:
         raise DistillError("resume: found overwrite as well, expected one of them")
-    if merge is not None and not 0 <= merge <= 1:
-        raise DistillError(f"merge: found {merge}, expected 0 to 1")
     return Options(
         resolution=resolution,
         sections=sections,
         device=device,
         precision=precision,
-        merge=merge,
+        merge=check_merge(merge),
         overwrite=overwrite,
         backend=backend,
         grey=GreyValues(normalise, invert),

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.core.errors import ShapeError
-from distill.core.geometry import Box, Triple
+from distill.core.geometry import Box, Triple, whole_voxels
 from distill.io.readers.array import Cut, Index, Opener
 from distill.io.volume.volume import Volume
 
-_SAME_GRID = 1e-3  # of a voxel
+_SAME_GRID = 1e-3  # relative difference of resolutions
 
 
 def one_channel(volume: Volume) -> Volume:
@@ -149,7 +149,7 @@ def check_pair(raw: Volume, labels: Volume) -> None:
 
 
 def voxel_shift(inner: Volume, outer: Volume) -> Triple:
-    """Voxel of `outer` at which voxel (0, 0, 0) of `inner` lies.
+    """Return the voxel of `outer` at which voxel (0, 0, 0) of `inner` lies.
 
     Raises:
         ShapeError: they do not share a voxel grid: their resolutions differ by more than 0.1 %, or their offsets by
@@ -160,14 +160,14 @@ def voxel_shift(inner: Volume, outer: Volume) -> Triple:
             f"{inner.source}: voxels of {inner.resolution} nm, expected those of {outer.source}, {outer.resolution} nm"
         )
     exact = [(a - b) / r for a, b, r in zip(inner.offset, outer.offset, outer.resolution, strict=True)]
-    z, y, x = (round(e) for e in exact)
-    if any(abs(e - n) > _SAME_GRID for e, n in zip(exact, (z, y, x), strict=True)):
+    voxels = whole_voxels(exact)
+    if voxels is None:
         by = ", ".join(f"{e:.4g}" for e in exact)
         raise ShapeError(
             f"{inner.source}: lies {by} voxels (z, y, x) into {outer.source}, expected whole voxels; its place "
             "in nm is given as #offset=Z,Y,X after the source"
         )
-    return z, y, x
+    return voxels
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from distill.core.errors import ShapeError
-from distill.core.geometry import Nanometres, Triple
+from distill.core.geometry import Nanometres, Triple, whole_voxels
 from distill.io.writers.levels import Level, ome_image
 from distill.io.writers.store import AXES, array_metadata
 
@@ -21,7 +21,6 @@ Format = Literal["zarr2", "zarr3", "n5", "precomputed"]
 CHUNK = (16, 128, 128)  # as many voxels as 64 x 64 x 64, for sections thicker than the pixel size
 _SHARD = 1024  # extent of a file along y and x
 _SHARD_BYTES = 64 * 2**20
-_WHOLE_VOXELS = 1e-3
 _N5 = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "float32", "float64")
 _NUMBERS = ("bool", "float16", *_N5)
 _TYPES = {
@@ -90,14 +89,14 @@ def voxel_offset(name: str, resolution: Nanometres, offset: Nanometres) -> Tripl
         ShapeError: it is not a whole number of voxels.
     """
     exact = [o / r for o, r in zip(offset, resolution, strict=True)]
-    z, y, x = (round(e) for e in exact)
-    if any(abs(e - n) > _WHOLE_VOXELS for e, n in zip(exact, (z, y, x), strict=True)):
+    voxels = whole_voxels(exact)
+    if voxels is None:
         found = ", ".join(f"{e:.6g}" for e in exact)
         raise ShapeError(
             f"{name}: found offset {offset} nm, which is {found} voxels, expected whole voxels for precomputed; "
             "give another as --offset Z,Y,X"
         )
-    return z, y, x
+    return voxels
 
 
 def _zarr3(written: Written) -> Layout:

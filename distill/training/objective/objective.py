@@ -356,6 +356,6 @@ class Joint(nn.Module):
 
 
 def _volumes(pairs: Tensor, batch: int) -> Tensor:
-    """Rearrange rows of `slice_pairs` (B * (D - 1), C, H, W) to volumes (B, C, D - 1, H, W)."""
+    """Rearrange pairs of sections, sample by sample (B * (D - 1), C, H, W), to volumes (B, C, D - 1, H, W)."""
     volumes: Tensor = pairs.unflatten(0, (batch, -1))  # type: ignore[no-untyped-call]
     return volumes.transpose(1, 2)

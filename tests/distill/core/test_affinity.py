@@ -23,10 +23,8 @@ from distill.core.affinity import (
     embedding_affinity,
     half_resolution,
     pair_affinity,
-    pairs_of,
     section_affinity,
     section_labels,
-    slice_pairs,
     unit,
     widen_borders,
 )
@@ -353,8 +351,9 @@ def test_pair_affinity_lies_between_zero_and_one() -> None:
 @given(seeds, st.integers(2, 4))
 def test_pairs_of_one_embedding_are_its_volume_affinity(seed: int, depth: int) -> None:
     embedding = torch.from_numpy(np.random.default_rng(seed).normal(size=(2, 3, depth, 4, 5)))
-    previous, current = slice_pairs(embedding)
-    found, wanted = pair_affinity(previous, current), pairs_of(embedding_affinity(embedding))
+    sections = embedding.transpose(1, 2)
+    found = pair_affinity(sections[:, :-1].flatten(0, 1), sections[:, 1:].flatten(0, 1))
+    wanted = embedding_affinity(embedding)[:, :, 1:].transpose(1, 2).flatten(0, 1)
     assert found.shape == wanted.shape == (2 * (depth - 1), 3, 4, 5)
     torch.testing.assert_close(found[:, 0], wanted[:, 0])
     torch.testing.assert_close(found[:, 1, 1:], wanted[:, 1, 1:])
@@ -396,18 +395,6 @@ def test_section_affinity_of_zero_vectors_is_zero_and_of_strided_ones_the_same()
     dense = now.contiguous()
     assert torch.equal(section_affinity(now, now, (2, -1)), section_affinity(dense, dense, (2, -1)))
     assert not section_affinity(now, torch.zeros_like(now), (0, 1)).any()
-
-
-def test_slice_pairs_come_sample_by_sample() -> None:
-    volume = torch.arange(2 * 1 * 3).view(2, 1, 3, 1, 1)
-    previous, current = slice_pairs(volume)
-    assert previous.flatten().tolist() == [0, 1, 3, 4]
-    assert current.flatten().tolist() == [1, 2, 4, 5]
-
-
-def test_slice_pairs_need_two_sections() -> None:
-    with pytest.raises(ShapeError, match="found 1 section, expected at least 2"):
-        slice_pairs(torch.zeros(1, 1, 1, 4, 4))
 
 
 @settings(deadline=None)

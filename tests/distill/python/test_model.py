@@ -185,7 +185,7 @@ def test_what_is_no_volume_of_grey_values(raw: NDArray[Any], text: str, model: d
 def test_options_are_checked_first(model: distill.Model, grey: NDArray[np.uint8]) -> None:
     with pytest.raises(DistillError, match="method: found 'watershed', expected one of flood"):
         model.segment(grey, method="watershed")  # type: ignore[arg-type]
-    with pytest.raises(DistillError, match=r"merge: found 1\.5, expected 0 to 1"):
+    with pytest.raises(DistillError, match=r"merge: found 1\.5, expected a number from 0 to 1"):
         model.segment(grey, merge=1.5)
     with pytest.raises(DistillError, match="network: found 'both', expected student or teacher"):
         distill.load("ac4", network="both")  # type: ignore[arg-type]

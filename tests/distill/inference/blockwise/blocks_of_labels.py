@@ -16,8 +16,9 @@ from distill.core.timing import StageTimer
 from distill.inference.blockwise.corrections import Sections
 from distill.inference.blockwise.networks import Solved, as_uint8
 from distill.inference.blockwise.options import Blocking
+from distill.inference.blockwise.phases import Segmented
 from distill.inference.blockwise.plan import Block, Plan, make_plan
-from distill.inference.blockwise.segment import Segmented, segment
+from distill.inference.blockwise.segment import segment
 from distill.inference.blockwise.worker import Work
 from distill.inference.options import Callbacks, Options
 from distill.io.volume import Volume

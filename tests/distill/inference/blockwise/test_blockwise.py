@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 import distill.inference.blockwise.finish as lay_module
 import distill.inference.blockwise.merge as merge_module
+import distill.inference.blockwise.phases as phases
 import distill.inference.blockwise.segment as recipe
 import distill.inference.blockwise.worker as work_module
 from distill.core.claim import claim
@@ -129,7 +130,8 @@ def test_any_order_gives_the_same_bytes(setting: Setting, tmp_path: Path, monkey
 
 STEPS: list[tuple[Any, str]] = [
     *((work_module, name) for name in ("write_table", "write_evidence")),
-    *((recipe, name) for name in ("merge_blocks", "write_mapping", "write_group_attributes", "forget_replaced")),
+    *((phases, name) for name in ("merge_blocks", "write_mapping", "write_group_attributes")),
+    (recipe, "forget_replaced"),
     *((lay_module, name) for name in ("begin", "put_in_place", "task_report")),
 ]
 
@@ -365,7 +367,7 @@ def test_the_first_of_two_workers_at_one_block_wins(
     """A worker that was thought dead and numbers otherwise leaves neither voxels nor a table of its own."""
     import blocks_of_labels
 
-    out, solve, done = tmp_path / "out.zarr", recipe.solve_block, piece
+    out, solve, done = tmp_path / "out.zarr", phases.solve_block, piece
 
     def twice(work: Any, index: int) -> Any:
         found = solve(work, index)
@@ -375,7 +377,7 @@ def test_the_first_of_two_workers_at_one_block_wins(
         return found
 
     setting.run(tmp_path / "whole.zarr")
-    monkeypatch.setattr(recipe, "solve_block", twice)
+    monkeypatch.setattr(phases, "solve_block", twice)
     setting.run(out)
     assert tree(out) == tree(tmp_path / "whole.zarr")
 

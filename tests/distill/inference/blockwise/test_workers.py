@@ -19,7 +19,8 @@ import distill.inference.blockwise.executor as pool_module
 from distill.core.errors import DistillError
 from distill.inference.blockwise.executor import Task, Workers, open_pool
 from distill.inference.blockwise.options import Blocking
-from distill.inference.blockwise.segment import Segmented, segment
+from distill.inference.blockwise.phases import Segmented
+from distill.inference.blockwise.segment import segment
 from distill.inference.options import Callbacks, Options
 from distill.io.volume import open_labels, open_volume
 
