@@ -17,7 +17,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: $(VENV)/ready
 	BIN=$(BIN) DEMO=$(DEMO) sh examples/demo.sh
 
-# Two processes of one thread each; a test that takes its process down is named and the others go on.
+# Two processes of one thread each; a test that ends its process is named and the others continue.
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 

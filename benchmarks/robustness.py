@@ -75,12 +75,12 @@ class Row:
 
 
 def _shifted(raw: Grey) -> Grey:
-    """40 of 256 grey values towards the side with more room."""
+    """Shift by 40 of 256 grey values towards the side with more room."""
     return np.asarray(raw + (40 / 255 if raw.mean() < 0.5 else -40 / 255))
 
 
 def _jumps(raw: Grey) -> Grey:
-    """Contrast by a factor of 0.7 to 1.3 about the mean and brightness by up to 0.12, for each section on its own."""
+    """Change contrast by a factor of 0.7 to 1.3 about the mean and brightness by up to 0.12, section by section."""
     gain, offset = np.random.default_rng(0).uniform(-1, 1, (2, len(raw), 1, 1))
     mean = raw.mean(axis=(1, 2), keepdims=True)
     return np.asarray((raw - mean) * (1 + 0.3 * gain) + mean + 0.12 * offset)
@@ -169,7 +169,7 @@ def run(asked: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _sections(asked: argparse.Namespace) -> tuple[NDArray[np.uint8], Ids, Nanometres]:
-    """Grey values, labels and nm of the part to measure on."""
+    """Return grey values, labels and nm of the part to measure on."""
     volume, truth = open_volume(asked.volume), open_labels(asked.labels)
     z, y, x = (_span(text, size) for text, size in zip((asked.sections, *asked.box), volume.size, strict=True))
     box = Box((z[0], y[0], x[0]), (z[1], y[1], x[1]))

@@ -48,7 +48,7 @@ class Rows:
         write_json(self.path, {"settings": self._settings, "rows": self._rows})
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """A row, None where it is not done yet."""
+        """Return a row, None where it is not done yet."""
         found: dict[str, Any] | None = self._rows.get(name)
         return found
 
@@ -99,6 +99,6 @@ def scores(asked: argparse.Namespace, raw: str, labels: str, model: str, out: Pa
 
 
 def message(done: subprocess.CompletedProcess[str], folder: Path) -> str:
-    """Last line of what a command that failed printed, the folder's path cut out."""
+    """Return the last line that a failed command printed, the folder's path cut out."""
     lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
     return lines[-1].replace(str(folder), "FOLDER")

@@ -170,7 +170,7 @@ def ordinary_change(unit: NDArray[np.floating[Any]], exclude: Mask) -> float:
 def _trial(
     make: Callable[[np.random.Generator], tuple[Embedding, Mask]], seed: int, contrast: float
 ) -> tuple[float, dict[str, Any]]:
-    """The section's ordinary change, and its scores."""
+    """Return the section's ordinary change, and its scores."""
     rng = np.random.default_rng(seed)
     field, exclude = make(rng)
     one, other = (planted(field, exclude, contrast, first, rng) for first in (0, WINDOW // 2))
@@ -183,7 +183,7 @@ def _trial(
 
 
 def _summary(scores: Sequence[Any], contrast: float, scale: NDArray[np.float64]) -> dict[str, float]:
-    """Mean, share of intervals above nothing, and share that hold the truth.
+    """Return mean, share of intervals above nothing, and share that hold the truth.
 
     The truth is nothing, or else what all sections have in common: the mean ratio to what lies next to it, or the mean
     disagreement in units of the step.

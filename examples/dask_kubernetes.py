@@ -4,7 +4,7 @@ service were checked against Kubernetes' schema (docs/how-to/blocks.md).
     pip install dask-kubernetes    # and its operator in the cluster
     python examples/dask_kubernetes.py IMAGE CLAIM SOURCE MODEL OUT.zarr 16
 
-IMAGE holds this package and its dependencies; CLAIM is a volume claim, mounted at /data in every pod and here too, that
+IMAGE holds this package and its dependencies; CLAIM is a volume claim, mounted at /data in every pod and on this machine, that
 holds SOURCE, MODEL and OUT.zarr.
 """
 

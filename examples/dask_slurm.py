@@ -15,7 +15,7 @@ from dask_jobqueue import SLURMCluster
 
 
 def parsed() -> tuple[argparse.Namespace, list[str]]:
-    """Options of this script, and those that are left for `distill segment`."""
+    """Return options of this script, and those that are left for `distill segment`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("source", "model", "out"):
         parser.add_argument(name)

@@ -56,7 +56,7 @@ def cache_of_networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 def real_data() -> Callable[[str], Path]:
     """Path of a real file or folder; skips where the data are absent.
 
-    They are looked for in the folder that DISTILL_DATA names, else in `../shared/data` beside the repository.
+    They are looked for in the folder that DISTILL_DATA names, else in `../shared/data` next to the repository.
     """
     root = Path(__file__).resolve().parents[1]
     folder = Path(os.environ.get("DISTILL_DATA", root.parent / "shared" / "data"))
@@ -73,7 +73,7 @@ def real_data() -> Callable[[str], Path]:
 def golden() -> Callable[[str], Path]:
     """Path of a file of golden values; skips where it is absent.
 
-    They are looked for in the folder that DISTILL_GOLDEN names, else in `../shared/golden` beside the repository.
+    They are looked for in the folder that DISTILL_GOLDEN names, else in `../shared/golden` next to the repository.
     """
     return _finder("DISTILL_GOLDEN", "golden")
 
@@ -82,7 +82,7 @@ def golden() -> Callable[[str], Path]:
 def checkpoints() -> Callable[[str], Path]:
     """Path of a published checkpoint; skips where it is absent.
 
-    They are looked for in the folder that DISTILL_CHECKPOINTS names, else in `../shared/checkpoints` beside the
+    They are looked for in the folder that DISTILL_CHECKPOINTS names, else in `../shared/checkpoints` next to the
     repository.
     """
     return _finder("DISTILL_CHECKPOINTS", "checkpoints")
@@ -97,8 +97,8 @@ def every_warning() -> Iterator[None]:
 
 
 def _finder(variable: str, default: str) -> Callable[[str], Path]:
-    beside = Path(__file__).resolve().parents[2] / "shared" / default
-    folder = Path(os.environ.get(variable, beside))
+    adjacent = Path(__file__).resolve().parents[2] / "shared" / default
+    folder = Path(os.environ.get(variable, adjacent))
 
     def find(name: str) -> Path:
         if not (folder / name).exists():

@@ -43,13 +43,13 @@ class ClaimingCommand(TyperCommand):
                 stack.enter_context(claim(out))
             except Taken:
                 raise
-            except SourceError:  # a place that cannot be written to; the command says so in its own words
+            except SourceError:  # a place that cannot be written to; the command reports it in its own words
                 pass
             return super().invoke(ctx)
 
 
 def _expanded(value: Any) -> Any:
-    """A value of the command line with the home folder in place of a `~` at its start, which no shell expands in
+    """Return a value of the command line with the home folder for a leading `~`, which no shell expands in
     `--out=~/x`; a path that exists as it is written is left alone.
     """
     if isinstance(value, list | tuple):

@@ -38,7 +38,7 @@ class Box:
 
     @property
     def shape(self) -> Triple:
-        """Extent per axis in voxels."""
+        """Return the extent per axis in voxels."""
         z, y, x = (b - a for a, b in zip(self.start, self.stop, strict=True))
         return z, y, x
 

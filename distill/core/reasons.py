@@ -109,7 +109,7 @@ def too_large(error: BaseException) -> str | None:
 
 
 def _of_metadata(line: str) -> str:
-    """A message of tensorstore about a JSON document, without the way to it."""
+    """Return tensorstore's message about a JSON document without the path to it."""
     members = [name or number for name, number in _MEMBER.findall(line)]
     if not members:
         return line

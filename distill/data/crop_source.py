@@ -48,10 +48,10 @@ class CropSource(Protocol):
     threaded: bool
 
     def raw(self, box: Box) -> NDArray[Any]:
-        """Grey values as stored (D, h, w)."""
+        """Return grey values as stored (D, h, w)."""
 
     def labels(self, box: Box) -> NDArray[np.int64] | None:
-        """Labels (D, h, w); None for a volume without."""
+        """Return the labels (D, h, w); None for a volume without."""
 
 
 class ArraySource:

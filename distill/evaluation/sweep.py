@@ -112,7 +112,7 @@ class MethodCurve:
         return ChosenThreshold(best.threshold, edge, best.scores.voi_split, best.scores.voi_merge, best.scores.arand)
 
     def to_dict(self) -> dict[str, Any]:
-        """For sweep.json."""
+        """Return the document of sweep.json."""
         rows = [
             {
                 "threshold": one.threshold,

@@ -79,7 +79,7 @@ def decode_slab(model: TrainedStudent, slab: Slab, runtime: Runtime, tiles: Sequ
 
 
 def decoder_tiles(shape: Triple, config: DecoderConfig) -> list[Box]:
-    """Tiles of the decoder over a slab, whole depth; they begin at even y and x, for it works at half resolution."""
+    """Return the decoder's tiles over a slab, whole depth; they begin at even y and x, for it has half resolution."""
     block, overlap = config.block[1:], config.overlap[1:]
     stride = [max(2, (b - o) - (b - o) % 2) for b, o in zip(block, overlap, strict=True)]
     found = []

@@ -94,7 +94,7 @@ class Start:
     Attributes:
         device: where this process computes.
         chosen: its precision.
-        backend: of the student; `auto` only where each worker has a machine of its own, and for stores that say so.
+        backend: of the student; `auto` only where each worker has a machine of its own, and for stores that record it.
         lines: to print before anything else.
     """
 

@@ -72,7 +72,7 @@ def arrange(stored: StoredArray, chosen: Selection) -> StoredArray:
 
 
 def _names(stored: StoredArray, chosen: Selection) -> list[str]:
-    """A name for every axis; `-` for one that is left out."""
+    """Return a name for every axis; `-` for one that is left out."""
     shape = stored.shape
     if chosen.axes is not None:
         if len(chosen.axes) != len(shape):
@@ -87,7 +87,7 @@ def _names(stored: StoredArray, chosen: Selection) -> list[str]:
 
 
 def _known(stored: StoredArray) -> list[str] | None:
-    """Names by the metadata; None where these give none."""
+    """Return the names by the metadata; None where these give none."""
     if stored.axes is None or all(str(name).startswith(_PLACEHOLDERS) for name in stored.axes):
         return None
     if len(stored.axes) != len(stored.shape):
@@ -158,7 +158,7 @@ def _through(stored: StoredArray, names: Sequence[str], way: _Way) -> StoredArra
 def _placed(
     values: tuple[float, ...] | None, names: Sequence[str], spatial: Sequence[int | None]
 ) -> tuple[float, ...] | None:
-    """Values z, y, x of ones by stored axis, or by stored axis of space."""
+    """Return values z, y, x of ones by stored axis, or by stored axis of space."""
     if values is None or None in spatial:
         return None
     if len(values) == len(names):

@@ -158,7 +158,7 @@ def _number(value: Any, whole: bool) -> float | int:
 
 
 def _sample(stored: StoredArray, reading: Reading) -> NDArray[Any] | None:
-    """The middle section of all channels; None where that is too much, empty or not numeric."""
+    """Return the middle section of all channels; None where that is too much, empty or not numeric."""
     index = [slice(0, extent) for extent in stored.shape]
     if len(index) >= 3:
         middle = stored.shape[-3] // 2

@@ -119,7 +119,7 @@ def warn_of_ids(stored: StoredArray) -> None:
 
 
 def middle(stored: StoredArray) -> NDArray[Any]:
-    """Part of the middle section as stored; empty where it cannot be read."""
+    """Return the part of the middle section as stored; empty where it cannot be read."""
     *front, depth, height, width = stored.shape
     if 0 in stored.shape:
         return np.zeros((0, 0), stored.dtype)

@@ -98,7 +98,7 @@ def with_selection(source: str, **chosen: str | int | None) -> str:
 
 
 def parse_box(text: str, name: str) -> Box:
-    """A box from `Z,Y,X:Z,Y,X`.
+    """Parse a box from `Z,Y,X:Z,Y,X`.
 
     Raises:
         SourceError: anything else, or a box without a voxel.

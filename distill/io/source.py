@@ -2,7 +2,7 @@
 
 A source is `path[:dataset]`, or the address of a Zarr, N5 or precomputed volume: `https://host/path[:dataset]`, the
 same with `s3://` or `gs://` and a bucket, with Neuroglancer's `precomputed://` and the like before it or not. Only
-headers are read here; an array's `opener` cuts parts out of it later.
+headers are read first; an array's `opener` cuts parts out of it later.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Unreadable:
 
 
 def find_arrays(source: str | Path) -> list[StoredArray | Unreadable]:
-    """Every array that a source holds; only the one asked for where it names a dataset.
+    """Return every array that a source holds; only the one asked for where it names a dataset.
 
     Raises:
         SourceError: the source is missing or unreadable, or holds no array.
@@ -71,7 +71,7 @@ def find_arrays(source: str | Path) -> list[StoredArray | Unreadable]:
 
 
 def source_kind(source: str | Path) -> tuple[str, Place]:
-    """What reads a source, `images` for sections in a file each, and its path without the dataset.
+    """Return what reads a source, `images` for sections in a file each, and its path without the dataset.
 
     Raises:
         SourceError: nothing of that name, or of an unknown kind.
@@ -83,7 +83,7 @@ def source_kind(source: str | Path) -> tuple[str, Place]:
 
 
 def find_array(source: str | Path, preferred: str) -> StoredArray:
-    """The one array that a source names or means.
+    """Return the one array that a source names or means.
 
     Args:
         source: `path[:dataset]`, a folder or a glob of section images.
@@ -104,26 +104,26 @@ def find_array(source: str | Path, preferred: str) -> StoredArray:
 
 
 def is_local(source: str) -> bool:
-    """Whether a source lies on this machine."""
+    """Return whether a source lies on this machine."""
     address = parse_address(split_selection(source)[0])
     return address is None or isinstance(address.place, Path)
 
 
 def local_source(source: str) -> Path | None:
-    """File or folder of a source, without dataset and selection; None for one that is not on this machine."""
+    """Return the file or folder of a source, without dataset and selection; None if it is not on this machine."""
     place = _found(split_selection(source)[0])[0]
     return place if isinstance(place, Path) else None
 
 
 def is_result(source: str) -> bool:
-    """Whether a source lies in a store that this program has made from an image."""
+    """Return whether a source lies in a store that this program has made from an image."""
     place = local_source(source) if is_local(source) else None
     node = None if place is None or not place.is_dir() else zarr_node(place)
     return node is not None and "made_by" in node[1]
 
 
 def _meant(kind: str, path: Place, preferred: str) -> str | None:
-    """The array that a container without a dataset means: its only image, at its finest level."""
+    """Return the array that a container without a dataset means: its only image, at its finest level."""
     if kind == "zarr":
         node = zarr_node(path)
         if node is not None and node[0].startswith("array"):
@@ -164,7 +164,7 @@ def _choose(path: Place, ranks: Mapping[str, int], preferred: str) -> str:
 
 
 def _found(source: str | Path) -> tuple[Place, str | None, str]:
-    """Place, dataset and kind of a source."""
+    """Return place, dataset and kind of a source."""
     address = parse_address(str(source))
     if address is None:
         path, dataset = _split(str(source))
@@ -177,7 +177,7 @@ def _found(source: str | Path) -> tuple[Place, str | None, str]:
 
 
 def _split(text: str) -> tuple[Path, str | None]:
-    """Path and dataset of a local source; a colon that belongs to an existing path is left alone."""
+    """Return the path and dataset of a local source; a colon that belongs to an existing path is left alone."""
     text = str(local_path(text)) if text.startswith("~") else text
     colons = [match.start() for match in re.finditer(":", text)]
     for at in [len(text), *reversed(colons)]:
@@ -189,7 +189,7 @@ def _split(text: str) -> tuple[Path, str | None]:
 
 
 def _remote_kind(place: Remote, dataset: str | None) -> str:
-    """Kind of a remote folder by the metadata that lie there, or in the dataset's folder inside it."""
+    """Return the kind of a remote folder by the metadata that lie there, or in the dataset's folder inside it."""
     for folder in [place, *([place / dataset] if dataset else [])]:
         if zarr_node(folder):
             return "zarr"

@@ -40,7 +40,7 @@ class Placed:
 
     @property
     def box(self) -> Box:
-        """Region that it covers, in voxels of the other volume."""
+        """Return the region that it covers, in voxels of the other volume."""
         return self.volume.box.shift(self.shift)
 
 
@@ -62,12 +62,12 @@ class Truth:
 
     @property
     def files(self) -> tuple[Volume, ...]:
-        """The volumes that are read: labels, and the mask if there is one."""
+        """Return the volumes that are read: labels, and the mask if there is one."""
         return (self.labels.volume,) if self.mask is None else (self.labels.volume, self.mask.volume)
 
     @property
     def box(self) -> Box:
-        """Region that can be known, in voxels of the image."""
+        """Return the region that can be known, in voxels of the image."""
         return self.labels.box if self.mask is None else self.labels.box.intersect(self.mask.box)
 
     def read(self, box: Box, read: Read | None = None) -> NDArray[np.uint64]:

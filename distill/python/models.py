@@ -85,17 +85,17 @@ class Model:
 
     @property
     def network(self) -> Network:
-        """Which network it is: `student` or `teacher`."""
+        """Return which network it is: `student` or `teacher`."""
         return "student" if isinstance(self._trained, TrainedStudent) else "teacher"
 
     @property
     def resolution(self) -> Nanometres | None:
-        """Voxel size z, y, x in nm of the data that it was trained on; None if the file does not state it."""
+        """Return voxel size z, y, x in nm of the data that it was trained on; None if the file does not state it."""
         return trained_resolution(self._trained.notes)
 
     @property
     def path(self) -> Path:
-        """Weights file."""
+        """Return the path of the weights file."""
         return self._trained.path
 
     def __repr__(self) -> str:

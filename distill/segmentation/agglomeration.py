@@ -134,7 +134,7 @@ def waterz(
 
 
 def region_graph(labels: Integers, affinity: Affinity, valid: NDArray[np.bool_] | None = None) -> RegionGraph:
-    """Mean affinity along the contact of every two regions that share a nearest-neighbour edge.
+    """Compute the mean affinity along the contact of every two regions that share a nearest-neighbour edge.
 
     Args:
         labels: (Z, Y, X) ids; 0 = background, which touches nothing.

@@ -78,7 +78,7 @@ def large_trees(parent: Numbers, min_voxels: int) -> Flags:
 
 @compiled
 def given_trees(components: NDArray[np.int64], most: int) -> tuple[Numbers, Flags]:
-    """Trees of given seeds (N,), numbered 1..most, 0 = none: every voxel of a seed points to the seed's first."""
+    """Build trees of given seeds (N,), numbered 1..most, 0 = none: every voxel points to the first of its seed."""
     first = np.full(most + 1, -1, np.int64)
     parent = np.full(len(components), -1, np.int32)
     seeded = np.zeros(len(components), np.bool_)
@@ -97,7 +97,7 @@ def given_trees(components: NDArray[np.int64], most: int) -> tuple[Numbers, Flag
 
 @compiled
 def open_edges(parent: Numbers, seeded: Flags, shape: tuple[int, int, int]) -> tuple[int, Edges]:
-    """Edges between different trees that are not both seeded, by axis and position; voxels point to their roots."""
+    """Find edges between trees that are not both seeded, by axis and position; voxels point to their roots."""
     depth, height, width = shape
     count = depth * height * width
     found = np.empty(1024, np.uint32)

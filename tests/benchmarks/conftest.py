@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # scripts import what lies beside them
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))  # scripts import modules of their folder
 
 
 @pytest.fixture(autouse=True)

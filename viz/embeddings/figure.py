@@ -110,7 +110,7 @@ class Seams:
     explained: dict[str, list[float]]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return a document for JSON."""
         return {
             "measure": {
                 "ratio": f"embedding change across window borders / next to them, {self.region}; no unit, 1 = no seam",

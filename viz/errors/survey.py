@@ -83,7 +83,7 @@ class Survey:
 
     @property
     def labels(self) -> Volume:
-        """Ground truth with ids of pieces."""
+        """Return ground truth with ids of pieces."""
         return self.pieces.labels
 
 

@@ -71,7 +71,7 @@ def lead(run: RunFolder) -> str:
 
 
 def _taught(run: RunFolder) -> bool:
-    """Whether a teacher took part: it was trained, or distilled into the student."""
+    """Return whether a teacher took part: it was trained, or distilled into the student."""
     from_teacher = ("cross", "graft", "masks", "unlabelled")
     return "teacher" in run.validations() or any(name.startswith(("teacher_", *from_teacher)) for name in run.terms())
 

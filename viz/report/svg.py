@@ -55,7 +55,7 @@ def line_chart(
         end: where the x axis ends; the last point by default.
 
     Returns:
-        `<svg>`, all texts escaped; without a finite point, a chart that says so.
+        `<svg>`, all texts escaped; without a finite point, a chart that states it.
     """
     shown = [Curve(curve.name, thinned(curve.points)) for curve in curves]
     shown = [curve for curve in shown if curve.points]

@@ -151,7 +151,7 @@ def _checked(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resolution_of(out: Path, names: Collection[str]) -> Nanometres | None:
-    """Voxel size of a store, which is that of its image."""
+    """Return voxel size of a store, which is that of its image."""
     name = next((name for name in (_SEGMENTATION, "affinity") if name in names), None)
     return None if name is None else open_volume(f"{out}:{name}", missing="zero").resolution
 

@@ -48,7 +48,7 @@ class Trial:
 
     @property
     def work(self) -> float:
-        """Seconds in all stages."""
+        """Return the seconds in all stages."""
         return sum(self.seconds.values())
 
 
@@ -80,12 +80,12 @@ class Estimate:
 
     @property
     def one_process(self) -> float:
-        """Seconds that one process takes."""
+        """Return the seconds that one process takes."""
         return self.alone.start + self.alone.work * self.computed / self.alone.box.voxels
 
     @property
     def with_workers(self) -> float | None:
-        """Seconds that the workers take if none slows another down; None without workers."""
+        """Return the seconds that the workers take if none slows another down; None without workers."""
         if self.shared is None:
             return None
         busy = min(self.workers, self.blocks)
@@ -93,7 +93,7 @@ class Estimate:
 
     @property
     def disk(self) -> int:
-        """Bytes of the finished store."""
+        """Return the bytes of the finished store."""
         return round(self.alone.stored * self.voxels / self.alone.box.voxels)
 
     def to_dict(self) -> dict[str, Any]:

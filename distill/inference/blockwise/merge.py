@@ -62,7 +62,7 @@ def read_block_tables(store: Path, plan: Plan) -> SupervoxelTables:
 
 
 def border_threshold(method: str, threshold: float | None) -> float:
-    """Mean affinity that a contact across blocks must exceed where a method has its own scale inside them."""
+    """Return the mean affinity that a contact across blocks must exceed if the method has its own scale inside them."""
     assert threshold is not None, "methods without a decoder have a threshold"
     if method == "fragments":  # its threshold is a score of the transformer, which saw no contact across blocks
         return BORDER_OF_FRAGMENTS

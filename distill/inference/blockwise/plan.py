@@ -143,7 +143,7 @@ class Plan:
 
     @cached_property
     def _ends(self) -> tuple[list[int], list[int]]:
-        """Ends of the owned voxels of the groups along y and x, which ascend."""
+        """Return the ends of the owned voxels of the groups along y and x, which ascend."""
         return [group.owned[1] for group in self.rows], [group.owned[1] for group in self.columns]
 
     def pairs(self) -> Iterator[tuple[int, int, int]]:

@@ -91,7 +91,7 @@ class StoredArray:
 
 
 def stored_type(name: str, given: Any) -> np.dtype[Any]:
-    """The type that metadata name, in native byte order.
+    """Return the type that metadata name, in native byte order.
 
     Raises:
         SourceError: it is no type of numbers.
@@ -106,13 +106,13 @@ def stored_type(name: str, given: Any) -> np.dtype[Any]:
 
 
 def missing_dataset(path: object, wanted: str, names: Sequence[str]) -> SourceError:
-    """The error for a dataset that is not there; names those that are, the most similar first."""
+    """Build the error for a missing dataset, which names those that exist, the most similar first."""
     nearest = sorted(names, key=lambda name: -difflib.SequenceMatcher(None, wanted, name).ratio())
     return SourceError(f"{path}: found no dataset {wanted!r}, expected one of: {listed(nearest)}")
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for a message, the first twelve of them."""
+    """List names for a message, the first twelve of them."""
     shown = ", ".join(names[:12]) or "(it holds none)"
     return f"{shown} and {len(names) - 12} more" if len(names) > 12 else shown
 
@@ -128,7 +128,7 @@ def no_dataset(path: object, dataset: str | None) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value as plain Python: NumPy arrays and tuples as lists, bytes as text."""
+    """Convert a value to plain Python: NumPy arrays and tuples to lists, bytes to text."""
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, bytes):
@@ -139,7 +139,7 @@ def plain(value: Any) -> Any:
 
 
 def numbers(value: Any) -> tuple[float, ...] | None:
-    """Floats of an attribute, or of its text; one NaN, which no check lets pass, where it holds anything else."""
+    """Return the floats of an attribute, or of its text; where it holds anything else, one NaN, which no check accepts."""
     if value is None:
         return None
     if isinstance(value, str):
@@ -151,12 +151,12 @@ def numbers(value: Any) -> tuple[float, ...] | None:
 
 
 def nm_per_unit(name: Any) -> float | None:
-    """Nanometres in a unit of length, by its name; None where unknown."""
+    """Return nanometres in a unit of length, by its name; None where unknown."""
     return _NM_PER_UNIT.get(name.strip().lower().removesuffix("s")) if isinstance(name, str) else None
 
 
 def placement(attributes: Attributes) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Resolution and offset in nm from `resolution` or `voxel_size`, `offset` and `units` (nm where absent)."""
+    """Return resolution and offset in nm from `resolution` or `voxel_size`, `offset` and `units` (nm where absent)."""
     units = attributes.get("units", "nm")
     scales = [nm_per_unit(name) for name in (units[-3:] if isinstance(units, list) else [units])]
     scale = scales[0] if scales and scales.count(scales[0]) == len(scales) else None
@@ -168,7 +168,7 @@ def placement(attributes: Attributes) -> tuple[tuple[float, ...] | None, tuple[f
 
 
 def axis_names(attributes: Attributes) -> tuple[str, ...] | None:
-    """Names of an array's axes in its own order, from the attributes that are in use for them; None without any."""
+    """Return the names of an array's axes in its own order, from the attributes in use for them; None without any."""
     for key in ("axis_names", "axes", "_ARRAY_DIMENSIONS"):
         given = attributes.get(key)
         if isinstance(given, str):

@@ -100,7 +100,7 @@ def _from_zero(store: Any, chunks: Chunks) -> Any:
 
 
 def lost_text(chunks: Chunks, first: str) -> str:
-    """How many chunks are missing, where that can be counted; else which one was looked for."""
+    """Describe how many chunks are missing, where that can be counted; else which one was looked for."""
     count = math.prod(chunks.counts)
     if chunks.files is None or not isinstance(chunks.folder, Path) or count > _COUNTED:
         return re.sub(r"\s+", " ", first.split(" stored at ")[0]) + " is missing"
@@ -111,7 +111,7 @@ def lost_text(chunks: Chunks, first: str) -> str:
 
 
 def missing_chunks(chunks: Chunks) -> tuple[int, int] | None:
-    """How many chunks are missing, and how many there should be; None where that cannot be counted."""
+    """Count missing chunks, and those that there should be; None where that cannot be counted."""
     count = math.prod(chunks.counts)
     if chunks.files is None or not isinstance(chunks.folder, Path) or count > _COUNTED:
         return None
@@ -121,7 +121,7 @@ def missing_chunks(chunks: Chunks) -> tuple[int, int] | None:
 
 
 def stored_files(folder: Path) -> set[str]:
-    """Files below a folder, by path from it."""
+    """Return files below a folder, by path from it."""
     found: set[str] = set()
     for path, _, names in os.walk(folder):
         way = os.path.relpath(path, folder)
@@ -130,5 +130,5 @@ def stored_files(folder: Path) -> set[str]:
 
 
 def chunk_counts(shape: Sequence[int], chunk: Sequence[int]) -> tuple[int, ...]:
-    """Chunks along each axis."""
+    """Return the chunks along each axis."""
     return tuple(-(-int(n) // int(c)) for n, c in zip(shape, chunk, strict=True))

@@ -94,7 +94,7 @@ def hdf5_ranks(path: Path) -> dict[str, int]:
 
 
 def _leads(file: Any, name: str | bytes) -> bool:
-    """Whether a link inside a file leads to something."""
+    """Return whether a link inside a file leads to something."""
     try:
         return file.get(name) is not None
     except (KeyError, RuntimeError, OSError):
@@ -102,7 +102,7 @@ def _leads(file: Any, name: str | bytes) -> bool:
 
 
 def load_hdf5(path: Path, dataset: str | None) -> StoredArray:
-    """The header of an HDF5 dataset.
+    """Read the header of an HDF5 dataset.
 
     Raises:
         SourceError: it is not there, needs a filter that is not installed, or is made of files that are missing or
@@ -137,7 +137,7 @@ def load_hdf5(path: Path, dataset: str | None) -> StoredArray:
 
 
 def _attributes(item: Any) -> dict[str, Any]:
-    """Those that can be read: one of an unknown type costs itself only."""
+    """Return the attributes that can be read; one of an unknown type is skipped."""
     found = {}
     for key in item.attrs:
         try:
@@ -148,14 +148,14 @@ def _attributes(item: Any) -> dict[str, Any]:
 
 
 def _placement(attributes: dict[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """As `placement`; ImageJ's HDF5 plugins write `element_size_um`, z, y, x."""
+    """Return resolution and offset as `placement` does; ImageJ's plugins write `element_size_um`, z, y, x."""
     if "resolution" not in attributes and "voxel_size" not in attributes and "element_size_um" in attributes:
         attributes = {"resolution": attributes["element_size_um"], "units": "um"}
     return placement(attributes)
 
 
 def _axes(item: Any, attributes: dict[str, Any]) -> tuple[str, ...] | None:
-    """Names of axes: vigra's `axistags`, others' attributes, or the labels of dimension scales."""
+    """Return the names of axes: vigra's `axistags`, others' attributes, or the labels of dimension scales."""
     tags = attributes.get("axistags")
     if isinstance(tags, str):
         try:
@@ -242,7 +242,7 @@ def _check_source(path: Path, name: str, source: Any, deep: int) -> None:
 
 
 def _wanted(source: Any) -> tuple[int, ...]:
-    """Extent that a virtual dataset needs of a source; empty where it takes all of it."""
+    """Return the extent that a virtual dataset needs of a source; empty where it takes all of it."""
     try:
         _, last = source.src_space.get_select_bounds()
     except ValueError:  # the whole of a source, whose extent is not stored
@@ -295,7 +295,7 @@ def _plugins() -> bool:
 
 
 def _unwritten(path: Path, item: Any) -> str | None:
-    """How much of a dataset was never written; None where all of it was."""
+    """Describe how much of a dataset was never written; None where all of it was."""
     if item.external or not item.size:
         return None
     if item.is_virtual:

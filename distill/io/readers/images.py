@@ -41,7 +41,7 @@ class Header:
 
 
 def read_section(path: Path, reading: Reading = _GREY) -> NDArray[Any]:
-    """One section image (y, x), 0 = black.
+    """Read one section image (y, x), 0 = black.
 
     Args:
         path: of the image.
@@ -62,7 +62,7 @@ def read_section(path: Path, reading: Reading = _GREY) -> NDArray[Any]:
 
 
 def section_header(path: Path) -> Header:
-    """Size and type of a section image, without unpacking it.
+    """Return size and type of a section image, without unpacking it.
 
     Raises:
         SourceError: as `read_section`, as far as a header tells.
@@ -141,7 +141,7 @@ def _open_images(paths: tuple[Path | None, ...], header: Header, reading: Readin
 
 
 def load_images(path: Path, dataset: str | None) -> StoredArray:
-    """The header of a stack whose sections are files: a folder, a glob or one image."""
+    """Read the header of a stack whose sections are files: a folder, a glob or one image."""
     no_dataset(path, dataset)
     places = in_places(str(path), section_paths(path))
     paths = [one for one in places if one is not None]
@@ -167,7 +167,7 @@ def load_images(path: Path, dataset: str | None) -> StoredArray:
 
 
 def common_header(paths: Sequence[Path]) -> Header:
-    """What most of the first files say of size and type; those that cannot be read do not count.
+    """Return what most of the first files state of size and type; unreadable ones do not count.
 
     Raises:
         SourceError: none of them can be read.
@@ -185,7 +185,7 @@ def common_header(paths: Sequence[Path]) -> Header:
 
 
 def section_resolution(path: Path) -> Nanometres | None:
-    """Voxel size in nm that a section image gives; None where it gives none."""
+    """Return voxel size in nm that a section image gives; None where it gives none."""
     if path.suffix.lower() not in TIFF_SUFFIXES:
         return None
     with open_file(path) as tif:
@@ -193,7 +193,7 @@ def section_resolution(path: Path) -> Nanometres | None:
 
 
 def section_paths(path: Path) -> tuple[Path, ...]:
-    """The images of a folder, of a glob or of one file, in natural order: s2 before s10."""
+    """Return the images of a folder, of a glob or of one file, in natural order: s2 before s10."""
     if path.is_dir():
         found = [item for item in path.iterdir() if item.suffix.lower() in IMAGE_SUFFIXES and item.name[0] != "."]
         for item in [item for item in found if not item.exists()]:

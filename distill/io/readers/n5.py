@@ -32,7 +32,7 @@ Placement = tuple[tuple[float, ...] | None, tuple[float, ...] | None]
 
 
 def is_n5(folder: Place) -> bool:
-    """Whether a folder is an N5 container, group or dataset."""
+    """Return whether a folder is an N5 container, group or dataset."""
     return read_document(folder, _FILE) is not None
 
 
@@ -53,7 +53,7 @@ def n5_ranks(path: Place) -> dict[str, int]:
 
 
 def finest_levels(names: Sequence[str]) -> list[str]:
-    """Datasets without the coarser levels s1, s2, ... of those that have an s0."""
+    """Return datasets without the coarser levels s1, s2, ... of those that have an s0."""
     whole = set(names)
     coarse = {
         name
@@ -66,7 +66,7 @@ def finest_levels(names: Sequence[str]) -> list[str]:
 
 
 def load_n5(path: Place, dataset: str | None) -> StoredArray:
-    """The header of an N5 dataset: the folder itself or one inside it; of a pyramid `s0`, its finest level."""
+    """Read the header of an N5 dataset: the folder itself or one inside it; of a pyramid `s0`, its finest level."""
     dataset = None if dataset == "." else dataset
     folder = path / dataset if dataset else path
     attributes = _attributes(folder)
@@ -152,7 +152,7 @@ def _attributes(folder: Place) -> dict[str, Any]:
 
 
 def _groups(path: Place, folder: Place) -> Iterator[Place]:
-    """Groups above a dataset, the nearest first, up to the container."""
+    """Return groups above a dataset, the nearest first, up to the container."""
     for group, _ in above(folder):
         if isinstance(group, Path) and isinstance(path, Path):
             inside = group.is_relative_to(Path(os.path.abspath(path)))
@@ -164,7 +164,7 @@ def _groups(path: Place, folder: Place) -> Iterator[Place]:
 
 
 def _placement(name: str, level: str, groups: Sequence[Mapping[str, Any]]) -> Placement:
-    """Resolution and offset in nm, z, y, x.
+    """Return resolution and offset in nm, z, y, x.
 
     Args:
         name: for messages.
@@ -198,7 +198,7 @@ def _placement(name: str, level: str, groups: Sequence[Mapping[str, Any]]) -> Pl
 
 
 def _base(name: str, attributes: Mapping[str, Any]) -> tuple[tuple[float, ...], float] | None:
-    """Resolution in nm, x first, that one group gives, and nm per unit of its offset."""
+    """Return resolution in nm, x first, that one group gives, and nm per unit of its offset."""
     pixel = attributes.get("pixelResolution")
     given = attributes.get("resolution", attributes.get("voxel_size"))
     if given is not None:
@@ -221,7 +221,7 @@ def _base(name: str, attributes: Mapping[str, Any]) -> tuple[tuple[float, ...], 
 
 
 def _factors(level: str, groups: Sequence[Mapping[str, Any]]) -> tuple[float, ...] | None:
-    """By how much a level is coarser than the finest one, x first."""
+    """Return the factors by which a level is coarser than the finest one, x first."""
     own = numbers(groups[0].get("downsamplingFactors"))
     number = _LEVEL.fullmatch(level)
     if own is not None or number is None:
@@ -234,7 +234,7 @@ def _factors(level: str, groups: Sequence[Mapping[str, Any]]) -> tuple[float, ..
 
 
 def _transformed(name: str, about: Any) -> Placement | None:
-    """Placement by OpenOrganelle's `transform`, which names its axes; None where there is none that is understood."""
+    """Return the placement of OpenOrganelle's `transform`, which names its axes; None if it cannot be interpreted."""
     if not isinstance(about, dict):
         return None
     axes, units = about.get("axes"), about.get("units")

@@ -38,7 +38,7 @@ class Image:
 
 
 def images_of(group: object, attributes: Mapping[str, Any]) -> list[Image]:
-    """Images of a group by its attributes.
+    """Return images of a group by its attributes.
 
     Raises:
         SourceError: a level lies outside the group.
@@ -53,7 +53,7 @@ def images_of(group: object, attributes: Mapping[str, Any]) -> list[Image]:
 
 
 def image_at(group: object, attributes: Mapping[str, Any], name: str) -> Image | None:
-    """The image that an array is a level of, with that level's place; None where it is none of the group's.
+    """Return the image that an array is a level of, with that level's place; None where it is none of the group's.
 
     Args:
         group: for messages.

@@ -29,12 +29,12 @@ _PACKED = (".gz", ".br")  # as CloudVolume names the chunks that it compresses
 
 
 def is_precomputed(folder: Place) -> bool:
-    """Whether a folder is a Neuroglancer precomputed volume."""
+    """Return whether a folder is a Neuroglancer precomputed volume."""
     return read_document(folder, _FILE) is not None
 
 
 def load_precomputed(path: Place, dataset: str | None) -> StoredArray:
-    """The header of a scale of a precomputed volume: its key, the finest one by default."""
+    """Read the header of a scale of a precomputed volume: its key, the finest one by default."""
     with readable(f"{path}/{_FILE}"):
         info = read_object(path, _FILE) or {}
         scales = {str(scale["key"]): scale for scale in info["scales"]}
@@ -91,7 +91,7 @@ def load_precomputed(path: Place, dataset: str | None) -> StoredArray:
 
 
 def _chunk_name(key: str, shape: tuple[int, ...], chunk: tuple[int, ...], start: list[int], at: tuple[int, ...]) -> str:
-    """File of a chunk: `KEY/x0-x1_y0-y1_z0-z1`."""
+    """Return the file of a chunk: `KEY/x0-x1_y0-y1_z0-z1`."""
     spans = (f"{s + k * c}-{s + min((k + 1) * c, n)}" for k, c, n, s in zip(at, chunk, shape, start, strict=True))
     return f"{key}/{'_'.join(spans)}"
 
@@ -111,7 +111,7 @@ class _Packed:
     there: frozenset[str]
 
     def file(self, at: tuple[int, ...]) -> Path | None:
-        """The file of a chunk; None where there is none."""
+        """Return the file of a chunk; None where there is none."""
         name = _chunk_name(self.key, self.shape, self.chunk, self.start, at).rpartition("/")[2]
         found = name if name in self.there else self.packed.get(name)
         return None if found is None else self.folder / self.key / found

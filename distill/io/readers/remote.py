@@ -50,12 +50,12 @@ class Remote:
 
     @property
     def name(self) -> str:
-        """Last part of the path."""
+        """Return the last part of the path."""
         return self.path.rpartition("/")[2]
 
     @property
     def suffix(self) -> str:
-        """Extension of the name, with its dot."""
+        """Return the extension of the name, with its dot."""
         return Path(self.name).suffix
 
 
@@ -69,7 +69,7 @@ class Address:
     Attributes:
         place: the folder; a path where the text names a file of this machine by `file://`.
         dataset: what follows the last colon; None without one.
-        kind: 'zarr', 'n5' or 'precomputed' where the text says so in Neuroglancer's manner; else None.
+        kind: 'zarr', 'n5' or 'precomputed' where the text names it in Neuroglancer's manner; else None.
     """
 
     place: Place
@@ -107,19 +107,19 @@ def parse_address(text: str) -> Address | None:
 
 
 def local_path(text: str) -> Path:
-    """A path as the user writes it; `~` is the home folder."""
+    """Return a path as the user writes it; `~` is the home folder."""
     return Path(os.path.expanduser(text)) if text.startswith("~") and not os.path.lexists(text) else Path(text)
 
 
 def _file(text: str) -> Path:
-    """Path of a `file://` address, whose odd characters may be written as %20 and the like."""
+    """Return the path of a `file://` address, whose odd characters may be written as %20 and the like."""
     path = text.removeprefix("file://").removeprefix("localhost")
     plain = unquote(path)
     return local_path(plain if plain != path and not os.path.lexists(path) else path)
 
 
 def kvstore(place: Place) -> dict[str, Any]:
-    """Tensorstore's name of a folder.
+    """Return tensorstore's name of a folder.
 
     S3 takes credentials, region and endpoint from the usual places; AWS_NO_SIGN_REQUEST=YES reads without credentials,
     AWS_ENDPOINT_URL names a server other than Amazon's.
@@ -146,7 +146,7 @@ def kvstore(place: Place) -> dict[str, Any]:
 
 
 def read_document(place: Place, name: str) -> str | None:
-    """Text of one file of a folder; None where there is none, or where it may not be read.
+    """Return the text of one file of a folder; None where there is none, or where it may not be read.
 
     Many buckets answer "forbidden" for files that do not exist; `check_reachable` tells the two apart in its message.
 
@@ -181,7 +181,7 @@ def read_object(place: Place, name: str) -> dict[str, Any] | None:
 
 
 def check_reachable(place: Remote, name: str) -> None:
-    """Say so where a file may not be read.
+    """Report a file that may not be read.
 
     Raises:
         SourceError: access is denied.
@@ -195,7 +195,7 @@ def check_reachable(place: Remote, name: str) -> None:
 
 
 def above(place: Place) -> Iterator[tuple[Place, str]]:
-    """The folders above one, from near to far, each with the way down from it."""
+    """Return the folders above one, from near to far, each with the way down from it."""
     if isinstance(place, Path):
         whole = Path(os.path.abspath(place))
         for parent in whole.parents:

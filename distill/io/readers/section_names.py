@@ -27,7 +27,7 @@ _PARTS = re.compile(r"(\d+\.\d+(?=\s*(?:nm|um|µm|μm|mm)(?![a-z]))|\d+)")
 
 
 def natural_order(path: Path) -> tuple[list[str | int], str]:
-    """Key that sorts s2 before s10."""
+    """Return a key that sorts s2 before s10."""
     parts = re.split(r"(\d+)", str(path))
     return [int(part[:4000]) if at % 2 else part.lower() for at, part in enumerate(parts)], str(path)
 
@@ -126,12 +126,12 @@ def _of_one_number(paths: Sequence[Path]) -> list[Path]:
 
 
 def _form(path: Path) -> str:
-    """A name with # in place of its numbers."""
+    """Return a name with # in place of its numbers."""
     return _PARTS.sub("#", path.stem)
 
 
 def section_numbers(paths: Sequence[Path]) -> list[int | None]:
-    """The number of each file, the last part of the names that differs between them; None for a name without one."""
+    """Return the number of each file, the last part of its name that differs between files; None without one."""
     parts = [_PARTS.findall(path.stem) for path in paths]
     forms = {_form(path) for path in paths}
     if len(forms) == 2 and (signed := _signed(forms)) is not None:
@@ -147,7 +147,7 @@ def section_numbers(paths: Sequence[Path]) -> list[int | None]:
 
 
 def _signed(forms: set[str]) -> str | None:
-    """The form with a minus sign, where the other one is the same without it: z-1 and z1."""
+    """Return the form with a minus sign, where the other one is the same without it: z-1 and z1."""
     for one in forms:
         if "-#" in one and one.replace("-#", "#", 1) in forms:
             return one
@@ -160,13 +160,13 @@ def _whole(text: str, digits: int = 0) -> int:
 
 
 def number_of(path: Path) -> int | None:
-    """Last number in a file's name; None without one."""
+    """Return the last number in a file's name; None without one."""
     found = re.findall(r"\d+", path.stem)
     return int(found[-1][:4000]) if found else None
 
 
 def usual_step(numbers: Sequence[int | None]) -> int | None:
-    """By how much names count on; None where they do not count evenly."""
+    """Return the step by which names count; None where it varies."""
     steps = [b - a for a, b in pairwise(numbers) if a is not None and b is not None]
     if len(steps) != len(numbers) - 1 or not steps:
         return None
@@ -178,7 +178,7 @@ def usual_step(numbers: Sequence[int | None]) -> int | None:
 
 
 def missing_between(before: int | None, after: int | None, step: int | None) -> int:
-    """Places between two files that follow each other."""
+    """Count places between two files that follow each other."""
     if before is None or after is None or step is None or (after - before) % step or after <= before:
         return 0
     return (after - before) // step - 1

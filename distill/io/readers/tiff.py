@@ -71,7 +71,7 @@ def _names_others(tif: tifffile.TiffFile) -> bool:
 
 
 def load_tiff(path: Path, dataset: str | None) -> StoredArray:
-    """The header of a TIFF file that holds one stack."""
+    """Read the header of a TIFF file that holds one stack."""
     no_dataset(path, dataset)
     with open_file(path) as tif:
         stack = tiff_stack(path, tif)
@@ -125,7 +125,7 @@ def _cut_pages(path: Path, stack: Stack, reading: Reading, index: Index) -> NDAr
 
 
 def page_values(path: Path, page: Any, reading: Reading) -> NDArray[Any]:
-    """Pixels of a page; a strip beyond the end of the file would read as zeros and is refused.
+    """Read the pixels of a page; a strip beyond the end of the file would read as zeros and is refused.
 
     Raises:
         DecoderError: the package that unpacks it is missing.
@@ -158,7 +158,7 @@ def _check_page(path: Path, page: Any) -> None:
 
 
 def _as_grey(path: Path, page: Any, pixels: NDArray[Any], reading: Reading) -> NDArray[Any]:
-    """Grey values with 0 = black, or what is stored, of the pixels of a page or of pages like it."""
+    """Return grey values with 0 = black, or what is stored, of the pixels of a page or of pages like it."""
     page = page.keyframe
     if _samples(page) > 1:
         axis = page.axes.index("S") if pixels.ndim == len(page.axes) else -1
@@ -172,7 +172,7 @@ def _as_grey(path: Path, page: Any, pixels: NDArray[Any], reading: Reading) -> N
 
 
 def equal_colours(path: Path, pixels: NDArray[Any], alpha: bool) -> NDArray[Any]:
-    """The one channel of pixels (..., colours) whose colours are equal; a last one of opacity is left out.
+    """Return the one channel of pixels (..., colours) whose colours are equal; a last one of opacity is left out.
 
     Raises:
         SourceError: they differ.
@@ -188,7 +188,7 @@ def equal_colours(path: Path, pixels: NDArray[Any], alpha: bool) -> NDArray[Any]
 
 
 def grey_of_palette(path: Path, palette: NDArray[Any], pixels: NDArray[Any], shift: int) -> NDArray[Any]:
-    """Grey values of entries of a palette.
+    """Convert entries of a palette to grey values.
 
     Args:
         path: for messages.
@@ -212,7 +212,7 @@ def grey_of_palette(path: Path, palette: NDArray[Any], pixels: NDArray[Any], shi
 
 
 def white_to_black(pixels: NDArray[Any], bits: int) -> NDArray[Any]:
-    """Grey values of pixels whose 0 is white; what is exchanged twice is as it was."""
+    """Convert pixels whose 0 is white to grey values; what is exchanged twice is as it was."""
     if pixels.dtype.kind == "u":
         full = pixels.dtype.type(2 ** min(bits, 8 * pixels.dtype.itemsize) - 1)
         return np.asarray(full - np.minimum(pixels, full))
@@ -228,7 +228,7 @@ def _photometric(page: Any) -> str:
 
 
 def tiff_stack(path: Path, tif: tifffile.TiffFile) -> Stack:
-    """The one greyscale stack of a TIFF file; pages written one by one count as a stack where they are alike."""
+    """Find the one greyscale stack of a TIFF file; pages written one by one count as a stack where they are alike."""
     _check_page_chain(path, tif)
     if not tif.series:
         raise SourceError(f"{path}: found no page, expected at least one")
@@ -273,7 +273,7 @@ def _without_colours(axes: str, shape: tuple[int, ...]) -> tuple[str, tuple[int,
 
 
 def _names(axes: str) -> tuple[str, ...] | None:
-    """Names as readers give them; None where the file only counts its pages."""
+    """Return the names as readers give them; None where the file only counts its pages."""
     front = axes[:-2]
     unknown = [letter for letter in front if letter not in "ZCT"]
     if not unknown:
@@ -298,7 +298,7 @@ def _check_page_chain(path: Path, tif: tifffile.TiffFile) -> None:
 
 
 def tiff_resolution(tif: tifffile.TiffFile) -> Nanometres | None:
-    """Voxel size from OME's or ImageJ's metadata; resolution tags alone know no z and mostly mean 72 dots per inch."""
+    """Return the voxel size of OME's or ImageJ's metadata; resolution tags have no z, and mostly mean 72 dpi."""
     if (found := _ome_resolution(tif.pages[0].description or "")) is not None:
         return found
     metadata = tif.imagej_metadata or {}
@@ -314,7 +314,7 @@ def tiff_resolution(tif: tifffile.TiffFile) -> Nanometres | None:
 
 
 def _ome_resolution(description: str) -> Nanometres | None:
-    """PhysicalSize of OME-XML, micrometres where it gives no unit."""
+    """Return PhysicalSize of OME-XML, micrometres where it gives no unit."""
     tag = _PIXELS.search(description) if "<OME" in description or ":OME" in description else None
     if tag is None:
         return None

@@ -30,7 +30,7 @@ _DEEP = 6  # folders below which no array is looked for
 
 
 def zarr_node(folder: Place) -> tuple[str, Attributes] | None:
-    """What Zarr node a folder is.
+    """Return which kind of Zarr node a folder is.
 
     Returns:
         'array2', 'group2', 'array3' or 'group3' with the node's attributes; None where it is no Zarr node.
@@ -52,7 +52,7 @@ def zarr_node(folder: Place) -> tuple[str, Attributes] | None:
 
 
 def _attributes(folder: Place, found: Any) -> dict[str, Any]:
-    """Attributes, which are optional: what is no object is left out."""
+    """Return the attributes, which are optional; anything but an object is left out."""
     if isinstance(found, dict):
         return dict(found)
     note(f"{folder}: its attributes are no object and are not used")
@@ -94,13 +94,13 @@ def _named_ranks(path: Place) -> dict[str, int]:
 
 
 def first_level(path: Place) -> str | None:
-    """The finest array of a group that is one OME-Zarr image; None for any other node."""
+    """Return the finest array of a group that is one OME-Zarr image; None for any other node."""
     levels = _levels(path)
     return levels[0] if levels else None
 
 
 def _levels(path: Place) -> list[str]:
-    """Arrays of a group that is one OME-Zarr image, the finest first."""
+    """Return arrays of a group that is one OME-Zarr image, the finest first."""
     node = zarr_node(path)
     if node is None or node[0].startswith("array"):
         return []
@@ -109,7 +109,7 @@ def _levels(path: Place) -> list[str]:
 
 
 def finest_arrays(path: Place, names: Sequence[str]) -> list[str]:
-    """Arrays of a group without the coarser levels of pyramids.
+    """Return arrays of a group without the coarser levels of pyramids.
 
     Args:
         path: the group.
@@ -125,7 +125,7 @@ def finest_arrays(path: Place, names: Sequence[str]) -> list[str]:
 
 
 def load_zarr(path: Place, dataset: str | None) -> StoredArray:
-    """The header of an array: the folder itself or one inside it; of an OME-Zarr image its finest level."""
+    """Read the header of an array: the folder itself or one inside it; of an OME-Zarr image its finest level."""
     dataset = None if dataset == "." else dataset
     folder = path / dataset if dataset else path
     node = zarr_node(folder)
@@ -193,7 +193,7 @@ def _dimension_names(header: Mapping[str, Any], attributes: Attributes) -> tuple
 
 
 def _is_sparse(folder: Place, attributes: Attributes) -> bool:
-    """Whether what is not stored is empty: in affinities, and in the stores that this program makes."""
+    """Return whether what is not stored is empty: in affinities, and in the stores that this program makes."""
     if "polarity" in attributes or "neighborhood" in attributes:
         return True
     for group, _ in above(folder):
@@ -206,7 +206,7 @@ def _is_sparse(folder: Place, attributes: Attributes) -> bool:
 
 
 def _files(name: str, header: Mapping[str, Any], version: str, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:
-    """How the files of chunks, or of shards, are named, and how many there are along each axis."""
+    """Return how files of chunks or shards are named, and how many there are along each axis."""
     if version == "2":
         between = _separator(name, header.get("dimension_separator", "."))
         return partial(_chunk_name, "", between, not shape), chunk_counts(shape, header["chunks"])
@@ -246,7 +246,7 @@ def _check_codecs(name: str, header: Mapping[str, Any]) -> None:
 
 
 def _header(folder: Place, node: str) -> dict[str, Any]:
-    """Metadata document of an array, 'array2' or 'array3'."""
+    """Return the metadata document of an array, 'array2' or 'array3'."""
     name = "zarr.json" if node == "array3" else ".zarray"
     return read_object(folder, name) or {}
 
@@ -280,7 +280,7 @@ def _zarr_spec(folder: Place, driver: str) -> dict[str, Any]:
 
 
 def _zarr_chunks(header: Mapping[str, Any]) -> tuple[int, ...]:
-    """Extent of what is read in one go: a chunk, or an inner chunk of a shard."""
+    """Return the extent of what is read in one go: a chunk, or an inner chunk of a shard."""
     if "chunks" in header:
         return tuple(int(n) for n in header["chunks"])
     for codec in header["codecs"]:
@@ -305,7 +305,7 @@ def _zarr_codec(metadata: Mapping[str, Any]) -> str | None:
 
 
 def _image_of(folder: Place) -> Image | None:
-    """What the OME-Zarr metadata of a group above an array say of it."""
+    """Return what the OME-Zarr metadata of a group above an array state about it."""
     for group, name in above(folder):
         node = zarr_node(group)
         if node is None:

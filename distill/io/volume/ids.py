@@ -31,7 +31,7 @@ def open_ids(opener: Opener, ignore: int | None, source: str) -> Iterator[Cut]:
 
 
 def _ids(block: NDArray[Any], ignore: int | None, source: str, at: Hashable) -> NDArray[np.uint64]:
-    """Ids of stored numbers; marks of what carries no label become 0 and are counted."""
+    """Convert stored numbers to ids; marks of voxels without a label become 0 and are counted."""
     if block.dtype.kind == "b":
         ids = block.astype(np.uint64)
         reserved = np.zeros(block.shape, bool)

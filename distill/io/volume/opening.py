@@ -132,7 +132,7 @@ def open_labels(source: str | Path, *, resolution: Nanometres | None = None, ign
 def _opened(
     stored: StoredArray, chosen: Selection, resolution: Nanometres | None, offset: Nanometres | None, reading: Reading
 ) -> Volume:
-    """What the user says wins over metadata; what is known to be missing is refused or reported now."""
+    """Return the volume; what the user states overrides metadata, and missing data are refused or reported."""
     missing = chosen.missing or ("report" if stored.sparse and reading.missing == "refuse" else reading.missing)
     reading = replace(reading, missing=missing)
     _check_missing(stored, reading)

@@ -21,7 +21,7 @@ _SAME_GRID = 1e-3  # relative difference of resolutions
 
 
 def one_channel(volume: Volume) -> Volume:
-    """A volume without its axis of channels where that has one entry; one with several as it is."""
+    """Remove a volume's axis of channels where that has one entry."""
     if volume.channels != 1:
         return volume
     chunks = volume.chunks and volume.chunks[-3:]
@@ -29,7 +29,7 @@ def one_channel(volume: Volume) -> Volume:
 
 
 def every_section(volume: Volume, step: int) -> Volume:
-    """Every `step`-th section of a volume, the first one included; nothing is read.
+    """Select every `step`-th section of a volume, the first one included; nothing is read.
 
     Isotropic volumes become anisotropic ones that way, as serial sections are: the voxels get `step` times as thick.
 
@@ -56,7 +56,7 @@ def every_section(volume: Volume, step: int) -> Volume:
 
 
 def some_sections(volume: Volume, first: int, stop: int) -> Volume:
-    """Consecutive sections of a volume, in their place; nothing is read.
+    """Select consecutive sections of a volume, in their place; nothing is read.
 
     Args:
         volume: z, y, x, with or without channels.
@@ -73,7 +73,7 @@ def some_sections(volume: Volume, first: int, stop: int) -> Volume:
 
 
 def part(volume: Volume, box: Box) -> Volume:
-    """The voxels of a box, in their place; nothing is read.
+    """Cut a box out of a volume, in its place; nothing is read.
 
     Raises:
         ShapeError: the box holds no voxel or leaves the volume.
@@ -94,7 +94,7 @@ def part(volume: Volume, box: Box) -> Volume:
 
 
 def on_grid(volume: Volume, other: Volume) -> Volume:
-    """A volume on the voxel grid of another one: each voxel takes what lies at its centre.
+    """Resample a volume to the voxel grid of another one: each voxel takes the value at its centre.
 
     Args:
         volume: of voxels of any size; those of the other one whose centre lies in it are given.

@@ -55,7 +55,7 @@ class Volume:
 
     @property
     def size(self) -> Triple:
-        """Extent z, y, x in voxels."""
+        """Return the extent z, y, x in voxels."""
         z, y, x = self.shape[-3:]
         return z, y, x
 
@@ -66,7 +66,7 @@ class Volume:
 
     @property
     def box(self) -> Box:
-        """The whole volume."""
+        """Return the whole volume."""
         return Box.of_shape(self.size)
 
     def read(self, box: Box | None = None) -> NDArray[Any]:
@@ -93,7 +93,7 @@ class Volume:
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[Box], NDArray[Any]]]:
-        """A function that reads like `read`, for many parts: the file stays open during the block.
+        """Return a function that reads like `read`, for many parts: the file stays open during the block.
 
         Raises:
             SourceError: the file cannot be read.
@@ -146,7 +146,7 @@ class Volume:
 def volume_from_array(
     array: ArrayLike, resolution: Nanometres, offset: Nanometres = (0.0, 0.0, 0.0), source: str = "array"
 ) -> Volume:
-    """A volume over an array in memory.
+    """Build a volume over an array in memory.
 
     Args:
         array: (z, y, x) or (c, z, y, x) of numbers; not copied until read.
@@ -205,7 +205,7 @@ def placed(stored: StoredArray, resolution: Nanometres | None, offset: Nanometre
 
 
 def checked_resolution(name: str, found: Sequence[float]) -> Nanometres:
-    """Three positive finite numbers, or a message that names where they came from.
+    """Return three positive finite numbers, or raise an error that names where they came from.
 
     Raises:
         SourceError: anything else.
@@ -223,7 +223,7 @@ def checked_resolution(name: str, found: Sequence[float]) -> Nanometres:
 
 
 def checked_offset(name: str, found: Sequence[float]) -> Nanometres:
-    """Three finite numbers, or a message that names where they came from.
+    """Return three finite numbers, or raise an error that names where they came from.
 
     Raises:
         SourceError: anything else.

@@ -142,7 +142,7 @@ def _copy(source: str, to: Target, how: Copying, on_part: Callable[[int, int], N
 
 
 def _open(source: str, how: Copying, form: str) -> tuple[Volume, bool]:
-    """The volume, its sections chosen, and whether it holds ids."""
+    """Open the volume, its sections chosen, and return whether it holds ids."""
     labels = how.labels
     small = False  # ids of few bits keep their type
     if labels is None:

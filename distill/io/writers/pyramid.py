@@ -57,7 +57,7 @@ def add_levels(
 
 
 def _store_of(folder: Path) -> Path:
-    """The outermost Zarr group around an array."""
+    """Return the outermost Zarr group around an array."""
     store = folder
     for above in folder.absolute().parents:
         if zarr_node(above) is None:
@@ -148,7 +148,7 @@ def _folder(source: str) -> Path:
 
 
 def _known_levels(group: Path, name: str, images: Sequence[dict[str, Any]]) -> list[str]:
-    """Levels of an array that the metadata name, all of them where this program puts levels.
+    """Return levels of an array that the metadata name, all of them where this program puts levels.
 
     Raises:
         SourceError: one lies elsewhere, or is a link: it is not this program's to replace.

@@ -50,7 +50,7 @@ class Target:
 
     @property
     def folder(self) -> Place:
-        """Folder of the array or pyramid."""
+        """Return the folder of the array or pyramid."""
         return self.place / self.dataset if self.dataset else self.place
 
     def __str__(self) -> str:

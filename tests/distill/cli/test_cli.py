@@ -717,9 +717,9 @@ def test_section_that_turns_out_unreadable_leaves_nothing(cli: Cli, stream: Word
     for command in ("stream", "segment"):
         said = cli(command, *stream(folder, "--resolution", "30,6,6")[1:])
         assert said.code == 2
-        told = said.err.splitlines()[-1]
-        assert told.startswith("distill: ")
-        assert f"{folder / 's2.png'}: cannot be read" in told
+        reported = said.err.splitlines()[-1]
+        assert reported.startswith("distill: ")
+        assert f"{folder / 's2.png'}: cannot be read" in reported
         assert tree(tmp_path) == before
 
 

@@ -94,8 +94,8 @@ def test_what_does_not_go_together_names_its_key(tmp_path: Path, data: dict[str,
 
 
 def test_parts_that_only_look_alike_are_apart(tmp_path: Path) -> None:
-    beside = {**ONE, "validation": [[0, 8], [64, 128], [0, 64]]}
-    assert load(tmp_path, {"volumes": [beside]}).labelled[0].validation == ((0, 8), (64, 128), (0, 64))
+    adjacent = {**ONE, "validation": [[0, 8], [64, 128], [0, 64]]}
+    assert load(tmp_path, {"volumes": [adjacent]}).labelled[0].validation == ((0, 8), (64, 128), (0, 64))
     assert load(tmp_path, {**SHORT, "validation": SHORT["train"]})  # the same on purpose
     assert load(tmp_path, {"volumes": [{**ONE, "validation": ONE["train"]}]})
     thinned = {**TWO, "raw": "a.h5:raw", "every": 4, "validation": [2, 4]}  # sections 8 and 12 of the file

@@ -1,4 +1,4 @@
-"""Whether freed memory is kept: pages that a process had to be given anew, counted by the system."""
+"""Whether freed memory is kept: pages that a process had to be given again, counted by the system."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ with claim(Path(sys.argv[1]), shared=sys.argv[2] == "shared"):
 
 
 class Holder:
-    """Another process that holds a name until it is told to end."""
+    """Another process that holds a name until it is asked to end."""
 
     def __init__(self, path: Path, how: str = "alone") -> None:
         command = [sys.executable, "-c", _HOLD, str(path), how]
@@ -54,9 +54,9 @@ def test_a_second_process_is_refused_and_told_who_holds_it(tmp_path: Path) -> No
     for name in (out, link, tmp_path / "." / "x" / ".." / "out.zarr"):
         with pytest.raises(SourceError) as refused, claim(name):
             pass
-        told = str(refused.value)
-        assert told.startswith(f"{name}: another process is writing to it: process {other.process.pid} on ")
-        assert f"on {socket.gethostname()} since {day}" in told
+        reported = str(refused.value)
+        assert reported.startswith(f"{name}: another process is writing to it: process {other.process.pid} on ")
+        assert f"on {socket.gethostname()} since {day}" in reported
     with claim(tmp_path / "out"), claim(tmp_path / "out.zarr.replaced"):
         pass
     other.end()

@@ -150,8 +150,8 @@ def test_crops_are_drawn_where_something_is_known() -> None:
     mask[:, :24, :24] = 1
     _, truth = open_truth(*(volume_from_array(one, NM) for one in (raw, ids, mask)), ignores=False)
     crops = Crops.of(counted_source(raw, truth), training(steps=40), STILL)
-    told = [bool((crops[n][1] == 9).any()) for n in range(len(crops))]
-    assert sum(told) > 60  # of 80; by chance some 15
+    reported = [bool((crops[n][1] == 9).any()) for n in range(len(crops))]
+    assert sum(reported) > 60  # of 80; by chance some 15
     again = Crops.of(counted_source(raw, truth), training(steps=40), STILL)
     assert all(torch.equal(crops[n][1], again[n][1]) for n in (7, 3, 79))
     for n in range(20):

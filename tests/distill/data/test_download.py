@@ -96,10 +96,10 @@ def quiet(*_: object) -> None:
 
 
 def get(site: Site, target: Path, **more: Any) -> list[tuple[int, int | None]]:
-    told: list[tuple[int, int | None]] = []
+    reported: list[tuple[int, int | None]] = []
     settings = {"checksum": SHA, "pause": 0.0, "retries": 2, "note": quiet} | more
-    fetch(site.url, target, on_bytes=lambda have, total: told.append((have, total)), **settings)
-    return told
+    fetch(site.url, target, on_bytes=lambda have, total: reported.append((have, total)), **settings)
+    return reported
 
 
 def names(folder: Path) -> list[str]:
@@ -107,11 +107,11 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_file_arrives_whole_and_alone(site: Site, tmp_path: Path) -> None:
-    told = get(site, tmp_path / "new" / "file.hdf")
+    reported = get(site, tmp_path / "new" / "file.hdf")
     assert (tmp_path / "new" / "file.hdf").read_bytes() == BODY
     assert names(tmp_path / "new") == ["file.hdf"]
-    assert told[-1] == (len(BODY), len(BODY))
-    assert [have for have, _ in told] == sorted(have for have, _ in told)
+    assert reported[-1] == (len(BODY), len(BODY))
+    assert [have for have, _ in reported] == sorted(have for have, _ in reported)
 
 
 def test_what_is_there_is_not_asked_for_again(site: Site, tmp_path: Path) -> None:
@@ -236,8 +236,8 @@ def test_a_web_page_is_no_file(site: Site, tmp_path: Path) -> None:
 
 def test_a_server_that_tells_no_length(site: Site, tmp_path: Path) -> None:
     site.lengthless = True
-    told = get(site, tmp_path / "file.hdf")
-    assert told[-1] == (len(BODY), None)
+    reported = get(site, tmp_path / "file.hdf")
+    assert reported[-1] == (len(BODY), None)
     assert (tmp_path / "file.hdf").read_bytes() == BODY
 
 

@@ -105,7 +105,7 @@ def test_an_archive_is_downloaded_and_cut(server: tuple[Path, str], tmp_path: Pa
     archive.unlink()
     made[1].unlink()
     before = made[0].stat().st_mtime_ns
-    fetched(data, out)  # the other volume is made anew from the archive that is there
+    fetched(data, out)  # the other volume is rebuilt from the archive that is there
     check(made[1], (30.0, 6.0, 6.0), labels=False)
     assert made[0].stat().st_mtime_ns == before
 

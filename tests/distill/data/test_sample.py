@@ -74,8 +74,8 @@ def test_the_labels_belong_to_the_image(written: tuple[Path, str]) -> None:
 def test_the_file_states_its_licence_itself(written: tuple[Path, str]) -> None:
     with h5py.File(written[0]) as file:
         about = {key: str(value) for key, value in file.attrs.items()}
-    beside = (SAMPLE.parent / "ATTRIBUTION.md").read_text()
-    for text in (" ".join(about.values()), " ".join(beside.split())):
+    adjacent = (SAMPLE.parent / "ATTRIBUTION.md").read_text()
+    for text in (" ".join(about.values()), " ".join(adjacent.split())):
         for word in (
             "Kasthuri",
             "Cell 162",

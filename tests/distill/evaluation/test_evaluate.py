@@ -194,7 +194,7 @@ def test_block_scores_are_those_of_the_blocks_alone(tmp_path: Path, preset: str)
     got = evaluate(written(tmp_path / "found.h5", found), whole, preset, blocks=(2, 20, 16)).blocks
     assert got is not None
     counted = labels
-    if preset == "cremi":  # borders are those of the sections, also beside a cut
+    if preset == "cremi":  # borders are those of the sections, also next to a cut
         counted = np.where(border_mask(labels, RESOLUTION), 0, labels).astype(np.uint64)
     expected = []
     for z, y, x in ((z, y, x) for z in (0, 2, 3) for y in (0, 20, 28) for x in (0, 16)):

@@ -86,7 +86,7 @@ def same_partition(a: Ids, b: Ids) -> bool:
 
 
 def assembled(labels: Ids, config: DecoderConfig, threshold: float | None, rng: np.random.Generator) -> Ids:
-    """Cut labels as the decoder would, name the pieces of every block anew, and put them together."""
+    """Cut labels as the decoder would, rename the pieces of every block, and put them together."""
     depth, height, width = labels.shape
     affinity, supervoxels = perfect(labels), np.zeros(labels.shape, np.uint64)
     assembly = Assembly(decoder_overlap((depth, height, width), config))

@@ -1,4 +1,4 @@
-"""What a file holds, told in a table."""
+"""The table of what a file holds."""
 
 from __future__ import annotations
 

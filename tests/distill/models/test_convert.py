@@ -59,7 +59,7 @@ def test_cad_keeps_every_tensor(published: Path, tmp_path: Path) -> None:
 
 
 def runs(weights: Path, phantom: Path, folder: Path) -> None:
-    """Stream: affinities only, and a note that says so; segment: by other methods only."""
+    """Stream: affinities only, and a note about it; segment: by other methods only."""
     notes: list[str] = []
     words = str(phantom), str(weights)
     out, callbacks = folder / "out.zarr", Callbacks(note=notes.append)

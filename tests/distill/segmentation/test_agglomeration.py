@@ -161,10 +161,10 @@ def star(leaves: int) -> RegionGraph:
 def trunk(pieces: int) -> RegionGraph:
     """A chain of regions whose affinity rises along it; a second region touches each of them."""
     u, v = np.arange(1, pieces, dtype=np.uint64), np.arange(2, pieces + 1, dtype=np.uint64)
-    beside, all_of_it = np.full(pieces, 2**40, np.uint64), np.arange(1, pieces + 1, dtype=np.uint64)
+    adjacent, all_of_it = np.full(pieces, 2**40, np.uint64), np.arange(1, pieces + 1, dtype=np.uint64)
     return RegionGraph(
         np.concatenate([u, all_of_it]),
-        np.concatenate([v, beside]),
+        np.concatenate([v, adjacent]),
         np.concatenate([np.linspace(6, 9, pieces - 1), np.ones(pieces)]),
         np.full(2 * pieces - 1, 10),
     )

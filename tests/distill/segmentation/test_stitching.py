@@ -29,7 +29,7 @@ def blobs(rng: np.random.Generator, shape: Triple) -> NDArray[np.uint64]:
 
 
 def cut(whole: Labels, boxes: list[Box], rng: np.random.Generator, origin: Triple = (0, 0, 0)) -> Blocks:
-    """Blocks whose ids start anew: one per connected piece, in random order."""
+    """Blocks whose ids start at 1: one per connected piece, in random order."""
     blocks: Blocks = []
     for box in boxes:
         pieces = label(whole[box.relative_to(origin).slices], connectivity=1)

@@ -101,10 +101,10 @@ def test_a_bundled_model_goes_by_its_name(
     assert load_teacher("tiny", CPU).path == bundled / "teacher.safetensors"
     said = cli("stream", phantom, "--model", "tiny", "--sections", "12:14", "--out", tmp_path / "out.zarr", *cpu)
     assert said.code == 0, said.err
-    told = cli("info", "tiny")
-    assert told.code == 0
-    assert f"bundled model tiny: {bundled}" in told.out
-    assert f"{bundled / 'student.safetensors'}\n  network" in told.out
+    reported = cli("info", "tiny")
+    assert reported.code == 0
+    assert f"bundled model tiny: {bundled}" in reported.out
+    assert f"{bundled / 'student.safetensors'}\n  network" in reported.out
 
 
 def test_what_lies_here_goes_before_a_bundled_model(

@@ -114,7 +114,7 @@ def gradients(fabric: Fabric, folder: Path) -> dict[str, Any]:
 
 
 def resumed(fabric: Fabric, folder: Path) -> dict[str, Any]:
-    """An unbroken run against one that stops when the second rank alone gets a signal, and goes on."""
+    """An unbroken run against one that stops when the second rank alone gets a signal, and is resumed."""
     whole = Run(fabric, folder / "whole.pt")
     whole.fit()
 

@@ -280,7 +280,7 @@ def test_auto_compiles_on_a_gpu_only_where_a_kernel_can_be_compiled(monkeypatch:
 
 
 def test_every_size_of_a_border_tile_is_compiled(student: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch stops after eight sizes of one module and goes on without kernels; here graphs are counted, not built."""
+    """Torch stops after eight sizes of one module and continues without kernels; here graphs are counted, not built."""
     counter = torch._dynamo.testing.CompileCounter()
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda module, **given: compile_(module, **given, backend=counter))

@@ -1,4 +1,4 @@
-"""The gallery puts before beside after, the section above the side view, at one scale."""
+"""The gallery puts before next to after, the section above the side view, at one scale."""
 
 from __future__ import annotations
 

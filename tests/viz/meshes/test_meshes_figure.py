@@ -1,4 +1,4 @@
-"""The figure of neurons in 3D: what is beside what, in which colour, at which scale."""
+"""The figure of neurons in 3D: the order of panels, in which colour, at which scale."""
 
 from __future__ import annotations
 

@@ -424,7 +424,7 @@ def test_commands_and_durations() -> None:
 
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium or Chrome is installed")
 def test_in_a_browser(run: Path, tmp_path: Path) -> None:
-    """Light, dark and on paper: legible, nothing cut off, no request beside the page itself, no complaint."""
+    """Light, dark and on paper: legible, nothing cut off, no request except for the page itself, no complaint."""
     seen = {}
     path = run / "report.html"
     with browser(tmp_path) as page:

@@ -1,4 +1,4 @@
-"""SWC files: what is read, and what a malformed one is told."""
+"""SWC files: what is read, and the errors of malformed ones."""
 
 from __future__ import annotations
 

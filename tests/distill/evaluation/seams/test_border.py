@@ -75,9 +75,9 @@ def test_score_equals_the_segment_by_segment_oracle() -> None:
     change = np.sqrt((runs**2).sum(axis=0))
     across = [change[b - 1, s : s + 4].mean() for b in BORDERS for s in range(0, 16, 4)]
     offsets = [d for d in range(-8, 9) if abs(d) >= 3]
-    beside = [change[[b - 1 + d for d in offsets], s : s + 4].mean() for b in BORDERS for s in range(0, 16, 4)]
+    adjacent = [change[[b - 1 + d for d in offsets], s : s + 4].mean() for b in BORDERS for s in range(0, 16, 4)]
     found = seam_score(values, BORDERS, [], segment=32)
-    assert found.ratio == pytest.approx(sum(across) / sum(beside), rel=1e-9)
+    assert found.ratio == pytest.approx(sum(across) / sum(adjacent), rel=1e-9)
     assert found.n == len(across)
 
 

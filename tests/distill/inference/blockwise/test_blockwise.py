@@ -210,16 +210,16 @@ def test_a_block_that_fails_is_tried_again_and_named(setting: Setting, tmp_path:
 
 
 def test_voxels_that_are_gone_are_told_and_done_again(setting: Setting, tmp_path: Path) -> None:
-    out, told = tmp_path / "out.zarr", []
+    out, reported = tmp_path / "out.zarr", []
     setting.run(tmp_path / "whole.zarr")
     setting.known.fails = {7: 9}
     with pytest.raises(DistillError):
         setting.run(out)
     (out / "blocks" / "supervoxels" / "c" / "1" / "0" / "1").unlink()
     setting.known.fails, setting.known.solved = {}, []
-    setting.run(out, resume=True, note=told.append)
+    setting.run(out, resume=True, note=reported.append)
     lost = setting.plan(None).at(1, 0, 1)
-    assert told[-1] == f"{out}: {lost} has a table, but its voxels are missing (supervoxels); it is done again"
+    assert reported[-1] == f"{out}: {lost} has a table, but its voxels are missing (supervoxels); it is done again"
     assert setting.known.solved == [lost.index, 7]
     assert tree(out) == tree(tmp_path / "whole.zarr")
 
@@ -281,7 +281,7 @@ def test_another_threshold_merges_anew(setting: Setting, tmp_path: Path) -> None
 
 
 def tried(setting: Setting, out: Path, options: Options, at: int) -> bool:
-    """Go on with a store, or begin it, and die at an operation; whether it came to its end before."""
+    """Resume a store, or begin it, and die at an operation; whether it came to its end before."""
     with killed_at(at) as killer, suppress(Killed):
         setting.run(out, options, resume=True)
         return True
@@ -333,7 +333,7 @@ def test_a_finished_store_merged_again_and_killed_at_every_operation(setting: Se
 def test_a_block_done_again_under_other_numbers_is_compared_again(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another machine may number the same instances otherwise; what was told of them before does not count."""
+    """Another machine may number the same instances otherwise; what was recorded of them before does not count."""
     import blocks_of_labels
 
     setting.run(tmp_path / "whole.zarr")

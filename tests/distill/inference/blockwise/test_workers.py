@@ -64,10 +64,10 @@ def test_a_killed_worker_leaves_the_bytes_of_one_process(go: Go, tmp_path: Path)
             killed.append(workers[0].pid)
             os.kill(workers[0].pid, signal.SIGKILL)
 
-    told: list[str] = []
-    found = go(tmp_path / "two" / "out.zarr", block=(4, 60, 60), workers=2, on_progress=kill, note=told.append)
+    reported: list[str] = []
+    found = go(tmp_path / "two" / "out.zarr", block=(4, 60, 60), workers=2, on_progress=kill, note=reported.append)
     assert len(killed) == 1
-    assert any(line.startswith("2 workers, dashboard http://127.0.0.1:") for line in told)
+    assert any(line.startswith("2 workers, dashboard http://127.0.0.1:") for line in reported)
     assert tree(tmp_path / "two" / "out.zarr") == tree(tmp_path / "one" / "out.zarr")
     assert len(found.peak) >= 2
 

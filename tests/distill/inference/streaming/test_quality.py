@@ -57,7 +57,7 @@ def test_planted_flaws_are_found_where_they_are(real_data: Callable[[str], Path]
 
 
 def test_what_lasts_is_told_once(real_data: Callable[[str], Path]) -> None:
-    """A stage that was moved, or a detector that was set anew, is one bad section, not all that follow."""
+    """A stage that was moved, or a detector with new settings, is one bad section, not all that follow."""
     sections = list(open_volume(real_data("ac4_sections"), resolution=NM).sections(0, 20))
     darker = [(0.6 * s).astype(np.uint8) if z >= 9 else s for z, s in enumerate(sections)]
     assert found(darker) == {9: "contrast"}

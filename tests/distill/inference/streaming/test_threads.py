@@ -49,7 +49,7 @@ def is_done_already() -> None:
 
 
 @pytest.mark.parametrize("work", [sends_for_ever, waits_for_ever, is_done_already])
-def test_a_thread_that_fails_ends_whoever_waits_for_it(work: Callable[[], None]) -> None:
+def test_a_thread_that_fails_ends_those_that_wait_for_it(work: Callable[[], None]) -> None:
     with pytest.raises(OSError, match="No space left"):
         work()
 

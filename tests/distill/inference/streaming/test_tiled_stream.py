@@ -32,7 +32,7 @@ def test_tiles_of_a_stream_give_what_whole_sections_give(
         one, other = (open_volume(f"{tmp_path / s}.zarr:{name}").read().astype(np.float64) for s in ("whole", "tiled"))
         assert one.shape == other.shape
         assert np.abs(one - other).max() <= most
-    # broken off between two pieces of a section, and gone on with
+    # broken off between two pieces of a section, and resumed
     original, seen = StreamStore.write_piece, []
 
     def failing(self: StreamStore, *given: Any) -> None:

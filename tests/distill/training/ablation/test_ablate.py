@@ -154,7 +154,7 @@ def test_an_ablation_from_the_command_line(ablation: Callable[..., Any], tmp_pat
     with mock.patch.object(recipe, "score_weights", wraps=recipe.score_weights) as scoring:
         again = ablation(out, *words)
     assert again.code == 0, again.err
-    assert again.err.count(" is finished") == 1  # and the other goes on where it was, which is its end
+    assert again.err.count(" is finished") == 1  # and the other resumes where it was, which is its end
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == stamps
     assert scoring.call_count == 3
     assert (out / "ablation.md").read_text() == table

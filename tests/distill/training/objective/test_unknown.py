@@ -86,9 +86,9 @@ def edge_oracle(labels: Tensor, offset: tuple[int, int, int]) -> tuple[Tensor, T
         if any(not 0 <= n < size for n, size in zip(there, labels.shape[1:], strict=True)):
             continue
         one, other = int(labels[(b, *at)]), int(labels[(b, *there)])
-        told = UNKNOWN not in (one, other) and not one == other == OTHER
-        valid[(b, *at)] = told
-        target[(b, *at)] = float(told and one == other and one != 0)
+        reported = UNKNOWN not in (one, other) and not one == other == OTHER
+        valid[(b, *at)] = reported
+        target[(b, *at)] = float(reported and one == other and one != 0)
     return target, valid
 
 
@@ -139,10 +139,10 @@ def test_the_halved_target_of_a_window_is_the_mean_of_its_known_edges() -> None:
     half = half_resolution(targets.target) / there.clamp(min=1e-6)
     for b, k, z, y, x in np.ndindex(*half.shape):
         window = (b, k, z, slice(2 * y, 2 * y + 2), slice(2 * x, 2 * x + 2))
-        told = targets.target[window][targets.valid[window]]
-        assert float(there[b, k, z, y, x]) == len(told) / 4
-        if len(told):
-            assert float(half[b, k, z, y, x]) == pytest.approx(float(told.mean()))
+        reported = targets.target[window][targets.valid[window]]
+        assert float(there[b, k, z, y, x]) == len(reported) / 4
+        if len(reported):
+            assert float(half[b, k, z, y, x]) == pytest.approx(float(reported.mean()))
 
 
 def pairs_free(labels: Tensor, offsets: object = None) -> Tensor:
@@ -190,11 +190,11 @@ def test_half_resolution_instances_are_what_the_known_voxels_say() -> None:
         for y, x in np.ndindex(4, 5):
             rows, columns = ([min(2 * n, size - 1), min(2 * n + 1, size - 1)] for n, size in ((y, 7), (x, 9)))
             window = labels[z][rows][:, columns].flatten().tolist()
-            told = [n for n in window if n != UNKNOWN]
-            votes = {n: told.count(n) for n in told}
+            reported = [n for n in window if n != UNKNOWN]
+            votes = {n: reported.count(n) for n in reported}
             winners = [n for n, count in votes.items() if count == max(votes.values())]
             # background wins only alone: with more votes than every id
-            wanted = max(winners) if told else UNKNOWN
+            wanted = max(winners) if reported else UNKNOWN
             assert int(found[(*z, y, x)]) == wanted
 
 

@@ -31,7 +31,7 @@ WORDS = (
 
 
 class Ticks:
-    """A clock that goes on by a second at every look, and breaks down at one of them."""
+    """A clock that advances by a second at every look, and breaks down at one of them."""
 
     def __init__(self, tick: float = 1.0, breaks_at: int | None = None) -> None:
         self.tick, self.breaks_at, self.looks = tick, breaks_at, 0
@@ -47,7 +47,7 @@ class PowerCut(Exception):
     """Ends a run at any place."""
 
 
-class Told:
+class Reported:
     """What a run said, and a power cut after some of its steps."""
 
     def __init__(self, cut_after: int | None = None) -> None:
@@ -95,10 +95,10 @@ def pair(phantom: Path, tiny: tuple[str, ...]) -> Callable[..., Pair]:
 
 def run(
     config: Pair, out: Path, now: Callable[[], float], *, resume: bool = False, cut_after: int | None = None
-) -> Told:
-    told = Told(cut_after)
-    train(config, out, resume=resume, device="cpu", progress=told.progress(), command=["distill"], now=now)
-    return told
+) -> Reported:
+    reported = Reported(cut_after)
+    train(config, out, resume=resume, device="cpu", progress=reported.progress(), command=["distill"], now=now)
+    return reported
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -122,21 +122,21 @@ MINUTES = "student.training.minutes=0.8"
 
 
 @pytest.fixture(scope="module")
-def by_time(pair: Callable[..., Pair], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Told]:
+def by_time(pair: Callable[..., Pair], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Reported]:
     """A run by time that nothing disturbed."""
     folder = tmp_path_factory.mktemp("minutes") / "run"
     return folder, run(pair(MINUTES), folder, Ticks(1))
 
 
 def test_a_run_by_time_is_the_run_with_its_number_of_steps(
-    by_time: tuple[Path, Told], pair: Callable[..., Pair], tmp_path: Path
+    by_time: tuple[Path, Reported], pair: Callable[..., Pair], tmp_path: Path
 ) -> None:
-    folder, told = by_time
+    folder, reported = by_time
     kept = json.loads((folder / "steps.json").read_text())
     lengths = Lengths(*(kept[name] for name in ("steps", "warmup", "lr_warmup", "queries_start")))
     assert 3 < lengths.steps < 12
     assert lengths == Lengths.of(with_steps(pair(), lengths.steps))
-    assert told.started == [(0, lengths.steps)]
+    assert reported.started == [(0, lengths.steps)]
     words = [f"student.training.{name}={kept[name]}" for name in ("steps", "warmup", "lr_warmup")]
     run(pair(*words, f"teacher.queries.start={lengths.queries_start}"), tmp_path / "run", Ticks())
     same(folder, tmp_path / "run")
@@ -144,18 +144,18 @@ def test_a_run_by_time_is_the_run_with_its_number_of_steps(
     assert not list(folder.glob(".timed*"))
 
 
-def test_what_it_says(by_time: tuple[Path, Told]) -> None:
-    folder, told = by_time
+def test_what_it_says(by_time: tuple[Path, Reported]) -> None:
+    folder, reported = by_time
     steps = json.loads((folder / "steps.json").read_text())["steps"]
-    (line,) = told.notes
+    (line,) = reported.notes
     assert line.startswith("about ")
     assert f": {steps} steps at " in line
     assert line.endswith("trial steps of 4 kinds, fixed for student.training.minutes=0.8")
-    assert told.left[-1] == 0
-    assert all(left is not None for left in told.left)
+    assert reported.left[-1] == 0
+    assert all(left is not None for left in reported.left)
 
 
-def test_others_see_the_number_of_steps(by_time: tuple[Path, Told]) -> None:
+def test_others_see_the_number_of_steps(by_time: tuple[Path, Reported]) -> None:
     folder, _ = by_time
     kept, found = json.loads((folder / "steps.json").read_text()), read_run(folder)
     assert found.setting("student.yaml", "training", "steps") == found.steps == kept["steps"]
@@ -167,7 +167,7 @@ def test_others_see_the_number_of_steps(by_time: tuple[Path, Told]) -> None:
 
 @pytest.mark.parametrize("look", [20])
 def test_a_cut_while_steps_are_timed_leaves_nothing_that_counts(
-    pair: Callable[..., Pair], by_time: tuple[Path, Told], tmp_path: Path, look: int
+    pair: Callable[..., Pair], by_time: tuple[Path, Reported], tmp_path: Path, look: int
 ) -> None:
     folder, out = by_time[0], tmp_path / "run"
     with pytest.raises(PowerCut):
@@ -179,29 +179,31 @@ def test_a_cut_while_steps_are_timed_leaves_nothing_that_counts(
 
 @pytest.mark.parametrize("step", [1, 4])
 def test_a_cut_later_keeps_the_number_of_steps_whatever_the_clock_says_then(
-    pair: Callable[..., Pair], by_time: tuple[Path, Told], tmp_path: Path, step: int
+    pair: Callable[..., Pair], by_time: tuple[Path, Reported], tmp_path: Path, step: int
 ) -> None:
     """Before the first state is saved, and after a validation."""
     folder, out = by_time[0], tmp_path / "run"
     with pytest.raises(PowerCut):
         run(pair(MINUTES), out, Ticks(1), cut_after=step)
-    told = run(pair(MINUTES), out, Ticks(0.01), resume=True)
+    reported = run(pair(MINUTES), out, Ticks(0.01), resume=True)
     same(out, folder)
     steps = json.loads((out / "steps.json").read_text())["steps"]
     begun = 3 if step > 3 else 0
-    assert told.started == [(begun, steps)]
-    assert (f"{steps - begun} of {steps} steps left at " in told.notes[0]) == bool(begun)
+    assert reported.started == [(begun, steps)]
+    assert (f"{steps - begun} of {steps} steps left at " in reported.notes[0]) == bool(begun)
 
 
-def test_a_finished_run_stays_as_it_is(pair: Callable[..., Pair], by_time: tuple[Path, Told], tmp_path: Path) -> None:
+def test_a_finished_run_stays_as_it_is(
+    pair: Callable[..., Pair], by_time: tuple[Path, Reported], tmp_path: Path
+) -> None:
     folder, _ = by_time
     before = rows(folder)
-    told = run(pair(MINUTES), folder, Ticks(7), resume=True)
-    assert (rows(folder), told.notes, told.left) == (before, [], [])
+    reported = run(pair(MINUTES), folder, Ticks(7), resume=True)
+    assert (rows(folder), reported.notes, reported.left) == (before, [], [])
 
 
 def test_a_number_of_steps_of_another_start_does_not_count(
-    pair: Callable[..., Pair], by_time: tuple[Path, Told], tmp_path: Path
+    pair: Callable[..., Pair], by_time: tuple[Path, Reported], tmp_path: Path
 ) -> None:
     """Cut before the first state: the folder may be begun with another configuration, or by steps."""
     out = tmp_path / "run"
@@ -213,7 +215,7 @@ def test_a_number_of_steps_of_another_start_does_not_count(
 
 
 def test_a_run_that_has_begun_is_not_resumed_without_its_number(
-    pair: Callable[..., Pair], by_time: tuple[Path, Told], tmp_path: Path
+    pair: Callable[..., Pair], by_time: tuple[Path, Reported], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(PowerCut):
