@@ -4,8 +4,8 @@ service were checked against Kubernetes' schema (docs/how-to/blocks.md).
     pip install dask-kubernetes    # and its operator in the cluster
     python examples/dask_kubernetes.py IMAGE CLAIM SOURCE MODEL OUT.zarr 16
 
-IMAGE holds this package and its dependencies; CLAIM is a volume claim, mounted at /data in every pod and on this machine, that
-holds SOURCE, MODEL and OUT.zarr.
+IMAGE holds this package and its dependencies; CLAIM is a volume claim that holds SOURCE, MODEL and OUT.zarr, mounted at
+/data in every pod and on this machine.
 """
 
 import subprocess

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill.core.errors import SourceError
 from distill.core.geometry import Box
-from distill.inference.blockwise.segment import Segmented
+from distill.inference.blockwise.phases import Segmented
 from distill.inference.streaming.stream import Streamed
 from distill.io.volume import open_labels
 from distill.python.pictures import SHOWN, ids_html
