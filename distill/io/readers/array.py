@@ -139,7 +139,7 @@ def plain(value: Any) -> Any:
 
 
 def numbers(value: Any) -> tuple[float, ...] | None:
-    """Return the floats of an attribute, or of its text; one NaN, which no check accepts, where it holds anything else."""
+    """Return the floats of an attribute, or of its text; one NaN, which no check accepts, for anything else."""
     if value is None:
         return None
     if isinstance(value, str):
