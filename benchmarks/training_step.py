@@ -1,12 +1,19 @@
-"""Measure the parts of a training step, and the effect of memory layout, precision and compilation.
+r"""Measure the parts of a training step, and the effect of memory layout, precision and compilation.
 
-    python benchmarks/training_step.py configs/ac4_cpu/teacher.yaml configs/ac4_cpu/student.yaml         --variants
-    student student+teacher student+teacher+decoder --out result.json
+    python benchmarks/training_step.py configs/ac4_cpu/teacher.yaml configs/ac4_cpu/student.yaml \
+        --variants student student+teacher student+teacher+decoder --out result.json
+    python benchmarks/training_step.py configs/ac4_cpu/teacher.yaml configs/ac4_cpu/student.yaml \
+        teacher.queries.student=0 student.training.teacher_every=1 --networks student teacher joint --processor-time \
+        --out result.json
 
-A variant names, joined by +, the networks whose convolutions are channels-last (`none` for none of them), `compile` and
-`float32`. The variants take turns, so that what slows the machine down slows them all. Steps come from behind the
-warm-up, from the loop and data of `distill train`; those with the teacher are also listed by themselves. Crops are made
-between the steps, so `data` is what they cost, not what a run with workers waits.
+`--networks` trains the student alone, the teacher alone, or both (`joint`: as configured). A variant names, joined by
++, the networks whose convolutions are channels-last (`none` for none of them), `compile` and `float32`. The variants
+take turns, so that what slows the machine down slows them all. Steps come from behind the warm-up, from the loop and
+data of `distill train`; those with the teacher are also listed by themselves. Crops are made between the steps, so
+`data` is what they cost, not what a run with workers waits.
+
+The floor is the time of all convolutions of the same steps, forward and backward, on random values of the same shapes
+and memory formats, measured in turns with the steps.
 """
 
 from __future__ import annotations
@@ -14,12 +21,16 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import time
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
 
 import torch
+from convolution_floor import Call, Convolutions, floor
 from hardware import machine
 from tables import provenance, table, write_json
 
@@ -34,6 +45,13 @@ from distill.training.objective.objective import Joint
 from distill.training.ranks import Ranks
 
 WORDS = ("none", "teacher", "student", "decoder", "compile", "float32")
+_NO_QUERIES = ("teacher.queries.student=0", "teacher.queries.teacher=0", "student.loss.masks=0")
+_NO_DISTILLATION = ("student.loss.cross=0", "student.loss.graft=0", *_NO_QUERIES)
+NETWORKS = {
+    "student": (*_NO_DISTILLATION, "teacher.loss.multi_offset=0", "teacher.loss.affinity=0"),
+    "teacher": (*_NO_DISTILLATION, "student.loss.slice=0", "student.training.teacher_every=1"),
+    "joint": (),
+}
 
 
 @dataclass
@@ -41,10 +59,13 @@ class Variant:
     """A way to train, and the steps that were measured of it."""
 
     name: str
+    networks: str
     config: Pair
     parts: TrainingParts
     device: str
     reports: list[StepReport] = field(default_factory=list)
+    floors: list[tuple[float, float]] = field(default_factory=list)  # seconds a step, forward and backward
+    calls: list[Call] = field(default_factory=list)  # convolutions of a cycle of steps
 
     def __post_init__(self) -> None:
         words, training = self.name.split("+"), self.config.student.training
@@ -83,6 +104,20 @@ class Variant:
                 on_validate=lambda state: None,
             )
 
+    def record(self) -> None:
+        """Take a cycle of steps, and keep their convolutions; compiled ones are not seen."""
+        compiled = "compile" in self.name.split("+")
+        with nullcontext(Convolutions()) if compiled else Convolutions() as seen:
+            self.run(self.config.student.training.teacher_every, measured=False)
+        self.calls = seen.calls
+
+    def measure_floor(self) -> None:
+        """Time the convolutions of a step alone."""
+        if self.calls:
+            cycle = self.config.student.training.teacher_every
+            forward, backward = floor(self.calls)
+            self.floors.append((forward / cycle, backward / cycle))
+
     def result(self) -> dict[str, Any]:
         """Mean times, spread, and the steps that ran the teacher by themselves."""
         times, joint = StepTimes(), []
@@ -92,7 +127,12 @@ class Variant:
                 joint.append(report.seconds)
         return {
             "variant": self.name,
+            "networks": self.networks,
             **times.to_dict(),
+            "median": statistics.median(report.seconds for report in self.reports),
+            "samples_a_second": self.config.student.training.batch / times.seconds,
+            "floor_forward": statistics.median(forward for forward, _ in self.floors) if self.floors else None,
+            "floor_backward": statistics.median(backward for _, backward in self.floors) if self.floors else None,
             "with_teacher_median": statistics.median(joint) if joint else None,
             "with_teacher_least": min(joint) if joint else None,
             "last_loss": self.reports[-1].terms["loss"],
@@ -118,6 +158,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["joint"])
+    parser.add_argument("--processor-time", action="store_true", help="seconds of the processor, on a busy machine")
     asked = parser.parse_args(arguments)
     for name in asked.variants:
         unknown = [word for word in name.split("+") if word not in WORDS]
@@ -125,31 +167,19 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             parser.error(f"--variants: found {unknown[0]!r}, expected words of {', '.join(WORDS)} joined by +")
     if asked.threads:
         torch.set_num_threads(asked.threads)
-    config = load_pair(asked.teacher, asked.student, asked.overrides)
-    parts = open_parts(config)
-    variants = [Variant(name, config, parts, asked.device) for name in asked.variants]
-    for variant in variants:
-        variant.run(config.student.training.teacher_every, measured=False)
-    for _ in range(asked.rounds):
-        for variant in variants:
-            variant.run(asked.steps, measured=True)
+    with ExitStack() as stack:
+        if asked.processor_time:
+            stack.enter_context(mock.patch("time.perf_counter", time.process_time))
+        variants = measured(asked)
     results = [variant.result() for variant in variants]
-    rows = [
-        [
-            found["variant"],
-            f"{found['seconds']:.3f}",
-            f"{found['with_teacher_median']:.3f}" if found["with_teacher_median"] else "–",
-            *(f"{100 * found['parts'][part] / found['seconds']:.1f}" for part in PARTS),
-        ]
-        for found in results
-    ]
-    print(table(["variant", "s a step", "with teacher", *(f"{part} %" for part in PARTS)], rows))
+    print(table(["networks", "variant", "s a step", "samples/s", "floor", "with teacher", *PARTS], rows(results)))
     result = {
         **provenance("training_step.py", [str(a) for a in (arguments or sys.argv[1:])]),
         "machine": machine(variants[0].fabric.device),
+        "time": "processor" if asked.processor_time else "wall",
         "configuration": {
-            "teacher": config.teacher.model_dump(mode="json"),
-            "student": config.student.model_dump(mode="json", exclude={"data"}),
+            "teacher": variants[-1].config.teacher.model_dump(mode="json"),
+            "student": variants[-1].config.student.model_dump(mode="json", exclude={"data"}),
         },
         "steps": asked.steps * asked.rounds,
         "results": results,
@@ -157,6 +187,42 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if asked.out:
         write_json(asked.out, result)
     return result
+
+
+def measured(asked: argparse.Namespace) -> list[Variant]:
+    """Run all variants in turns."""
+    variants = []
+    for networks in asked.networks:
+        config = load_pair(asked.teacher, asked.student, [*asked.overrides, *NETWORKS[networks]])
+        parts = open_parts(config)
+        variants += [Variant(name, networks, config, parts, asked.device) for name in asked.variants]
+    for variant in variants:
+        variant.record()
+    for _ in range(asked.rounds):
+        for variant in variants:
+            variant.run(asked.steps, measured=True)
+            variant.measure_floor()
+    return variants
+
+
+def rows(results: list[dict[str, Any]]) -> list[list[str]]:
+    """Format the results: the shares of the parts, and of the floor, are percent of a step."""
+
+    def share(seconds: float, found: dict[str, Any]) -> str:
+        return f"{100 * seconds / found['seconds']:.1f} %"
+
+    return [
+        [
+            found["networks"],
+            found["variant"],
+            f"{found['seconds']:.3f}",
+            f"{found['samples_a_second']:.3f}",
+            share(found["floor_forward"] + found["floor_backward"], found) if found["floor_forward"] else "–",
+            f"{found['with_teacher_median']:.3f}" if found["with_teacher_median"] else "–",
+            *(share(found["parts"][part], found) for part in PARTS),
+        ]
+        for found in results
+    ]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import convolution_floor
 import pytest
+import torch
 import training_step
 
 from distill.config import Pair, load_pair
@@ -58,9 +60,33 @@ def test_variants_take_turns_and_say_where_the_time_goes(
         assert one["parts"]["backward"] > 0
         assert sum(one["parts"].values()) <= one["seconds"]
         assert one["with_teacher_least"] == one["with_teacher_median"]
+        assert one["samples_a_second"] == pytest.approx(1 / one["seconds"])
+        assert one["floor_forward"] > 0
+        assert one["floor_backward"] > 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].split()[0] == "variant"
-    assert printed[2].startswith("none+float32")
+    assert printed[0].split()[:2] == ["networks", "variant"]
+    assert printed[2].split()[:2] == ["joint", "none+float32"]
+
+
+def test_networks_are_trained_alone(volume: Path) -> None:
+    words = [str(CONFIGS / "teacher.yaml"), str(CONFIGS / "student.yaml"), *SMALL, "teacher.queries.student=0"]
+    options = ["--device", "cpu", "--steps", "1", "--rounds", "1", "--processor-time"]
+    found = training_step.main([*words, *options, "--networks", "student", "teacher"])
+    student, teacher = found["results"]
+    assert found["time"] == "processor"
+    assert (student["networks"], teacher["networks"]) == ("student", "teacher")
+    assert student["parts"]["teacher"] < student["parts"]["student"]
+    assert teacher["parts"]["student"] < teacher["parts"]["teacher"]
+
+
+def test_the_floor_holds_the_convolutions_of_both_directions() -> None:
+    layer = torch.nn.Conv2d(2, 3, 3, device="cpu")
+    image = torch.rand(1, 2, 8, 8, requires_grad=True, device="cpu")
+    with convolution_floor.Convolutions() as seen:
+        torch.relu(layer(image)).sum().backward()
+    assert [call.function.name() for call in seen.calls] == ["aten::convolution", "aten::convolution_backward"]
+    forward, backward = convolution_floor.floor(seen.calls)
+    assert min(forward, backward) > 0
 
 
 def test_an_unknown_word_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
