@@ -36,7 +36,6 @@ from distill.inference.embeddings import Embedding, Mask
 from distill.inference.options import Runtime
 from distill.io.volume import open_volume
 from distill.models.load import load_student, load_teacher, pick_device
-from viz.embeddings.pca import fit_palettes
 
 SIDE, WINDOW = 256, 64  # pixels of a made section
 BORDERS = list(range(WINDOW, SIDE, WINDOW))
@@ -52,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads, torch {about['torch']}", flush=True)
     try:
         began = time.perf_counter()
-        if options.what == "synthetic" and options.pictures is not None:
-            pictures(options.pictures)
         result = real(options) if options.what == "real" else synthetic(options.trials)
     except DistillError as error:
         print(error, file=sys.stderr)
@@ -102,31 +99,6 @@ def synthetic(trials: int) -> dict[str, Any]:
         print("mean of the nulls: " + ", ".join(f"{v:.3f}" for v in nulls))
         result[name] = kept
     return result
-
-
-def pictures(folder: Path) -> None:
-    """Write one image per kind of synthetic section, with steps of every contrast, as colours, at twice its size.
-
-    Raises:
-        DistillError: a folder that cannot be written.
-    """
-    from PIL import Image
-
-    for name, make in (("smooth", smooth), ("cells", cells)):
-        images = []
-        for contrast in CONTRASTS:
-            rng = np.random.default_rng(5)
-            field, exclude = make(rng)
-            made = planted(field, exclude, contrast, 0, rng)
-            (palette,) = fit_palettes([made[:, ~exclude]])
-            image = np.where(exclude[..., None], 0, palette.rgb(made)).astype(np.uint8)
-            images.append(np.pad(image, ((0, 8), (0, 8), (0, 0)), constant_values=255))
-        rows = [np.concatenate(images[i : i + 3], axis=1) for i in range(0, len(images), 3)]
-        sheet = np.concatenate(rows).repeat(2, axis=0).repeat(2, axis=1)
-        try:
-            Image.fromarray(sheet).save(folder / f"{name}.png")
-        except OSError as error:
-            raise DistillError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 def smooth(rng: np.random.Generator) -> tuple[Embedding, Mask]:
@@ -218,7 +190,6 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
     made = modes.add_parser("synthetic", help="planted steps")
     made.add_argument("--trials", type=int, default=100)
-    made.add_argument("--pictures", type=Path, help="folder for the made sections as colours: what can be seen?")
     for mode in (measured, made):
         mode.add_argument("--json", type=Path)
     return parser

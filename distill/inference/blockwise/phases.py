@@ -69,8 +69,8 @@ class Segmented:
         return {**self.about, **self.chosen, "stages": self.timer.seconds, "peak_bytes": {"main": own, **self.peak}}
 
 
-class Phases:
-    """Phases of a segmentation; each continues where it was interrupted."""
+class BlockPhases:
+    """Run the phases of a segmentation; each continues where it was interrupted."""
 
     def __init__(
         self, out: Path, blocking: Blocking, work: Work, frame: Frame, callbacks: Callbacks, found: Segmented

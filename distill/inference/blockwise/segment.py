@@ -25,7 +25,7 @@ from distill.inference.aside import forget_replaced, take_back
 from distill.inference.blockwise.bad_sections import USE, parse_bad
 from distill.inference.blockwise.begin import is_blocks, prepare, settings_of
 from distill.inference.blockwise.options import DEFAULT_BLOCKING, Blocking
-from distill.inference.blockwise.phases import Phases, Segmented
+from distill.inference.blockwise.phases import BlockPhases, Segmented
 from distill.inference.blockwise.plan import Plan, make_plan
 from distill.inference.blockwise.ranges import with_ranges
 from distill.inference.blockwise.tables import FOLDER
@@ -111,7 +111,7 @@ def _segment(request: SegmentRequest, callbacks: Callbacks) -> Segmented:
         callbacks.note(line)
     found = Segmented(chosen=begun.chosen.record())
     try:
-        Phases(out, blocking, work, frame, callbacks, found).all()
+        BlockPhases(out, blocking, work, frame, callbacks, found).all()
     except BaseException as error:
         done = sum(1 for _ in (out / FOLDER / "tables").glob("*.npz"))
         if created and not done:
