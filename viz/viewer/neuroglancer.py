@@ -164,7 +164,8 @@ def serve(shown: Sequence[Shown], marks: Sequence[Mark], port: int = 0) -> Itera
 def viewer_state(shown: Sequence[Shown], marks: Sequence[Mark] = ()) -> Any:
     """Build Neuroglancer's state for layers and positions; arguments and errors as `serve`.
 
-    Every layer except the image has its own panel, with the image below it; four or more are arranged in two rows.
+    Every layer except the image has its own panel, with the image below it. One more shows the selected objects of the
+    first labels in 3D, if they are small enough for meshes. Four or more panels are arranged in two rows.
     """
     neuroglancer = _neuroglancer()
     unit = _unit(shown)
@@ -185,6 +186,10 @@ def viewer_state(shown: Sequence[Shown], marks: Sequence[Mark] = ()) -> Any:
     over = ["errors"] if marks else []
     groups = [[*raw, one.name, *over] for one in shown if one.kind != "raw"] or [[*raw, *over]]
     panels = [neuroglancer.LayerGroupViewer(layers=names, layout="xy") for names in groups]
+    solid = next((one.name for one in shown if one.kind == "labels" and _has_meshes(one.volume)), None)
+    if solid is not None:
+        panels.append(neuroglancer.LayerGroupViewer(layers=[solid, *over], layout="3d"))
+        state.show_slices = False  # they would hide the surfaces
     across = len(panels) if len(panels) < 4 else 2
     rows = [neuroglancer.row_layout(panels[k : k + across]) for k in range(0, len(panels), across)]
     state.layout = rows[0] if len(rows) == 1 else neuroglancer.column_layout(rows)
@@ -271,9 +276,10 @@ def _layer(one: Shown) -> Any:
         wanted = "z, y, x" if one.kind in ("raw", "labels") else "channels, z, y, x"
         raise ShapeError(f"{volume.source}: found shape {volume.shape}, expected {wanted} for the {one.kind} layer")
     if one.kind == "labels":
-        meshes = math.prod(volume.size) <= _MESH_VOXELS
         return neuroglancer.SegmentationLayer(
-            source=_source(volume, Reader(volume), "segmentation", meshes), selected_alpha=0.35, not_selected_alpha=0.1
+            source=_source(volume, Reader(volume), "segmentation", _has_meshes(volume)),
+            selected_alpha=0.35,
+            not_selected_alpha=0.1,
         )
     if one.kind == "raw":
         low, high = np.percentile(volume.read(middle_section(volume)), (0.2, 99.8))
@@ -284,6 +290,10 @@ def _layer(one: Shown) -> Any:
     reader = ColourReader(volume, one.inside) if one.kind == "embedding" else Reader(volume, 3)
     shader = _RGB.format("toNormalized" if reader.dtype.kind == "u" else "float")
     return neuroglancer.ImageLayer(source=_source(volume, reader, "image"), shader=shader, opacity=1.0)
+
+
+def _has_meshes(volume: Volume) -> bool:
+    return math.prod(volume.size) <= _MESH_VOXELS
 
 
 def _source(volume: Volume, reader: Reader, kind: str, meshes: bool = True) -> Any:

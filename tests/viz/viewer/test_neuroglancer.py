@@ -172,7 +172,9 @@ def test_every_result_has_a_panel_over_the_image() -> None:
     assert [list(group.layers) for group in state.layout.children] == [
         ["raw", "ids", "errors"],
         ["raw", "truth", "errors"],
+        ["ids", "errors"],
     ]
+    assert [group.layout.type for group in state.layout.children] == ["xy", "xy", "3d"]
     assert state.selected_layer.layer == "errors"
     np.testing.assert_allclose(state.position, [82 / 4, 63 / 6, 45 / 30])
     (note,) = state.layers["errors"].layer.annotations
@@ -187,11 +189,22 @@ def test_every_result_has_a_panel_over_the_image() -> None:
     assert list(state.position) == [1, 0, 0]
     assert {name: set(state.layers[name].layer.segments) for name in ("ids", "truth")} == {"ids": {9}, "truth": set()}
     alone = viewer_state(shown[:1])
-    assert [list(group.layers) for group in alone.layout.children] == [["raw"]]
+    assert [list(group.layers) for group in alone.layout.children] == [["raw"]]  # no objects, no surfaces
     many = viewer_state([*shown, *(Shown(f"more {k}", "labels", volume(IDS)) for k in range(2))])
     assert many.layout.type == "column"
     rows = [[list(group.layers) for group in row.children] for row in many.layout.children]
-    assert rows == [[["raw", "ids"], ["raw", "truth"]], [["raw", "more 0"], ["raw", "more 1"]]]
+    assert rows == [[["raw", "ids"], ["raw", "truth"]], [["raw", "more 0"], ["raw", "more 1"]], [["ids"]]]
+
+
+def test_objects_have_surfaces_where_they_lie() -> None:
+    ids = np.zeros((5, 40, 50), np.uint64)
+    ids[1:4, 10:20, 30:45] = 7
+    state = viewer_state([Shown("ids", "labels", volume(ids))])
+    mesh = local_volume(state, "ids").get_object_mesh(7)
+    count = int(np.frombuffer(mesh[:4], "<u4")[0])
+    vertices = 1e9 * np.frombuffer(mesh[4 : 4 + 12 * count], "<f4").reshape(-1, 3)  # z, y, x in m
+    np.testing.assert_allclose(vertices.min(0), (np.array([1, 10, 30]) - 0.5) * NM, atol=0.1)
+    np.testing.assert_allclose(vertices.max(0), (np.array([4, 20, 45]) - 0.5) * NM, atol=0.1)
 
 
 def test_what_cannot_be_shown() -> None:
