@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 import time
@@ -17,7 +18,9 @@ from distill.core.atomic import write_text
 def provenance(script: str, argv: Sequence[str]) -> dict[str, Any]:
     """Return command, commit (with a + if files differ from it) and date of a result; paths are reduced to names."""
     return {
-        "command": " ".join(["python", f"benchmarks/{script}", *(re.sub(r"[^=]*/", "", a.rstrip("/")) for a in argv)]),
+        "command": " ".join(
+            ["python", os.path.normpath(f"benchmarks/{script}"), *(re.sub(r"[^=]*/", "", a.rstrip("/")) for a in argv)]
+        ),
         "commit": _commit(),
         "day": time.strftime("%Y-%m-%d"),
     }

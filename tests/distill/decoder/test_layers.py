@@ -83,3 +83,20 @@ def test_conv_stack_without_layers_is_the_projection() -> None:
     stack = ConvStack(3, 4, 0, 5, kernel=(1, 3, 3))
     assert stack.projection.weight.shape == (5, 3, 1, 1, 1)
     assert stack(torch.zeros(1, 3, 1, 2, 2)).shape == (1, 5, 1, 2, 2)
+
+
+@pytest.mark.parametrize(("stride", "lines"), [((1, 1, 1), 40), ((1, 2, 2), 40), ((1, 2, 2), 41), ((1, 1, 1), 90)])
+def test_lines_added_for_fast_kernels_change_nothing(stride: tuple[int, int, int], lines: int) -> None:
+    torch.manual_seed(0)
+    layer = Conv(32, 4, (3, 3, 3), stride, bias=True)
+    x = torch.randn(1, 32, 6, lines, 9, requires_grad=True, device="cpu")
+    found = layer(x)
+    grown = torch.autograd.grad(found.square().sum(), [x, layer.weight])
+    padded = torch.nn.functional.pad(x.double(), (1,) * 6, mode="replicate")
+    weight, bias = layer.weight.double(), layer.bias.double()
+    wanted = torch.nn.functional.conv3d(padded, weight, bias, stride)
+    expected = torch.autograd.grad(wanted.square().sum(), [x, layer.weight])
+    assert found.shape == wanted.shape
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    for one, other in zip(grown, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
