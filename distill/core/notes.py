@@ -1,4 +1,4 @@
-"""Say once how uncertain input was taken, and count what was read as something else.
+"""Report once how ambiguous input was interpreted, and count what was read as something else.
 
 Readers log to `distill.input`; the command line shows each line once. A library's user sees them with
 `logging.basicConfig(level=logging.INFO)`.
