@@ -780,6 +780,13 @@ def test_evaluate_of_what_fits_in_part(
     assert found["voi_merge"] == pytest.approx(whole.voi_merge)
 
 
+def test_evaluate_takes_the_segmentation_of_a_store(cli: Cli, streamed: Path, phantom: Path) -> None:
+    found, named = (cli("evaluate", name, phantom, "--json") for name in (streamed, f"{streamed}:segmentation"))
+    assert found.code == 0, found.err
+    assert json.loads(found.out)["voxels"] > 0
+    assert found.out == named.out
+
+
 def test_evaluate_that_does_not_fit(refuses: Refuses, streamed: Path, phantom: Path, tmp_path: Path) -> None:
     path = tmp_path / "found.h5"
     labels = np.ones((4, 96, 96), np.uint64)
@@ -790,7 +797,6 @@ def test_evaluate_that_does_not_fit(refuses: Refuses, streamed: Path, phantom: P
     ):
         write_cremi(path, labels=labels, resolution=resolution, offset=offset)
         refuses(("evaluate", path, phantom), path, *says)
-    refuses(("evaluate", streamed, phantom), streamed, "affinity, segmentation")
     affinity, segmentation = f"{streamed}:affinity", f"{streamed}:segmentation"
     for words, says in (
         (

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from distill.decoder.blocks import Refine
 from distill.decoder.decoder import DecoderInput, DecoderOutput, Prior, QueryDecoder
 from distill.decoder.queries import SeedRule
-
-# Golden values
-
-
-@pytest.fixture(scope="module")
-def wanted(golden: Callable[[str], Path]) -> dict[str, Tensor]:
-    return load_file(golden("agq_random_outputs.safetensors"))
-
-
-# Small decoders
 
 EDGES = SeedRule("edges", (0.5, 0.5, 0.5), 3, 20)
 

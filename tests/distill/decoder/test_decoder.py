@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_decoders import EDGES, assert_finite_gradients, blocks, every_refine, finite_loss, item, small
 from torch import Tensor
 
@@ -22,6 +23,11 @@ from distill.models.checkpoint import load_module, read_published
 from distill.segmentation.flooding import flood
 from teachers.agq import AGQTeacher
 from teachers.teacher import TeacherOutput
+
+
+@pytest.fixture(scope="module")
+def wanted(golden: Callable[[str], Path]) -> dict[str, Tensor]:
+    return load_file(golden("agq_random_outputs.safetensors"))
 
 
 @pytest.fixture(scope="module")

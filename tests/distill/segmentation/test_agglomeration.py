@@ -293,7 +293,7 @@ def test_waterz_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_waterz_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "waterz", None)
-    with pytest.raises(DistillError, match=r"pip install affinity-distill\[baselines\]"):
+    with pytest.raises(DistillError, match=r"pip install 'affinity-distill\[baselines\]'"):
         waterz(np.zeros((3, 1, 4, 4), np.float32), [0.5])
 
 
